@@ -1,0 +1,165 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "bind/array.hpp"
+#include "bind/register.hpp"
+#include "logprob/rows.hpp"
+
+namespace hotloop::bind {
+
+namespace {
+
+using namespace hotloop::logprob;
+
+Dtype accumulate_dtype(Dtype dtype) { return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
+
+// Arrays that a call keeps alive, each checked for what would corrupt memory.
+class Arguments {
+ public:
+  Arguments(const char* op, std::size_t most) : op_(op) { arrays_.reserve(most); }
+
+  const View& tile(const py::object& object, const char* name, bool writable) {
+    const View& view = arrays_.emplace_back(object, op_, name).view;
+    check_view(view, op_, name, 2, writable);
+    if (view.shape[1] > 1 && view.stride[1] != 1) fail(name, "expected contiguous rows");
+    return view;
+  }
+  // A contiguous array of the given dtype and shape, or an empty view for None.
+  View dense(const py::object& object, const char* name, Dtype dtype, std::vector<std::int64_t> shape, bool writable) {
+    if (object.is_none()) return {};
+    const View& view = arrays_.emplace_back(object, op_, name).view;
+    check_view(view, op_, name, static_cast<int>(shape.size()), writable);
+    if (view.dtype != dtype) fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
+    std::int64_t stride = 1;
+    for (int i = view.rank - 1; i >= 0; --i) {
+      const auto k = static_cast<std::size_t>(i);
+      if (view.shape[k] != shape[k]) fail(name, "wrong shape " + view.shape_text());
+      if (view.size() > 0 && view.shape[k] > 1 && view.stride[k] != stride) fail(name, "expected a contiguous array");
+      stride *= view.shape[k];
+    }
+    return view;
+  }
+
+ private:
+  [[noreturn]] void fail(const char* name, const std::string& what) const {
+    throw std::invalid_argument(std::string("[") + op_ + "] " + name + ": " + what + ".");
+  }
+  const char* op_;
+  std::vector<Array> arrays_;
+};
+
+Transform transform(const py::tuple& t) {
+  return {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()};
+}
+
+void run_row_statistics(const py::object& tile, const py::object& bias, const py::object& labels,
+                        std::int64_t first_column, const py::tuple& logit, bool all, const py::object& statistics,
+                        const py::object& argmax) {
+  Arguments a("row_statistics", 5);
+  StatisticsCall call;
+  call.tile = a.tile(tile, "tile", false);
+  const std::int64_t n = call.tile.shape[0];
+  const Dtype r = accumulate_dtype(call.tile.dtype);
+  call.bias = a.dense(bias, "bias", r, {call.tile.shape[1]}, false);
+  call.labels = static_cast<const std::int64_t*>(a.dense(labels, "labels", Dtype::kInt64, {n}, false).data);
+  call.first_column = first_column;
+  call.transform = transform(logit);
+  call.all = all;
+  call.statistics = a.dense(statistics, "statistics", r, {kStatistics, n}, true).data;
+  call.argmax = static_cast<std::int64_t*>(a.dense(argmax, "argmax", Dtype::kInt64, {n}, true).data);
+  py::gil_scoped_release release;
+  row_statistics(call);
+}
+
+void run_row_gradient(const py::object& tile, const py::object& bias, const py::object& labels,
+                      std::int64_t first_column, const py::tuple& logit, const py::object& coefficients) {
+  Arguments a("row_gradient", 4);
+  GradientCall call;
+  call.tile = a.tile(tile, "tile", true);
+  const std::int64_t n = call.tile.shape[0];
+  const Dtype r = accumulate_dtype(call.tile.dtype);
+  call.bias = a.dense(bias, "bias", r, {call.tile.shape[1]}, false);
+  call.labels = static_cast<const std::int64_t*>(a.dense(labels, "labels", Dtype::kInt64, {n}, false).data);
+  call.first_column = first_column;
+  call.transform = transform(logit);
+  call.coefficients = a.dense(coefficients, "coefficients", r, {6, n}, false).data;
+  py::gil_scoped_release release;
+  row_gradient(call);
+}
+
+// mode: "statistics", "mixture" or "gradient"; arrays the mode does not use are None.
+void run_divergence(const std::string& mode, const py::object& student, const py::object& teacher,
+                    const py::object& student_bias, const py::object& teacher_bias, const py::tuple& student_logit,
+                    const py::tuple& teacher_logit, double beta, const py::object& statistics,
+                    const py::object& coefficients, const py::object& mixture) {
+  Arguments a("divergence", 7);
+  DivergenceCall call;
+  const bool gradient = mode == "gradient";
+  call.student = a.tile(student, "student", gradient);
+  call.teacher = a.tile(teacher, "teacher", false);
+  if (call.teacher.dtype != call.student.dtype) {
+    throw std::invalid_argument("[divergence] teacher: expected the student's dtype.");
+  }
+  const std::int64_t n = call.student.shape[0];
+  const Dtype r = accumulate_dtype(call.student.dtype);
+  call.student_bias = a.dense(student_bias, "student_bias", r, {call.student.shape[1]}, false);
+  call.teacher_bias = a.dense(teacher_bias, "teacher_bias", r, {call.student.shape[1]}, false);
+  call.student_transform = transform(student_logit);
+  call.teacher_transform = transform(teacher_logit);
+  call.beta = beta;
+  call.statistics = a.dense(statistics, "statistics", r, {kDivergenceStatistics, n}, true).data;
+  call.coefficients = a.dense(coefficients, "coefficients", r, {7, n}, false).data;
+  call.mixture = a.dense(mixture, "mixture", r, {2, n}, true).data;
+  py::gil_scoped_release release;
+  if (mode == "statistics") {
+    divergence_statistics(call);
+  } else if (mode == "mixture") {
+    divergence_mixture(call);
+  } else {
+    divergence_gradient(call);
+  }
+}
+
+void run_log_cosh(const py::object& student, const py::object& teacher, const py::object& student_bias,
+                  const py::object& teacher_bias, const py::tuple& student_logit, const py::tuple& teacher_logit,
+                  const py::object& sums, const py::object& weights) {
+  Arguments a("log_cosh", 6);
+  LogCoshCall call;
+  call.student = a.tile(student, "student", !weights.is_none());
+  call.teacher = a.tile(teacher, "teacher", false);
+  if (call.teacher.dtype != call.student.dtype) {
+    throw std::invalid_argument("[log_cosh] teacher: expected the student's dtype.");
+  }
+  const std::int64_t n = call.student.shape[0];
+  const Dtype r = accumulate_dtype(call.student.dtype);
+  call.student_bias = a.dense(student_bias, "student_bias", r, {call.student.shape[1]}, false);
+  call.teacher_bias = a.dense(teacher_bias, "teacher_bias", r, {call.student.shape[1]}, false);
+  call.student_transform = transform(student_logit);
+  call.teacher_transform = transform(teacher_logit);
+  call.sums = a.dense(sums, "sums", r, {n}, true).data;
+  call.weights = a.dense(weights, "weights", r, {n}, false).data;
+  py::gil_scoped_release release;
+  log_cosh(call);
+}
+
+}  // namespace
+
+void register_logprob(py::module_& m) {
+  m.def("row_statistics", &run_row_statistics, py::arg("tile"), py::arg("bias"), py::arg("labels"),
+        py::arg("first_column"), py::arg("logit"), py::arg("all"), py::arg("statistics"), py::arg("argmax"));
+  m.def("row_gradient", &run_row_gradient, py::arg("tile"), py::arg("bias"), py::arg("labels"),
+        py::arg("first_column"), py::arg("logit"), py::arg("coefficients"));
+  m.def("divergence", &run_divergence, py::arg("mode"), py::arg("student"), py::arg("teacher"),
+        py::arg("student_bias"), py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"),
+        py::arg("beta"), py::arg("statistics"), py::arg("coefficients"), py::arg("mixture"));
+  m.def("log_cosh", &run_log_cosh, py::arg("student"), py::arg("teacher"), py::arg("student_bias"),
+        py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"), py::arg("sums"),
+        py::arg("weights"));
+  m.attr("LOGPROB_STATISTICS") = static_cast<int>(kStatistics);
+  m.attr("DIVERGENCE_STATISTICS") = static_cast<int>(kDivergenceStatistics);
+}
+
+}  // namespace hotloop::bind

@@ -1,0 +1,12 @@
+// One register_<room> per room; module.cpp calls them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace hotloop::bind {
+
+void register_core(pybind11::module_& m);
+void register_logprob(pybind11::module_& m);
+void register_preference(pybind11::module_& m);
+
+}  // namespace hotloop::bind

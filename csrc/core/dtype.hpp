@@ -1,0 +1,178 @@
+// Storage types and their conversion to the type the maths is done in.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "core/macros.hpp"
+
+namespace hotloop {
+
+enum class Dtype : int { kFloat32, kFloat64, kFloat16, kBFloat16, kInt64, kInt32, kUInt8 };
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+constexpr std::int64_t item_size(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat64:
+    case Dtype::kInt64:
+      return 8;
+    case Dtype::kFloat32:
+    case Dtype::kInt32:
+      return 4;
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
+constexpr const char* dtype_name(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return "float32";
+    case Dtype::kFloat64:
+      return "float64";
+    case Dtype::kFloat16:
+      return "float16";
+    case Dtype::kBFloat16:
+      return "bfloat16";
+    case Dtype::kInt64:
+      return "int64";
+    case Dtype::kInt32:
+      return "int32";
+    default:
+      return "uint8";
+  }
+}
+
+template <class Storage>
+struct DtypeOf;
+template <>
+struct DtypeOf<float> {
+  static constexpr Dtype value = Dtype::kFloat32;
+};
+template <>
+struct DtypeOf<double> {
+  static constexpr Dtype value = Dtype::kFloat64;
+};
+template <>
+struct DtypeOf<Float16> {
+  static constexpr Dtype value = Dtype::kFloat16;
+};
+template <>
+struct DtypeOf<BFloat16> {
+  static constexpr Dtype value = Dtype::kBFloat16;
+};
+template <>
+struct DtypeOf<std::int64_t> {
+  static constexpr Dtype value = Dtype::kInt64;
+};
+template <>
+struct DtypeOf<std::int32_t> {
+  static constexpr Dtype value = Dtype::kInt32;
+};
+template <>
+struct DtypeOf<std::uint8_t> {
+  static constexpr Dtype value = Dtype::kUInt8;
+};
+
+// Float32 is what half types are computed in; float64 stays float64.
+template <class Storage>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+HOTLOOP_INLINE float to_float(float x) { return x; }
+HOTLOOP_INLINE double to_float(double x) { return x; }
+HOTLOOP_INLINE float to_float(BFloat16 x) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
+}
+
+#if defined(__CUDA_ARCH__)
+// The device has the conversions as instructions; nvcc has no _Float16 to reach them by.
+HOTLOOP_INLINE float to_float(Float16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+}
+HOTLOOP_INLINE std::uint16_t half_bits(float x) {
+  std::uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+#elif defined(__FLT16_MAX__) && !defined(__CUDACC__)
+HOTLOOP_INLINE float to_float(Float16 x) { return static_cast<float>(std::bit_cast<_Float16>(x.bits)); }
+HOTLOOP_INLINE std::uint16_t half_bits(float x) {
+  return std::bit_cast<std::uint16_t>(static_cast<_Float16>(x));
+}
+#else
+// Compilers without _Float16: exact conversion by integer arithmetic, round to nearest even.
+HOTLOOP_INLINE float to_float(Float16 x) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
+  const std::uint32_t magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) {
+    return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+  }
+  if (magnitude >= 0x0400u) return std::bit_cast<float>(sign | ((magnitude << 13) + 0x38000000u));
+  const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
+  return sign != 0 ? -subnormal : subnormal;
+}
+HOTLOOP_INLINE std::uint16_t half_bits(float x) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) {
+    const float scaled = std::bit_cast<float>(magnitude) + 0.5f;  // the adder rounds to 2^-24
+    return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(scaled) - 0x3f000000u));
+  }
+  const std::uint32_t odd = (magnitude >> 13) & 1u;
+  return static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+#endif
+
+// Round to nearest even; NaN stays NaN.
+HOTLOOP_INLINE std::uint16_t bfloat16_bits(float x) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<std::uint16_t>(x != x ? 0x7fc0u : rounded);
+}
+
+// Writes x in the storage type. Assigns the bits and not a struct: GCC vectorises only the former.
+HOTLOOP_INLINE void put(float& out, float x) { out = x; }
+HOTLOOP_INLINE void put(double& out, double x) { out = x; }
+HOTLOOP_INLINE void put(BFloat16& out, float x) { out.bits = bfloat16_bits(x); }
+HOTLOOP_INLINE void put(Float16& out, float x) { out.bits = half_bits(x); }
+
+[[noreturn]] void throw_float_expected(Dtype dtype, const char* op, const char* argument);
+
+// Calls f(Storage{}) with the storage type of a floating dtype.
+template <class F>
+static decltype(auto) dispatch_float(Dtype dtype, const char* op, const char* argument, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kFloat64:
+      return f(double{});
+    case Dtype::kFloat16:
+      return f(Float16{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    default:
+      throw_float_expected(dtype, op, argument);
+  }
+}
+
+}  // namespace hotloop

@@ -1,0 +1,5 @@
+}  // namespace hotloop::HOTLOOP_SIMD_NAMESPACE
+
+#if HOTLOOP_SIMD_LEVEL > 0 && defined(__clang__)
+#pragma clang attribute pop
+#endif

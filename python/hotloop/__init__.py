@@ -1,0 +1,35 @@
+"""The hot loops of learning from feedback, fused.
+
+Rooms are imported when first used, so ``import hotloop`` needs neither torch nor a compiler and takes
+milliseconds: ``hotloop.logprob``, ``hotloop.preference``, ``hotloop.unlearn``, ``hotloop.core``,
+``hotloop.reference``. ``hotloop.catalog()`` lists every op.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_ROOMS = ("core", "logprob", "preference", "unlearn", "reference", "kernels")
+
+__all__ = ["__version__", "catalog", *_ROOMS]
+
+if TYPE_CHECKING:
+    from . import core, logprob, preference, reference, unlearn
+    from ._registry import catalog
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "catalog":
+        from ._registry import catalog
+
+        return catalog
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

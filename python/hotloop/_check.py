@@ -1,0 +1,97 @@
+"""Argument checks of the front doors, and the one form of their errors.
+
+``[op] argument: expected ..., got .... What to do.``
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+REDUCTIONS = ("none", "mean", "sum")
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def floats() -> str:
+    return ", ".join(dtype_name(d) for d in FLOAT_DTYPES)
+
+
+def tensor(op: str, name: str, value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"[{op}] {name}: expected a torch.Tensor, got {type(value).__name__}. Use torch.as_tensor(...)."
+        )
+    return value
+
+
+def float_tensor(op: str, name: str, value: Any, ndim: int | None = None) -> torch.Tensor:
+    t = tensor(op, name, value)
+    if t.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"[{op}] {name}: expected dtype {floats()}, got {dtype_name(t.dtype)}. Convert it with .float()."
+        )
+    if ndim is not None and t.ndim != ndim:
+        raise ValueError(f"[{op}] {name}: expected {ndim} dimension(s), got shape {tuple(t.shape)}.")
+    return t
+
+
+def same_device(op: str, name: str, value: torch.Tensor, like: str, other: torch.Tensor) -> None:
+    if value.device != other.device:
+        raise ValueError(
+            f"[{op}] {name}: expected device {other.device} like {like}, got {value.device}. Move it first."
+        )
+
+
+def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"[{op}] {name}: expected one of {', '.join(allowed)}, got {value!r}.")
+
+
+def number(
+    op: str,
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    hint: str = "",
+) -> float:
+    """Return ``value`` as a float inside the stated range, or raise with the range in the text."""
+    bounds = [
+        f"> {above:g}" if above is not None else "",
+        f">= {at_least:g}" if at_least is not None else "",
+        f"< {below:g}" if below is not None else "",
+        f"<= {at_most:g}" if at_most is not None else "",
+    ]
+    wanted = "a number " + " and ".join(b for b in bounds if b) if any(bounds) else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float.")
+    x = float(value)
+    inside = (
+        x == x
+        and (above is None or x > above)
+        and (at_least is None or x >= at_least)
+        and (below is None or x < below)
+        and (at_most is None or x <= at_most)
+    )
+    if not inside:
+        raise ValueError(f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}")
+    return x
+
+
+def finite(op: str, name: str, value: torch.Tensor) -> None:
+    """Raise if ``value`` holds NaN or infinity. Called only where HOTLOOP_CHECK=1: it reads every element."""
+    bad = ~torch.isfinite(value)
+    if bool(bad.any()):
+        at = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(
+            f"[{op}] {name}: expected finite values, got {value[at].item()} at {list(at)} "
+            f"({int(bad.sum())} of {value.numel()}). Unset HOTLOOP_CHECK to let it pass."
+        )

@@ -1,0 +1,44 @@
+"""The compiled modules, loaded when first needed, with a cause and a cure when they cannot be."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+# torch's wheel carries the OpenMP runtime that the CPU loops must share: two runtimes in one process
+# would each start their own threads. Loading torch first makes both modules resolve to the same one.
+_TORCH_FIRST = "torch"
+
+
+@functools.lru_cache(maxsize=None)
+def core() -> ModuleType:
+    """Return ``hotloop._core``, loaded after torch where torch is installed."""
+    if _TORCH_FIRST not in sys.modules and importlib.util.find_spec(_TORCH_FIRST) is not None:
+        importlib.import_module(_TORCH_FIRST)
+    try:
+        return importlib.import_module("hotloop._core")
+    except ImportError as error:
+        raise ImportError(_explain(error)) from error
+
+
+@functools.lru_cache(maxsize=None)
+def cuda() -> ModuleType | None:
+    """Return ``hotloop._cuda``, or None where it was not compiled or cannot be loaded."""
+    try:
+        return importlib.import_module("hotloop._cuda")
+    except ImportError:
+        return None
+
+
+def _explain(error: ImportError) -> str:
+    text = str(error)
+    if "libgomp" in text:
+        cure = "Install the OpenMP runtime (Debian: apt-get install libgomp1) or torch, which carries it."
+    elif "No module named" in text:
+        cure = "This is a source tree without a build: run `pip install .` (needs a C++ compiler)."
+    else:
+        cure = "Reinstall hotloop for this Python; `python -m hotloop info` shows what was loaded."
+    return f"[hotloop] _core: cannot load the compiled CPU loops ({text}). {cure}"

@@ -1,0 +1,259 @@
+"""The fused head on the CPU: matrix products by torch (oneDNN) on tiles of logits, C++ rows between them.
+
+For n valid rows and a vocabulary of V the logits would take n * V elements. Here they exist as tiles of some
+columns. Forward turns each tile into running statistics and keeps as many tiles as the workspace allows;
+backward overwrites kept tiles by their gradient and computes the others again. With everything kept a step
+is three products (logits, d hidden, d weight) instead of four; with nothing kept it needs one tile of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _environment, _native
+
+STATISTICS = ("max", "sum_exp", "sum_z_exp", "sum_exp2", "sum_z", "label_z")
+"""Rows of the statistics matrix, as ``Statistic`` in csrc/logprob/rows.hpp."""
+
+# A tile of this many bytes stays in the last-level cache between the product and the row loop; smaller ones
+# make the product less efficient (docs/perf-notes.md, "tile width").
+_TILE_BYTES = 8 * 2**20
+_LEAST_TILE_COLUMNS = 512
+
+_export = torch.utils.dlpack.to_dlpack
+
+
+@dataclass(frozen=True)
+class LogitMap:
+    """From the matrix product u to the logit: z = softcap(logit_scale * (u + bias)) / temperature."""
+
+    temperature: float = 1.0
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def native(self) -> tuple[float, float, float]:
+        return (self.logit_scale, self.softcap or 0.0, self.temperature)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Products:
+    """Tiles of ``hidden @ weight.T`` and the two products of its gradient, for the rows given.
+
+    float16 is computed in float32: oneDNN's float16 product runs at a twentieth of the float32 rate on CPUs
+    without native support (measured, docs/perf-notes.md).
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, workspace: int) -> None:
+        self.dtype = torch.float32 if weight.dtype == torch.float16 else weight.dtype
+        self.hidden = hidden.to(self.dtype)
+        self.weight = weight
+        n, vocabulary = hidden.shape[0], weight.shape[0]
+        column_bytes = max(1, n) * self.dtype.itemsize
+        self.tile_columns = min(vocabulary, max(_LEAST_TILE_COLUMNS, _TILE_BYTES // column_bytes))
+        fit = workspace // column_bytes
+        if fit >= vocabulary:
+            self.kept_columns = vocabulary
+        else:
+            spare = (fit - self.tile_columns) // self.tile_columns
+            self.kept_columns = max(0, spare) * self.tile_columns
+        self.kept = torch.empty(n, self.kept_columns, dtype=self.dtype)
+        self._scratch: Tensor | None = None
+
+    def weight_rows(self, first: int, last: int) -> Tensor:
+        return self.weight[first:last].to(self.dtype)
+
+    def _tile(self, first: int, last: int) -> Tensor:
+        """Memory for one tile: a part of what is kept, or scratch that the next tile overwrites."""
+        if last <= self.kept_columns:
+            return self.kept[:, first:last]
+        if self._scratch is None:
+            self._scratch = torch.empty(self.hidden.shape[0] * self.tile_columns, dtype=self.dtype)
+        n = self.hidden.shape[0]
+        return self._scratch[: n * (last - first)].view(n, last - first)
+
+    def _ranges(self, start: int) -> Iterator[tuple[int, int]]:
+        vocabulary = self.weight.shape[0]
+        for first in range(start, vocabulary, self.tile_columns):
+            yield first, min(first + self.tile_columns, vocabulary)
+
+    def logits(self, start: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, logits) over the columns from ``start`` on."""
+        for first, last in self._ranges(start):
+            tile = self._tile(first, last)
+            torch.mm(self.hidden, self.weight_rows(first, last).t(), out=tile)
+            yield first, tile
+
+    def gradient_tiles(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield tiles to be overwritten by their gradient: first what was kept, as one, then the rest."""
+        if self.kept_columns:
+            yield 0, self.kept
+        yield from self.logits(self.kept_columns)
+
+
+class Gradients:
+    """Sums what the gradient tiles give: d hidden in float32 or better, d weight tile by tile, d bias."""
+
+    def __init__(
+        self, products: Products, weight_dtype: torch.dtype, need_hidden: bool, need_weight: bool, need_bias: bool
+    ) -> None:
+        self.products = products
+        n, width = products.hidden.shape
+        vocabulary = products.weight.shape[0]
+        self.hidden: Tensor | None = None
+        self.need_hidden = need_hidden
+        # Each row of d weight comes from one product over all n rows, so it is rounded once.
+        self.weight = torch.empty(vocabulary, width, dtype=weight_dtype) if need_weight else None
+        self.bias = torch.empty(vocabulary, dtype=accumulate_dtype(products.dtype)) if need_bias else None
+
+    def add(self, first: int, dz: Tensor) -> None:
+        last = first + dz.shape[1]
+        p = self.products
+        if self.need_hidden:
+            rows = p.weight_rows(first, last)
+            if self.hidden is None:
+                whole = dz.shape[1] == p.weight.shape[0]
+                product = torch.mm(dz, rows)
+                self.hidden = product if whole else product.to(accumulate_dtype(p.dtype))
+            elif p.dtype == self.hidden.dtype:
+                self.hidden.addmm_(dz, rows)
+            else:
+                self.hidden += torch.mm(dz, rows)
+        if self.weight is not None:
+            out = self.weight[first:last]
+            if out.dtype == p.dtype:
+                torch.mm(dz.t(), p.hidden, out=out)
+            else:
+                out.copy_(torch.mm(dz.t(), p.hidden))
+        if self.bias is not None:
+            self.bias[first:last] = dz.sum(0, dtype=self.bias.dtype)
+
+
+def new_statistics(n: int, dtype: torch.dtype) -> Tensor:
+    """Statistics of no columns: max -inf, sums 0, label NaN until its column has been seen."""
+    statistics = torch.zeros(len(STATISTICS), n, dtype=dtype)
+    statistics[0] = -torch.inf
+    statistics[5] = torch.nan
+    return statistics
+
+
+class HeadState:
+    """What forward leaves for backward: the valid rows, their labels, and the tiles that were kept."""
+
+    def __init__(self, rows: Tensor | None, products: Products | None, labels: Tensor, hidden_rows: int) -> None:
+        self.rows = rows  # index of the valid rows; None: all of them
+        self.products = products
+        self.labels = labels
+        self.hidden_rows = hidden_rows
+
+
+def select_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
+    valid = labels != ignore_index
+    return None if bool(valid.all()) else valid.nonzero().squeeze(1)
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+    everything: bool,
+    argmax: bool,
+    workspace: int | None = None,
+    first_column: int = 0,
+) -> tuple[Tensor, Tensor | None, HeadState]:
+    """Return (statistics [6, N], index of the largest logit [N] or None, state for backward).
+
+    Rows whose label is ``ignore_index`` take no part in the product; theirs are the statistics of a row
+    with log-sum-exp 0 and every other statistic 0.
+    """
+    workspace = _environment.workspace_bytes() if workspace is None else workspace
+    rows = select_rows(labels, ignore_index)
+    x = hidden if rows is None else hidden.index_select(0, rows)
+    y = (labels if rows is None else labels.index_select(0, rows)).contiguous()
+    products = Products(x, weight, workspace)
+    dtype = accumulate_dtype(weight.dtype)
+    statistics = new_statistics(x.shape[0], dtype)
+    largest = torch.zeros(x.shape[0], dtype=torch.int64) if argmax else None
+    wide_bias = None if bias is None else bias.to(dtype).contiguous()
+    native = _native.core()
+    for first, tile in products.logits():
+        native.row_statistics(
+            _export(tile),
+            None if wide_bias is None else _export(wide_bias[first : first + tile.shape[1]]),
+            _export(y), first_column + first, logit.native(), everything, _export(statistics),
+            None if largest is None else _export(largest),
+        )  # fmt: skip
+    if rows is not None:
+        n = labels.shape[0]
+        full = torch.zeros(len(STATISTICS), n, dtype=dtype)
+        full[1] = 1.0
+        statistics = full.index_copy_(1, rows, statistics)
+        if largest is not None:
+            largest = torch.full((n,), -1, dtype=torch.int64).index_copy_(0, rows, largest)
+    return statistics, largest, HeadState(rows, products, y, hidden.shape[0])
+
+
+def backward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+    coefficients: Tensor,
+    state: HeadState | None,
+    need: tuple[bool, bool, bool],
+    first_column: int = 0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return d hidden, d weight, d bias (None where not needed) from the row coefficients [6, N].
+
+    ``state`` keeps its rows but gives up its tiles, which are overwritten: a second backward computes them again.
+    """
+    if state is None:
+        rows = select_rows(labels, ignore_index)
+        y = (labels if rows is None else labels.index_select(0, rows)).contiguous()
+        state = HeadState(rows, None, y, hidden.shape[0])
+    rows = state.rows
+    products = state.products
+    state.products = None
+    if products is None:
+        x = hidden if rows is None else hidden.index_select(0, rows)
+        products = Products(x, weight, 0)
+    packed = (coefficients if rows is None else coefficients.index_select(1, rows)).contiguous()
+    wide_bias = None if bias is None else bias.to(accumulate_dtype(weight.dtype)).contiguous()
+    gradients = Gradients(products, weight.dtype, *need)
+    native = _native.core()
+    for first, tile in products.gradient_tiles():
+        native.row_gradient(
+            _export(tile),
+            None if wide_bias is None else _export(wide_bias[first : first + tile.shape[1]]),
+            _export(state.labels), first_column + first, logit.native(), _export(packed),
+        )  # fmt: skip
+        gradients.add(first, tile)
+    return finish(gradients, hidden, bias, rows)
+
+
+def finish(
+    gradients: Gradients, hidden: Tensor, bias: Tensor | None, rows: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Bring the sums into the dtype and the rows of the inputs."""
+    d_hidden = gradients.hidden
+    if gradients.need_hidden:
+        if d_hidden is None:
+            d_hidden = torch.zeros(gradients.products.hidden.shape, dtype=hidden.dtype)
+        d_hidden = d_hidden.to(hidden.dtype)
+        if rows is not None:
+            d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype).index_copy_(0, rows, d_hidden)
+    d_bias = gradients.bias
+    if d_bias is not None and bias is not None:
+        d_bias = d_bias.to(bias.dtype)
+    return d_hidden, gradients.weight, d_bias

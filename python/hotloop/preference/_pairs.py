@@ -1,0 +1,271 @@
+"""How a preference loss reaches its head: checks, the choice of implementation, autograd.
+
+Every loss of this room is one row-wise head (``csrc/preference/heads.hpp``): a value and its gradient per
+pair, computed in one pass in forward; backward multiplies by what comes from above. In eager mode the call
+goes straight to an ``autograd.Function``; under ``torch.compile`` it goes through the registered operator
+``torch.ops.hotloop.pair_loss``. The direct route saves the dispatcher's share of a small call (8 pairs:
+see docs/perf-notes.md) and both are tested to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import _check, _environment, _impl, _native
+
+Reduction = Literal["none", "mean", "sum"]
+Row = Tensor | float
+
+
+def pair_loss(
+    op: str,
+    head: str,
+    differentiable: Mapping[str, Tensor | None],
+    constants: Mapping[str, Row],
+    params: tuple[float, ...],
+    reduction: str,
+    impl: str,
+    reference: Callable[[], Tensor],
+) -> Tensor:
+    """Run ``head`` over n rows.
+
+    Args:
+        op: public name, for errors.
+        head: name of the head in the compiled modules.
+        differentiable: inputs of shape (n,) with a gradient, in the order of the head; None means absent
+            (zero, no gradient). The first one is required and sets n, the device and the dtype.
+        constants: inputs without a gradient: shape (n,), a tensor with one element, or a number.
+        params: numbers of the call, in the order of the head.
+        reduction: "none", "mean" or "sum".
+        impl: see ``hotloop._impl``.
+        reference: computes the same in plain torch.
+    """
+    _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
+    names = list(differentiable)
+    first = _check.float_tensor(op, names[0], differentiable[names[0]], ndim=1)
+    n = first.shape[0]
+    double = first.dtype == torch.float64
+    for name in names[1:]:
+        value = differentiable[name]
+        if value is None:
+            continue
+        _check.float_tensor(op, name, value)
+        _check_row(op, name, value, n, names[0], first)
+        double = double or value.dtype == torch.float64
+    rows: dict[str, Row] = {}
+    for name, value in constants.items():
+        if isinstance(value, Tensor):
+            if value.dtype not in _check.FLOAT_DTYPES:
+                value = value.to(first.dtype)
+            if value.ndim == 0:
+                value = value.reshape(1)
+            _check_row(op, name, value, n, names[0], first, broadcast=True)
+            double = double or value.dtype == torch.float64
+            rows[name] = value.detach()
+        else:
+            rows[name] = _check.number(op, name, value)
+    if _environment.checks_on() and not torch.compiler.is_compiling():
+        for name, value in (*differentiable.items(), *rows.items()):
+            if isinstance(value, Tensor):
+                _check.finite(op, name, value)
+    device = first.device.type
+    candidates: dict[str, Callable[[], str | None]] = {
+        "cuda": lambda: _cuda_refuses(device),
+        "cpu": lambda: None if device == "cpu" else f"device {device}",
+        "reference": lambda: None,
+    }
+    chosen = _impl.choose(
+        op, impl, candidates, lambda: f"{names[0]} {tuple(first.shape)} {_check.dtype_name(first.dtype)} on {device}"
+    )
+    _environment.log_call(op, impl=chosen, n=n, dtype=first.dtype)
+    if chosen == "reference":
+        return reference()
+    grad_inputs = [differentiable[name] for name in names]
+    if torch.compiler.is_compiling():
+        return _registered(head, grad_inputs, list(rows.values()), params, reduction, first, double)
+    loss: Tensor = _PairLoss.apply(
+        head, tuple(rows.values()), params, reduction, double, torch.is_grad_enabled(), *grad_inputs
+    )
+    return loss
+
+
+def _check_row(
+    op: str, name: str, value: Tensor, n: int, like: str, first: Tensor, broadcast: bool = False
+) -> None:
+    if value.ndim != 1 or (value.shape[0] != n and not (broadcast and value.shape[0] == 1)):
+        raise ValueError(
+            f"[{op}] {name}: expected shape ({n},) like {like}, got {tuple(value.shape)}. "
+            "Pass one value per row."
+        )
+    _check.same_device(op, name, value, like, first)
+
+
+def _cuda_refuses(device: str) -> str | None:
+    if device != "cuda":
+        return f"device {device}"
+    if _native.cuda() is None:
+        return "hotloop._cuda is not compiled in"
+    return None
+
+
+def _run(
+    head: str,
+    n: int,
+    device: torch.device,
+    inputs: list[Any],
+    params: tuple[float, ...],
+    loss: Tensor | None,
+    grads: list[Tensor | None],
+    grad_scale: float,
+    total: Tensor | None,
+    double: bool,
+) -> None:
+    """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses."""
+    export = torch.utils.dlpack.to_dlpack
+    columns = [export(x.detach()) if isinstance(x, Tensor) else x for x in inputs]
+    outputs = [None if g is None else export(g) for g in grads]
+    rows = None if loss is None else export(loss)
+    if device.type == "cpu":
+        value = _native.core().pair_loop(
+            head, n, columns, params, rows, outputs, grad_scale, total is not None, double
+        )
+        if total is not None:
+            total.fill_(value)
+        return
+    module = _native.cuda()
+    assert module is not None
+    partials = None
+    if total is not None:
+        partials = export(torch.empty(module.PAIR_PARTIALS, dtype=torch.float64, device=device))
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    stream = torch.cuda.current_stream(device).cuda_stream
+    module.pair_loop(
+        head, n, columns, params, rows, outputs, grad_scale,
+        None if total is None else export(total.reshape(1)), partials, double, index, stream,
+    )  # fmt: skip
+
+
+def _losses(
+    head: str,
+    inputs: list[Any],
+    params: tuple[float, ...],
+    reduction: str,
+    first: Tensor,
+    grads: list[Tensor | None],
+    double: bool,
+) -> Tensor:
+    """Fill ``grads`` and return the loss: a scalar, or one value per row for reduction "none"."""
+    n = first.shape[0]
+    dtype = torch.float64 if double else torch.float32
+    scale = 1.0 / n if reduction == "mean" and n > 0 else 1.0
+    if reduction == "none":
+        loss = torch.empty(n, dtype=dtype, device=first.device)
+        _run(head, n, first.device, inputs, params, loss, grads, 1.0, None, double)
+        return loss
+    total = torch.zeros((), dtype=dtype, device=first.device)
+    _run(head, n, first.device, inputs, params, None, grads, scale, total, double)
+    # 0 / 0 for the mean of nothing, as in torch.
+    return total / n if reduction == "mean" else total
+
+
+class _PairLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: str,
+        constants: tuple[Row, ...],
+        params: tuple[float, ...],
+        reduction: str,
+        double: bool,
+        grad_enabled: bool,
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        needed = ctx.needs_input_grad[6:] if grad_enabled else (False,) * len(inputs)
+        grads = [
+            torch.empty(x.shape, dtype=x.dtype, device=x.device) if x is not None and need else None
+            for x, need in zip(inputs, needed)
+        ]
+        first = inputs[0]
+        assert first is not None
+        columns = [0.0 if x is None else x for x in (*inputs, *constants)]
+        loss = _losses(head, columns, params, reduction, first, grads, double)
+        ctx.grads = grads
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        # On the CPU reading a scalar is free, and most losses are the root of the graph.
+        if grad_loss.ndim == 0 and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0:
+            scaled = list(ctx.grads)
+        else:
+            scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in ctx.grads]
+        return (None, None, None, None, None, None, *scaled)
+
+
+# -- registered form, for torch.compile -------------------------------------------------------------------
+
+
+@torch.library.custom_op("hotloop::pair_loss", mutates_args=())
+def _pair_loss_op(
+    inputs: list[Tensor], constants: list[Tensor], head: str, params: list[float], reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and the stacked gradients (G, n) of the G inputs."""
+    first = inputs[0]
+    double = any(x.dtype == torch.float64 for x in (*inputs, *constants))
+    dtype = torch.float64 if double else torch.float32
+    stacked = torch.empty((len(inputs), first.shape[0]), dtype=dtype, device=first.device)
+    grads: list[Tensor | None] = list(stacked.unbind(0))
+    loss = _losses(head, [*inputs, *constants], tuple(params), reduction, first, grads, double)
+    return loss, stacked
+
+
+@_pair_loss_op.register_fake
+def _pair_loss_fake(
+    inputs: list[Tensor], constants: list[Tensor], head: str, params: list[float], reduction: str
+) -> tuple[Tensor, Tensor]:
+    first = inputs[0]
+    double = any(x.dtype == torch.float64 for x in (*inputs, *constants))
+    dtype = torch.float64 if double else torch.float32
+    n = first.shape[0]
+    loss = first.new_empty((n,) if reduction == "none" else (), dtype=dtype)
+    return loss, first.new_empty((len(inputs), n), dtype=dtype)
+
+
+def _pair_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+    ctx.dtypes = [x.dtype for x in inputs[0]]
+    ctx.n_constants = len(inputs[1])
+
+
+def _pair_loss_backward(ctx: Any, grad_loss: Tensor, _grad_grads: Tensor) -> tuple[Any, ...]:
+    (stacked,) = ctx.saved_tensors
+    scaled = stacked * grad_loss
+    grads = [g.to(dtype) for g, dtype in zip(scaled.unbind(0), ctx.dtypes)]
+    return grads, [None] * ctx.n_constants, None, None, None
+
+
+_pair_loss_op.register_autograd(_pair_loss_backward, setup_context=_pair_loss_setup)
+
+
+def _registered(
+    head: str,
+    inputs: list[Tensor | None],
+    constants: list[Row],
+    params: tuple[float, ...],
+    reduction: str,
+    first: Tensor,
+    double: bool,
+) -> Tensor:
+    present = [torch.zeros_like(first) if x is None else x for x in inputs]
+    dtype = torch.float64 if double else torch.float32
+    columns = [
+        c if isinstance(c, Tensor) else torch.full((1,), c, dtype=dtype, device=first.device) for c in constants
+    ]
+    loss, _ = torch.ops.hotloop.pair_loss(present, columns, head, list(params), reduction)
+    result: Tensor = loss
+    return result
