@@ -56,7 +56,7 @@ class Products:
         self.weight = weight
         n, vocabulary = hidden.shape[0], weight.shape[0]
         column_bytes = max(1, n) * self.dtype.itemsize
-        self.tile_columns = min(vocabulary, max(_LEAST_TILE_COLUMNS, _TILE_BYTES // column_bytes))
+        self.tile_columns = max(1, min(vocabulary, max(_LEAST_TILE_COLUMNS, _TILE_BYTES // column_bytes)))
         fit = workspace // column_bytes
         if fit >= vocabulary:
             self.kept_columns = vocabulary
@@ -90,8 +90,8 @@ class Products:
             torch.mm(self.hidden, self.weight_rows(first, last).t(), out=tile)
             yield first, tile
 
-    def gradient_tiles(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield tiles to be overwritten by their gradient: first what was kept, as one, then the rest."""
+    def tiles_again(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the logits once more, for their gradient: first what was kept, as one, then the rest."""
         if self.kept_columns:
             yield 0, self.kept
         yield from self.logits(self.kept_columns)
@@ -232,7 +232,7 @@ def backward(
     wide_bias = None if bias is None else bias.to(accumulate_dtype(weight.dtype)).contiguous()
     gradients = Gradients(products, weight.dtype, *need)
     native = _native.core()
-    for first, tile in products.gradient_tiles():
+    for first, tile in products.tiles_again():
         native.row_gradient(
             _export(tile),
             None if wide_bias is None else _export(wide_bias[first : first + tile.shape[1]]),

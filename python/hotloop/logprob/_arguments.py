@@ -1,0 +1,112 @@
+"""Checks shared by the front doors of this room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _check, _environment
+from ._cpu import LogitMap
+from ._statistics import STATISTICS
+
+
+def logit_map(op: str, temperature: float, logit_scale: float, softcap: float | None) -> LogitMap:
+    return LogitMap(
+        _check.number(op, "temperature", temperature, above=0),
+        _check.number(op, "logit_scale", logit_scale),
+        None if softcap is None else _check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap."),
+    )
+
+
+def wanted_statistics(op: str, statistics: Any) -> frozenset[str]:
+    if isinstance(statistics, str):
+        statistics = (statistics,)
+    for name in statistics:
+        _check.choice(op, "statistics", name, STATISTICS)
+    return frozenset(statistics)
+
+
+def head(
+    op: str, hidden: Any, weight: Any, bias: Any, names: tuple[str, str, str] = ("hidden", "weight", "bias")
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check hidden [..., D], weight [V, D], bias [V] and return hidden as [N, D]."""
+    h, w, b = names
+    hidden = _check.float_tensor(op, h, hidden)
+    weight = _check.float_tensor(op, w, weight, ndim=2)
+    if hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"[{op}] {h}: expected shape (..., {weight.shape[1]}) to match {w} {tuple(weight.shape)}, "
+            f"got {tuple(hidden.shape)}. {w} is (vocabulary, width)."
+        )
+    if weight.shape[0] == 0:
+        raise ValueError(f"[{op}] {w}: expected a vocabulary of at least 1, got shape {tuple(weight.shape)}.")
+    if hidden.dtype != weight.dtype:
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+        else:
+            raise TypeError(
+                f"[{op}] {w}: expected dtype {_check.dtype_name(hidden.dtype)} like {h}, got "
+                f"{_check.dtype_name(weight.dtype)}. Convert one of them, or use torch.autocast."
+            )
+    _check.same_device(op, w, weight, h, hidden)
+    if bias is not None:
+        bias = _check.float_tensor(op, b, bias, ndim=1)
+        if bias.shape[0] != weight.shape[0]:
+            raise ValueError(
+                f"[{op}] {b}: expected shape ({weight.shape[0]},), one per row of {w}, got {tuple(bias.shape)}."
+            )
+        _check.same_device(op, b, bias, h, hidden)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    if _environment.checks_on() and not torch.compiler.is_compiling():
+        for name, value in ((h, hidden), (w, weight), (b, bias)):
+            if value is not None:
+                _check.finite(op, name, value)
+    return flat, weight, bias
+
+
+def labels(op: str, value: Any, shape: torch.Size, vocabulary: int, ignore_index: int, like: str, device: Any) -> Tensor:
+    """Check labels of the given shape and return them as int64 [N]."""
+    t = _check.tensor(op, "labels", value)
+    if t.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"[{op}] labels: expected dtype int64 or int32, got {_check.dtype_name(t.dtype)}.")
+    if t.shape != shape:
+        raise ValueError(
+            f"[{op}] labels: expected shape {tuple(shape)}, one per row of {like}, got {tuple(t.shape)}."
+        )
+    if t.device != device:
+        raise ValueError(f"[{op}] labels: expected device {device} like {like}, got {t.device}. Move them first.")
+    flat = t.reshape(-1).to(torch.int64)
+    # On the CPU the check costs microseconds and an unchecked label would be a silent NaN; on a GPU it
+    # would wait for the device, so it is left to HOTLOOP_CHECK.
+    look = flat.device.type == "cpu" or _environment.checks_on()
+    if look and flat.numel() and not torch.compiler.is_compiling():
+        bad = (flat != ignore_index) & ((flat < 0) | (flat >= vocabulary))
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            raise ValueError(
+                f"[{op}] labels: expected 0 to {vocabulary - 1} or ignore_index={ignore_index}, got "
+                f"{int(flat[at])} at position {at}. Use ignore_index for tokens that do not count."
+            )
+    return flat
+
+
+def cu_seqlens(op: str, value: Any, n: int, device: Any) -> Tensor:
+    """Check (B + 1,) offsets that start at 0 and end at n."""
+    t = _check.tensor(op, "cu_seqlens", value)
+    if t.dtype not in (torch.int64, torch.int32) or t.ndim != 1 or t.shape[0] < 1:
+        raise ValueError(
+            f"[{op}] cu_seqlens: expected int32 or int64 offsets of shape (sequences + 1,), got "
+            f"{_check.dtype_name(t.dtype)} {tuple(t.shape)}."
+        )
+    if t.device != device:
+        raise ValueError(f"[{op}] cu_seqlens: expected device {device}, got {t.device}. Move it first.")
+    if (t.device.type == "cpu" or _environment.checks_on()) and not torch.compiler.is_compiling():
+        if int(t[0]) != 0 or int(t[-1]) != n or bool((t.diff() < 0).any()):
+            raise ValueError(
+                f"[{op}] cu_seqlens: expected offsets that rise from 0 to {n}, the number of tokens, got "
+                f"{t.tolist() if t.shape[0] <= 16 else [*t[:8].tolist(), '...', *t[-4:].tolist()]}."
+            )
+    return t.to(torch.int64)

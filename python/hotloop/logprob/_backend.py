@@ -1,0 +1,103 @@
+"""The implementations of the fused head behind one interface: statistics forward, coefficients backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _impl
+from . import _cpu
+from ._cpu import LogitMap
+
+
+def choose(op: str, impl: str, like: Tensor, describe: Callable[[], str]) -> str:
+    device = like.device.type
+    return _impl.choose(
+        op,
+        impl,
+        {
+            "triton": lambda: triton_refuses(device),
+            "cpu": lambda: None if device == "cpu" else f"device {device}",
+            "reference": lambda: None,
+        },
+        describe,
+    )
+
+
+def triton_refuses(device: str) -> str | None:
+    import importlib.util
+    import os
+
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"device {device}"
+    return None
+
+
+def _triton() -> ModuleType:
+    from ..kernels.logprob import linear_logprob
+
+    return linear_logprob
+
+
+def forward(
+    impl: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+    everything: bool,
+    argmax: bool,
+    first_column: int = 0,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor | None, Any]:
+    """Return (statistics [6, N], argmax [N] or None, state). Masked rows: log-sum-exp 0, the rest 0, argmax -1."""
+    if impl == "cpu":
+        workspace = None if keep else 0
+        return _cpu.forward(
+            hidden, weight, bias, labels, logit, ignore_index, everything, argmax, workspace, first_column
+        )
+    wide_bias = None if bias is None else bias.float()
+    statistics, largest = _triton().forward(
+        hidden, weight, wide_bias, labels,
+        scale=logit.logit_scale, softcap=logit.softcap or 0.0, temperature=logit.temperature,
+        all_statistics=everything, argmax=argmax, first_column=first_column, ignore_index=ignore_index,
+    )  # fmt: skip
+    masked = labels == ignore_index
+    neutral = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], device=statistics.device).unsqueeze(1)
+    statistics = torch.where(masked, neutral, statistics)
+    if largest is not None:
+        largest = torch.where(masked, -1, largest)
+    return statistics, largest, None
+
+
+def backward(
+    impl: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+    coefficients: Tensor,
+    state: Any,
+    need: tuple[bool, bool, bool],
+    first_column: int = 0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if impl == "cpu":
+        return _cpu.backward(
+            hidden, weight, bias, labels, logit, ignore_index, coefficients, state, need, first_column
+        )
+    d_hidden, d_weight, d_bias = _triton().backward(
+        hidden, weight, None if bias is None else bias.float(), labels, coefficients,
+        scale=logit.logit_scale, softcap=logit.softcap or 0.0, temperature=logit.temperature,
+        ignore_index=ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
+    )  # fmt: skip
+    return d_hidden, d_weight, d_bias if d_bias is None or bias is None else d_bias.to(bias.dtype)

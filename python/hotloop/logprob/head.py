@@ -1,0 +1,304 @@
+"""Per-token statistics and cross-entropy of a language-model head, without the logits in memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _check, _environment
+from .._impl import Impl
+from ..reference import logprob as reference
+from . import _arguments, _backend, _given, _ops, _statistics
+from ._cpu import LogitMap
+from ._statistics import LogprobStatistics
+
+IGNORE_INDEX = -100
+Reduction = _check.REDUCTIONS
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    statistics: tuple[str, ...] = (),
+    cu_seqlens: Tensor | None = None,
+    impl: Impl = "auto",
+) -> LogprobStatistics:
+    """Log-probability of each label under a language-model head, and what else a row of logits can tell.
+
+    u = hidden @ weight.T + bias;  z = softcap * tanh(logit_scale * u / softcap) / temperature (without the
+    tanh if softcap is None);  logps = z[label] - log sum exp z. Logits exist only as tiles. The result is
+    differentiable in every statistic but the argmax hit: backward takes the gradient of each per token.
+
+    Rows whose label is ``ignore_index`` never reach the matrix product; their statistics are 0.
+
+    Args:
+        hidden: hidden states, shape (..., D), float32, float64, float16 or bfloat16. Differentiable.
+        weight: head, shape (V, D), dtype of ``hidden``. Differentiable.
+        labels: token each row is asked about (already shifted), shape (...), int64 or int32.
+        bias: shape (V,), any float dtype. Differentiable. Default None.
+        temperature: > 0. Default 1.
+        logit_scale: multiplies the product before softcap (Cohere). Default 1.
+        softcap: > 0, caps logits smoothly (Gemma); None for none. Default None.
+        ignore_index: label of tokens that do not count. Default -100.
+        statistics: names from "entropy", "lse", "sum_p2", "mean_logit", "argmax_hit". Default none.
+        cu_seqlens: offsets (B + 1,) of ragged sequences packed into (N, D) hidden states; every statistic is
+            then summed over its sequence, shape (B,), and argmax_hit counts. Default None.
+        impl: "auto", "cpu", "triton" or "reference". Default "auto".
+
+    Returns:
+        ``LogprobStatistics`` with ``logps`` of shape (...) and the requested fields, float32 (float64 for
+        float64 input); the others None.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Note:
+        Matrix products run in the dtype given; sums in float32 (float64 for float64). Each row of d weight is
+        one product, accumulated in float32 and rounded once. Logits take at most HOTLOOP_WORKSPACE_MB between
+        forward and backward.
+
+    Example:
+        >>> import torch
+        >>> h, w = torch.zeros(3, 4), torch.zeros(5, 4)
+        >>> out = linear_logprob(h, w, torch.tensor([0, 4, -100]), statistics=("entropy",))
+        >>> [round(float(x), 4) for x in out.logps]
+        [-1.6094, -1.6094, 0.0]
+
+    Reference:
+        Definition; the tiling follows from the online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867.
+    """
+    op = "linear_logprob"
+    wanted = _arguments.wanted_statistics(op, statistics)
+    rows = _rows(
+        op, hidden, weight, labels, bias, _arguments.logit_map(op, temperature, logit_scale, softcap),
+        ignore_index, wanted, impl,
+    )  # fmt: skip
+    if cu_seqlens is None:
+        shape = hidden.shape[:-1]
+        return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
+    if hidden.ndim != 2:
+        raise ValueError(
+            f"[{op}] cu_seqlens: expected hidden of shape (tokens, width) beside it, got {tuple(hidden.shape)}. "
+            "Pack the sequences first."
+        )
+    offsets = _arguments.cu_seqlens(op, cu_seqlens, hidden.shape[0], hidden.device)
+    sums = (None if r is None else _statistics.sequence_sums(r.long() if r.dtype == torch.bool else r, offsets) for r in rows)
+    return LogprobStatistics(*sums)  # type: ignore[arg-type]
+
+
+def _rows(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    logit: LogitMap,
+    ignore_index: int,
+    wanted: frozenset[str],
+    impl: str,
+) -> tuple[Tensor | None, ...]:
+    """The five statistics and the argmax hit, each [N] or None."""
+    shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else torch.Size()
+    flat, weight, bias = _arguments.head(op, hidden, weight, bias)
+    flat_labels = _arguments.labels(op, labels, shape, weight.shape[0], ignore_index, "hidden", flat.device)
+    chosen = _backend.choose(
+        op, impl, flat,
+        lambda: f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}",
+    )  # fmt: skip
+    _environment.log_call(op, impl=chosen, rows=flat.shape[0], width=flat.shape[1], vocabulary=weight.shape[0])
+    if chosen == "reference":
+        z = reference.logits_of(flat, weight, bias, logit.temperature, logit.logit_scale, logit.softcap)
+        found = reference.statistics(z, flat_labels, ignore_index)
+        return tuple(
+            found[name] if name == "logps" or name in wanted else None
+            for name in (*_statistics.FIELDS, "argmax_hit")
+        )
+    if torch.compiler.is_compiling():
+        packed, hit = torch.ops.hotloop.linear_logprob(
+            flat, weight, bias, flat_labels, ignore_index, logit.temperature, logit.logit_scale,
+            logit.softcap or 0.0, chosen,
+        )  # fmt: skip
+        return _select(packed, hit, wanted)
+    return _ops.LinearLogprob.apply(  # type: ignore[no-any-return]
+        flat, weight, bias, flat_labels, logit, ignore_index, wanted, chosen, torch.is_grad_enabled()
+    )
+
+
+def _select(packed: Tensor, hit: Tensor, wanted: frozenset[str]) -> tuple[Tensor | None, ...]:
+    rows = dict(zip(_statistics.FIELDS, packed.unbind(0)))
+    return (
+        *(rows[name] if name == "logps" or name in wanted else None for name in _statistics.FIELDS),
+        hit if "argmax_hit" in wanted else None,
+    )
+
+
+def token_logprob(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    statistics: tuple[str, ...] = (),
+    impl: Impl = "auto",
+) -> LogprobStatistics:
+    """The statistics of ``linear_logprob`` from logits that exist already.
+
+    One pass over the logits forward, one backward; no copy in float32, no softmax in memory.
+
+    Args:
+        logits: shape (..., V), float32, float64, float16 or bfloat16. Differentiable.
+        labels: shape (...), int64 or int32.
+        temperature: > 0. Default 1.
+        logit_scale: multiplies the logits first. Default 1.
+        softcap: > 0 or None. Default None.
+        ignore_index: label of tokens that do not count; their statistics and gradients are 0. Default -100.
+        statistics: as in ``linear_logprob``. Default none.
+        impl: "auto", "cpu", "triton" or "reference". Default "auto".
+
+    Returns:
+        ``LogprobStatistics``, each field of shape (...).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> out = token_logprob(torch.zeros(1, 4), torch.tensor([2]), statistics=("sum_p2",))
+        >>> round(float(out.logps), 4), float(out.sum_p2)
+        (-1.3863, 0.25)
+
+    Reference:
+        Definition.
+    """
+    op = "token_logprob"
+    logits = _check.float_tensor(op, "logits", logits)
+    if logits.ndim < 1 or logits.shape[-1] == 0:
+        raise ValueError(f"[{op}] logits: expected shape (..., vocabulary), got {tuple(logits.shape)}.")
+    logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
+    wanted = _arguments.wanted_statistics(op, statistics)
+    shape = logits.shape[:-1]
+    flat = logits.reshape(-1, logits.shape[-1])
+    if flat.stride(-1) != 1:
+        flat = flat.contiguous()
+    flat_labels = _arguments.labels(op, labels, shape, flat.shape[1], ignore_index, "logits", flat.device)
+    if _environment.checks_on() and not torch.compiler.is_compiling():
+        _check.finite(op, "logits", logits)
+    chosen = _backend.choose(
+        op, impl, flat, lambda: f"logits {tuple(logits.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
+    )
+    rows: tuple[Tensor | None, ...]
+    if chosen == "reference":
+        z = reference.map_logits(flat, temperature, logit_scale, softcap)
+        found = reference.statistics(z, flat_labels, ignore_index)
+        rows = tuple(
+            found[name] if name == "logps" or name in wanted else None
+            for name in (*_statistics.FIELDS, "argmax_hit")
+        )
+    elif torch.compiler.is_compiling():
+        packed, hit = torch.ops.hotloop.token_logprob(
+            flat, flat_labels, ignore_index, logit.temperature, logit.logit_scale, logit.softcap or 0.0, chosen
+        )
+        rows = _select(packed, hit, wanted)
+    else:
+        rows = _given.TokenLogprob.apply(flat, flat_labels, logit, ignore_index, wanted, chosen)
+    return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    reduction: str = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Cross-entropy of a language-model head, without the logits in memory.
+
+    loss = (1 - s) * (-logp) + s * (lse - mean(z)) + z_loss * lse^2, s = label_smoothing, over tokens whose
+    label is not ``ignore_index``; "mean" divides by their number. Same values as
+    ``torch.nn.functional.cross_entropy(hidden @ weight.T, labels, ...)`` with z_loss = 0.
+
+    With a scalar reduction whose logits fit the workspace (HOTLOOP_WORKSPACE_MB, default 64 MiB), forward
+    computes the gradient at once and keeps only that: three matrix products instead of four, and no logits
+    between forward and backward. Otherwise as ``linear_logprob``.
+
+    Args:
+        hidden: shape (..., D), float32, float64, float16 or bfloat16. Differentiable.
+        weight: shape (V, D), dtype of ``hidden``. Differentiable.
+        labels: shape (...), int64 or int32.
+        bias: shape (V,). Differentiable. Default None.
+        logit_scale: as in ``linear_logprob``. Default 1.
+        softcap: as in ``linear_logprob``. Default None.
+        ignore_index: label of tokens that do not count. Default -100.
+        label_smoothing: in [0, 1). Default 0.
+        z_loss: weight of lse^2, >= 0 (PaLM: 1e-4). Default 0.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "triton" or "reference". Default "auto".
+
+    Returns:
+        Scalar, or shape (...) for "none" with 0 at ignored tokens; float32 (float64 for float64 input).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> h, w = torch.zeros(3, 4), torch.zeros(5, 4)
+        >>> round(float(linear_cross_entropy(h, w, torch.tensor([0, 4, -100]))), 4)
+        1.6094
+
+    Reference:
+        Label smoothing: Szegedy et al. 2016, arXiv:1512.00567. z-loss: Chowdhery et al. 2022, arXiv:2204.02311.
+    """
+    op = "linear_cross_entropy"
+    _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
+    _check.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
+    _check.number(op, "z_loss", z_loss, at_least=0)
+    logit = _arguments.logit_map(op, 1.0, logit_scale, softcap)
+    shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else torch.Size()
+    if (
+        reduction != "none"
+        and not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and isinstance(hidden, Tensor)
+        and isinstance(weight, Tensor)
+        and (hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
+    ):
+        flat, w, b = _arguments.head(op, hidden, weight, bias)
+        y = _arguments.labels(op, labels, shape, w.shape[0], ignore_index, "hidden", flat.device)
+        chosen = _backend.choose(
+            op, impl, flat, lambda: f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
+        )
+        if chosen == "cpu" and _ops.fits_workspace(flat, w, y, ignore_index):
+            loss: Tensor = _ops.OnePassCrossEntropy.apply(
+                flat, w, b, y, logit, ignore_index, label_smoothing, z_loss, reduction
+            )
+            return loss
+    wanted = frozenset(
+        name for name, used in (("lse", label_smoothing or z_loss), ("mean_logit", label_smoothing)) if used
+    )
+    rows = _rows(op, hidden, weight, labels, bias, logit, ignore_index, wanted, impl)
+    named = {name: row for name, row in zip(_statistics.FIELDS, rows) if row is not None}
+    losses = reference.cross_entropy(
+        named, labels.reshape(-1), ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+        reduction=reduction,
+    )  # fmt: skip
+    return losses.reshape(shape) if reduction == "none" else losses

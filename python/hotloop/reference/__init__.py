@@ -1,0 +1,14 @@
+"""The ops in plain torch: no tricks, right in float64, what every implementation is measured against."""
+
+import importlib
+from typing import Any
+
+_ROOMS = ("core", "logprob", "preference", "unlearn")
+
+__all__ = list(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

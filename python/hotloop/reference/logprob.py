@@ -1,0 +1,101 @@
+"""Per-token statistics of a language-model head in plain torch. Arguments as in ``hotloop.logprob``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, log_softmax
+
+
+def logits_of(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Scaled logits in float32 (float64 for float64 input)."""
+    u = linear(hidden, weight).to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    if bias is not None:
+        u = u + bias.to(u.dtype)
+    return map_logits(u, temperature, logit_scale, softcap)
+
+
+def map_logits(
+    u: Tensor, temperature: float = 1.0, logit_scale: float = 1.0, softcap: float | None = None
+) -> Tensor:
+    u = u if u.dtype == torch.float64 else u.float()
+    u = u * logit_scale
+    if softcap:
+        u = softcap * torch.tanh(u / softcap)
+    return u / temperature
+
+
+def statistics(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> dict[str, Tensor]:
+    """All statistics of ``LogprobStatistics`` from logits [N, V]; masked rows give 0 and False."""
+    valid = labels != ignore_index
+    safe = torch.where(valid, labels, 0)
+    logp = log_softmax(logits, dim=-1)
+    p = logp.exp()
+    zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
+    rows = {
+        "logps": logp.gather(-1, safe.unsqueeze(-1)).squeeze(-1),
+        "entropy": -torch.where(p > 0, p * logp, zero).sum(-1),
+        "lse": torch.logsumexp(logits, dim=-1),
+        "sum_p2": (p * p).sum(-1),
+        "mean_logit": logits.mean(-1),
+    }
+    # The mask comes before the sums in effect: torch.where drops both the value and the gradient of a row.
+    out = {name: torch.where(valid, row, zero) for name, row in rows.items()}
+    out["argmax_hit"] = valid & (logits.argmax(-1) == labels)
+    return out
+
+
+def cross_entropy(
+    rows: dict[str, Tensor],
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    reduction: str,
+) -> Tensor:
+    """Cross-entropy from the statistics: (1 - s)(-logp) + s (lse - mean logit) + z_loss lse^2."""
+    losses = -rows["logps"]
+    if label_smoothing:
+        losses = (1 - label_smoothing) * losses + label_smoothing * (
+            rows["lse"] - rows["mean_logit"]
+        )
+    if z_loss:
+        losses = losses + z_loss * rows["lse"] ** 2
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    return losses.sum() / (labels != ignore_index).sum()
+
+
+def divergences(student: Tensor, teacher: Tensor, beta: float = 0.5) -> dict[str, Tensor]:
+    """Per-row KL(p||q), KL(q||p), generalised JSD of student q and teacher p, and both entropies."""
+    log_q, log_p = log_softmax(student, dim=-1), log_softmax(teacher, dim=-1)
+    p, q = log_p.exp(), log_q.exp()
+
+    def expect(weight: Tensor, value: Tensor) -> Tensor:
+        return torch.where(weight > 0, weight * torch.where(weight > 0, value, 0.0), 0.0).sum(-1)
+
+    out = {
+        "forward_kl": expect(p, log_p - log_q),
+        "reverse_kl": expect(q, log_q - log_p),
+        "student_entropy": -expect(q, log_q),
+        "teacher_entropy": -expect(p, log_p),
+    }
+    if 0 < beta < 1:
+        log_m = torch.logaddexp(
+            log_p + torch.log(torch.tensor(beta, dtype=p.dtype)),
+            log_q + torch.log1p(torch.tensor(-beta, dtype=p.dtype)),
+        )
+        out["jsd"] = beta * expect(p, log_p - log_m) + (1 - beta) * expect(q, log_q - log_m)
+    else:
+        out["jsd"] = out["forward_kl"] if beta == 0 else out["reverse_kl"]
+    return out
