@@ -99,3 +99,20 @@ def divergences(student: Tensor, teacher: Tensor, beta: float = 0.5) -> dict[str
     else:
         out["jsd"] = out["forward_kl"] if beta == 0 else out["reverse_kl"]
     return out
+
+
+def mi_alpha_bound(scores: Tensor, log_baseline: Tensor, *, alpha: float = 0.7) -> Tensor:
+    f = scores if scores.dtype == torch.float64 else scores.float()
+    q = log_baseline.to(f.dtype)
+    n = f.shape[0]
+    # n_ij without column j: drop it before the log-sum-exp, since subtracting it from the whole sum cancels
+    # where column j dominates the row.
+    eye = torch.eye(n, dtype=torch.bool, device=f.device)
+    held_out = f.unsqueeze(1).expand(n, n, n).masked_fill(eye.unsqueeze(0), -torch.inf)
+    mean_out = torch.logsumexp(held_out, dim=2) - torch.log(torch.tensor(float(n - 1), dtype=f.dtype))
+    weight = torch.tensor(float(alpha), dtype=f.dtype, device=f.device)
+    a = torch.logaddexp(mean_out + torch.log(weight), (q + torch.log1p(-weight)).unsqueeze(1))
+    diagonal = f.diagonal()
+    joint = (diagonal.unsqueeze(1) - a).masked_select(~eye).mean()
+    marginal = torch.exp(f - a.diagonal().unsqueeze(1)).masked_select(~eye).mean()
+    return 1 + joint - marginal

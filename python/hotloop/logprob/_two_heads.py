@@ -1,0 +1,205 @@
+"""Two heads over one vocabulary on the CPU: the student's and the teacher's tiles side by side.
+
+Forward folds both tiles into running sums; the Jensen-Shannon mixture needs both log-sum-exps first and so a
+second pass over the tiles. Backward overwrites the student's tiles by their gradient. Tiles that the
+workspace holds are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import _environment, _native
+from ._cpu import Gradients, LogitMap, Products, accumulate_dtype, finish
+
+KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
+_STATISTICS = 8
+_export = torch.utils.dlpack.to_dlpack
+_Tiles = Iterator[tuple[int, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What is measured between teacher p and student q, and the weights of the balanced form."""
+
+    kind: str
+    beta: float = 0.5
+    delta: float = 2.0
+    student: LogitMap = LogitMap()
+    teacher: LogitMap = LogitMap()
+
+    @property
+    def mixture(self) -> bool:
+        return self.kind == "jsd"
+
+
+@dataclass
+class Given:
+    """Logits that exist: one tile each."""
+
+    student: Tensor
+    teacher: Tensor
+    student_bias: Tensor | None = None
+    teacher_bias: Tensor | None = None
+
+    def tiles(self) -> _Tiles:
+        yield 0, self.student, self.teacher
+
+    again = tiles
+
+
+@dataclass
+class Heads:
+    """Logits that exist only as tiles of two products."""
+
+    student_products: Products
+    teacher_products: Products
+    student_bias: Tensor | None = None
+    teacher_bias: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        student: tuple[Tensor, Tensor, Tensor | None],
+        teacher: tuple[Tensor, Tensor, Tensor | None],
+        rows: Tensor | None,
+    ) -> Heads:
+        half = _environment.workspace_bytes() // 2
+        products = [Products(h if rows is None else h.index_select(0, rows), w, half) for h, w, _ in (student, teacher)]
+        wide = [
+            None if b is None else b.to(accumulate_dtype(student[1].dtype)).contiguous()
+            for b in (student[2], teacher[2])
+        ]
+        return cls(products[0], products[1], wide[0], wide[1])
+
+    def tiles(self) -> _Tiles:
+        for (first, s), (_, t) in zip(self.student_products.logits(), self.teacher_products.logits()):
+            yield first, s, t
+
+    def again(self) -> _Tiles:
+        for (first, s), (_, t) in zip(self.student_products.tiles_again(), self.teacher_products.tiles_again()):
+            yield first, s, t
+
+
+@dataclass
+class Rows:
+    """Per-row results of forward, all [n] or [k, n], and what backward needs of them."""
+
+    loss: Tensor
+    lse: Tensor  # [2, n]: student, teacher
+    weights: Tensor  # [3, n]: of KL(p||q), KL(q||p), JSD in the loss
+    inner: Tensor  # [2, n]: KL(q||p), KL(q||M)
+    source: Given | Heads | None = field(default=None)
+
+
+def _slice(bias: Tensor | None, first: int, tile: Tensor) -> object:
+    return None if bias is None else _export(bias[first : first + tile.shape[1]])
+
+
+def _call(d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, mode: str, **arrays: Tensor) -> None:
+    packed = {name: None for name in ("statistics", "coefficients", "mixture")} | {
+        name: _export(value) for name, value in arrays.items()
+    }
+    _native.core().divergence(
+        mode, _export(s), _export(t), _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
+        d.student.native(), d.teacher.native(), d.beta, packed["statistics"], packed["coefficients"], packed["mixture"],
+    )  # fmt: skip
+
+
+def _log_cosh(d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, **arrays: Tensor) -> None:
+    packed = {name: None for name in ("sums", "weights")} | {name: _export(v) for name, v in arrays.items()}
+    _native.core().log_cosh(
+        _export(s), _export(t), _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
+        d.student.native(), d.teacher.native(), packed["sums"], packed["weights"],
+    )  # fmt: skip
+
+
+def forward(d: Divergence, source: Given | Heads, n: int, dtype: torch.dtype) -> Rows:
+    if d.kind == "log_cosh":
+        sums = torch.zeros(n, dtype=dtype)
+        for first, s, t in source.tiles():
+            _log_cosh(d, source, first, s, t, sums=sums)
+        scale = d.student.temperature**2
+        empty = torch.zeros(0, n, dtype=dtype)
+        return Rows(scale * sums, empty, empty, empty, source)
+    statistics = torch.zeros(_STATISTICS, n, dtype=dtype)
+    statistics[0] = statistics[3] = -torch.inf
+    for first, s, t in source.tiles():
+        _call(d, source, first, s, t, "statistics", statistics=statistics)
+    return combine(d, statistics, lambda lse: mixture_of(d, source, lse), source)
+
+
+def mixture_of(d: Divergence, source: Given | Heads, lse: Tensor) -> Tensor:
+    """KL(p||M) and KL(q||M), [2, n], by a second pass over the tiles."""
+    n = lse.shape[1]
+    coefficients = torch.zeros(7, n, dtype=lse.dtype)
+    coefficients[:2] = lse
+    mixture = torch.zeros(2, n, dtype=lse.dtype)
+    for first, s, t in source.again():
+        _call(d, source, first, s, t, "mixture", coefficients=coefficients, mixture=mixture)
+    return mixture
+
+
+def combine(d: Divergence, statistics: Tensor, mixture_of_lse: object, source: Given | Heads | None = None) -> Rows:
+    """From the eight running sums to the loss of each row and what backward needs; the same on every device."""
+    s_max, s_sum, s_z, t_max, t_sum, t_z, t_gap, s_gap = statistics.unbind(0)
+    lse_s, lse_t = s_max + torch.log(s_sum), t_max + torch.log(t_sum)
+    lse = torch.stack((lse_s, lse_t))
+    forward_kl = t_gap / t_sum + lse_s - lse_t
+    reverse_kl = s_gap / s_sum + lse_t - lse_s
+    zero, one = torch.zeros_like(lse_s), torch.ones_like(lse_s)
+    inner = torch.stack((reverse_kl, zero))
+    if d.kind == "forward_kl":
+        return Rows(forward_kl, lse, torch.stack((one, zero, zero)), inner, source)
+    if d.kind == "reverse_kl":
+        return Rows(reverse_kl, lse, torch.stack((zero, one, zero)), inner, source)
+    if d.kind == "balanced":
+        sharper = (lse_t - t_z / t_sum) > (lse_s - s_z / s_sum)  # the student's entropy is the smaller one
+        weights = torch.stack((torch.where(sharper, d.delta, one), torch.where(sharper, one, d.delta), zero))
+        scale = d.student.temperature**2
+        return Rows(scale * (weights[0] * forward_kl + weights[1] * reverse_kl), lse, scale * weights, inner, source)
+    assert callable(mixture_of_lse)
+    teacher_kl, student_kl = mixture_of_lse(lse).unbind(0)
+    loss = d.beta * teacher_kl + (1 - d.beta) * student_kl
+    return Rows(loss, lse, torch.stack((zero, zero, one)), torch.stack((reverse_kl, student_kl)), source)
+
+
+def coefficients(rows: Rows, grad: Tensor) -> Tensor:
+    """[7, n] as DivergenceCall in csrc/logprob/rows.hpp."""
+    return torch.cat((rows.lse, rows.weights * grad, rows.inner)).contiguous()
+
+
+def overwrite_student(d: Divergence, source: Given | Heads, rows: Rows, grad: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Turn the student's tiles into their gradient, one after the other."""
+    if d.kind == "log_cosh":
+        weights = (0.5 * d.student.temperature**2 * grad).contiguous()
+        for first, s, t in source.again():
+            _log_cosh(d, source, first, s, t, weights=weights)
+            yield first, s
+        return
+    packed = coefficients(rows, grad)
+    flag = {"mixture": torch.zeros(2, grad.shape[0], dtype=grad.dtype)} if d.mixture else {}
+    for first, s, t in source.again():
+        _call(d, source, first, s, t, "gradient", coefficients=packed, **flag)
+        yield first, s
+
+
+def head_gradients(
+    d: Divergence,
+    source: Heads,
+    rows: Rows,
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    index: Tensor | None,
+    need: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    gradients = Gradients(source.student_products, weight.dtype, *need)
+    for first, tile in overwrite_student(d, source, rows, grad):
+        gradients.add(first, tile)
+    return finish(gradients, hidden, bias, index)
