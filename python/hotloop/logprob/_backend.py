@@ -98,6 +98,6 @@ def backward(
     d_hidden, d_weight, d_bias = _triton().backward(
         hidden, weight, None if bias is None else bias.float(), labels, coefficients,
         scale=logit.logit_scale, softcap=logit.softcap or 0.0, temperature=logit.temperature,
-        ignore_index=ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
+        first_column=first_column, ignore_index=ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
     )  # fmt: skip
     return d_hidden, d_weight, d_bias if d_bias is None or bias is None else d_bias.to(bias.dtype)

@@ -24,7 +24,7 @@ def forward(
 
         sums, largest = kernels.logits_statistics(
             logits, labels, scale=logit.logit_scale, softcap=logit.softcap or 0.0,
-            temperature=logit.temperature, all_statistics=everything, argmax=argmax,
+            temperature=logit.temperature, all_statistics=everything, argmax=argmax, ignore_index=ignore_index,
         )  # fmt: skip
     else:
         sums = new_statistics(logits.shape[0], accumulate_dtype(logits.dtype))
@@ -46,8 +46,9 @@ def backward(
 
         gradient: Tensor = kernels.logits_gradient(
             logits, labels, coefficients, scale=logit.logit_scale, softcap=logit.softcap or 0.0,
-            temperature=logit.temperature,
+            temperature=logit.temperature, ignore_index=ignore_index,
         )  # fmt: skip
+        return gradient
     else:
         gradient = logits.detach().clone(memory_format=torch.contiguous_format)
         _native.core().row_gradient(

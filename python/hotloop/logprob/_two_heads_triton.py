@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import _two_heads
+from ._cpu import LogitMap
 from ._two_heads import Divergence, Rows
 
 _Head = tuple[Tensor, Tensor, Tensor | None]
@@ -19,46 +19,47 @@ def _kernels() -> Any:
     return linear_divergence
 
 
-def _maps(d: Divergence) -> dict[str, float]:
-    return {
-        "student_scale": d.student.logit_scale, "student_softcap": d.student.softcap or 0.0,
-        "student_temperature": d.student.temperature, "teacher_scale": d.teacher.logit_scale,
-        "teacher_softcap": d.teacher.softcap or 0.0, "teacher_temperature": d.teacher.temperature,
-    }  # fmt: skip
+def _transform(m: LogitMap) -> Any:
+    return _kernels().Transform(m.logit_scale, m.softcap or 0.0, m.temperature)
+
+
+def _heads(d: Divergence, student: _Head, teacher: _Head) -> tuple[Any, Any]:
+    return tuple(
+        _kernels().Head(h, w, None if b is None else b.float(), _transform(m))
+        for (h, w, b), m in ((student, d.student), (teacher, d.teacher))
+    )
+
+
+def _logits(d: Divergence, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
+    k = _kernels()
+    return k.Logits(student, None, _transform(d.student)), k.Logits(teacher, None, _transform(d.teacher))
 
 
 def forward(d: Divergence, student: _Head, teacher: _Head, labels: Tensor, ignore_index: int) -> Rows:
-    common = {"labels": labels, "ignore_index": ignore_index, **_maps(d)}
-    statistics = _kernels().statistics(student, teacher, **common)
-    rows = _two_heads.combine(
-        d, statistics, lambda lse: _kernels().mixture(student, teacher, lse, beta=d.beta, **common)
+    k, (s, t), valid = _kernels(), _heads(d, student, teacher), labels != ignore_index
+    return _two_heads.combine(
+        d, k.statistics(s, t, valid=valid), lambda lse: k.mixture(s, t, lse, beta=d.beta, valid=valid)
     )
-    rows.loss = torch.where(labels != ignore_index, rows.loss, 0.0)
-    return rows
 
 
 def backward(
     d: Divergence, student: _Head, teacher: _Head, rows: Rows, labels: Tensor, ignore_index: int, grad: Tensor,
     need: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    packed = _two_heads.coefficients(rows, grad)
     result: tuple[Tensor | None, Tensor | None, Tensor | None] = _kernels().gradient(
-        student, teacher, packed, beta=d.beta, mixture=d.mixture, labels=labels, ignore_index=ignore_index,
-        need_hidden=need[0], need_weight=need[1], need_bias=need[2], **_maps(d),
+        *_heads(d, student, teacher), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.mixture,
+        valid=labels != ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
     )  # fmt: skip
     return result
 
 
 def logit_forward(d: Divergence, student: Tensor, teacher: Tensor) -> Rows:
-    statistics = _kernels().logits_statistics(student, teacher, **_maps(d))
-    return _two_heads.combine(
-        d, statistics, lambda lse: _kernels().logits_mixture(student, teacher, lse, beta=d.beta, **_maps(d))
-    )
+    k, (s, t) = _kernels(), _logits(d, student, teacher)
+    return _two_heads.combine(d, k.statistics(s, t), lambda lse: k.mixture(s, t, lse, beta=d.beta))
 
 
 def logit_backward(d: Divergence, student: Tensor, teacher: Tensor, rows: Rows, grad: Tensor) -> Tensor:
-    packed = _two_heads.coefficients(rows, grad)
     gradient: Tensor = _kernels().logits_gradient(
-        student, teacher, packed, beta=d.beta, mixture=d.mixture, **_maps(d)
+        *_logits(d, student, teacher), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.mixture
     )
     return gradient

@@ -1,0 +1,187 @@
+"""What every room stands on, for NumPy arrays: elementary functions, exponentials of few operations, random numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _native
+
+FUNCTIONS = ("exp", "exp_weight", "expm1", "log", "log1p", "sigmoid", "softplus", "tanh", "log1mexp")
+
+
+def _map(op: str, name: str, x: Any) -> Any:
+    array = np.asarray(x)
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"[{op}] x: expected dtype float32 or float64, got {array.dtype}. Convert it first.")
+    dense = np.ascontiguousarray(array).reshape(-1)
+    out = np.empty_like(dense)
+    _native.core().map(name, dense, out)
+    return out.reshape(array.shape)
+
+
+def elementary(name: str, x: Any) -> Any:
+    """One of the elementary functions that the CPU loops use, on an array.
+
+    Float32 in branch-free SIMD code, float64 by libm; errors in ulp are in docs/numerics.md. ``exp_weight`` is
+    exp for x <= 0 with results below the smallest normal number taken as 0; ``log1mexp`` is log(1 - e^x), x < 0.
+
+    Args:
+        name: "exp", "exp_weight", "expm1", "log", "log1p", "sigmoid", "softplus", "tanh" or "log1mexp".
+        x: float32 or float64 array of any shape.
+
+    Returns:
+        Array of the shape and dtype of ``x``.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another name.
+
+    Example:
+        >>> elementary("softplus", np.zeros(1, np.float32)).round(4).tolist()
+        [0.6930999755859375]
+
+    Reference:
+        Definition.
+    """
+    if name not in FUNCTIONS:
+        raise ValueError(f"[elementary] name: expected one of {', '.join(FUNCTIONS)}, got {name!r}.")
+    return _map("elementary", name, x)
+
+
+def exp2_evolved(x: Any, *, coarse: bool = False) -> Any:
+    """2^x on [0, 1] in ten operations, two of them divisions: the evolved program of AutoNumerics-Zero.
+
+    u = x + c3 / x;  2^x = (c4 / (c1 / u + c2 + u) - c5)^8. The structure is the paper's; the constants are our own
+    minimax fit, since the published ones were not found. Relative error at most 4.2e-15 in float64.
+
+    Args:
+        x: float32 or float64 array with values in [0, 1].
+        coarse: the three-operation form a / (x + b) + c, relative error at most 8.7e-4. Default False.
+
+    Returns:
+        Array of the shape and dtype of ``x``; meaningless outside [0, 1].
+
+    Raises:
+        TypeError: another dtype.
+
+    Example:
+        >>> exp2_evolved(np.array([0.0, 1.0])).tolist()
+        [1.0, 2.0]
+
+    Reference:
+        Real et al. 2023, arXiv:2312.08472.
+    """
+    return _map("exp2_evolved", "exp2_evolved_coarse" if coarse else "exp2_evolved", x)
+
+
+def exp2_minimax(x: Any, *, degree: int = 5) -> Any:
+    """2^x on [0, 1] by a minimax polynomial (our Remez fit).
+
+    Relative error before rounding at most 7.5e-8 (degree 5) or 1.9e-9 (degree 6).
+
+    Args:
+        x: float32 or float64 array with values in [0, 1].
+        degree: 5 or 6. Default 5.
+
+    Returns:
+        Array of the shape and dtype of ``x``; meaningless outside [0, 1].
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another degree.
+
+    Example:
+        >>> abs(exp2_minimax(np.array([0.5]))[0] / 2**0.5 - 1) < 7.5e-8
+        np.True_
+
+    Reference:
+        The baseline of Real et al. 2023, arXiv:2312.08472; coefficients by Remez exchange.
+    """
+    if degree not in (5, 6):
+        raise ValueError(f"[exp2_minimax] degree: expected 5 or 6, got {degree!r}.")
+    return _map("exp2_minimax", f"exp2_minimax{degree}", x)
+
+
+def exp_by_exp2(x: Any, *, method: str = "minimax") -> Any:
+    """exp(x) from one of the exponentials above: x = (k + r) log 2 with k = floor(x / log 2).
+
+    Args:
+        x: float32 or float64 array. "minimax" clamps to [-87.3, 88.7].
+        method: "minimax" (degree 5) or "evolved". Default "minimax".
+
+    Returns:
+        Array of the shape and dtype of ``x``.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another method.
+
+    Example:
+        >>> abs(exp_by_exp2(np.array([1.0]), method="evolved")[0] / np.e - 1) < 1e-14
+        np.True_
+
+    Reference:
+        Real et al. 2023, arXiv:2312.08472.
+    """
+    if method not in ("minimax", "evolved"):
+        raise ValueError(f"[exp_by_exp2] method: expected minimax or evolved, got {method!r}.")
+    return _map("exp_by_exp2", f"exp_{method}", x)
+
+
+def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
+    """The four 32-bit words of Philox 4x32-10 for items first_item to first_item + n - 1.
+
+    Counter (item, offset), key seed: the same words on every machine, in any order, on CPU and GPU.
+
+    Args:
+        seed: 0 to 2^64 - 1.
+        n: number of items, >= 0.
+        offset: second half of the counter, 0 to 2^64 - 1. Default 0.
+        first_item: first half of the counter of the first item. Default 0.
+
+    Returns:
+        uint32 array of shape (n, 4).
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> philox(0, 1).tolist()
+        [[1713059353, 1606092897, 3755222444, 465184503]]
+
+    Reference:
+        Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC11.
+    """
+    for name, value in (("seed", seed), ("offset", offset), ("first_item", first_item)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"[philox] {name}: expected 0 to 2^64 - 1, got {value!r}.")
+    if n < 0:
+        raise ValueError(f"[philox] n: expected at least 0, got {n!r}.")
+    words = np.empty((n, 4), np.int32)
+    _native.core().philox_fill(seed, offset, first_item, words)
+    return words.view(np.uint32)
+
+
+def philox_uniform(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
+    """Uniform float32 numbers in (0, 1] from the words of ``philox``: ((word >> 8) + 1) / 2^24, shape (n, 4).
+
+    Args:
+        seed, n, offset, first_item: as in ``philox``.
+
+    Returns:
+        float32 array of shape (n, 4); never 0, so its logarithm is finite.
+
+    Raises:
+        ValueError: a number out of range.
+
+    Example:
+        >>> bool((philox_uniform(1, 100) > 0).all())
+        True
+
+    Reference:
+        Salmon et al. 2011, SC11.
+    """
+    words = philox(seed, n, offset=offset, first_item=first_item)
+    return ((words >> np.uint32(8)) + np.uint32(1)).astype(np.float32) * np.float32(2.0**-24)
