@@ -65,10 +65,11 @@ HOTLOOP_INLINE float vexp(float x) {
 // exp(x) for x <= 0 where anything below the smallest normal may be 0: a softmax weight, in fewer
 // instructions than vexp. NaN stays NaN (which is why 2^k is a factor and not added to the exponent bits).
 HOTLOOP_INLINE float vexp_weight(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;
+  constexpr float kLeast = -87.3365402f;  // log of the smallest normal number, 2^-126
+  const float clamped = x < kLeast ? kLeast : x;
   const detail::ExpParts e = detail::exp_parts(clamped);
   const float y = (1.0f + e.y) * detail::power_of_two(e.k);
-  return x < -87.0f ? 0.0f : y;
+  return x < kLeast ? 0.0f : y;
 }
 
 HOTLOOP_INLINE float vexpm1(float x) {
@@ -154,11 +155,12 @@ template <class R>
 HOTLOOP_INLINE R vsoftplus(R x) {  // log(1 + e^x)
   return (x > R(0) ? x : R(0)) + vlog1p_unit(vexp_weight(-vabs(x)));
 }
+HOTLOOP_INLINE float vcopysign(float x, float sign) { return ::copysignf(x, sign); }
+HOTLOOP_INLINE double vcopysign(double x, double sign) { return ::copysign(x, sign); }
 template <class R>
 HOTLOOP_INLINE R vtanh(R x) {
   const R e = vexpm1(R(-2) * vabs(x));
-  const R y = -e / (R(2) + e);
-  return x >= R(0) ? y : -y;
+  return vcopysign(e / (R(2) + e), x);  // odd to the last bit, -0 included
 }
 // log(1 - e^a) for a < 0, by whichever of the two forms does not cancel.
 template <class R>
@@ -201,10 +203,10 @@ template <class R, int N>
 HOTLOOP_INLINE Dual<R, N> vlog1mexp(const Dual<R, N>& x) {
   return chain(x, vlog1mexp(x.value), R(1) + R(1) / vexpm1(x.value));
 }
-// relu with subgradient 0 at 0, as in torch.
+// relu with subgradient 0 at 0, as in torch; NaN stays NaN.
 template <class T>
 HOTLOOP_INLINE T vrelu(const T& x) {
-  return select(value_of(x) > Real<T>(0), x, T(Real<T>(0)));
+  return select(value_of(x) <= Real<T>(0), T(Real<T>(0)), x);
 }
 
 }  // namespace hotloop

@@ -38,7 +38,8 @@ struct RowGradient {
   R lse, a, b, c, d;
   HOTLOOP_INLINE R at(R z) const {
     const R p = vexp_weight(z - lse);
-    return p * (a + b * z + c * p) + d;
+    // A weight of 0 silences the logit: one of -inf has b z = NaN, even with b = 0.
+    return (p == R(0) ? R(0) : p * (a + b * z + c * p)) + d;
   }
 };
 

@@ -164,7 +164,7 @@ struct NcaPair : Head<2, 2, 1> {
   HOTLOOP_HEAD("nca_pair") {
     const T chosen = (d[0] - c[0]) * p[0];
     const T rejected = (d[1] - c[1]) * p[0];
-    return logistic(chosen, R(1)) + (vsoftplus(chosen) + vsoftplus(rejected)) * R(0.5);
+    return vsoftplus(-chosen) + (vsoftplus(chosen) + vsoftplus(rejected)) * R(0.5);
   }
 };
 struct Kto : Head<1, 3, 3> {  // d: l; c: r, desirable (1 or 0), z0; p: beta, weight desirable, weight undesirable
@@ -184,8 +184,14 @@ struct Bco : Head<1, 4, 1> {  // d: l; c: r, desirable (1 or 0), delta, density 
 
 struct Orpo : Head<3, 0, 1> {  // d: mean log-probability chosen, rejected, NLL; p: weight of the odds ratio
   HOTLOOP_HEAD("orpo") {
-    const T odds = (d[0] - vlog1mexp(d[0])) - (d[1] - vlog1mexp(d[1]));
-    return d[2] + vsoftplus(-odds) * p[0];
+    return d[2] + vsoftplus(log_odds<T>(d[1]) - log_odds<T>(d[0])) * p[0];
+  }
+  // An answer of probability 1, or an empty one, has infinite odds and no gradient: stop just below 0.
+  template <class T>
+  static HOTLOOP_INLINE T log_odds(const T& a) {
+    constexpr Real<T> kTop = Real<T>(-0x1p-24);
+    const T capped = select(value_of(a) > kTop, T(kTop), a);
+    return capped - vlog1mexp(capped);
   }
 };
 struct Cpo : Head<3, 1, 2> {  // d: pc, pr, NLL; c: label; p: beta, weight of the NLL

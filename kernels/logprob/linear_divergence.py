@@ -412,7 +412,7 @@ def _logits_divergence_bwd_kernel(
     columns = start + tl.arange(0, BLOCK_COLUMNS)
     inside = within(start, vocabulary, BLOCK_COLUMNS)
     to = ds_ptr + row[:, None] * stride_dn + columns[None, :]
-    if HAS_VALID:  # noqa: SIM102
+    if HAS_VALID:
         if tl.load(valid_ptr + program // column_blocks) == 0:
             nothing = tl.zeros((1, BLOCK_COLUMNS), ds_ptr.dtype.element_ty)
             tl.store(to, nothing, mask=inside[None, :])

@@ -205,7 +205,7 @@ def _logits_logprob_fwd_kernel(
     program = tl.program_id(0).to(tl.int64)
     split = program % splits
     row = program // splits + tl.zeros((1,), tl.int64)
-    if HAS_IGNORE:  # noqa: SIM102
+    if HAS_IGNORE:
         if tl.load(label_ptr + program // splits) == ignore_index:
             return
     label = tl.load(label_ptr + row) - first_column
@@ -374,7 +374,7 @@ def _logits_logprob_bwd_kernel(
     columns = start + tl.arange(0, BLOCK_COLUMNS)
     inside = within(start, vocabulary, BLOCK_COLUMNS)
     to = dlogits_ptr + row[:, None] * stride_dn + columns[None, :]
-    if HAS_IGNORE:  # noqa: SIM102
+    if HAS_IGNORE:
         if tl.load(label_ptr + program // column_blocks) == ignore_index:
             nothing = tl.zeros((1, BLOCK_COLUMNS), dlogits_ptr.dtype.element_ty)
             tl.store(to, nothing, mask=inside[None, :])

@@ -17,13 +17,25 @@ _ROOMS = ("core", "logprob", "preference", "unlearn", "reference", "kernels")
 __all__ = ["__version__", "catalog", *_ROOMS]
 
 if TYPE_CHECKING:
-    from . import core, logprob, preference, reference, unlearn
+    from . import core as core
+    from . import logprob as logprob
+    from . import preference as preference
+    from . import reference as reference
+    from . import unlearn as unlearn
     from ._registry import catalog
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return importlib.import_module(f"{__name__}.{name}")
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ImportError(
+                f"[hotloop] {name}: expected torch >= 2.6 to be installed, found none. "
+                "Install it with `pip install torch`."
+            ) from error
     if name == "catalog":
         from ._registry import catalog
 

@@ -36,7 +36,9 @@ def float_tensor(op: str, name: str, value: Any, ndim: int | None = None) -> tor
             f"[{op}] {name}: expected dtype {floats()}, got {dtype_name(t.dtype)}. Convert it with .float()."
         )
     if ndim is not None and t.ndim != ndim:
-        raise ValueError(f"[{op}] {name}: expected {ndim} dimension(s), got shape {tuple(t.shape)}.")
+        raise ValueError(
+            f"[{op}] {name}: expected {ndim} dimension(s), got shape {tuple(t.shape)}."
+        )
     return t
 
 
@@ -72,7 +74,9 @@ def number(
     ]
     wanted = "a number " + " and ".join(b for b in bounds if b) if any(bounds) else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float.")
+        raise TypeError(
+            f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float."
+        )
     x = float(value)
     inside = (
         x == x
@@ -82,7 +86,9 @@ def number(
         and (at_most is None or x <= at_most)
     )
     if not inside:
-        raise ValueError(f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}")
+        raise ValueError(
+            f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}"
+        )
     return x
 
 

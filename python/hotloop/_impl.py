@@ -59,7 +59,11 @@ def choose(
     elif forced in candidates and candidates[forced]() is None:
         note(op, forced)
         return forced
-    lines = [f"[{op}] no implementation fits {inputs()}" + (f" with impl={forced!r}" if forced else "") + ":"]
+    lines = [
+        f"[{op}] no implementation fits {inputs()}"
+        + (f" with impl={forced!r}" if forced else "")
+        + ":"
+    ]
     for name in IMPLS[1:]:
         if name not in candidates:
             lines.append(f"    {name:10s} refused: this op has none")

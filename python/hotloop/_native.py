@@ -13,7 +13,7 @@ from types import ModuleType
 _TORCH_FIRST = "torch"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def core() -> ModuleType:
     """Return ``hotloop._core``, loaded after torch where torch is installed."""
     if _TORCH_FIRST not in sys.modules and importlib.util.find_spec(_TORCH_FIRST) is not None:
@@ -24,7 +24,7 @@ def core() -> ModuleType:
         raise ImportError(_explain(error)) from error
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cuda() -> ModuleType | None:
     """Return ``hotloop._cuda``, or None where it was not compiled or cannot be loaded."""
     try:

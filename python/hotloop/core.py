@@ -8,13 +8,25 @@ import numpy as np
 
 from . import _native
 
-FUNCTIONS = ("exp", "exp_weight", "expm1", "log", "log1p", "sigmoid", "softplus", "tanh", "log1mexp")
+FUNCTIONS = (
+    "exp",
+    "exp_weight",
+    "expm1",
+    "log",
+    "log1p",
+    "sigmoid",
+    "softplus",
+    "tanh",
+    "log1mexp",
+)
 
 
 def _map(op: str, name: str, x: Any) -> Any:
     array = np.asarray(x)
     if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"[{op}] x: expected dtype float32 or float64, got {array.dtype}. Convert it first.")
+        raise TypeError(
+            f"[{op}] x: expected dtype float32 or float64, got {array.dtype}. Convert it first."
+        )
     dense = np.ascontiguousarray(array).reshape(-1)
     out = np.empty_like(dense)
     _native.core().map(name, dense, out)
@@ -46,7 +58,9 @@ def elementary(name: str, x: Any) -> Any:
         Definition.
     """
     if name not in FUNCTIONS:
-        raise ValueError(f"[elementary] name: expected one of {', '.join(FUNCTIONS)}, got {name!r}.")
+        raise ValueError(
+            f"[elementary] name: expected one of {', '.join(FUNCTIONS)}, got {name!r}."
+        )
     return _map("elementary", name, x)
 
 
@@ -54,7 +68,8 @@ def exp2_evolved(x: Any, *, coarse: bool = False) -> Any:
     """2^x on [0, 1] in ten operations, two of them divisions: the evolved program of AutoNumerics-Zero.
 
     u = x + c3 / x;  2^x = (c4 / (c1 / u + c2 + u) - c5)^8. The structure is the paper's; the constants are our own
-    minimax fit, since the published ones were not found. Relative error at most 4.2e-15 in float64.
+    minimax fit under 2^0 = 1 and 2^1 = 2, since the published ones were not found. Relative error at most 4.4e-15 in
+    float64; exact at 0.
 
     Args:
         x: float32 or float64 array with values in [0, 1].
@@ -67,7 +82,7 @@ def exp2_evolved(x: Any, *, coarse: bool = False) -> Any:
         TypeError: another dtype.
 
     Example:
-        >>> exp2_evolved(np.array([0.0, 1.0])).tolist()
+        >>> exp2_evolved(np.array([0.0, 1.0])).round(14).tolist()
         [1.0, 2.0]
 
     Reference:
@@ -149,7 +164,7 @@ def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
 
     Example:
         >>> philox(0, 1).tolist()
-        [[1713059353, 1606092897, 3755222444, 465184503]]
+        [[1713891541, 3781805453, 3159862348, 2600524760]]
 
     Reference:
         Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", SC11.

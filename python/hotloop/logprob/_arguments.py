@@ -16,7 +16,9 @@ def logit_map(op: str, temperature: float, logit_scale: float, softcap: float | 
     return LogitMap(
         _check.number(op, "temperature", temperature, above=0),
         _check.number(op, "logit_scale", logit_scale),
-        None if softcap is None else _check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap."),
+        None
+        if softcap is None
+        else _check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap."),
     )
 
 
@@ -29,7 +31,11 @@ def wanted_statistics(op: str, statistics: Any) -> frozenset[str]:
 
 
 def head(
-    op: str, hidden: Any, weight: Any, bias: Any, names: tuple[str, str, str] = ("hidden", "weight", "bias")
+    op: str,
+    hidden: Any,
+    weight: Any,
+    bias: Any,
+    names: tuple[str, str, str] = ("hidden", "weight", "bias"),
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Check hidden [..., D], weight [V, D], bias [V] and return hidden as [N, D]."""
     h, w, b = names
@@ -41,7 +47,9 @@ def head(
             f"got {tuple(hidden.shape)}. {w} is (vocabulary, width)."
         )
     if weight.shape[0] == 0:
-        raise ValueError(f"[{op}] {w}: expected a vocabulary of at least 1, got shape {tuple(weight.shape)}.")
+        raise ValueError(
+            f"[{op}] {w}: expected a vocabulary of at least 1, got shape {tuple(weight.shape)}."
+        )
     if hidden.dtype != weight.dtype:
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -67,17 +75,29 @@ def head(
     return flat, weight, bias
 
 
-def labels(op: str, value: Any, shape: torch.Size, vocabulary: int, ignore_index: int, like: str, device: Any) -> Tensor:
+def labels(
+    op: str,
+    value: Any,
+    shape: torch.Size,
+    vocabulary: int,
+    ignore_index: int,
+    like: str,
+    device: Any,
+) -> Tensor:
     """Check labels of the given shape and return them as int64 [N]."""
     t = _check.tensor(op, "labels", value)
     if t.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"[{op}] labels: expected dtype int64 or int32, got {_check.dtype_name(t.dtype)}.")
+        raise TypeError(
+            f"[{op}] labels: expected dtype int64 or int32, got {_check.dtype_name(t.dtype)}."
+        )
     if t.shape != shape:
         raise ValueError(
             f"[{op}] labels: expected shape {tuple(shape)}, one per row of {like}, got {tuple(t.shape)}."
         )
     if t.device != device:
-        raise ValueError(f"[{op}] labels: expected device {device} like {like}, got {t.device}. Move them first.")
+        raise ValueError(
+            f"[{op}] labels: expected device {device} like {like}, got {t.device}. Move them first."
+        )
     flat = t.reshape(-1).to(torch.int64)
     # On the CPU the check costs microseconds and an unchecked label would be a silent NaN; on a GPU it
     # would wait for the device, so it is left to HOTLOOP_CHECK.
@@ -102,7 +122,9 @@ def cu_seqlens(op: str, value: Any, n: int, device: Any) -> Tensor:
             f"{_check.dtype_name(t.dtype)} {tuple(t.shape)}."
         )
     if t.device != device:
-        raise ValueError(f"[{op}] cu_seqlens: expected device {device}, got {t.device}. Move it first.")
+        raise ValueError(
+            f"[{op}] cu_seqlens: expected device {device}, got {t.device}. Move it first."
+        )
     if (t.device.type == "cpu" or _environment.checks_on()) and not torch.compiler.is_compiling():
         if int(t[0]) != 0 or int(t[-1]) != n or bool((t.diff() < 0).any()):
             raise ValueError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -29,9 +32,6 @@ def choose(op: str, impl: str, like: Tensor, describe: Callable[[], str]) -> str
 
 
 def triton_refuses(device: str) -> str | None:
-    import importlib.util
-    import os
-
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -39,10 +39,8 @@ def triton_refuses(device: str) -> str | None:
     return None
 
 
-def _triton() -> ModuleType:
-    from ..kernels.logprob import linear_logprob
-
-    return linear_logprob
+def triton_kernels() -> ModuleType:
+    return importlib.import_module("hotloop.kernels.logprob.linear_logprob")
 
 
 def forward(
@@ -62,10 +60,19 @@ def forward(
     if impl == "cpu":
         workspace = None if keep else 0
         return _cpu.forward(
-            hidden, weight, bias, labels, logit, ignore_index, everything, argmax, workspace, first_column
+            hidden,
+            weight,
+            bias,
+            labels,
+            logit,
+            ignore_index,
+            everything,
+            argmax,
+            workspace,
+            first_column,
         )
     wide_bias = None if bias is None else bias.float()
-    statistics, largest = _triton().forward(
+    statistics, largest = triton_kernels().forward(
         hidden, weight, wide_bias, labels,
         scale=logit.logit_scale, softcap=logit.softcap or 0.0, temperature=logit.temperature,
         all_statistics=everything, argmax=argmax, first_column=first_column, ignore_index=ignore_index,
@@ -93,9 +100,18 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if impl == "cpu":
         return _cpu.backward(
-            hidden, weight, bias, labels, logit, ignore_index, coefficients, state, need, first_column
+            hidden,
+            weight,
+            bias,
+            labels,
+            logit,
+            ignore_index,
+            coefficients,
+            state,
+            need,
+            first_column,
         )
-    d_hidden, d_weight, d_bias = _triton().backward(
+    d_hidden, d_weight, d_bias = triton_kernels().backward(
         hidden, weight, None if bias is None else bias.float(), labels, coefficients,
         scale=logit.logit_scale, softcap=logit.softcap or 0.0, temperature=logit.temperature,
         first_column=first_column, ignore_index=ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],

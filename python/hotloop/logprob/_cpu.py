@@ -8,13 +8,19 @@ is three products (logits, d hidden, d weight) instead of four; with nothing kep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from .. import _environment, _native
+from .._dlpack import export as _export
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 STATISTICS = ("max", "sum_exp", "sum_z_exp", "sum_exp2", "sum_z", "label_z")
 """Rows of the statistics matrix, as ``Statistic`` in csrc/logprob/rows.hpp."""
@@ -23,8 +29,6 @@ STATISTICS = ("max", "sum_exp", "sum_z_exp", "sum_exp2", "sum_z", "label_z")
 # make the product less efficient (docs/perf-notes.md, "tile width").
 _TILE_BYTES = 8 * 2**20
 _LEAST_TILE_COLUMNS = 512
-
-_export = torch.utils.dlpack.to_dlpack
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,19 @@ class LogitMap:
 
     def native(self) -> tuple[float, float, float]:
         return (self.logit_scale, self.softcap or 0.0, self.temperature)
+
+
+def in_the_dtype_given(call: Callable[P, R]) -> Callable[P, R]:
+    """Keep autocast out: it would make some products (not those with ``out=``) narrower than the inputs."""
+
+    @functools.wraps(call)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.is_autocast_enabled("cpu"):
+            return call(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            return call(*args, **kwargs)
+
+    return wrapped
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -56,7 +73,9 @@ class Products:
         self.weight = weight
         n, vocabulary = hidden.shape[0], weight.shape[0]
         column_bytes = max(1, n) * self.dtype.itemsize
-        self.tile_columns = max(1, min(vocabulary, max(_LEAST_TILE_COLUMNS, _TILE_BYTES // column_bytes)))
+        self.tile_columns = max(
+            1, min(vocabulary, max(_LEAST_TILE_COLUMNS, _TILE_BYTES // column_bytes))
+        )
         fit = workspace // column_bytes
         if fit >= vocabulary:
             self.kept_columns = vocabulary
@@ -101,16 +120,23 @@ class Gradients:
     """Sums what the gradient tiles give: d hidden in float32 or better, d weight tile by tile, d bias."""
 
     def __init__(
-        self, products: Products, weight_dtype: torch.dtype, need_hidden: bool, need_weight: bool, need_bias: bool
+        self,
+        products: Products,
+        weight_dtype: torch.dtype,
+        need_hidden: bool,
+        need_weight: bool,
+        need_bias: bool,
     ) -> None:
         self.products = products
-        n, width = products.hidden.shape
+        width = products.hidden.shape[1]
         vocabulary = products.weight.shape[0]
         self.hidden: Tensor | None = None
         self.need_hidden = need_hidden
         # Each row of d weight comes from one product over all n rows, so it is rounded once.
         self.weight = torch.empty(vocabulary, width, dtype=weight_dtype) if need_weight else None
-        self.bias = torch.empty(vocabulary, dtype=accumulate_dtype(products.dtype)) if need_bias else None
+        self.bias = (
+            torch.empty(vocabulary, dtype=accumulate_dtype(products.dtype)) if need_bias else None
+        )
 
     def add(self, first: int, dz: Tensor) -> None:
         last = first + dz.shape[1]
@@ -146,7 +172,9 @@ def new_statistics(n: int, dtype: torch.dtype) -> Tensor:
 class HeadState:
     """What forward leaves for backward: the valid rows, their labels, and the tiles that were kept."""
 
-    def __init__(self, rows: Tensor | None, products: Products | None, labels: Tensor, hidden_rows: int) -> None:
+    def __init__(
+        self, rows: Tensor | None, products: Products | None, labels: Tensor, hidden_rows: int
+    ) -> None:
         self.rows = rows  # index of the valid rows; None: all of them
         self.products = products
         self.labels = labels
@@ -158,6 +186,7 @@ def select_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
     return None if bool(valid.all()) else valid.nonzero().squeeze(1)
 
 
+@in_the_dtype_given
 def forward(
     hidden: Tensor,
     weight: Tensor,
@@ -202,6 +231,7 @@ def forward(
     return statistics, largest, HeadState(rows, products, y, hidden.shape[0])
 
 
+@in_the_dtype_given
 def backward(
     hidden: Tensor,
     weight: Tensor,

@@ -50,10 +50,23 @@ class _LinearDivergence(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels = ctx.saved_tensors
-        need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2] and bias is not None)
+        need = (
+            ctx.needs_input_grad[0],
+            ctx.needs_input_grad[1],
+            ctx.needs_input_grad[2] and bias is not None,
+        )
         rows: Rows = ctx.rows
         gradients = linear_backward(
-            ctx.impl, ctx.d, (hidden, weight, bias), ctx.teacher, rows, ctx.index, labels, ctx.ignore_index, grad, need
+            ctx.impl,
+            ctx.d,
+            (hidden, weight, bias),
+            ctx.teacher,
+            rows,
+            ctx.index,
+            labels,
+            ctx.ignore_index,
+            grad,
+            need,
         )
         rows.source = None  # its tiles are spent: a second backward computes them again
         return (*gradients, None, None, None, None, None, None)
@@ -89,7 +102,9 @@ def linear_backward(
     need: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     if impl == "triton":
-        return _two_heads_triton.backward(d, student, teacher, rows, labels, ignore_index, grad, need)
+        return _two_heads_triton.backward(
+            d, student, teacher, rows, labels, ignore_index, grad, need
+        )
     source = rows.source
     if not isinstance(source, Heads):
         source = Heads.of(student, teacher, index)
@@ -104,7 +119,13 @@ class _LogitDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, labels: Tensor, d: Divergence, ignore_index: int, impl: str
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        d: Divergence,
+        ignore_index: int,
+        impl: str,
     ) -> Tensor:
         rows = logit_forward(impl, d, student.detach(), teacher)
         ctx.save_for_backward(student, teacher, labels, rows.lse, rows.weights, rows.inner)
@@ -124,7 +145,9 @@ class _LogitDivergence(torch.autograd.Function):
 def logit_forward(impl: str, d: Divergence, student: Tensor, teacher: Tensor) -> Rows:
     if impl == "triton":
         return _two_heads_triton.logit_forward(d, student, teacher)
-    return _two_heads.forward(d, Given(student, teacher), student.shape[0], accumulate_dtype(student.dtype))
+    return _two_heads.forward(
+        d, Given(student, teacher), student.shape[0], accumulate_dtype(student.dtype)
+    )
 
 
 def logit_backward(
@@ -149,13 +172,16 @@ def _divergence(kind: str, beta: float, delta: float, numbers: list[float]) -> D
 
 
 def _numbers(d: Divergence) -> list[float]:
-    return [x for m in (d.student, d.teacher) for x in (m.temperature, m.logit_scale, m.softcap or 0.0)]
+    return [
+        x for m in (d.student, d.teacher) for x in (m.temperature, m.logit_scale, m.softcap or 0.0)
+    ]
 
 
 def _pack(rows: Rows, index: Tensor | None, n: int) -> Tensor:
     """[8, N]: loss, lse (2), weights (3), inner (2); 0 in masked rows."""
     if rows.lse.shape[0] == 0:  # log_cosh keeps nothing
-        rows = Rows(rows.loss, *(rows.loss.new_zeros(k, rows.loss.shape[0]) for k in (2, 3, 2)))
+        empty = [rows.loss.new_zeros(k, rows.loss.shape[0]) for k in (2, 3, 2)]
+        rows = Rows(rows.loss, empty[0], empty[1], empty[2])
     packed = torch.cat((rows.loss.unsqueeze(0), rows.lse, rows.weights, rows.inner))
     if index is None:
         return packed
@@ -177,7 +203,12 @@ def _linear_divergence(
     """Return [8, N]: the loss of each row and what backward needs."""
     d = _divergence(kind, beta, delta, numbers)
     rows, index = linear_forward(
-        impl, d, (hidden, weight, bias), (teacher_hidden, teacher_weight, teacher_bias), labels, ignore_index
+        impl,
+        d,
+        (hidden, weight, bias),
+        (teacher_hidden, teacher_weight, teacher_bias),
+        labels,
+        ignore_index,
     )
     return _pack(rows, index, hidden.shape[0])
 
@@ -227,7 +258,9 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     *heads, labels, packed = ctx.saved_tensors
-    dh, dw, db = torch.ops.hotloop.linear_divergence_backward(*heads, packed, grad[0], labels, *ctx.rest)
+    dh, dw, db = torch.ops.hotloop.linear_divergence_backward(
+        *heads, packed, grad[0], labels, *ctx.rest
+    )
     return dh, dw, None if heads[2] is None else db, *([None] * 10)
 
 
@@ -236,16 +269,30 @@ _linear_divergence.register_autograd(_linear_backward, setup_context=_linear_set
 
 @torch.library.custom_op("hotloop::logit_divergence", mutates_args=())
 def _logit_divergence(
-    student: Tensor, teacher: Tensor, kind: str, beta: float, delta: float, numbers: list[float], impl: str
+    student: Tensor,
+    teacher: Tensor,
+    kind: str,
+    beta: float,
+    delta: float,
+    numbers: list[float],
+    impl: str,
 ) -> Tensor:
     """Return [8, N] as ``linear_divergence``."""
-    rows = logit_forward(impl, _divergence(kind, beta, delta, numbers), student.contiguous(), teacher.contiguous())
+    rows = logit_forward(
+        impl, _divergence(kind, beta, delta, numbers), student.contiguous(), teacher.contiguous()
+    )
     return _pack(rows, None, student.shape[0])
 
 
 @_logit_divergence.register_fake
 def _(
-    student: Tensor, teacher: Tensor, kind: str, beta: float, delta: float, numbers: list[float], impl: str
+    student: Tensor,
+    teacher: Tensor,
+    kind: str,
+    beta: float,
+    delta: float,
+    numbers: list[float],
+    impl: str,
 ) -> Tensor:
     return student.new_empty((8, student.shape[0]), dtype=accumulate_dtype(student.dtype))
 
@@ -256,7 +303,9 @@ def _logit_divergence_backward(
     kind: str, beta: float, delta: float, numbers: list[float], impl: str,
 ) -> Tensor:  # fmt: skip
     d = _divergence(kind, beta, delta, numbers)
-    return logit_backward(impl, d, student, teacher.contiguous(), _unpack(packed, None), grad)
+    gradient = logit_backward(impl, d, student, teacher.contiguous(), _unpack(packed, None), grad)
+    # A masked row comes with gradient 0; whatever stands in it must not come out as NaN.
+    return gradient.masked_fill_((grad == 0).unsqueeze(1), 0.0)
 
 
 @_logit_divergence_backward.register_fake
@@ -274,7 +323,9 @@ def _logit_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _logit_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     student, teacher, packed = ctx.saved_tensors
-    gradient = torch.ops.hotloop.logit_divergence_backward(student, teacher, packed, grad[0], *ctx.rest)
+    gradient = torch.ops.hotloop.logit_divergence_backward(
+        student, teacher, packed, grad[0], *ctx.rest
+    )
     return gradient, *([None] * 6)
 
 
@@ -284,7 +335,9 @@ _logit_divergence.register_autograd(_logit_backward, setup_context=_logit_setup)
 # -- what the front doors call ------------------------------------------------------------------------------
 
 
-def options(op: str, kind: str, beta: float, delta: float, temperature: float, reduction: str) -> Divergence:
+def options(
+    op: str, kind: str, beta: float, delta: float, temperature: float, reduction: str
+) -> Divergence:
     _check.choice(op, "divergence", kind, KINDS)
     _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
     _check.number(op, "beta", beta, at_least=0, at_most=1)
@@ -295,7 +348,9 @@ def options(op: str, kind: str, beta: float, delta: float, temperature: float, r
     return Divergence(kind, beta, delta, logit, logit)
 
 
-def reduce(losses: Tensor, labels: Tensor, ignore_index: int, reduction: str, shape: torch.Size) -> Tensor:
+def reduce(
+    losses: Tensor, labels: Tensor, ignore_index: int, reduction: str, shape: torch.Size
+) -> Tensor:
     if reduction == "none":
         return losses.reshape(shape)
     if reduction == "sum":
@@ -305,7 +360,10 @@ def reduce(losses: Tensor, labels: Tensor, ignore_index: int, reduction: str, sh
 
 def reference_rows(d: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of each row in plain torch, from logits that are not yet divided by the temperature."""
-    s, t = reference.map_logits(student, d.student.temperature), reference.map_logits(teacher, d.teacher.temperature)
+    s, t = (
+        reference.map_logits(student, d.student.temperature),
+        reference.map_logits(teacher, d.teacher.temperature),
+    )
     scale = d.student.temperature**2
     if d.kind == "log_cosh":
         x = (s - t) / 2
@@ -330,9 +388,13 @@ def of_heads(
     impl: Impl,
 ) -> Tensor:
     shape = student[0].shape[:-1] if isinstance(student[0], Tensor) else torch.Size()
-    hidden, weight, bias = _arguments.head(op, *student, ("student_hidden", "student_weight", "student_bias"))
+    hidden, weight, bias = _arguments.head(
+        op, *student, ("student_hidden", "student_weight", "student_bias")
+    )
     with torch.no_grad():
-        teacher_head = _arguments.head(op, *teacher, ("teacher_hidden", "teacher_weight", "teacher_bias"))
+        teacher_head = _arguments.head(
+            op, *teacher, ("teacher_hidden", "teacher_weight", "teacher_bias")
+        )
     if teacher_head[1].shape[0] != weight.shape[0] or teacher_head[0].shape[0] != hidden.shape[0]:
         raise ValueError(
             f"[{op}] teacher_weight: expected {hidden.shape[0]} rows over a vocabulary of {weight.shape[0]} like the "
@@ -353,17 +415,41 @@ def of_heads(
     chosen = _choose(op, impl, hidden, f"student_hidden {tuple(shape)}", d)
     teacher_head = tuple(None if x is None else x.detach() for x in teacher_head)  # type: ignore[assignment]
     if chosen == "reference":
-        rows = reference_rows(
-            d, reference.logits_of(hidden, weight, bias), reference.logits_of(*teacher_head)
+        valid = flat_labels != ignore_index
+        hidden, teacher_hidden = (
+            torch.where(valid.unsqueeze(1), h, 0.0) for h in (hidden, teacher_head[0])
         )
-        rows = torch.where(flat_labels != ignore_index, rows, 0.0)
+        rows = reference_rows(
+            d,
+            reference.logits_of(hidden, weight, bias),
+            reference.logits_of(teacher_hidden, *teacher_head[1:]),
+        )
+        rows = torch.where(valid, rows, 0.0)
     elif torch.compiler.is_compiling():
         rows = torch.ops.hotloop.linear_divergence(
-            hidden, weight, bias, *teacher_head, flat_labels, ignore_index, d.kind, d.beta, d.delta, _numbers(d), chosen
+            hidden,
+            weight,
+            bias,
+            *teacher_head,
+            flat_labels,
+            ignore_index,
+            d.kind,
+            d.beta,
+            d.delta,
+            _numbers(d),
+            chosen,
         )[0]
     else:
         rows = _LinearDivergence.apply(
-            hidden, weight, bias, teacher_head, flat_labels, d, ignore_index, chosen, torch.is_grad_enabled()
+            hidden,
+            weight,
+            bias,
+            teacher_head,
+            flat_labels,
+            d,
+            ignore_index,
+            chosen,
+            torch.is_grad_enabled(),
         )
     return reduce(rows, flat_labels, ignore_index, reduction, shape)
 
@@ -399,15 +485,21 @@ def of_logits(
     if labels is None:
         flat_labels = torch.zeros(flat.shape[0], dtype=torch.int64, device=flat.device)
     else:
-        flat_labels = _arguments.labels(op, labels, shape, vocabulary, ignore_index, "student_logits", flat.device)
+        flat_labels = _arguments.labels(
+            op, labels, shape, vocabulary, ignore_index, "student_logits", flat.device
+        )
     if _environment.checks_on() and not torch.compiler.is_compiling():
         _check.finite(op, "student_logits", student)
         _check.finite(op, "teacher_logits", teacher)
     chosen = _choose(op, impl, flat, f"student_logits {tuple(student.shape)}", d)
     if chosen == "reference":
-        rows = torch.where(flat_labels != ignore_index, reference_rows(d, flat, flat_teacher), 0.0)
+        valid = flat_labels != ignore_index
+        flat, flat_teacher = (torch.where(valid.unsqueeze(1), z, 0.0) for z in (flat, flat_teacher))
+        rows = torch.where(valid, reference_rows(d, flat, flat_teacher), 0.0)
     elif torch.compiler.is_compiling():
-        rows = torch.ops.hotloop.logit_divergence(flat, flat_teacher, d.kind, d.beta, d.delta, _numbers(d), chosen)[0]
+        rows = torch.ops.hotloop.logit_divergence(
+            flat, flat_teacher, d.kind, d.beta, d.delta, _numbers(d), chosen
+        )[0]
         rows = torch.where(flat_labels != ignore_index, rows, 0.0)
     else:
         rows = _LogitDivergence.apply(flat, flat_teacher, flat_labels, d, ignore_index, chosen)

@@ -8,21 +8,25 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from .._dlpack import export as _export
 from . import _statistics
+from ._backend import triton_kernels
 from ._cpu import LogitMap, accumulate_dtype, new_statistics
-
-_export = torch.utils.dlpack.to_dlpack
 
 
 def forward(
-    impl: str, logits: Tensor, labels: Tensor, logit: LogitMap, ignore_index: int, everything: bool, argmax: bool
+    impl: str,
+    logits: Tensor,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+    everything: bool,
+    argmax: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Statistics [5, N] and argmax hits [N]; masked rows give 0 and False."""
     vocabulary = logits.shape[1]
     if impl == "triton":
-        from ..kernels.logprob import linear_logprob as kernels
-
-        sums, largest = kernels.logits_statistics(
+        sums, largest = triton_kernels().logits_statistics(
             logits, labels, scale=logit.logit_scale, softcap=logit.softcap or 0.0,
             temperature=logit.temperature, all_statistics=everything, argmax=argmax, ignore_index=ignore_index,
         )  # fmt: skip
@@ -39,12 +43,15 @@ def forward(
 
 
 def backward(
-    impl: str, logits: Tensor, labels: Tensor, logit: LogitMap, ignore_index: int, coefficients: Tensor
+    impl: str,
+    logits: Tensor,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+    coefficients: Tensor,
 ) -> Tensor:
     if impl == "triton":
-        from ..kernels.logprob import linear_logprob as kernels
-
-        gradient: Tensor = kernels.logits_gradient(
+        gradient: Tensor = triton_kernels().logits_gradient(
             logits, labels, coefficients, scale=logit.logit_scale, softcap=logit.softcap or 0.0,
             temperature=logit.temperature, ignore_index=ignore_index,
         )  # fmt: skip
@@ -52,7 +59,12 @@ def backward(
     else:
         gradient = logits.detach().clone(memory_format=torch.contiguous_format)
         _native.core().row_gradient(
-            _export(gradient), None, _export(labels), 0, logit.native(), _export(coefficients.contiguous())
+            _export(gradient),
+            None,
+            _export(labels),
+            0,
+            logit.native(),
+            _export(coefficients.contiguous()),
         )
     return gradient.masked_fill_((labels == ignore_index).unsqueeze(1), 0.0)
 
@@ -79,7 +91,8 @@ class TokenLogprob(torch.autograd.Function):
             ctx.mark_non_differentiable(hit)
         rows = dict(zip(_statistics.FIELDS, statistics.unbind(0)))
         outputs = tuple(
-            rows[name].clone() if name == "logps" or name in wanted else None for name in _statistics.FIELDS
+            rows[name].clone() if name == "logps" or name in wanted else None
+            for name in _statistics.FIELDS
         )
         return (*outputs, hit)
 
@@ -94,7 +107,13 @@ class TokenLogprob(torch.autograd.Function):
 
 @torch.library.custom_op("hotloop::token_logprob", mutates_args=())
 def _token_logprob(
-    logits: Tensor, labels: Tensor, ignore_index: int, temperature: float, logit_scale: float, softcap: float, impl: str
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    temperature: float,
+    logit_scale: float,
+    softcap: float,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the statistics [5, N] and the argmax hits [N]."""
     logit = LogitMap(temperature, logit_scale, softcap or None)
@@ -105,7 +124,13 @@ def _token_logprob(
 
 @_token_logprob.register_fake
 def _(
-    logits: Tensor, labels: Tensor, ignore_index: int, temperature: float, logit_scale: float, softcap: float, impl: str
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    temperature: float,
+    logit_scale: float,
+    softcap: float,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
     n = logits.shape[0]
     return (

@@ -49,7 +49,8 @@ class LinearLogprob(torch.autograd.Function):
             ctx.mark_non_differentiable(hit)
         rows = dict(zip(_statistics.FIELDS, statistics.unbind(0)))
         outputs = tuple(
-            rows[name].clone() if name == "logps" or name in wanted else None for name in _statistics.FIELDS
+            rows[name].clone() if name == "logps" or name in wanted else None
+            for name in _statistics.FIELDS
         )
         return (*outputs, hit)
 
@@ -58,9 +59,22 @@ class LinearLogprob(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, statistics = ctx.saved_tensors
         packed = _statistics.coefficients(statistics, list(grads[:5]), weight.shape[0])
-        need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2] and bias is not None)
+        need = (
+            ctx.needs_input_grad[0],
+            ctx.needs_input_grad[1],
+            ctx.needs_input_grad[2] and bias is not None,
+        )
         d = _backend.backward(
-            ctx.impl, hidden, weight, bias, labels, ctx.logit, ctx.ignore_index, packed, ctx.state, need
+            ctx.impl,
+            hidden,
+            weight,
+            bias,
+            labels,
+            ctx.logit,
+            ctx.ignore_index,
+            packed,
+            ctx.state,
+            need,
         )
         return (*d, None, None, None, None, None, None)
 
@@ -94,7 +108,9 @@ class OnePassCrossEntropy(torch.autograd.Function):
         statistics = _statistics.finish(sums, weight.shape[0])
         rows = dict(zip(_statistics.FIELDS, statistics.unbind(0)))
         options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
-        loss = cross_entropy(rows, labels, ignore_index=ignore_index, reduction=reduction, **options)
+        loss = cross_entropy(
+            rows, labels, ignore_index=ignore_index, reduction=reduction, **options
+        )
         valid = labels != ignore_index
         scale = valid.to(statistics.dtype)
         if reduction == "mean":
@@ -103,24 +119,32 @@ class OnePassCrossEntropy(torch.autograd.Function):
         grads: list[Tensor | None] = [
             -(1 - label_smoothing) * scale,
             None,
-            (label_smoothing + 2 * z_loss * rows["lse"]) * scale if label_smoothing or z_loss else None,
+            (label_smoothing + 2 * z_loss * rows["lse"]) * scale
+            if label_smoothing or z_loss
+            else None,
             None,
             -label_smoothing * scale if label_smoothing else None,
         ]
         packed = _statistics.coefficients(statistics, grads, weight.shape[0])
-        need = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2] and bias is not None)
-        ctx.gradients = _backend.backward(
+        need = (
+            ctx.needs_input_grad[0],
+            ctx.needs_input_grad[1],
+            ctx.needs_input_grad[2] and bias is not None,
+        )
+        gradients = _backend.backward(
             "cpu", hidden, weight, bias, labels, logit, ignore_index, packed, state, need
         )
+        # Saved, not kept on ctx: autograd lets go of them before the gradients are accumulated.
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if grad_loss.item() == 1.0:
-            scaled = list(ctx.gradients)
+            scaled = ctx.saved_tensors
         else:
-            scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in ctx.gradients]
+            scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in ctx.saved_tensors]
         return (*scaled, None, None, None, None, None, None)
 
 
@@ -180,7 +204,16 @@ def _linear_logprob_backward(
     """Return d hidden, d weight, d bias (empty where there is no bias)."""
     logit = LogitMap(temperature, logit_scale, softcap or None)
     d_hidden, d_weight, d_bias = _backend.backward(
-        impl, hidden, weight, bias, labels, logit, ignore_index, coefficients, None, (True, True, bias is not None)
+        impl,
+        hidden,
+        weight,
+        bias,
+        labels,
+        logit,
+        ignore_index,
+        coefficients,
+        None,
+        (True, True, bias is not None),
     )
     assert d_hidden is not None and d_weight is not None
     return d_hidden, d_weight, weight.new_empty(0) if d_bias is None else d_bias

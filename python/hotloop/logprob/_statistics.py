@@ -37,7 +37,13 @@ def finish(sums: Tensor, vocabulary: int) -> Tensor:
     maximum, sum_exp, sum_z_exp, sum_exp2, sum_z, label_z = sums.unbind(0)
     lse = maximum + torch.log(sum_exp)
     return torch.stack(
-        (label_z - lse, lse - sum_z_exp / sum_exp, lse, sum_exp2 / (sum_exp * sum_exp), sum_z / vocabulary)
+        (
+            label_z - lse,
+            lse - sum_z_exp / sum_exp,
+            lse,
+            sum_exp2 / (sum_exp * sum_exp),
+            sum_z / vocabulary,
+        )
     )
 
 

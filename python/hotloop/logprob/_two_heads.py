@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import _environment, _native
-from ._cpu import Gradients, LogitMap, Products, accumulate_dtype, finish
+from .._dlpack import export as _export
+from ._cpu import Gradients, LogitMap, Products, accumulate_dtype, finish, in_the_dtype_given
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
 _STATISTICS = 8
-_export = torch.utils.dlpack.to_dlpack
 _Tiles = Iterator[tuple[int, Tensor, Tensor]]
 
 
@@ -69,7 +69,10 @@ class Heads:
         rows: Tensor | None,
     ) -> Heads:
         half = _environment.workspace_bytes() // 2
-        products = [Products(h if rows is None else h.index_select(0, rows), w, half) for h, w, _ in (student, teacher)]
+        products = [
+            Products(h if rows is None else h.index_select(0, rows), w, half)
+            for h, w, _ in (student, teacher)
+        ]
         wide = [
             None if b is None else b.to(accumulate_dtype(student[1].dtype)).contiguous()
             for b in (student[2], teacher[2])
@@ -77,11 +80,15 @@ class Heads:
         return cls(products[0], products[1], wide[0], wide[1])
 
     def tiles(self) -> _Tiles:
-        for (first, s), (_, t) in zip(self.student_products.logits(), self.teacher_products.logits()):
+        for (first, s), (_, t) in zip(
+            self.student_products.logits(), self.teacher_products.logits()
+        ):
             yield first, s, t
 
     def again(self) -> _Tiles:
-        for (first, s), (_, t) in zip(self.student_products.tiles_again(), self.teacher_products.tiles_again()):
+        for (first, s), (_, t) in zip(
+            self.student_products.tiles_again(), self.teacher_products.tiles_again()
+        ):
             yield first, s, t
 
 
@@ -100,8 +107,16 @@ def _slice(bias: Tensor | None, first: int, tile: Tensor) -> object:
     return None if bias is None else _export(bias[first : first + tile.shape[1]])
 
 
-def _call(d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, mode: str, **arrays: Tensor) -> None:
-    packed = {name: None for name in ("statistics", "coefficients", "mixture")} | {
+def _call(
+    d: Divergence,
+    source: Given | Heads,
+    first: int,
+    s: Tensor,
+    t: Tensor,
+    mode: str,
+    **arrays: Tensor,
+) -> None:
+    packed = dict.fromkeys(("statistics", "coefficients", "mixture")) | {
         name: _export(value) for name, value in arrays.items()
     }
     _native.core().divergence(
@@ -110,14 +125,17 @@ def _call(d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor
     )  # fmt: skip
 
 
-def _log_cosh(d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, **arrays: Tensor) -> None:
-    packed = {name: None for name in ("sums", "weights")} | {name: _export(v) for name, v in arrays.items()}
+def _log_cosh(
+    d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, **arrays: Tensor
+) -> None:
+    packed = dict.fromkeys(("sums", "weights")) | {name: _export(v) for name, v in arrays.items()}
     _native.core().log_cosh(
         _export(s), _export(t), _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
         d.student.native(), d.teacher.native(), packed["sums"], packed["weights"],
     )  # fmt: skip
 
 
+@in_the_dtype_given
 def forward(d: Divergence, source: Given | Heads, n: int, dtype: torch.dtype) -> Rows:
     if d.kind == "log_cosh":
         sums = torch.zeros(n, dtype=dtype)
@@ -144,7 +162,9 @@ def mixture_of(d: Divergence, source: Given | Heads, lse: Tensor) -> Tensor:
     return mixture
 
 
-def combine(d: Divergence, statistics: Tensor, mixture_of_lse: object, source: Given | Heads | None = None) -> Rows:
+def combine(
+    d: Divergence, statistics: Tensor, mixture_of_lse: object, source: Given | Heads | None = None
+) -> Rows:
     """From the eight running sums to the loss of each row and what backward needs; the same on every device."""
     s_max, s_sum, s_z, t_max, t_sum, t_z, t_gap, s_gap = statistics.unbind(0)
     lse_s, lse_t = s_max + torch.log(s_sum), t_max + torch.log(t_sum)
@@ -158,14 +178,26 @@ def combine(d: Divergence, statistics: Tensor, mixture_of_lse: object, source: G
     if d.kind == "reverse_kl":
         return Rows(reverse_kl, lse, torch.stack((zero, one, zero)), inner, source)
     if d.kind == "balanced":
-        sharper = (lse_t - t_z / t_sum) > (lse_s - s_z / s_sum)  # the student's entropy is the smaller one
-        weights = torch.stack((torch.where(sharper, d.delta, one), torch.where(sharper, one, d.delta), zero))
+        sharper = (lse_t - t_z / t_sum) > (
+            lse_s - s_z / s_sum
+        )  # the student's entropy is the smaller one
+        weights = torch.stack(
+            (torch.where(sharper, d.delta, one), torch.where(sharper, one, d.delta), zero)
+        )
         scale = d.student.temperature**2
-        return Rows(scale * (weights[0] * forward_kl + weights[1] * reverse_kl), lse, scale * weights, inner, source)
+        return Rows(
+            scale * (weights[0] * forward_kl + weights[1] * reverse_kl),
+            lse,
+            scale * weights,
+            inner,
+            source,
+        )
     assert callable(mixture_of_lse)
     teacher_kl, student_kl = mixture_of_lse(lse).unbind(0)
     loss = d.beta * teacher_kl + (1 - d.beta) * student_kl
-    return Rows(loss, lse, torch.stack((zero, zero, one)), torch.stack((reverse_kl, student_kl)), source)
+    return Rows(
+        loss, lse, torch.stack((zero, zero, one)), torch.stack((reverse_kl, student_kl)), source
+    )
 
 
 def coefficients(rows: Rows, grad: Tensor) -> Tensor:
@@ -173,7 +205,9 @@ def coefficients(rows: Rows, grad: Tensor) -> Tensor:
     return torch.cat((rows.lse, rows.weights * grad, rows.inner)).contiguous()
 
 
-def overwrite_student(d: Divergence, source: Given | Heads, rows: Rows, grad: Tensor) -> Iterator[tuple[int, Tensor]]:
+def overwrite_student(
+    d: Divergence, source: Given | Heads, rows: Rows, grad: Tensor
+) -> Iterator[tuple[int, Tensor]]:
     """Turn the student's tiles into their gradient, one after the other."""
     if d.kind == "log_cosh":
         weights = (0.5 * d.student.temperature**2 * grad).contiguous()
@@ -188,6 +222,7 @@ def overwrite_student(d: Divergence, source: Given | Heads, rows: Rows, grad: Te
         yield first, s
 
 
+@in_the_dtype_given
 def head_gradients(
     d: Divergence,
     source: Heads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from torch import Tensor
@@ -14,9 +15,7 @@ _Head = tuple[Tensor, Tensor, Tensor | None]
 
 
 def _kernels() -> Any:
-    from ..kernels.logprob import linear_divergence
-
-    return linear_divergence
+    return importlib.import_module("hotloop.kernels.logprob.linear_divergence")
 
 
 def _transform(m: LogitMap) -> Any:
@@ -32,13 +31,19 @@ def _heads(d: Divergence, student: _Head, teacher: _Head) -> tuple[Any, Any]:
 
 def _logits(d: Divergence, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
     k = _kernels()
-    return k.Logits(student, None, _transform(d.student)), k.Logits(teacher, None, _transform(d.teacher))
+    return k.Logits(student, None, _transform(d.student)), k.Logits(
+        teacher, None, _transform(d.teacher)
+    )
 
 
-def forward(d: Divergence, student: _Head, teacher: _Head, labels: Tensor, ignore_index: int) -> Rows:
+def forward(
+    d: Divergence, student: _Head, teacher: _Head, labels: Tensor, ignore_index: int
+) -> Rows:
     k, (s, t), valid = _kernels(), _heads(d, student, teacher), labels != ignore_index
     return _two_heads.combine(
-        d, k.statistics(s, t, valid=valid), lambda lse: k.mixture(s, t, lse, beta=d.beta, valid=valid)
+        d,
+        k.statistics(s, t, valid=valid),
+        lambda lse: k.mixture(s, t, lse, beta=d.beta, valid=valid),
     )
 
 
@@ -58,8 +63,13 @@ def logit_forward(d: Divergence, student: Tensor, teacher: Tensor) -> Rows:
     return _two_heads.combine(d, k.statistics(s, t), lambda lse: k.mixture(s, t, lse, beta=d.beta))
 
 
-def logit_backward(d: Divergence, student: Tensor, teacher: Tensor, rows: Rows, grad: Tensor) -> Tensor:
+def logit_backward(
+    d: Divergence, student: Tensor, teacher: Tensor, rows: Rows, grad: Tensor
+) -> Tensor:
     gradient: Tensor = _kernels().logits_gradient(
-        *_logits(d, student, teacher), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.mixture
+        *_logits(d, student, teacher),
+        _two_heads.coefficients(rows, grad),
+        beta=d.beta,
+        jsd=d.mixture,
     )
     return gradient

@@ -69,7 +69,10 @@ def linear_kl(
     op = "linear_kl"
     _check.choice(op, "direction", direction, DIRECTIONS)
     d = divergence.options(op, f"{direction}_kl", 0.5, 2.0, temperature, reduction)
-    student, teacher = (student_hidden, student_weight, student_bias), (teacher_hidden, teacher_weight, teacher_bias)
+    student, teacher = (
+        (student_hidden, student_weight, student_bias),
+        (teacher_hidden, teacher_weight, teacher_bias),
+    )
     return divergence.of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
 
 
@@ -125,7 +128,10 @@ def linear_jsd(
     """
     op = "linear_jsd"
     d = divergence.options(op, "jsd", beta, 2.0, temperature, reduction)
-    student, teacher = (student_hidden, student_weight, student_bias), (teacher_hidden, teacher_weight, teacher_bias)
+    student, teacher = (
+        (student_hidden, student_weight, student_bias),
+        (teacher_hidden, teacher_weight, teacher_bias),
+    )
     return divergence.of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
 
 
@@ -224,7 +230,9 @@ def forward_kl_distill(
     """
     op = "forward_kl_distill"
     d = divergence.options(op, "forward_kl", 0.5, 2.0, temperature, reduction)
-    loss = divergence.of_logits(op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl)
+    loss = divergence.of_logits(
+        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
+    )
     return loss * temperature**2 if scale_by_temperature and temperature != 1 else loss
 
 
@@ -269,7 +277,9 @@ def reverse_kl_distill(
     """
     op = "reverse_kl_distill"
     d = divergence.options(op, "reverse_kl", 0.5, 2.0, temperature, reduction)
-    loss = divergence.of_logits(op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl)
+    loss = divergence.of_logits(
+        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
+    )
     return loss * temperature**2 if scale_by_temperature and temperature != 1 else loss
 
 
@@ -314,7 +324,9 @@ def generalized_jsd_distill(
     """
     op = "generalized_jsd_distill"
     d = divergence.options(op, "jsd", beta, 2.0, temperature, reduction)
-    return divergence.of_logits(op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl)
+    return divergence.of_logits(
+        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
+    )
 
 
 def balanced_divergence_kd(
@@ -361,7 +373,9 @@ def balanced_divergence_kd(
     """
     op = "balanced_divergence_kd"
     d = divergence.options(op, "balanced", 0.5, delta, temperature, reduction)
-    return divergence.of_logits(op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl)
+    return divergence.of_logits(
+        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
+    )
 
 
 def log_cosh_logit_distill(
@@ -404,7 +418,9 @@ def log_cosh_logit_distill(
     """
     op = "log_cosh_logit_distill"
     d = divergence.options(op, "log_cosh", 0.5, 2.0, temperature, reduction)
-    return divergence.of_logits(op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl)
+    return divergence.of_logits(
+        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
+    )
 
 
 def bonsai_synthesis_loss(

@@ -90,7 +90,12 @@ def linear_logprob(
             "Pack the sequences first."
         )
     offsets = _arguments.cu_seqlens(op, cu_seqlens, hidden.shape[0], hidden.device)
-    sums = (None if r is None else _statistics.sequence_sums(r.long() if r.dtype == torch.bool else r, offsets) for r in rows)
+    sums = (
+        None
+        if r is None
+        else _statistics.sequence_sums(r.long() if r.dtype == torch.bool else r, offsets)
+        for r in rows
+    )
     return LogprobStatistics(*sums)  # type: ignore[arg-type]
 
 
@@ -108,14 +113,23 @@ def _rows(
     """The five statistics and the argmax hit, each [N] or None."""
     shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else torch.Size()
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
-    flat_labels = _arguments.labels(op, labels, shape, weight.shape[0], ignore_index, "hidden", flat.device)
+    flat_labels = _arguments.labels(
+        op, labels, shape, weight.shape[0], ignore_index, "hidden", flat.device
+    )
     chosen = _backend.choose(
         op, impl, flat,
         lambda: f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}",
     )  # fmt: skip
-    _environment.log_call(op, impl=chosen, rows=flat.shape[0], width=flat.shape[1], vocabulary=weight.shape[0])
+    _environment.log_call(
+        op, impl=chosen, rows=flat.shape[0], width=flat.shape[1], vocabulary=weight.shape[0]
+    )
     if chosen == "reference":
-        z = reference.logits_of(flat, weight, bias, logit.temperature, logit.logit_scale, logit.softcap)
+        flat = torch.where(
+            (flat_labels != ignore_index).unsqueeze(1), flat, 0.0
+        )  # d weight must not meet a masked NaN
+        z = reference.logits_of(
+            flat, weight, bias, logit.temperature, logit.logit_scale, logit.softcap
+        )
         found = reference.statistics(z, flat_labels, ignore_index)
         return tuple(
             found[name] if name == "logps" or name in wanted else None
@@ -128,7 +142,15 @@ def _rows(
         )  # fmt: skip
         return _select(packed, hit, wanted)
     return _ops.LinearLogprob.apply(  # type: ignore[no-any-return]
-        flat, weight, bias, flat_labels, logit, ignore_index, wanted, chosen, torch.is_grad_enabled()
+        flat,
+        weight,
+        bias,
+        flat_labels,
+        logit,
+        ignore_index,
+        wanted,
+        chosen,
+        torch.is_grad_enabled(),
     )
 
 
@@ -179,23 +201,30 @@ def token_logprob(
         (-1.3863, 0.25)
 
     Reference:
-        Definition.
+        Definition; one pass by the online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867.
     """
     op = "token_logprob"
     logits = _check.float_tensor(op, "logits", logits)
     if logits.ndim < 1 or logits.shape[-1] == 0:
-        raise ValueError(f"[{op}] logits: expected shape (..., vocabulary), got {tuple(logits.shape)}.")
+        raise ValueError(
+            f"[{op}] logits: expected shape (..., vocabulary), got {tuple(logits.shape)}."
+        )
     logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
     wanted = _arguments.wanted_statistics(op, statistics)
     shape = logits.shape[:-1]
     flat = logits.reshape(-1, logits.shape[-1])
     if flat.stride(-1) != 1:
         flat = flat.contiguous()
-    flat_labels = _arguments.labels(op, labels, shape, flat.shape[1], ignore_index, "logits", flat.device)
+    flat_labels = _arguments.labels(
+        op, labels, shape, flat.shape[1], ignore_index, "logits", flat.device
+    )
     if _environment.checks_on() and not torch.compiler.is_compiling():
         _check.finite(op, "logits", logits)
     chosen = _backend.choose(
-        op, impl, flat, lambda: f"logits {tuple(logits.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
+        op,
+        impl,
+        flat,
+        lambda: f"logits {tuple(logits.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}",
     )
     rows: tuple[Tensor | None, ...]
     if chosen == "reference":
@@ -207,7 +236,13 @@ def token_logprob(
         )
     elif torch.compiler.is_compiling():
         packed, hit = torch.ops.hotloop.token_logprob(
-            flat, flat_labels, ignore_index, logit.temperature, logit.logit_scale, logit.softcap or 0.0, chosen
+            flat,
+            flat_labels,
+            ignore_index,
+            logit.temperature,
+            logit.logit_scale,
+            logit.softcap or 0.0,
+            chosen,
         )
         rows = _select(packed, hit, wanted)
     else:
@@ -280,12 +315,21 @@ def linear_cross_entropy(
         and torch.is_grad_enabled()
         and isinstance(hidden, Tensor)
         and isinstance(weight, Tensor)
-        and (hidden.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
+        and (
+            hidden.requires_grad
+            or weight.requires_grad
+            or (bias is not None and bias.requires_grad)
+        )
     ):
         flat, w, b = _arguments.head(op, hidden, weight, bias)
         y = _arguments.labels(op, labels, shape, w.shape[0], ignore_index, "hidden", flat.device)
         chosen = _backend.choose(
-            op, impl, flat, lambda: f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
+            op,
+            impl,
+            flat,
+            lambda: (
+                f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
+            ),
         )
         if chosen == "cpu" and _ops.fits_workspace(flat, w, y, ignore_index):
             loss: Tensor = _ops.OnePassCrossEntropy.apply(
@@ -293,7 +337,9 @@ def linear_cross_entropy(
             )
             return loss
     wanted = frozenset(
-        name for name, used in (("lse", label_smoothing or z_loss), ("mean_logit", label_smoothing)) if used
+        name
+        for name, used in (("lse", label_smoothing or z_loss), ("mean_logit", label_smoothing))
+        if used
     )
     rows = _rows(op, hidden, weight, labels, bias, logit, ignore_index, wanted, impl)
     named = {name: row for name, row in zip(_statistics.FIELDS, rows) if row is not None}

@@ -8,7 +8,9 @@ from .. import _check
 from .._impl import Impl
 
 
-def mi_alpha_bound(scores: Tensor, log_baseline: Tensor, *, alpha: float = 0.7, impl: Impl = "auto") -> Tensor:
+def mi_alpha_bound(
+    scores: Tensor, log_baseline: Tensor, *, alpha: float = 0.7, impl: Impl = "auto"
+) -> Tensor:
     """Interpolated lower bound I_alpha on the mutual information of two views, from a matrix of critic scores.
 
     With f_ij the score of student row i and teacher column j (the diagonal holds the true pairs) and q the log
@@ -44,7 +46,9 @@ def mi_alpha_bound(scores: Tensor, log_baseline: Tensor, *, alpha: float = 0.7, 
     op = "mi_alpha_bound"
     scores = _check.float_tensor(op, "scores", scores, ndim=2)
     if scores.shape[0] != scores.shape[1] or scores.shape[0] < 2:
-        raise ValueError(f"[{op}] scores: expected shape (n, n) with n >= 2, got {tuple(scores.shape)}.")
+        raise ValueError(
+            f"[{op}] scores: expected shape (n, n) with n >= 2, got {tuple(scores.shape)}."
+        )
     log_baseline = _check.float_tensor(op, "log_baseline", log_baseline, ndim=1)
     if log_baseline.shape[0] != scores.shape[0]:
         raise ValueError(
@@ -54,5 +58,3 @@ def mi_alpha_bound(scores: Tensor, log_baseline: Tensor, *, alpha: float = 0.7, 
     _impl.choose(op, impl, {"reference": lambda: None}, lambda: f"scores {tuple(scores.shape)}")
     result: Tensor = reference.mi_alpha_bound(scores, log_baseline, alpha=alpha)
     return result
-
-

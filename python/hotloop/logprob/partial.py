@@ -78,12 +78,19 @@ def linear_logprob_partial(
     logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
     if not isinstance(labels, Tensor) or labels.shape != (flat.shape[0],):
-        raise ValueError(f"[{op}] labels: expected a tensor of shape ({flat.shape[0]},), one per row of hidden.")
+        raise ValueError(
+            f"[{op}] labels: expected a tensor of shape ({flat.shape[0]},), one per row of hidden."
+        )
     chosen = _backend.choose(
-        op, impl, flat, lambda: f"hidden {tuple(flat.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
+        op,
+        impl,
+        flat,
+        lambda: f"hidden {tuple(flat.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}",
     )
     if chosen == "reference":
-        raise NotImplementedError(f"[{op}] impl: expected 'cpu' or 'triton', got 'reference'. Use linear_logprob.")
+        raise NotImplementedError(
+            f"[{op}] impl: expected 'cpu' or 'triton', got 'reference'. Use linear_logprob."
+        )
     with torch.no_grad():
         # No row is masked here: every device must merge the same rows.
         sums, largest, _ = _backend.forward(
@@ -120,7 +127,10 @@ def merge_logprob_partials(
     if not partials:
         raise ValueError(f"[{op}] partials: expected at least one part, got none.")
     shape = partials[0].sums.shape
-    if any(part.sums.shape != shape for part in partials) or shape != (len(STATISTICS), labels.shape[0]):
+    if any(part.sums.shape != shape for part in partials) or shape != (
+        len(STATISTICS),
+        labels.shape[0],
+    ):
         raise ValueError(
             f"[{op}] partials: expected parts over the {labels.shape[0]} tokens of labels, got "
             f"{[tuple(part.sums.shape) for part in partials]}."
@@ -144,7 +154,10 @@ def merge_logprob_partials(
     )
     vocabulary = sum(part.columns for part in partials)
     # torch.max gives the first of equal maxima, so the first largest logit of all wins.
-    largest = torch.stack([part.argmax for part in partials]).gather(0, owner.unsqueeze(0)).squeeze(0)
+    largest = (
+        torch.stack([part.argmax for part in partials]).gather(0, owner.unsqueeze(0)).squeeze(0)
+    )
     valid = labels != ignore_index
     rows = torch.where(valid, _statistics.finish(sums, vocabulary), 0.0)
-    return LogprobStatistics(*rows.unbind(0), valid & (largest == labels))
+    logps, entropy, lse, sum_p2, mean_logit = rows.unbind(0)
+    return LogprobStatistics(logps, entropy, lse, sum_p2, mean_logit, valid & (largest == labels))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _check, _environment, _impl, _native
+from .._dlpack import export
 
 Reduction = Literal["none", "mean", "sum"]
 Row = Tensor | float
@@ -45,57 +46,87 @@ def pair_loss(
         reference: computes the same in plain torch.
     """
     _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
-    names = list(differentiable)
-    first = _check.float_tensor(op, names[0], differentiable[names[0]], ndim=1)
-    n = first.shape[0]
-    double = first.dtype == torch.float64
-    for name in names[1:]:
-        value = differentiable[name]
-        if value is None:
+    like = next(iter(differentiable))
+    first = _check.float_tensor(op, like, differentiable[like], ndim=1)
+    shape, dtype, device = first.shape, first.dtype, first.device
+    double = dtype is torch.float64
+    inputs = list(differentiable.values())
+    constant_rows = list(constants.values())
+    # One comparison per row says that nothing is wrong; what it is, if something is, comes after.
+    for k, value in enumerate(inputs):
+        if value is None or (
+            type(value) is Tensor
+            and value.dtype is dtype
+            and value.shape == shape
+            and value.device == device
+        ):
             continue
-        _check.float_tensor(op, name, value)
-        _check_row(op, name, value, n, names[0], first)
-        double = double or value.dtype == torch.float64
-    rows: dict[str, Row] = {}
-    for name, value in constants.items():
-        if isinstance(value, Tensor):
-            if value.dtype not in _check.FLOAT_DTYPES:
-                value = value.to(first.dtype)
-            if value.ndim == 0:
-                value = value.reshape(1)
-            _check_row(op, name, value, n, names[0], first, broadcast=True)
-            double = double or value.dtype == torch.float64
-            rows[name] = value.detach()
+        value = _check.float_tensor(op, list(differentiable)[k], value)
+        _check_row(op, list(differentiable)[k], value, first, like)
+        double = double or value.dtype is torch.float64
+    for k, row in enumerate(constant_rows):
+        if (
+            type(row) is Tensor
+            and row.dtype is dtype
+            and row.shape == shape
+            and row.device == device
+        ):
+            continue
+        name = list(constants)[k]
+        if isinstance(row, Tensor):
+            # Counts and flags: in a half type a length of 1001 would be rounded.
+            row = (
+                row
+                if row.dtype in _check.FLOAT_DTYPES
+                else row.to(torch.float64 if double else torch.float32)
+            )
+            row = row.reshape(1) if row.ndim == 0 else row
+            _check_row(op, name, row, first, like, broadcast=True)
+            double = double or row.dtype is torch.float64
         else:
-            rows[name] = _check.number(op, name, value)
-    if _environment.checks_on() and not torch.compiler.is_compiling():
-        for name, value in (*differentiable.items(), *rows.items()):
-            if isinstance(value, Tensor):
-                _check.finite(op, name, value)
+            row = _check.number(op, name, row)
+        constant_rows[k] = row
+    compiling = torch.compiler.is_compiling()
+    if not compiling and _environment.checks_on():
+        for name, given in (*differentiable.items(), *zip(constants, constant_rows)):
+            if isinstance(given, Tensor):
+                _check.finite(op, name, given)
+    if impl == "auto" and device.type == "cpu" and _environment.forced_impl() is None:
+        chosen = "cpu"
+        _impl.note(op, chosen)
+    else:
+        chosen = _choose(op, impl, first, like)
+    if not compiling:
+        _environment.log_call(op, impl=chosen, n=shape[0], dtype=dtype)
+    if chosen == "reference":
+        return reference()
+    if compiling:
+        return _registered(head, inputs, constant_rows, params, reduction, first, double)
+    loss: Tensor = _PairLoss.apply(
+        head, constant_rows, params, reduction, double, torch.is_grad_enabled(), *inputs
+    )
+    return loss
+
+
+def _choose(op: str, impl: str, first: Tensor, like: str) -> str:
     device = first.device.type
     candidates: dict[str, Callable[[], str | None]] = {
         "cuda": lambda: _cuda_refuses(device),
         "cpu": lambda: None if device == "cpu" else f"device {device}",
         "reference": lambda: None,
     }
-    chosen = _impl.choose(
-        op, impl, candidates, lambda: f"{names[0]} {tuple(first.shape)} {_check.dtype_name(first.dtype)} on {device}"
+    return _impl.choose(
+        op,
+        impl,
+        candidates,
+        lambda: f"{like} {tuple(first.shape)} {_check.dtype_name(first.dtype)} on {device}",
     )
-    _environment.log_call(op, impl=chosen, n=n, dtype=first.dtype)
-    if chosen == "reference":
-        return reference()
-    grad_inputs = [differentiable[name] for name in names]
-    if torch.compiler.is_compiling():
-        return _registered(head, grad_inputs, list(rows.values()), params, reduction, first, double)
-    loss: Tensor = _PairLoss.apply(
-        head, tuple(rows.values()), params, reduction, double, torch.is_grad_enabled(), *grad_inputs
-    )
-    return loss
 
 
 def _check_row(
-    op: str, name: str, value: Tensor, n: int, like: str, first: Tensor, broadcast: bool = False
+    op: str, name: str, value: Tensor, first: Tensor, like: str, broadcast: bool = False
 ) -> None:
+    n = first.shape[0]
     if value.ndim != 1 or (value.shape[0] != n and not (broadcast and value.shape[0] == 1)):
         raise ValueError(
             f"[{op}] {name}: expected shape ({n},) like {like}, got {tuple(value.shape)}. "
@@ -123,10 +154,11 @@ def _run(
     grad_scale: float,
     total: Tensor | None,
     double: bool,
+    divisor: int = 1,
 ) -> None:
-    """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses."""
-    export = torch.utils.dlpack.to_dlpack
-    columns = [export(x.detach()) if isinstance(x, Tensor) else x for x in inputs]
+    """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses / ``divisor``."""
+    # Exported without detach: the loop only reads, and detach is the dearest call of a small batch.
+    columns = [export(x) if isinstance(x, Tensor) else x for x in inputs]
     outputs = [None if g is None else export(g) for g in grads]
     rows = None if loss is None else export(loss)
     if device.type == "cpu":
@@ -134,7 +166,9 @@ def _run(
             head, n, columns, params, rows, outputs, grad_scale, total is not None, double
         )
         if total is not None:
-            total.fill_(value)
+            total.fill_(
+                value / divisor if divisor else float("nan")
+            )  # the mean of nothing, as in torch
         return
     module = _native.cuda()
     assert module is not None
@@ -147,6 +181,8 @@ def _run(
         head, n, columns, params, rows, outputs, grad_scale,
         None if total is None else export(total.reshape(1)), partials, double, index, stream,
     )  # fmt: skip
+    if total is not None and divisor != 1:
+        total /= divisor
 
 
 def _losses(
@@ -166,10 +202,10 @@ def _losses(
         loss = torch.empty(n, dtype=dtype, device=first.device)
         _run(head, n, first.device, inputs, params, loss, grads, 1.0, None, double)
         return loss
-    total = torch.zeros((), dtype=dtype, device=first.device)
-    _run(head, n, first.device, inputs, params, None, grads, scale, total, double)
-    # 0 / 0 for the mean of nothing, as in torch.
-    return total / n if reduction == "mean" else total
+    total = torch.empty((), dtype=dtype, device=first.device)
+    divisor = n if reduction == "mean" else 1
+    _run(head, n, first.device, inputs, params, None, grads, scale, total, double, divisor)
+    return total
 
 
 class _PairLoss(torch.autograd.Function):
@@ -177,7 +213,7 @@ class _PairLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         head: str,
-        constants: tuple[Row, ...],
+        constants: list[Row],
         params: tuple[float, ...],
         reduction: str,
         double: bool,
@@ -186,24 +222,41 @@ class _PairLoss(torch.autograd.Function):
     ) -> Tensor:
         needed = ctx.needs_input_grad[6:] if grad_enabled else (False,) * len(inputs)
         grads = [
-            torch.empty(x.shape, dtype=x.dtype, device=x.device) if x is not None and need else None
+            # Half inputs get float32 gradients here, rounded once in backward: the division by n would round
+            # them before a loss scale can save them.
+            torch.empty_like(
+                x,
+                dtype=torch.float32 if x.dtype.itemsize == 2 else x.dtype,
+                memory_format=torch.contiguous_format,
+            )
+            if x is not None and need
+            else None
             for x, need in zip(inputs, needed)
         ]
         first = inputs[0]
         assert first is not None
         columns = [0.0 if x is None else x for x in (*inputs, *constants)]
         loss = _losses(head, columns, params, reduction, first, grads, double)
-        ctx.grads = grads
+        # Saved, not kept on ctx: autograd then lets go of them before the gradients are accumulated, which can
+        # take the memory over instead of copying it.
+        ctx.save_for_backward(*grads)
+        half = any(x is not None and x.dtype.itemsize == 2 for x in inputs)
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs] if half else None
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        # once_differentiable says the same, for 3 us more.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "[pair_loss] create_graph: expected False, got True. Use impl='reference' for second derivatives."
+            )
         # On the CPU reading a scalar is free, and most losses are the root of the graph.
-        if grad_loss.ndim == 0 and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0:
-            scaled = list(ctx.grads)
-        else:
-            scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in ctx.grads]
+        scaled = ctx.saved_tensors
+        if not (grad_loss.ndim == 0 and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0):
+            scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in scaled]
+        if ctx.dtypes is not None:
+            scaled = [None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes)]
         return (None, None, None, None, None, None, *scaled)
 
 
@@ -264,7 +317,8 @@ def _registered(
     present = [torch.zeros_like(first) if x is None else x for x in inputs]
     dtype = torch.float64 if double else torch.float32
     columns = [
-        c if isinstance(c, Tensor) else torch.full((1,), c, dtype=dtype, device=first.device) for c in constants
+        c if isinstance(c, Tensor) else torch.full((1,), c, dtype=dtype, device=first.device)
+        for c in constants
     ]
     loss, _ = torch.ops.hotloop.pair_loss(present, columns, head, list(params), reduction)
     result: Tensor = loss

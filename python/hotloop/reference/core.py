@@ -14,7 +14,11 @@ def elementary(name: str, x: Any) -> Any:
         if name in ("exp", "exp_weight"):
             y = np.exp(wide)
         elif name == "sigmoid":
-            y = np.where(wide >= 0, 1 / (1 + np.exp(-np.abs(wide))), np.exp(-np.abs(wide)) / (1 + np.exp(-np.abs(wide))))
+            y = np.where(
+                wide >= 0,
+                1 / (1 + np.exp(-np.abs(wide))),
+                np.exp(-np.abs(wide)) / (1 + np.exp(-np.abs(wide))),
+            )
         elif name == "softplus":
             y = np.logaddexp(0, wide)
         elif name == "log1mexp":

@@ -36,17 +36,18 @@ def statistics(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> dict
     """All statistics of ``LogprobStatistics`` from logits [N, V]; masked rows give 0 and False."""
     valid = labels != ignore_index
     safe = torch.where(valid, labels, 0)
+    zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
+    # Before everything else: behind it, 0 times the gradient of a NaN would be NaN.
+    logits = torch.where(valid.unsqueeze(-1), logits, zero)
     logp = log_softmax(logits, dim=-1)
     p = logp.exp()
-    zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
     rows = {
         "logps": logp.gather(-1, safe.unsqueeze(-1)).squeeze(-1),
-        "entropy": -torch.where(p > 0, p * logp, zero).sum(-1),
+        "entropy": -torch.where(p > 0, p * torch.where(p > 0, logp, zero), zero).sum(-1),
         "lse": torch.logsumexp(logits, dim=-1),
         "sum_p2": (p * p).sum(-1),
         "mean_logit": logits.mean(-1),
     }
-    # The mask comes before the sums in effect: torch.where drops both the value and the gradient of a row.
     out = {name: torch.where(valid, row, zero) for name, row in rows.items()}
     out["argmax_hit"] = valid & (logits.argmax(-1) == labels)
     return out
@@ -109,7 +110,9 @@ def mi_alpha_bound(scores: Tensor, log_baseline: Tensor, *, alpha: float = 0.7) 
     # where column j dominates the row.
     eye = torch.eye(n, dtype=torch.bool, device=f.device)
     held_out = f.unsqueeze(1).expand(n, n, n).masked_fill(eye.unsqueeze(0), -torch.inf)
-    mean_out = torch.logsumexp(held_out, dim=2) - torch.log(torch.tensor(float(n - 1), dtype=f.dtype))
+    mean_out = torch.logsumexp(held_out, dim=2) - torch.log(
+        torch.tensor(float(n - 1), dtype=f.dtype)
+    )
     weight = torch.tensor(float(alpha), dtype=f.dtype, device=f.device)
     a = torch.logaddexp(mean_out + torch.log(weight), (q + torch.log1p(-weight)).unsqueeze(1))
     diagonal = f.diagonal()

@@ -1,0 +1,81 @@
+# Each target does its own set-up in .venv; a machine needs python3, a C++ compiler and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+export PIP_ROOT_USER_ACTION := ignore
+
+# hotloop._cuda is built by `make wheel` wherever nvcc is; a development build leaves it out where no GPU
+# would run it.
+HOTLOOP_CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels python -type f -not -name '*.pyc' 2>/dev/null)
+
+.PHONY: help demo test test-python test-cpp peers bench lint format docs wheel clean
+help:
+	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
+	@echo "make test             every test that needs no GPU"
+	@echo "make bench [OPS=...]  measure against the rivals (out/bench)"
+	@echo "make lint | format    ruff, clang-format where installed, mypy"
+	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
+	@echo "make docs             rewrite what is generated from the op registry"
+
+# torch first and pinned: anything looser fetches gigabytes of CUDA libraries.
+$(VENV)/dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) torch==2.13.0
+	$(PIP) 'numpy>=1.23' 'jaxtyping>=0.2.34' --group dev --group lint
+	@touch $@
+
+$(VENV)/built: $(VENV)/dev $(SOURCES)
+	@echo "building hotloop (one to three minutes the first time; cached in build/)"
+	$(PIP) --no-build-isolation --no-deps --force-reinstall \
+	  -C cmake.define.HOTLOOP_CUDA=$(HOTLOOP_CUDA) .
+	@touch $@
+
+$(VENV)/peers: $(VENV)/dev
+	$(PIP) torch==2.13.0 trl==1.16.0 transformers==5.23.0 liger-kernel==0.8.5 cut-cross-entropy==25.1.1
+	@touch $@
+
+demo: $(VENV)/built
+	$(BIN)/python -m examples.learn_from_preferences $(if $(TEXT),--text '$(TEXT)') $(DEMO_ARGS)
+
+test: test-cpp test-python
+
+test-python: $(VENV)/built
+	$(BIN)/python -m pytest -m 'not gpu and not big and not peer' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --doctest-modules --pyargs hotloop.core hotloop.logprob hotloop.preference hotloop.unlearn -q
+
+test-cpp: $(VENV)/dev
+	$(BIN)/cmake -S . -B build/cpp -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_WERROR=ON > build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)
+	$(BIN)/cmake --build build/cpp
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+	$(BIN)/cmake -S . -B build/cpp-sanitized -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_SANITIZE=address,undefined >> build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)
+	$(BIN)/cmake --build build/cpp-sanitized
+	$(BIN)/ctest --test-dir build/cpp-sanitized --output-on-failure
+	@rm -f build-cpp.log
+
+peers: $(VENV)/built $(VENV)/peers
+	$(BIN)/python -m pytest -m peer $(PYTEST_ARGS)
+
+bench: $(VENV)/built $(VENV)/peers
+	$(BIN)/python -m bench run $(or $(OPS),all) --out out/bench/rows.jsonl $(BENCH_ARGS)
+	$(BIN)/python -m bench plot out/bench/rows.jsonl
+
+lint: $(VENV)/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/built
+	$(BIN)/python tools/write_docs.py
+
+wheel: $(VENV)/dev
+	tools/make_wheel.sh
+
+clean:
+	rm -rf build dist wheelhouse out $(VENV) .venv-wheel

@@ -1,0 +1,399 @@
+"""Every loss of this room in one call from hidden states, over the fused head.
+
+A loss is described by its roles: the answers it compares, in the order in which their rows stand in the batch.
+What a loss function is given follows from its signature: ``policy_<role>_logps`` is the sum over the tokens of
+that answer, ``ref_<role>_logps`` the reference's, ``<role>_lengths`` the number of tokens; everything else comes
+from ``options``. A new loss needs a line in ``FORMS`` only if its roles are not (chosen, rejected).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from .._impl import Impl
+from ..logprob import _arguments, _statistics
+from ..logprob._cpu import LogitMap
+from ..logprob.head import IGNORE_INDEX, linear_logprob
+from ..unlearn import npo_loss
+from . import links, multi_term, optimistic, pairs, reference_free, squared, unpaired
+from .metrics import preference_metrics
+
+PAIR = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a loss is fed from a batch of answers."""
+
+    function: Callable[..., Tensor]
+    roles: tuple[str, ...] = PAIR
+    tokens: bool = False  # wants log-probabilities per token, (rows, tokens), and not their sums
+    means: bool = False  # wants means over tokens and not sums
+    nll: str = (
+        "never"  # chosen_nll, a mean over tokens: "never", "always", or the option that asks for it
+    )
+    lengths: str = "required"  # or the option that asks for them
+
+
+FORMS: dict[str, Form] = {
+    "dpo": Form(pairs.dpo_loss),
+    "conservative_dpo": Form(pairs.conservative_dpo_loss),
+    "robust_dpo": Form(pairs.robust_dpo_loss),
+    "dpo_norm": Form(pairs.dpo_norm_loss),
+    "flex_dpo": Form(pairs.flex_dpo_loss),
+    "dno": Form(pairs.dno_loss, ("1", "2")),
+    "drift_iterative_dpo": Form(pairs.drift_iterative_dpo_loss, ("fresh", "dissatisfied")),
+    "ipo": Form(squared.ipo_loss, lengths="length_normalized"),
+    "online_ipo": Form(squared.online_ipo_loss, ("1", "2"), lengths="length_normalized"),
+    "inpo": Form(squared.inpo_loss),
+    "sppo": Form(squared.sppo_loss, ("",)),
+    "sppo_hard": Form(squared.sppo_hard_loss),
+    "srpo": Form(
+        squared.srpo_loss,
+        (
+            "chosen_given_rejected",
+            "rejected_given_chosen",
+            "rejected_given_rejected",
+            "chosen_given_chosen",
+            "chosen",
+            "rejected",
+        ),
+    ),
+    "slic_hinge": Form(links.slic_hinge_loss),
+    "exo_pair": Form(links.exo_pair_loss),
+    "apo": Form(links.apo_loss),
+    "aot": Form(links.aot_loss),
+    "nca": Form(links.nca_loss),
+    "kto": Form(unpaired.kto_loss, ("",)),
+    "bco": Form(unpaired.bco_loss, ("",)),
+    "bco_pair": Form(unpaired.bco_pair_loss),
+    "orpo": Form(reference_free.orpo_loss, means=True, nll="always"),
+    "cpo": Form(reference_free.cpo_loss, nll="always", lengths="length_normalized"),
+    "simpo": Form(reference_free.simpo_loss, nll="cpo_alpha"),
+    "cpl": Form(reference_free.cpl_loss, ("1", "2"), tokens=True),
+    "xpo": Form(optimistic.xpo_loss, (*PAIR, "ref_sample")),
+    "vpo": Form(optimistic.vpo_loss, (*PAIR, "calibration")),
+    "selm": Form(optimistic.selm_loss, (*PAIR, "generated")),
+    "hypo": Form(optimistic.hypo_loss, (*PAIR, "online")),
+    "rpo_sft": Form(optimistic.rpo_sft_loss, lengths="alpha"),
+    "modpo": Form(multi_term.modpo_loss),
+    "opa_dpo": Form(
+        multi_term.opa_dpo_loss,
+        ("truth", "revised", "original", "truth_masked", "revised_masked"),
+        tokens=True,
+    ),
+    "npo": Form(npo_loss, ("",), lengths="length_normalized"),
+}
+LOSSES = tuple(FORMS)
+
+_OP = "linear_preference_loss"
+
+
+def linear_preference_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    loss: str | Callable[..., Tensor] = "dpo",
+    bias: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    ref_hidden: Tensor | None = None,
+    ref_weight: Tensor | None = None,
+    ref_bias: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    logit: LogitMap | None = None,
+    options: Mapping[str, Any] | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    impl: Impl = "auto",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A preference loss from hidden states and a language-model head, without the logits in memory.
+
+    Rows of the batch are answers, grouped by role: for a pair loss the n chosen answers first, then the n
+    rejected ones. The log-probability of an answer is the sum over its labels that are not ``ignore_index``;
+    prompt and padding never reach the matrix product.
+
+    Args:
+        hidden: shape (answers, T, D), or (tokens, D) with ``cu_seqlens``. Differentiable.
+        weight: head, shape (V, D). Differentiable.
+        labels: shape (answers, T) or (tokens,), already shifted; ``ignore_index`` on prompt and padding.
+        loss: a name from ``hotloop.preference.LOSSES``, or your own function of (policy_chosen_logps,
+            policy_rejected_logps, ref_chosen_logps, ref_rejected_logps), each (n,), that returns a scalar or one
+            value per pair; without a reference the last two are None. Default "dpo".
+        bias: shape (V,). Differentiable. Default None.
+        ref_logps: the reference's log-probability of each answer, shape (answers,), or per token in the shape of
+            ``labels``. Default None.
+        ref_hidden: hidden states under the reference, instead of ``ref_logps``; no gradient.
+        ref_weight: its head; default ``weight``, without gradient.
+        ref_bias: its bias.
+        cu_seqlens: offsets (answers + 1,) of packed answers. Default None.
+        logit: ``LogitMap`` with temperature, logit_scale and softcap, of policy and reference. Default none of them.
+        options: further arguments of the loss function by name, such as {"beta": 0.1}.
+            {"length_normalized": True} passes lengths to ipo, online_ipo, cpo and npo.
+        ignore_index: label of tokens that do not count. Default -100.
+        impl: of the head: "auto", "cpu", "triton" or "reference". Default "auto".
+
+    Returns:
+        The loss, a scalar, and metrics under TRL's names, detached scalars: logps/chosen, logps/rejected,
+        rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (docs/metrics.md).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range, the number of
+            answers does not fit the roles, a reference is missing, or an option is unknown.
+
+    Example:
+        >>> import torch
+        >>> h, w, y = torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(2, 3, dtype=torch.int64)
+        >>> loss, metrics = linear_preference_loss(h, w, y, ref_hidden=h)
+        >>> round(float(loss), 4), float(metrics["rewards/margins"])
+        (0.6931, 0.0)
+
+    Reference:
+        Each loss names its paper.
+    """
+    extra = dict(options or {})
+    form = _form(loss)
+    logit = logit or LogitMap()
+    policy, lengths = _answers(
+        hidden, weight, labels, bias, cu_seqlens, logit, ignore_index, form.tokens, impl
+    )
+    counts = _counts(form, policy.shape[0], extra)
+    reference = _reference(
+        policy, labels, weight, ref_logps, ref_hidden, ref_weight, ref_bias, cu_seqlens, logit, ignore_index,
+        form.tokens, impl,
+    )  # fmt: skip
+    split = policy.split(counts)
+    split_ref = None if reference is None else reference.split(counts)
+    split_lengths = lengths.split(counts)
+    if callable(loss):
+        refs = (None, None) if split_ref is None else (split_ref[0], split_ref[1])
+        value = loss(split[0], split[1], *refs)
+        value = value.mean() if value.ndim else value
+    else:
+        arguments = _bind(loss, form, split, split_ref, split_lengths, extra)
+        value = form.function(**arguments)
+    beta = (
+        float(extra.get("beta", 0.1)) if isinstance(extra.get("beta", 0.1), (int, float)) else 0.1
+    )
+    if not callable(loss) and "beta" not in extra:
+        default = inspect.signature(form.function).parameters.get("beta")
+        if default is not None and isinstance(default.default, (int, float)):
+            beta = float(default.default)
+    metrics = _metrics(form, split, split_ref, split_lengths, extra, beta)
+    return value, metrics
+
+
+def _form(loss: str | Callable[..., Tensor]) -> Form:
+    if callable(loss):
+        return Form(loss)
+    if not isinstance(loss, str) or loss not in FORMS:
+        raise ValueError(
+            f"[{_OP}] loss: expected a function or one of {', '.join(LOSSES)}, got {loss!r}."
+        )
+    return FORMS[loss]
+
+
+def _counts(form: Form, answers: int, extra: Mapping[str, Any]) -> list[int]:
+    """Rows of each role; HyPO's online samples come several per prompt."""
+    shares = [1] * len(form.roles)
+    if "online" in form.roles:
+        shares[-1] = int(extra.get("num_samples", 2))
+    if answers % sum(shares):
+        names = ", ".join(r or "answers" for r in form.roles)
+        raise ValueError(
+            f"[{_OP}] hidden: expected a number of answers divisible by {sum(shares)} (roles {names}), got {answers}. "
+            "Stack the answers role after role."
+        )
+    return [answers // sum(shares) * share for share in shares]
+
+
+def _answers(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    cu_seqlens: Tensor | None,
+    logit: LogitMap,
+    ignore_index: int,
+    tokens: bool,
+    impl: Impl,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the answers, (answers,) or (answers, T), and their lengths (answers,)."""
+    if isinstance(hidden, Tensor) and hidden.ndim != (3 if cu_seqlens is None else 2):
+        raise ValueError(
+            f"[{_OP}] hidden: expected shape (answers, tokens, width), or (tokens, width) with cu_seqlens, got "
+            f"{tuple(hidden.shape)}."
+        )
+    rows = linear_logprob(
+        hidden, weight, labels, bias=bias, temperature=logit.temperature, logit_scale=logit.logit_scale,
+        softcap=logit.softcap, ignore_index=ignore_index, impl=impl,
+    ).logps  # fmt: skip
+    valid = labels != ignore_index
+    if cu_seqlens is None:
+        lengths = valid.sum(-1)
+        return (_left_aligned(rows, valid) if tokens else rows.sum(-1)), lengths
+    if tokens:
+        raise ValueError(
+            f"[{_OP}] cu_seqlens: expected padded answers for a loss per token, got packed ones."
+        )
+    offsets = _arguments.cu_seqlens(_OP, cu_seqlens, rows.shape[0], rows.device)
+    return _statistics.sequence_sums(rows, offsets), _statistics.sequence_sums(
+        valid.long(), offsets
+    )
+
+
+def _left_aligned(rows: Tensor, valid: Tensor) -> Tensor:
+    """Move the tokens that count to the front of their row, so that position 0 is the first of the answer."""
+    order = torch.argsort((~valid).to(torch.uint8), dim=-1, stable=True)
+    return rows.gather(-1, order)
+
+
+def _reference(
+    policy: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    ref_logps: Tensor | None,
+    ref_hidden: Tensor | None,
+    ref_weight: Tensor | None,
+    ref_bias: Tensor | None,
+    cu_seqlens: Tensor | None,
+    logit: LogitMap,
+    ignore_index: int,
+    tokens: bool,
+    impl: Impl,
+) -> Tensor | None:
+    if ref_logps is not None and ref_hidden is not None:
+        raise ValueError(
+            f"[{_OP}] ref_hidden: expected None beside ref_logps, got both. Pass one of them."
+        )
+    if ref_hidden is not None:
+        with torch.no_grad():
+            head = weight if ref_weight is None else ref_weight
+            return _answers(
+                ref_hidden,
+                head.detach(),
+                labels,
+                ref_bias,
+                cu_seqlens,
+                logit,
+                ignore_index,
+                tokens,
+                impl,
+            )[0]
+    if ref_logps is None:
+        return None
+    ref_logps = _check.float_tensor(_OP, "ref_logps", ref_logps).detach()
+    if ref_logps.shape == labels.shape and ref_logps.ndim == 2:
+        valid = labels != ignore_index
+        ref_logps = torch.where(valid, ref_logps, 0.0)
+        return _left_aligned(ref_logps, valid) if tokens else ref_logps.sum(-1)
+    if ref_logps.shape != policy.shape:
+        raise ValueError(
+            f"[{_OP}] ref_logps: expected shape {tuple(policy.shape)}, one per answer, got {tuple(ref_logps.shape)}."
+        )
+    return ref_logps
+
+
+def _first_known(names: Mapping[str, Any], *candidates: str) -> str | None:
+    return next((c for c in candidates if c in names), None)
+
+
+def _bind(
+    loss: str,
+    form: Form,
+    policy: tuple[Tensor, ...],
+    reference: tuple[Tensor, ...] | None,
+    lengths: tuple[Tensor, ...],
+    extra: dict[str, Any],
+) -> dict[str, Any]:
+    """Arguments of the loss function by name."""
+    parameters = inspect.signature(form.function).parameters
+    wants_lengths = form.lengths == "required" or bool(extra.get(form.lengths, False))
+    extra.pop("length_normalized", None)
+    arguments: dict[str, Any] = {}
+    for i, role in enumerate(form.roles):
+        tail = f"_{role}" if role else ""
+        values = policy[i]
+        if form.means:
+            values = values / lengths[i].clamp(min=1)
+        ratio = _first_known(parameters, f"{role}_logratios")
+        if ratio is not None:
+            arguments[ratio] = values - _needed(loss, reference)[i]
+        name = _first_known(
+            parameters, f"policy{tail}_logps", f"policy_logps{tail}", f"segment_logps{tail}"
+        )
+        if name is not None:
+            arguments[name] = values
+        ref_name = _first_known(parameters, f"ref{tail}_logps", f"ref_logps{tail}")
+        if ref_name is not None:
+            if reference is not None:
+                arguments[ref_name] = reference[i]
+            elif parameters[ref_name].default is inspect.Parameter.empty:
+                _needed(loss, reference)
+        length_name = _first_known(
+            parameters, f"{role}_lengths", f"lengths{tail}", "sequence_lengths"
+        )
+        if length_name is not None and wants_lengths:
+            arguments[length_name] = lengths[i].to(values.dtype)
+    if form.nll == "always" or form.nll in extra:
+        mean = -policy[0].sum() / lengths[0].sum()
+        arguments["chosen_nll"] = mean.expand(policy[0].shape[0])
+    unknown = [name for name in extra if name not in parameters or name in ("reduction", "impl")]
+    if unknown:
+        free = [
+            name
+            for name in parameters
+            if name not in arguments and name not in ("reduction", "impl")
+        ]
+        raise ValueError(
+            f"[{_OP}] options: {loss} takes {', '.join(free)}, got {', '.join(unknown)}."
+        )
+    return {**arguments, **extra}
+
+
+def _needed(loss: str, reference: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    if reference is None:
+        raise ValueError(
+            f"[{_OP}] ref_logps: expected the reference's log-probabilities for loss {loss!r}, got none. "
+            "Pass ref_logps, or ref_hidden and ref_weight."
+        )
+    return reference
+
+
+@torch.no_grad()
+def _metrics(
+    form: Form,
+    policy: tuple[Tensor, ...],
+    reference: tuple[Tensor, ...] | None,
+    lengths: tuple[Tensor, ...],
+    extra: Mapping[str, Any],
+    beta: float,
+) -> dict[str, Tensor]:
+    sums = [x.detach().sum(-1) if form.tokens else x.detach() for x in policy]
+    refs = [torch.zeros_like(x) for x in sums]
+    if reference is not None:
+        refs = [x.sum(-1) if form.tokens else x for x in reference]
+    if len(form.roles) > 1:
+        first = form.roles.index("chosen") if "chosen" in form.roles else 0
+        second = form.roles.index("rejected") if "rejected" in form.roles else 1
+        return preference_metrics(sums[first], sums[second], refs[first], refs[second], beta=beta)
+    rewards = beta * (sums[0] - refs[0])
+    desirable = extra.get("is_desirable")
+    if not isinstance(desirable, Tensor):
+        return {"logps/chosen": sums[0].mean(), "rewards/chosen": rewards.mean()}
+    up = desirable.to(rewards.dtype)
+    n_up, n_down = up.sum().clamp(min=1), (1 - up).sum().clamp(min=1)
+    chosen, rejected = (rewards * up).sum() / n_up, (rewards * (1 - up)).sum() / n_down
+    return {
+        "logps/chosen": (sums[0] * up).sum() / n_up,
+        "logps/rejected": (sums[0] * (1 - up)).sum() / n_down,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+    }

@@ -1,0 +1,410 @@
+"""Other links on a pair with a reference: hinge, reverse KL, sigmoids, sorted margins."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from .._impl import Impl
+from ..reference import preference as reference
+from ._arguments import check_rows, exact, policy_pair, probability, ref_pair, together
+from ._pairs import Reduction, Row, pair_loss
+
+APO_VARIANTS = ("zero", "down")
+
+
+def slic_hinge_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor | None = None,
+    ref_rejected_logps: Tensor | None = None,
+    target_logps: Tensor | None = None,
+    *,
+    beta: float | None = None,
+    delta: float = 1.0,
+    sft_weight: float | None = None,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Hinge loss on the margin of a pair: SLiC-HF without a reference, TRL's ``hinge`` with one.
+
+    loss_i = max(0, delta - beta * h_i) - sft_weight * target_i, h = (policy_chosen - ref_chosen) -
+    (policy_rejected - ref_rejected), reference terms 0 where left out. The gradient at the kink is
+    0. TRL's form was read in its source; SLiC-HF's form is written from the paper's description,
+    and its weight of the target term is not known to us, so it has no default.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,),
+            or None.
+        ref_rejected_logps: the same of the other answer, shape (n,), or None.
+        target_logps: log-probability under the policy of the answer to stay close to, shape (n,),
+            or None. Differentiable. Needs sft_weight.
+        beta: scale of the margin, > 0. Default 0.1 with a reference (TRL), 1 without (SLiC-HF).
+        delta: margin to reach, > 0. Default 1.
+        sft_weight: weight of -target_logps, >= 0. Needs target_logps.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> chosen, rejected = torch.tensor([-1.0, -3.0]), torch.tensor([-4.0, -2.5])
+        >>> slic_hinge_loss(chosen, rejected, reduction="none")
+        tensor([0.0000, 1.5000])
+
+    Reference:
+        Zhao et al. 2023, arXiv:2305.10425, rank calibration loss.
+    """
+    op = "slic_hinge_loss"
+    with_ref = together(
+        op, ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps
+    )
+    with_target = together(op, target_logps=target_logps, sft_weight=sft_weight)
+    if beta is None:
+        beta = 0.1 if with_ref else 1.0
+    beta = _check.number(op, "beta", beta, above=0)
+    delta = _check.number(op, "delta", delta, above=0)
+    weight = _check.number(op, "sft_weight", sft_weight, at_least=0) if with_target else 0.0
+    refs: tuple[Row, Row] = (0.0, 0.0)
+    if ref_chosen_logps is not None and ref_rejected_logps is not None:
+        refs = (ref_chosen_logps, ref_rejected_logps)
+    return pair_loss(
+        op,
+        "slic_hinge",
+        {
+            **policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+            "target_logps": target_logps,
+        },
+        ref_pair(op, *refs),
+        (beta, delta, weight),
+        reduction,
+        impl,
+        lambda: reference.slic_hinge_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            target_logps,
+            beta=beta,
+            delta=delta,
+            sft_weight=sft_weight,
+            reduction=reduction,
+        ),
+    )
+
+
+def exo_pair_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 1e-3,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Efficient exact optimization of a pair: the reverse KL where DPO has the forward one.
+
+    q_i = sigma(beta * h_i), h = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected),
+    and loss_i = q_i (log q_i - log(1 - e)) + (1 - q_i) (log(1 - q_i) - log e): the KL from the
+    policy's choice to the smoothed label. Pairs only; the paper's form for K answers is not
+    offered.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        beta: inverse temperature, > 0. Default 0.1.
+        label_smoothing: e, in (0, 0.5); 0 would make the loss infinite. Default 0.001.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import math, torch
+        >>> chosen, z = torch.full((1,), math.log(0.9 / 0.1)), torch.zeros(1)
+        >>> abs(round(float(exo_pair_loss(chosen, z, z, z, beta=1.0, label_smoothing=0.1)), 4))
+        0.0
+
+    Reference:
+        Ji et al. 2024, arXiv:2402.00856, eq. 16.
+    """
+    op = "exo_pair_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    eps = _check.number(
+        op, "label_smoothing", label_smoothing, above=0, below=0.5, hint="The paper uses 1e-3."
+    )
+    return pair_loss(
+        op,
+        "exo_pair",
+        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
+        (beta, math.log1p(-eps), math.log(eps)),
+        reduction,
+        impl,
+        lambda: reference.exo_pair_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            beta=beta,
+            label_smoothing=eps,
+            reduction=reduction,
+        ),
+    )
+
+
+def apo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    variant: str = "zero",
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Anchored preference optimization: chosen and rejected answers are moved on their own.
+
+    dw = policy_chosen - ref_chosen, dl = policy_rejected - ref_rejected. zero: loss_i = 1 -
+    sigma(beta * dw_i) + sigma(beta * dl_i), for data better than the model; down: loss_i =
+    sigma(beta * dw_i) + 1 - sigma(beta * (dw_i - dl_i)), for data worse than the model. Both lie in
+    [0, 2].
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        variant: "zero" or "down". Default "zero".
+        beta: inverse temperature, > 0. Default 0.1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> float(apo_loss(z, z, z, z, variant="down"))
+        1.0
+
+    Reference:
+        D'Oosterlinck et al. 2024, arXiv:2408.06266, eqs. 7 and 8.
+    """
+    op = "apo_loss"
+    _check.choice(op, "variant", variant, APO_VARIANTS)
+    beta = _check.number(op, "beta", beta, above=0)
+    return pair_loss(
+        op,
+        f"apo_{variant}",
+        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
+        (beta,),
+        reduction,
+        impl,
+        lambda: reference.apo_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            variant=variant,
+            beta=beta,
+            reduction=reduction,
+        ),
+    )
+
+
+def aot_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    paired: bool = True,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Alignment by optimal transport: quantiles are compared, not the margins of each pair.
+
+    paired: m = sort(policy_chosen - policy_rejected), k = sort(ref_chosen - ref_rejected).
+    Unpaired: m = sort(policy_chosen - ref_chosen), k = sort(policy_rejected - ref_rejected). loss_i
+    = (1 - e) softplus(-beta * (m_i - k_i)) + e softplus(beta * (m_i - k_i)); the gradient flows
+    through the permutations. The loss depends on the batch: under data parallelism each rank sorts
+    its own rows (as in TRL) unless the rows are gathered first. With reduction="none" row i is the
+    i-th quantile.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        paired: see above; unpaired is TRL's ``aot_unpaired``. Default True.
+        beta: inverse temperature, > 0. Default 0.1.
+        label_smoothing: e, in [0, 1]. Default 0.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> chosen, z = torch.tensor([2.0, -1.0]), torch.zeros(2)
+        >>> aot_loss(chosen, z, z, z, beta=1.0, reduction="none")
+        tensor([1.3133, 0.1269])
+
+    Reference:
+        Melnyk et al. 2024, arXiv:2406.05882.
+    """
+    op = "aot_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    label = 1.0 - float(probability(op, "label_smoothing", label_smoothing))
+    check_rows(
+        op,
+        {
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
+            "ref_chosen_logps": ref_chosen_logps,
+            "ref_rejected_logps": ref_rejected_logps,
+        },
+    )
+    pc, pr = exact(policy_chosen_logps), exact(policy_rejected_logps)
+    rc, rr = exact(ref_chosen_logps).detach(), exact(ref_rejected_logps).detach()
+    differentiable: dict[str, Tensor | None]
+    constants: dict[str, Row]
+    if paired:
+        differentiable = {"sorted policy margins": torch.sort(pc - pr).values, "none": None}
+        constants = {"sorted reference margins": torch.sort(rc - rr).values}
+    else:
+        differentiable = {
+            "sorted chosen log-ratios": torch.sort(pc - rc).values,
+            "sorted rejected log-ratios": torch.sort(pr - rr).values,
+        }
+        constants = {"no reference": 0.0}
+    return pair_loss(
+        op,
+        "soft_label_dpo",
+        differentiable,
+        {**constants, "zero": 0.0, "label": label},
+        (beta,),
+        reduction,
+        impl,
+        lambda: reference.aot_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            paired=paired,
+            beta=beta,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        ),
+    )
+
+
+def nca_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Noise contrastive alignment of a pair: rewards count on their own, not only their gap.
+
+    R = beta * log-ratio of each answer, loss_i = softplus(-Rw_i) + softplus(Rw_i) / 2 +
+    softplus(Rl_i) / 2. Pairs only: the paper's forms for K answers (NCA, InfoNCA) are not offered.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        beta: inverse temperature, > 0; the paper uses 0.01, TRL 0.1. Default 0.1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(nca_loss(z, z, z, z)), 4)
+        1.3863
+
+    Reference:
+        Chen et al. 2024, arXiv:2402.05369, Algorithm 1 with K = 2.
+    """
+    op = "nca_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    return pair_loss(
+        op,
+        "nca_pair",
+        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
+        (beta,),
+        reduction,
+        impl,
+        lambda: reference.nca_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            beta=beta,
+            reduction=reduction,
+        ),
+    )

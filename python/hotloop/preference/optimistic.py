@@ -1,0 +1,514 @@
+"""DPO plus a term linear in the log-probability of a third answer: optimism, pessimism, a KL."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import _check
+from .._impl import Impl
+from ..reference import preference as reference
+from ..reference.preference.optimistic import RPO_ETA
+from ._arguments import add_term, check_rows, exact, lengths, policy_pair, ref_pair, required
+from ._pairs import Reduction, Row, pair_loss
+
+VPO_MODES = ("offline", "online")
+XPO_LINKS = ("logistic", "ipo")
+
+
+def vpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    policy_calibration_logps: Tensor,
+    ref_calibration_logps: Row = 0.0,
+    *,
+    alpha: float,
+    beta: float = 0.1,
+    mode: str = "offline",
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Value-incentivized preference optimization: DPO with the value of the implied reward.
+
+    loss = mean_i softplus(-beta * h_i) + s * alpha * beta * mean_j (policy_calibration_j -
+    ref_calibration_j), h = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected), s = +1
+    online (optimism: moves away from the calibration answers) and -1 offline (pessimism: an SFT
+    term on them). Re-derived from the paper's objective, not read from code: its alpha and its
+    calibration distribution are not confirmed. Online, the loss has no lower bound: watch
+    policy_calibration_logps. Log-probabilities are sums over tokens, so long calibration answers
+    dominate. SELM, XPO and RPO are this loss with other roles of the third answer.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        policy_calibration_logps: log-probability under the policy of answers from the calibration
+            distribution (offline the chosen ones, online reference or behaviour samples), shape
+            (m,); m = n unless reduction="mean". Differentiable.
+        ref_calibration_logps: the same under the reference, shape (m,) or a number; it only shifts
+            the value. Default 0.
+        alpha: weight of the value, >= 0, small. No default: the paper tunes it. For a paper-style
+            loss summed over N pairs this alpha is that one's alpha / N.
+        beta: inverse temperature, > 0. Default 0.1.
+        mode: "offline" or "online". Default "offline".
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(vpo_loss(z, z, z, z, torch.tensor([-4.0, -6.0, -2.0]), alpha=0.1)), 4)
+        0.7331
+
+    Reference:
+        Cen et al. 2024, arXiv:2405.19320.
+    """
+    op = "vpo_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    alpha = _check.number(op, "alpha", alpha, at_least=0)
+    _check.choice(op, "mode", mode, VPO_MODES)
+    weight = (1.0 if mode == "online" else -1.0) * alpha * beta
+    policy, refs = (
+        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
+    )
+    name = "policy_calibration_logps"
+    calibration = _check.float_tensor(op, name, policy_calibration_logps, ndim=1)
+    first = _check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1)
+    if calibration.shape == first.shape:
+        return pair_loss(
+            op,
+            "dpo_plus_linear",
+            {**policy, name: calibration},
+            {**refs, **required(op, ref_calibration_logps=ref_calibration_logps), "weight": weight},
+            (beta,),
+            reduction,
+            impl,
+            lambda: reference.vpo_loss(
+                policy_chosen_logps,
+                policy_rejected_logps,
+                ref_chosen_logps,
+                ref_rejected_logps,
+                policy_calibration_logps,
+                ref_calibration_logps,
+                alpha=alpha,
+                beta=beta,
+                mode=mode,
+                reduction=reduction,
+            ),
+        )
+    if isinstance(ref_calibration_logps, Tensor):
+        check_rows(op, {name: calibration, "ref_calibration_logps": ref_calibration_logps})
+        shift: Row = exact(ref_calibration_logps).detach()
+    else:
+        shift = _check.number(op, "ref_calibration_logps", ref_calibration_logps)
+    loss = pair_loss(
+        op,
+        "dpo",
+        policy,
+        refs,
+        (beta,),
+        reduction,
+        impl,
+        lambda: reference.dpo_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            beta=beta,
+            reduction=reduction,
+        ),
+    )
+    term = weight * (exact(calibration) - shift)
+    return add_term(op, loss, name, term, "policy_chosen_logps", first, reduction)
+
+
+def selm_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    policy_generated_logps: Tensor,
+    ref_generated_logps: Row = 0.0,
+    *,
+    beta: float = 0.01,
+    alpha: float = 0.001,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Self-exploring language models: DPO plus a push away from the policy's own answers.
+
+    loss_i = softplus(-beta * h_i) + alpha * beta * (policy_generated_i - ref_generated_i), h =
+    (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected). It has no lower bound: watch
+    policy_generated_logps. The defaults are the authors' recipe; their trainer class defaults to
+    beta = 0.1.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        policy_generated_logps: log-probability under the policy of the answer it generated this
+            round (one of the pair or a third), shape (n,). Differentiable.
+        ref_generated_logps: the same under the reference, shape (n,) or a number; it only shifts
+            the value. Default 0.
+        beta: inverse temperature, > 0. Default 0.01.
+        alpha: weight of the exploration term, >= 0. Default 0.001.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(selm_loss(z, z, z, z, torch.tensor([-4.0, -6.0]), beta=0.1, alpha=0.1)), 4)
+        0.6431
+
+    Reference:
+        Zhang et al. 2024, arXiv:2405.19332; the authors' code.
+    """
+    op = "selm_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    alpha = _check.number(op, "alpha", alpha, at_least=0)
+    _check.tensor(op, "policy_generated_logps", policy_generated_logps)
+    return pair_loss(
+        op,
+        "dpo_plus_linear",
+        {
+            **policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+            "policy_generated_logps": policy_generated_logps,
+        },
+        {
+            **ref_pair(op, ref_chosen_logps, ref_rejected_logps),
+            **required(op, ref_generated_logps=ref_generated_logps),
+            "weight": alpha * beta,
+        },
+        (beta,),
+        reduction,
+        impl,
+        lambda: reference.selm_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            policy_generated_logps,
+            ref_generated_logps,
+            beta=beta,
+            alpha=alpha,
+            reduction=reduction,
+        ),
+    )
+
+
+def xpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    policy_ref_sample_logps: Tensor,
+    *,
+    beta: float = 0.1,
+    alpha: float = 1e-5,
+    link: str = "logistic",
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Exploratory preference optimization: online DPO that moves away from reference samples.
+
+    loss_i = link(h_i) + alpha * policy_ref_sample_i, h = (policy_chosen - ref_chosen) -
+    (policy_rejected - ref_rejected), link(h) = softplus(-beta * h) or (h - 1 / (2 beta))^2. The
+    pair is one sample of the policy and one of the reference, ordered by a judge. alpha multiplies
+    the log-probability as it is, as in TRL: it is VPO's alpha times beta.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        policy_ref_sample_logps: log-probability under the policy of the answer that the reference
+            drew, shape (n,). Differentiable.
+        beta: inverse temperature, > 0. Default 0.1.
+        alpha: weight of the exploration term, >= 0. Default 1e-5.
+        link: "logistic" or "ipo". Default "logistic".
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(xpo_loss(z, z, z, z, torch.tensor([-4.0, -6.0]), alpha=0.01)), 4)
+        0.6431
+
+    Reference:
+        Xie et al. 2024, arXiv:2405.21046, Algorithm 1.
+    """
+    op = "xpo_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    alpha = _check.number(op, "alpha", alpha, at_least=0)
+    _check.choice(op, "link", link, XPO_LINKS)
+    _check.tensor(op, "policy_ref_sample_logps", policy_ref_sample_logps)
+    head, param = (
+        ("dpo_plus_linear", beta) if link == "logistic" else ("ipo_plus_linear", 1.0 / beta)
+    )
+    return pair_loss(
+        op,
+        head,
+        {
+            **policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+            "policy_ref_sample_logps": policy_ref_sample_logps,
+        },
+        {**ref_pair(op, ref_chosen_logps, ref_rejected_logps), "shift": 0.0, "weight": alpha},
+        (param,),
+        reduction,
+        impl,
+        lambda: reference.xpo_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            policy_ref_sample_logps,
+            beta=beta,
+            alpha=alpha,
+            link=link,
+            reduction=reduction,
+        ),
+    )
+
+
+def rpo_sft_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    chosen_lengths: Row | None = None,
+    *,
+    beta: float = 0.01,
+    eta: float | None = None,
+    alpha: float | None = None,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """DPO with an SFT term on the chosen answer, against over-optimisation (RPO).
+
+    loss_i = softplus(-beta * h_i) - eta * beta * policy_chosen_i, as the authors' code, or with
+    ``alpha`` the form averaged over tokens that is common elsewhere: loss_i = softplus(-beta * h_i)
+    - alpha * policy_chosen_i / length_i. h = (policy_chosen - ref_chosen) - (policy_rejected -
+    ref_rejected). The average here is per answer; TRL's sum of the losses "sigmoid" and "sft"
+    averages over all chosen tokens of the batch instead.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        chosen_lengths: tokens of the preferred answer, shape (n,) or a number. Counts below 1 count
+            as 1. Needed with alpha, unused otherwise. Default None.
+        beta: inverse temperature, > 0. Default 0.01.
+        eta: weight of the summed form, >= 0; the authors' recipe has 0.005. Default 0.005 without
+            alpha.
+        alpha: weight of the averaged form, >= 0; 0.2 to 1 is usual. Default None.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z, chosen = torch.zeros(1), torch.tensor([-20.0])
+        >>> round(float(rpo_sft_loss(chosen, z, chosen, z, torch.tensor([10]), alpha=0.2)), 4)
+        1.0931
+
+    Reference:
+        Liu et al. 2024, arXiv:2405.16436; the authors' code.
+    """
+    op = "rpo_sft_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    if eta is not None and alpha is not None:
+        raise ValueError(
+            f"[{op}] alpha: expected None beside eta, got {alpha!r}. Pass one of the two."
+        )
+    policy, refs = (
+        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
+    )
+
+    def plain() -> Tensor:
+        return reference.rpo_sft_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            chosen_lengths,
+            beta=beta,
+            eta=eta,
+            alpha=alpha,
+            reduction=reduction,
+        )
+
+    if alpha is None:
+        eta = _check.number(op, "eta", RPO_ETA if eta is None else eta, at_least=0)
+        params = (beta, beta, eta * beta)
+        return pair_loss(op, "flex_dpo", policy, refs, params, reduction, impl, plain)
+    alpha = _check.number(op, "alpha", alpha, at_least=0)
+    if chosen_lengths is None:
+        raise ValueError(
+            f"[{op}] chosen_lengths: expected a value with alpha, got None. Pass the token counts."
+        )
+    # Converted once for its two places: a half gradient is rounded after its parts are added.
+    chosen = exact(_check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1))
+    count = lengths(op, "chosen_lengths", chosen_lengths)
+    if isinstance(count, Tensor):
+        count = count.to(chosen.dtype)
+    return pair_loss(
+        op,
+        "dpo_plus_linear",
+        {**policy, "policy_chosen_logps": chosen, "the same": chosen},
+        {**refs, "shift": 0.0, "chosen_lengths": -alpha / count},
+        (beta,),
+        reduction,
+        impl,
+        plain,
+    )
+
+
+def hypo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    ref_chosen_logps: Tensor,
+    ref_rejected_logps: Tensor,
+    policy_online_logps: Tensor,
+    ref_online_logps: Tensor,
+    *,
+    kl_weight: float,
+    beta: float = 0.1,
+    num_samples: int = 2,
+    weight_clip: float | None = None,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Hybrid preference optimization: offline DPO plus the KL to the reference on online samples.
+
+    loss = mean_i softplus(-beta * h_i) + kl_weight * mean_j [w_j - b_j] policy_online_j, h =
+    (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected), w = policy_online - ref_online,
+    b_j the mean of w over the other samples of the prompt (0 for one sample), the bracket without
+    gradient. The value of the second term means nothing; its expected gradient is kl_weight times
+    that of KL(policy || reference). Not the HyPO of arXiv:2602.11902, which is
+    dpo_loss(conditional_reference=True). The paper's kl_weight and number of samples are not
+    confirmed.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        policy_online_logps: log-probability under the policy of answers it just sampled, summed
+            over tokens, shape (m,), the num_samples answers of a prompt side by side; m = n *
+            num_samples unless reduction="mean". Differentiable.
+        ref_online_logps: the same under the reference, shape (m,).
+        kl_weight: lambda, >= 0, small. No default: the paper tunes it.
+        beta: inverse temperature, > 0. Default 0.1.
+        num_samples: answers per prompt, >= 1. Default 2.
+        weight_clip: bound on |w| for very long answers, > 0; it biases the gradient. Default None.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(1)
+        >>> online = torch.tensor([-4.0, -6.0])
+        >>> round(float(hypo_loss(z, z, z, z, online, torch.full((2,), -5.0), kl_weight=0.1)), 4)
+        0.8931
+
+    Reference:
+        Song et al. 2024, arXiv:2406.01462.
+    """
+    op = "hypo_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    kl_weight = _check.number(op, "kl_weight", kl_weight, at_least=0)
+    k = int(_check.number(op, "num_samples", num_samples, at_least=1))
+    check_rows(
+        op, {"policy_online_logps": policy_online_logps, "ref_online_logps": ref_online_logps}
+    )
+    m = policy_online_logps.shape[0]
+    if m % k:
+        raise ValueError(
+            f"[{op}] policy_online_logps: expected a multiple of num_samples={k} rows, got {m}. "
+            "Pass the samples of a prompt side by side."
+        )
+    loss = pair_loss(
+        op,
+        "dpo",
+        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
+        (beta,),
+        reduction,
+        impl,
+        lambda: reference.dpo_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            beta=beta,
+            reduction=reduction,
+        ),
+    )
+    online = exact(policy_online_logps).reshape(-1, k)
+    w = online.detach() - exact(ref_online_logps).detach().reshape(-1, k)
+    if weight_clip is not None:
+        clip = _check.number(op, "weight_clip", weight_clip, above=0)
+        w = w.clamp(-clip, clip)
+    if k > 1:
+        w = w - (w.sum(1, keepdim=True) - w) / (k - 1)
+    term = kl_weight * (w * online).mean(1)
+    return add_term(
+        op, loss, "policy_online_logps", term, "policy_chosen_logps", policy_chosen_logps, reduction
+    )

@@ -1,0 +1,478 @@
+"""Losses that need no reference model: ORPO, CPO, SimPO, and CPL of behaviour segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _check
+from .._impl import Impl
+from ..reference import preference as reference
+from ._arguments import (
+    check_rows,
+    exact,
+    label_after,
+    lengths,
+    per_row,
+    policy_pair,
+    probability,
+    together,
+)
+from ._pairs import Reduction, Row, pair_loss
+
+
+def orpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_nll: Tensor,
+    *,
+    beta: float = 0.1,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Odds ratio preference optimization: likelihood of the chosen answer plus a log odds ratio.
+
+    odds(a) = a - log(1 - exp(a)), loss_i = nll_i + beta * softplus(-(odds(chosen_i) -
+    odds(rejected_i))). The log-probabilities here are means over tokens, not sums, and must be
+    below 0; from -2^-24 on they are taken as -2^-24, with no gradient, so that an answer of
+    probability 1 does not end in NaN. log(1 - exp(a)) is computed by whichever of two forms does
+    not cancel (Liger's loses its digits near 0). TRL returns the odds term negated.
+
+    Args:
+        policy_chosen_logps: mean log-probability per token of the preferred answer under the
+            policy, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        chosen_nll: negative log-likelihood of the preferred answer (with or without its prompt),
+            shape (n,), or one value for the batch. Differentiable.
+        beta: weight of the odds ratio, >= 0; lambda in the paper. Default 0.1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> logps = torch.tensor([-1.0, -2.0])
+        >>> round(float(orpo_loss(logps, logps, -logps)), 4)
+        1.5693
+
+    Reference:
+        Hong et al. 2024, arXiv:2403.07691, eqs. 4 and 7.
+    """
+    op = "orpo_loss"
+    beta = _check.number(op, "beta", beta, at_least=0)
+    _check.tensor(op, "chosen_nll", chosen_nll)
+    nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
+    return pair_loss(
+        op,
+        "orpo",
+        {**policy_pair(op, policy_chosen_logps, policy_rejected_logps), "chosen_nll": nll},
+        {},
+        (beta,),
+        reduction,
+        impl,
+        lambda: reference.orpo_loss(
+            policy_chosen_logps, policy_rejected_logps, chosen_nll, beta=beta, reduction=reduction
+        ),
+    )
+
+
+def cpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_nll: Tensor | None = None,
+    chosen_lengths: Row | None = None,
+    rejected_lengths: Row | None = None,
+    *,
+    beta: float = 0.1,
+    label_smoothing: Row = 0.0,
+    cpo_alpha: float = 1.0,
+    alpha: float = 0.0,
+    gamma: float = 0.0,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Contrastive preference optimization, with AlphaPO's reward shape as an option.
+
+    u = log-probability / length (length 1 where left out), r(u) = u for alpha = 0, else (1 -
+    exp(-alpha * u)) / alpha; x_i = beta * (r(chosen_i) - r(rejected_i)) - gamma; loss_i = (1 - e_i)
+    softplus(-x_i) + e_i softplus(x_i) + cpo_alpha * nll_i. TRL's alpha exponentiates sums over
+    tokens, which leaves the range of float32 for answers of ordinary length: here it is an expm1 of
+    the log-probability, and lengths should be given, as in the AlphaPO paper. CPO itself uses sums
+    (no lengths) in TRL and in the paper, means in Liger.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        chosen_nll: negative log-likelihood of the preferred answer, shape (n,), or one value for
+            the batch. Differentiable. Default None: no such term.
+        chosen_lengths: tokens of the preferred answer, shape (n,) or a number, or None. Counts
+            below 1 count as 1. Default None.
+        rejected_lengths: tokens of the other answer, given together with chosen_lengths. Default
+            None.
+        beta: inverse temperature, > 0. Default 0.1.
+        label_smoothing: e in [0, 1], a number or shape (n,). Default 0.
+        cpo_alpha: weight of chosen_nll, >= 0. Default 1.
+        alpha: shape of the reward; 0 is CPO. Default 0.
+        gamma: margin to reach, >= 0. Default 0.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(cpo_loss(z, z, torch.ones(2))), 4)
+        1.6931
+
+    Reference:
+        Xu et al. 2024, arXiv:2401.08417. Reward shape: Gupta et al. 2025, arXiv:2501.03884.
+    """
+    op = "cpo_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    cpo_alpha = _check.number(op, "cpo_alpha", cpo_alpha, at_least=0)
+    alpha = _check.number(op, "alpha", alpha)
+    gamma = _check.number(op, "gamma", gamma, at_least=0)
+    with_lengths = together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
+    nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
+    constants: dict[str, Row] = {
+        "chosen_lengths": lengths(op, "chosen_lengths", chosen_lengths),
+        "rejected_lengths": lengths(op, "rejected_lengths", rejected_lengths),
+        "label_smoothing": label_after(op, label_smoothing),
+    }
+    params: tuple[float, ...]
+    if alpha != 0:
+        head, params = "alpha_po", (beta, cpo_alpha, alpha, gamma)
+    elif with_lengths or gamma != 0:
+        head, params = "simpo", (beta, gamma, cpo_alpha)
+    else:
+        head, params = "cpo", (beta, cpo_alpha)
+        constants = {"label_smoothing": constants["label_smoothing"]}
+    return pair_loss(
+        op,
+        head,
+        {**policy_pair(op, policy_chosen_logps, policy_rejected_logps), "chosen_nll": nll},
+        constants,
+        params,
+        reduction,
+        impl,
+        lambda: reference.cpo_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            chosen_nll,
+            chosen_lengths,
+            rejected_lengths,
+            beta=beta,
+            label_smoothing=label_smoothing,
+            cpo_alpha=cpo_alpha,
+            alpha=alpha,
+            gamma=gamma,
+            reduction=reduction,
+        ),
+    )
+
+
+def simpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    chosen_lengths: Row | None = None,
+    rejected_lengths: Row | None = None,
+    chosen_nll: Tensor | None = None,
+    *,
+    beta: float = 2.5,
+    gamma: float = 1.25,
+    label_smoothing: Row = 0.0,
+    cpo_alpha: float = 1.0,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Simple preference optimization: log-probabilities per token, a margin, no reference.
+
+    x_i = beta * (chosen_i / nc_i - rejected_i / nr_i) - gamma, loss_i = (1 - e_i) softplus(-x_i) +
+    e_i softplus(x_i) + cpo_alpha * nll_i. gamma is the margin after beta, as in the paper's
+    equation; TRL's simpo_gamma and Liger's gamma are this number, the authors' gamma_beta_ratio is
+    gamma / beta. The default beta is the paper's, not TRL's or Liger's 0.1.
+
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens (or already a mean, without lengths), shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        chosen_lengths: nc, tokens of the preferred answer, shape (n,) or a number. Counts below 1
+            count as 1. Default None: the log-probabilities are means already.
+        rejected_lengths: nr, tokens of the other answer, given together with chosen_lengths.
+            Default None.
+        chosen_nll: negative log-likelihood of the preferred answer, shape (n,), or one value for
+            the batch (CPO-SimPO). Differentiable. Default None: no such term.
+        beta: inverse temperature, > 0; the paper uses 2 to 10. Default 2.5.
+        gamma: margin to reach, >= 0; the authors start tuning from half of beta. Default 1.25.
+        label_smoothing: e in [0, 1], a number or shape (n,). Default 0.
+        cpo_alpha: weight of chosen_nll, >= 0. Default 1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> chosen, rejected = torch.tensor([-10.0]), torch.tensor([-30.0])
+        >>> lengths = torch.tensor([20])
+        >>> round(float(simpo_loss(chosen, rejected, lengths, lengths)), 4)
+        0.2519
+
+    Reference:
+        Meng et al. 2024, arXiv:2405.14734, eq. 6.
+    """
+    op = "simpo_loss"
+    beta = _check.number(op, "beta", beta, above=0)
+    gamma = _check.number(op, "gamma", gamma, at_least=0)
+    cpo_alpha = _check.number(op, "cpo_alpha", cpo_alpha, at_least=0)
+    together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
+    nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
+    return pair_loss(
+        op,
+        "simpo",
+        {**policy_pair(op, policy_chosen_logps, policy_rejected_logps), "chosen_nll": nll},
+        {
+            "chosen_lengths": lengths(op, "chosen_lengths", chosen_lengths),
+            "rejected_lengths": lengths(op, "rejected_lengths", rejected_lengths),
+            "label_smoothing": label_after(op, label_smoothing),
+        },
+        (beta, gamma, cpo_alpha),
+        reduction,
+        impl,
+        lambda: reference.simpo_loss(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            chosen_lengths,
+            rejected_lengths,
+            chosen_nll,
+            beta=beta,
+            gamma=gamma,
+            label_smoothing=label_smoothing,
+            cpo_alpha=cpo_alpha,
+            reduction=reduction,
+        ),
+    )
+
+
+def _segments(
+    op: str, name: str, logps: Tensor, ref_name: str, ref: Tensor | None, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities in float32 or better, and the advantages they add up to."""
+    if ref is not None:
+        check_rows(op, {name: logps, ref_name: ref}, ndim=None)
+    steps = exact(_check.float_tensor(op, name, logps))
+    if steps.ndim == 1 and ref is None:
+        return steps, steps
+    if steps.ndim != 2:
+        wanted = "(n, steps)" if ref is not None else "(n, steps), or advantages (n,)"
+        raise ValueError(
+            f"[{op}] {name}: expected shape {wanted}, got {tuple(logps.shape)}. "
+            "Pass one row per segment."
+        )
+    x = steps if ref is None else steps - exact(ref).detach()
+    if gamma != 1:
+        x = x * gamma ** torch.arange(x.shape[1], dtype=x.dtype, device=x.device)
+    return steps, alpha * x.sum(1)
+
+
+def cpl_loss(
+    segment_logps_1: Tensor,
+    segment_logps_2: Tensor,
+    ref_logps_1: Tensor | None = None,
+    ref_logps_2: Tensor | None = None,
+    label: Row = 1.0,
+    *,
+    alpha: float = 0.1,
+    gamma: float = 1.0,
+    lam: float = 0.5,
+    bc_coeff: float = 0.0,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Contrastive preference learning of two behaviour segments.
+
+    A_k = alpha * sum_t gamma^t logps_k,t (minus the reference's log-probabilities, where given),
+    loss_i = y_i softplus(-(A_2 - lam * A_1)) + (1 - y_i) softplus(-(A_1 - lam * A_2)) - bc_coeff *
+    mean_t logps_i,t. y is the probability that the SECOND segment is preferred, as in the authors'
+    code. lam < 1 discounts the loser and pulls towards the data. The authors' code defaults to lam
+    = 1; the default here is the paper's 0.5.
+
+    Args:
+        segment_logps_1: log-probability of every action of the first segment, shape (n, steps),
+            nats; or its advantage A_1, shape (n,), and then alpha and gamma do nothing.
+            Differentiable.
+        segment_logps_2: the same of the second segment. Differentiable.
+        ref_logps_1: the same under a reference policy, shape (n, steps). Default None.
+        ref_logps_2: the same of the second segment, given together with ref_logps_1. Default None.
+        label: y in [0, 1], shape (n,) or a number. Default 1.
+        alpha: temperature, > 0; 0.2 with a reference. Default 0.1.
+        gamma: discount, in (0, 1]. Default 1.
+        lam: bias on the loser, in (0, 1]; 0.75 with a reference. Default 0.5.
+        bc_coeff: weight of behaviour cloning of both segments, >= 0; needs shape (n, steps).
+            Default 0.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2, 3)
+        >>> round(float(cpl_loss(z, z)), 4)
+        0.6931
+
+    Reference:
+        Hejna et al. 2023, arXiv:2310.13639.
+    """
+    op = "cpl_loss"
+    alpha = _check.number(op, "alpha", alpha, above=0)
+    gamma = _check.number(op, "gamma", gamma, above=0, at_most=1)
+    lam = _check.number(op, "lam", lam, above=0, at_most=1)
+    bc_coeff = _check.number(op, "bc_coeff", bc_coeff, at_least=0)
+    together(op, ref_logps_1=ref_logps_1, ref_logps_2=ref_logps_2)
+    names = ("segment_logps_1", "segment_logps_2")
+    steps_1, first = _segments(
+        op, names[0], segment_logps_1, "ref_logps_1", ref_logps_1, alpha, gamma
+    )
+    steps_2, second = _segments(
+        op, names[1], segment_logps_2, "ref_logps_2", ref_logps_2, alpha, gamma
+    )
+    if bc_coeff and (segment_logps_1.ndim != 2 or segment_logps_2.ndim != 2):
+        raise ValueError(
+            f"[{op}] bc_coeff: expected 0 for advantages of shape (n,), got {bc_coeff!r}. "
+            "Pass log-probabilities (n, steps)."
+        )
+
+    def plain() -> Tensor:
+        return reference.cpl_loss(first, second, label=label, lam=lam, reduction=reduction)
+
+    loss = pair_loss(
+        op,
+        "cpl",
+        {names[0]: first, names[1]: second},
+        {"label": probability(op, "label", label)},
+        (lam,),
+        reduction,
+        impl,
+        plain,
+    )
+    if not bc_coeff:
+        return loss
+    cloning = -0.5 * bc_coeff * (steps_1.mean(1) + steps_2.mean(1))
+    return loss + (cloning if reduction == "none" else getattr(cloning, reduction)())
+
+
+def cpl_dense_loss(
+    segment_logps: Tensor,
+    scores: Tensor,
+    ref_logps: Tensor | None = None,
+    *,
+    alpha: float = 0.1,
+    gamma: float = 1.0,
+    lam: float = 0.5,
+    bc_coeff: float = 0.0,
+    reduction: Reduction = "mean",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Contrastive preference learning of all pairs of scored segments.
+
+    A as in ``cpl_loss``; segments are sorted by score and the loss is the mean over all n (n - 1) /
+    2 pairs of softplus(-(A_better - lam * A_worse)), minus bc_coeff * mean(logps). Equal scores are
+    ordered by position, as the authors' sort does, rather than left out. n (n - 1) / 2 rows are
+    formed in memory.
+
+    Args:
+        segment_logps: log-probability of every action of each segment, shape (n, steps), nats; or
+            advantages, shape (n,), and then alpha and gamma do nothing. Differentiable.
+        scores: how good each segment is, larger is better, shape (n,).
+        ref_logps: log-probabilities under a reference policy, shape (n, steps). Default None.
+        alpha: temperature, > 0; 0.2 with a reference. Default 0.1.
+        gamma: discount, in (0, 1]. Default 1.
+        lam: bias on the loser, in (0, 1]; 0.75 with a reference. Default 0.5.
+        bc_coeff: weight of behaviour cloning, >= 0; needs shape (n, steps) and reduction="mean".
+            Default 0.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+
+    Returns:
+        Scalar for "mean" and "sum", shape (n * (n - 1) / 2,) for "none"; float32, or float64 if any
+        input is float64.
+
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import torch
+        >>> advantages = torch.tensor([0.0, 2.0, 1.0])
+        >>> cpl_dense_loss(advantages, advantages, lam=1.0, reduction="none")
+        tensor([0.3133, 0.1269, 0.3133])
+
+    Reference:
+        Hejna et al. 2023, arXiv:2310.13639; the dense form: the authors' code.
+    """
+    op = "cpl_dense_loss"
+    alpha = _check.number(op, "alpha", alpha, above=0)
+    gamma = _check.number(op, "gamma", gamma, above=0, at_most=1)
+    lam = _check.number(op, "lam", lam, above=0, at_most=1)
+    bc_coeff = _check.number(op, "bc_coeff", bc_coeff, at_least=0)
+    steps, advantage = _segments(
+        op, "segment_logps", segment_logps, "ref_logps", ref_logps, alpha, gamma
+    )
+    n = advantage.shape[0]
+    if _check.tensor(op, "scores", scores).shape != (n,):
+        raise ValueError(
+            f"[{op}] scores: expected shape ({n},), one per segment, got {tuple(scores.shape)}. "
+            "Pass one score per segment."
+        )
+    _check.same_device(op, "scores", scores, "segment_logps", segment_logps)
+    if bc_coeff and (segment_logps.ndim != 2 or reduction != "mean"):
+        raise ValueError(
+            f"[{op}] bc_coeff: expected 0 for advantages or reduction={reduction!r}, got "
+            f"{bc_coeff!r}. Pass log-probabilities (n, steps) and reduction='mean'."
+        )
+    ranked = advantage[torch.argsort(scores, stable=True)]
+    worse, better = torch.triu_indices(n, n, offset=1, device=advantage.device)
+    loss = pair_loss(
+        op,
+        "cpl",
+        {"worse": ranked[worse], "better": ranked[better]},
+        {"label": 1.0},
+        (lam,),
+        reduction,
+        impl,
+        lambda: reference.cpl_dense_loss(advantage, scores, lam=lam, reduction=reduction),
+    )
+    return loss - bc_coeff * steps.mean() if bc_coeff else loss

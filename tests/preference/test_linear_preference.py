@@ -1,0 +1,298 @@
+"""linear_preference_loss: every loss from hidden states equals the loss of plainly computed log-probabilities."""
+
+import inspect
+
+import pytest
+import torch
+from hotloop.preference import LOSSES, dpo_loss, linear_preference_loss, preference_metrics
+from hotloop.preference.linear import FORMS
+
+N, T, D, V = 4, 6, 8, 50
+
+
+def options_of(name):
+    return {
+        "sppo": {"win_rate": torch.tensor([0.7, 0.2, 0.5, 1.0])},
+        "kto": {"is_desirable": torch.tensor([1.0, 0, 1, 0]), "kl": 0.1},
+        "bco": {"is_desirable": torch.tensor([1.0, 0, 1, 0]), "delta": 0.2},
+        "hypo": {"kl_weight": 0.1},
+        "vpo": {"alpha": 0.1},
+        "inpo": {
+            "iterate_chosen_logps": torch.full((N,), -3.0),
+            "iterate_rejected_logps": torch.full((N,), -4.0),
+        },
+        "srpo": {"beta": 0.1},
+        "modpo": {
+            "chosen_margin_rewards": torch.linspace(-1, 1, N).unsqueeze(1),
+            "rejected_margin_rewards": torch.linspace(1, 0, N).unsqueeze(1),
+            "weights": (0.5, 0.5),
+        },
+        "dno": {"label": 0.7},
+        "rpo_sft": {"alpha": 0.1},
+        "ipo": {"length_normalized": True},
+    }.get(name, {})
+
+
+def batch(name="dpo", dtype=torch.float64, seed=0):
+    form = FORMS[name]
+    answers = len(form.roles) * N + (N if name == "hypo" else 0)
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(answers, T, D, generator=g, dtype=dtype)
+    weight = torch.randn(V, D, generator=g, dtype=dtype)
+    ref_hidden = hidden + 0.1 * torch.randn(answers, T, D, generator=g, dtype=dtype)
+    labels = torch.randint(0, V, (answers, T), generator=g)
+    labels[:, :2] = -100  # the prompt
+    labels[::3, -1] = -100  # padding
+    return hidden, weight, ref_hidden, labels
+
+
+def token_logps(hidden, weight, labels):
+    logps = torch.log_softmax(hidden @ weight.T, -1)
+    rows = logps.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(labels >= 0, rows, 0.0)
+
+
+def expected(name, hidden, weight, ref_hidden, labels):
+    """The loss by its public function, with every argument named by hand from plain log-probabilities."""
+    form = FORMS[name]
+    policy, ref = (
+        token_logps(hidden, weight, labels),
+        token_logps(ref_hidden, weight.detach(), labels),
+    )
+    lengths = (labels >= 0).sum(-1).to(policy.dtype)
+    if not form.tokens:
+        policy, ref = policy.sum(-1), ref.sum(-1)
+    else:
+        policy, ref = policy[:, 2:], ref[:, 2:]  # the prompt is as long in every row
+        policy, ref = (torch.nn.functional.pad(x, (0, 2)) for x in (policy, ref))
+    sizes = [N] * len(form.roles)
+    sizes[-1] += N if name == "hypo" else 0
+    p, r, n = policy.split(sizes), ref.split(sizes), lengths.split(sizes)
+    extra = dict(options_of(name))
+    normalized = extra.pop("length_normalized", False)
+    pair = {
+        "policy_chosen_logps": p[0], "policy_rejected_logps": p[-1] if len(p) == 1 else p[1],
+        "ref_chosen_logps": r[0], "ref_rejected_logps": r[-1] if len(r) == 1 else r[1],
+    }  # fmt: skip
+    nll = (-p[0].sum() / n[0].sum()).expand(N) if not form.tokens else None
+    if name in ("simpo", "cpo", "orpo"):
+        pair = {k: v for k, v in pair.items() if k.startswith("policy")}
+    by_name = {
+        "orpo": lambda: {
+            "policy_chosen_logps": p[0] / n[0], "policy_rejected_logps": p[1] / n[1], "chosen_nll": nll,
+        },
+        "cpo": lambda: {**pair, "chosen_nll": nll},
+        "simpo": lambda: {**pair, "chosen_lengths": n[0], "rejected_lengths": n[1]},
+        "dpo_norm": lambda: {**pair, "chosen_lengths": n[0], "rejected_lengths": n[1]},
+        "rpo_sft": lambda: {**pair, "chosen_lengths": n[0]},
+        "ipo": lambda: {**pair, **({"chosen_lengths": n[0], "rejected_lengths": n[1]} if normalized else {})},
+        "selm": lambda: {**pair, "policy_generated_logps": p[2], "ref_generated_logps": r[2]},
+        "vpo": lambda: {**pair, "policy_calibration_logps": p[2], "ref_calibration_logps": r[2]},
+        "xpo": lambda: {**pair, "policy_ref_sample_logps": p[2]},
+        "hypo": lambda: {**pair, "policy_online_logps": p[2], "ref_online_logps": r[2]},
+        "drift_iterative_dpo": lambda: {
+            "policy_fresh_logps": p[0], "policy_dissatisfied_logps": p[1], "ref_fresh_logps": r[0],
+            "ref_dissatisfied_logps": r[1],
+        },
+        "cpl": lambda: {
+            "segment_logps_1": p[0], "segment_logps_2": p[1], "ref_logps_1": r[0], "ref_logps_2": r[1],
+        },
+    }  # fmt: skip
+    for numbered in ("dno", "online_ipo"):
+        by_name[numbered] = lambda: {
+            "policy_logps_1": p[0], "policy_logps_2": p[1], "ref_logps_1": r[0], "ref_logps_2": r[1],
+        }  # fmt: skip
+    for single in ("kto", "bco", "sppo", "npo"):
+        by_name[single] = lambda: {"policy_logps": p[0], "ref_logps": r[0]}
+    for ratios in ("srpo", "opa_dpo"):
+        by_name[ratios] = lambda: {
+            f"{role}_logratios": a - b for role, a, b in zip(form.roles, p, r)
+        }
+    arguments = by_name.get(name, lambda: pair)()
+    return form.function(**arguments, **extra, impl="reference")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equals_the_loss_of_plain_log_probabilities(name):
+    hidden, weight, ref_hidden, labels = batch(name)
+    results = []
+    for fused in (False, True):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        if fused:
+            loss, metrics = linear_preference_loss(
+                h, w, labels, loss=name, ref_hidden=ref_hidden, options=options_of(name)
+            )
+            assert all(m.ndim == 0 and not m.requires_grad for m in metrics.values())
+        else:
+            loss = expected(name, h, w, ref_hidden, labels)
+        loss.backward()
+        results.append((loss.detach(), h.grad, w.grad))
+    # cpo's NLL and the like are sums of the same float64 numbers in another order.
+    for ours, truth in zip(results[1], results[0]):
+        torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-11)
+
+
+def test_every_loss_of_the_room_has_a_form():
+    import hotloop
+
+    public = {n.removesuffix("_loss") for n in hotloop.preference.__all__ if n.endswith("_loss")}
+    public |= {"npo"}
+    assert set(LOSSES) == public - {"linear_preference", "cpl_dense"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_close(dtype):
+    hidden, weight, ref_hidden, labels = batch()
+    truth, _ = linear_preference_loss(
+        hidden, weight, labels, ref_hidden=ref_hidden, impl="reference"
+    )
+    ours, _ = linear_preference_loss(
+        *(x.to(dtype) for x in (hidden, weight)), labels, ref_hidden=ref_hidden.to(dtype)
+    )
+    plain, _ = linear_preference_loss(
+        *(x.to(dtype) for x in (hidden, weight)),
+        labels,
+        ref_hidden=ref_hidden.to(dtype),
+        impl="reference",
+    )
+    assert abs(ours - truth) <= 2 * abs(plain - truth) + 1e-6
+
+
+def test_packed_answers_equal_padded_ones():
+    hidden, weight, ref_hidden, labels = batch()
+    keep = [slice(0, T - (i % 3)) for i in range(len(labels))]
+    cu = torch.tensor([0, *[s.stop for s in keep]]).cumsum(0)
+    packed = [
+        torch.cat([x[i, s] for i, s in enumerate(keep)]) for x in (hidden, ref_hidden, labels)
+    ]
+    padded = labels.clone()
+    for i, s in enumerate(keep):
+        padded[i, s.stop :] = -100
+    a, ma = linear_preference_loss(hidden, weight, padded, ref_hidden=ref_hidden)
+    b, mb = linear_preference_loss(
+        packed[0], weight, packed[2], ref_hidden=packed[1], cu_seqlens=cu
+    )
+    torch.testing.assert_close(a, b)
+    for name in ma:
+        torch.testing.assert_close(ma[name], mb[name])
+
+
+def test_reference_given_per_answer_per_token_or_as_hidden_states():
+    hidden, weight, ref_hidden, labels = batch()
+    tokens = token_logps(ref_hidden, weight, labels)
+    losses = [
+        linear_preference_loss(hidden, weight, labels, ref_hidden=ref_hidden)[0],
+        linear_preference_loss(hidden, weight, labels, ref_logps=tokens.sum(-1))[0],
+        linear_preference_loss(hidden, weight, labels, ref_logps=tokens)[0],
+        linear_preference_loss(
+            hidden, weight, labels, ref_hidden=ref_hidden, ref_weight=weight.clone()
+        )[0],
+    ]
+    for other in losses[1:]:
+        torch.testing.assert_close(losses[0], other)
+
+
+def test_metrics_are_those_of_preference_metrics():
+    hidden, weight, ref_hidden, labels = batch()
+    p, r = (
+        token_logps(hidden, weight, labels).sum(-1),
+        token_logps(ref_hidden, weight, labels).sum(-1),
+    )
+    _, metrics = linear_preference_loss(
+        hidden, weight, labels, ref_hidden=ref_hidden, options={"beta": 0.3}
+    )
+    truth = preference_metrics(p[:N], p[N:], r[:N], r[N:], beta=0.3)
+    assert metrics.keys() == truth.keys()
+    for name, value in truth.items():
+        torch.testing.assert_close(metrics[name], value)
+
+
+def test_a_head_of_your_own_keeps_the_fused_head():
+    hidden, weight, ref_hidden, labels = batch()
+    h = hidden.clone().requires_grad_()
+
+    def mine(chosen, rejected, ref_chosen, ref_rejected):
+        return torch.nn.functional.softplus(
+            -0.1 * ((chosen - ref_chosen) - (rejected - ref_rejected))
+        )
+
+    loss, _ = linear_preference_loss(h, weight, labels, loss=mine, ref_hidden=ref_hidden)
+    loss.backward()
+    named, _ = linear_preference_loss(hidden, weight, labels, loss="dpo", ref_hidden=ref_hidden)
+    torch.testing.assert_close(loss.detach(), named)
+    assert h.grad.abs().sum() > 0
+    without, _ = linear_preference_loss(
+        hidden, weight, labels, loss=lambda a, b, c, d: (a - b).sum()
+    )
+    assert without.ndim == 0
+
+
+def test_prompt_and_padding_have_exactly_zero_gradient_and_may_hold_nan():
+    hidden, weight, ref_hidden, labels = batch(dtype=torch.float32)
+    hidden[labels == -100] = torch.nan
+    ref_hidden[labels == -100] = torch.nan
+    h = hidden.clone().requires_grad_()
+    loss, _ = linear_preference_loss(h, weight, labels, ref_hidden=ref_hidden)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert bool((h.grad[labels == -100] == 0).all())
+    assert torch.isfinite(h.grad).all()
+
+
+def test_compiled_whole():
+    hidden, weight, ref_hidden, labels = batch(dtype=torch.float32)
+
+    def step(h, w, ref, y):
+        return linear_preference_loss(h, w, y, ref_hidden=ref)[0]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    h1, h2 = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
+    a, b = step(h1, weight, ref_hidden, labels), compiled(h2, weight, ref_hidden, labels)
+    a.backward()
+    b.backward()
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(h1.grad, h2.grad)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {"loss": "ppo"},
+            r"\[linear_preference_loss\] loss: expected a function or one of dpo, .*got 'ppo'",
+        ),
+        (
+            {"hidden": torch.zeros(3, T, D), "labels": torch.zeros(3, T, dtype=torch.int64)},
+            "hidden: expected a number of answers divisible by 2",
+        ),
+        ({"hidden": torch.zeros(8, D)}, r"hidden: expected shape \(answers, tokens, width\)"),
+        (
+            {"ref_hidden": None},
+            "ref_logps: expected the reference's log-probabilities for loss 'dpo', got none",
+        ),
+        ({"ref_logps": torch.zeros(8)}, "ref_hidden: expected None beside ref_logps, got both"),
+        (
+            {"ref_hidden": None, "ref_logps": torch.zeros(5)},
+            r"ref_logps: expected shape \(8,\), one per answer, got \(5,\)",
+        ),
+        ({"options": {"bta": 1.0}}, "options: dpo takes beta, .*got bta"),
+        ({"options": {"beta": -1.0}}, r"\[dpo_loss\] beta: expected a number > 0"),
+    ],
+)
+def test_errors(change, text):
+    hidden, weight, ref_hidden, labels = batch(dtype=torch.float32)
+    arguments = {
+        "hidden": hidden,
+        "weight": weight,
+        "labels": labels,
+        "ref_hidden": ref_hidden,
+        **change,
+    }
+    with pytest.raises((ValueError, TypeError), match=text):
+        linear_preference_loss(
+            arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("labels"), **arguments
+        )
+
+
+def test_signature_of_the_default_loss_is_what_the_readme_shows():
+    assert "beta" in inspect.signature(dpo_loss).parameters

@@ -1,0 +1,91 @@
+"""The rules of the layout that a machine can check: rooms in every wing, dependencies one way, 64-bit indices."""
+
+import ast
+import re
+from pathlib import Path
+
+import hotloop
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.source
+
+
+def sources(*patterns: str) -> list[Path]:
+    found = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    assert found, patterns
+    return found
+
+
+@pytest.mark.parametrize("op", hotloop.catalog(), ids=lambda op: op.full_name)
+def test_every_op_has_its_place_in_every_wing(op):
+    front = ROOT / "python" / "hotloop"
+    assert (front / f"{op.room}.py").exists() or (front / op.room / "__init__.py").exists()
+    reference = front / "reference"
+    assert (reference / f"{op.room}.py").exists() or (reference / op.room).is_dir()
+    assert (ROOT / "tests" / op.room).is_dir()
+    if "cpu" in op.impls and op.name != "linear_preference_loss":
+        assert (ROOT / "csrc" / op.room).is_dir()
+    if "cuda" in op.impls:
+        assert list((ROOT / "kernels" / "preference").glob("*.cu"))
+    if "triton" in op.impls:
+        assert list((ROOT / "kernels" / "logprob").glob("*.py"))
+
+
+def test_loops_and_heads_know_neither_python_nor_torch():
+    for path in sources(
+        "csrc/**/*.hpp", "csrc/**/*.cpp", "kernels/**/*.cu", "kernels/**/*.cuh", "kernels/**/*.hpp"
+    ):
+        if "bind" in path.relative_to(ROOT).parts:
+            continue
+        text = path.read_text()
+        assert not re.search(r'#include\s*[<"](torch|ATen|c10|pybind11|Python\.h)', text), path
+
+
+def test_kernels_take_indices_from_one_helper():
+    for path in sources("kernels/**/*.cu", "kernels/**/*.cuh"):
+        if path.name != "launch.cuh":
+            assert "blockIdx" not in path.read_text(), path
+    for path in sources("kernels/**/*.py"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if "tl.program_id(" in line and "program_id(0) == 0" not in line:
+                assert ".to(tl.int64)" in line, f"{path}:{number}"
+
+
+def test_no_retired_or_unmasked_triton_calls():
+    for path in sources("kernels/**/*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.load":
+                names = {k.arg for k in node.keywords}
+                assert "mask" not in names or "other" in names, (
+                    f"{path}:{node.lineno} masks without other="
+                )
+
+
+def test_no_native_march():
+    for path in sources("CMakeLists.txt", "cmake/*.cmake", "pyproject.toml"):
+        assert "march=native" not in path.read_text(), path
+
+
+def test_no_file_is_too_long():
+    for path in sources(
+        "csrc/**/*",
+        "kernels/**/*",
+        "python/**/*.py",
+        "tests/**/*.py",
+        "bench/**/*.py",
+        "examples/**/*.py",
+    ):
+        if path.suffix in {".py", ".cpp", ".hpp", ".cu", ".cuh"}:
+            lines = len(path.read_text().splitlines())
+            assert lines <= 600, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+def test_at_most_five_environment_variables():
+    from hotloop._environment import VARIABLES
+
+    assert len(VARIABLES) <= 5
+    for path in sources("python/**/*.py", "csrc/**/*.cpp", "kernels/**/*.py"):
+        for name in re.findall(r"\"(HOTLOOP_[A-Z_]+)\"", path.read_text()):
+            assert name in VARIABLES, f"{path} reads {name}"

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Build the wheel, repair it, install it into an empty environment and test it there without a compiler.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=.venv/bin
+export PATH="$PWD/$bin:$PATH" PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
+rm -rf dist wheelhouse .venv-wheel
+pip install -q --group wheel
+pip wheel -q --no-deps --no-build-isolation -w dist -C cmake.define.HOTLOOP_CUDA="${HOTLOOP_CUDA:-AUTO}" \
+  ${HOTLOOP_CUDA_ARCHS:+-C cmake.define.HOTLOOP_CUDA_ARCHS="$HOTLOOP_CUDA_ARCHS"} -C build-dir=build/wheel .
+# libgomp stays outside: torch's wheel carries it, and a second copy would be a second OpenMP runtime.
+auditwheel -v repair --exclude libgomp.so.1 -w wheelhouse dist/*.whl > build/auditwheel.log 2>&1 \
+  || { cat build/auditwheel.log; exit 1; }
+wheel=$(ls wheelhouse/*.whl)
+ls -l "$wheel"
+
+python3 -m venv .venv-wheel
+.venv-wheel/bin/pip install -q "$wheel"
+# An empty PATH but for the coreutils the scripts need: no compiler, no nvcc, no ninja.
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+for name in env uname cat ls; do ln -s "$(command -v $name)" "$tools/$name"; done
+export PATH="$tools"
+unset CC CXX CUDA_HOME CUDA_PATH
+echo "without torch:"
+.venv-wheel/bin/python tests/wheel_smoke.py --no-torch
+echo "with torch:"
+.venv-wheel/bin/python -m pip install -q torch==2.13.0
+.venv-wheel/bin/python tests/wheel_smoke.py
+if [ "${WHEEL_TESTS:-1}" = 1 ]; then
+  .venv-wheel/bin/python -m pip install -q pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.17 mpmath==1.3.0 \
+    beartype==0.23.1 psutil rich matplotlib
+  .venv-wheel/bin/python -m pytest -q -m 'not gpu and not big and not peer and not slow and not source' \
+    tests/core tests/logprob tests/preference tests/unlearn
+fi
