@@ -166,3 +166,13 @@ def test_usage_error():
     )
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+def test_stubs_list_what_the_modules_export():
+    import ast
+
+    stub = Path(hotloop.__file__).parent / "_core.pyi"
+    tree = ast.parse(stub.read_text())
+    named = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    named |= {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign)}
+    assert named == {n for n in vars(_native.core()) if not n.startswith("_")}

@@ -8,6 +8,7 @@
 
 #include "bind/array.hpp"
 #include "bind/register.hpp"
+#include "core/memory.hpp"
 #include "core/parallel.hpp"
 #include "core/philox.hpp"
 #include "core/simd.hpp"
@@ -97,6 +98,9 @@ void register_core(py::module_& m) {
     return levels;
   });
   m.def("max_threads", &max_threads);
+  m.def("advise_huge_pages", [](std::uintptr_t address, std::size_t bytes) {
+    advise_huge_pages(reinterpret_cast<void*>(address), bytes);
+  }, py::arg("address"), py::arg("bytes"));
   m.def("describe", [](const py::object& array) {  // what the views see; for tests and bug reports
     const Array a(array, "describe", "array");
     py::list shape, stride;

@@ -114,6 +114,7 @@ def backward(
     d_hidden, d_weight, d_bias = triton_kernels().backward(
         hidden, weight, None if bias is None else bias.float(), labels, coefficients,
         scale=logit.logit_scale, softcap=logit.softcap or 0.0, temperature=logit.temperature,
-        first_column=first_column, ignore_index=ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
+        first_column=first_column, ignore_index=ignore_index,
+        need_hidden=need[0], need_weight=need[1], need_bias=need[2],
     )  # fmt: skip
     return d_hidden, d_weight, d_bias if d_bias is None or bias is None else d_bias.to(bias.dtype)

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _environment, _native
+from .. import _environment, _memory, _native
 from .._dlpack import export as _export
 
 P = ParamSpec("P")
@@ -82,7 +82,7 @@ class Products:
         else:
             spare = (fit - self.tile_columns) // self.tile_columns
             self.kept_columns = max(0, spare) * self.tile_columns
-        self.kept = torch.empty(n, self.kept_columns, dtype=self.dtype)
+        self.kept = _memory.empty(n, self.kept_columns, dtype=self.dtype)
         self._scratch: Tensor | None = None
 
     def weight_rows(self, first: int, last: int) -> Tensor:
@@ -93,7 +93,7 @@ class Products:
         if last <= self.kept_columns:
             return self.kept[:, first:last]
         if self._scratch is None:
-            self._scratch = torch.empty(self.hidden.shape[0] * self.tile_columns, dtype=self.dtype)
+            self._scratch = _memory.empty(self.hidden.shape[0] * self.tile_columns, dtype=self.dtype)
         n = self.hidden.shape[0]
         return self._scratch[: n * (last - first)].view(n, last - first)
 
@@ -133,7 +133,7 @@ class Gradients:
         self.hidden: Tensor | None = None
         self.need_hidden = need_hidden
         # Each row of d weight comes from one product over all n rows, so it is rounded once.
-        self.weight = torch.empty(vocabulary, width, dtype=weight_dtype) if need_weight else None
+        self.weight = _memory.empty(vocabulary, width, dtype=weight_dtype) if need_weight else None
         self.bias = (
             torch.empty(vocabulary, dtype=accumulate_dtype(products.dtype)) if need_bias else None
         )

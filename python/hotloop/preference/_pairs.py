@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import _check, _environment, _impl, _native
+from .. import _check, _environment, _impl, _memory, _native
 from .._dlpack import export
 
 Reduction = Literal["none", "mean", "sum"]
@@ -208,6 +208,14 @@ def _losses(
     return total
 
 
+def _gradient_like(x: Tensor) -> Tensor:
+    """Memory for a gradient. Of a half input it is float32, rounded once in backward: dividing by n first would
+    round it before a loss scale can save it."""
+    dtype = torch.float32 if x.dtype.itemsize == 2 else x.dtype
+    gradient = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return _memory.advised(gradient) if x.device.type == "cpu" else gradient
+
+
 class _PairLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -222,16 +230,7 @@ class _PairLoss(torch.autograd.Function):
     ) -> Tensor:
         needed = ctx.needs_input_grad[6:] if grad_enabled else (False,) * len(inputs)
         grads = [
-            # Half inputs get float32 gradients here, rounded once in backward: the division by n would round
-            # them before a loss scale can save them.
-            torch.empty_like(
-                x,
-                dtype=torch.float32 if x.dtype.itemsize == 2 else x.dtype,
-                memory_format=torch.contiguous_format,
-            )
-            if x is not None and need
-            else None
-            for x, need in zip(inputs, needed)
+            _gradient_like(x) if x is not None and need else None for x, need in zip(inputs, needed)
         ]
         first = inputs[0]
         assert first is not None
