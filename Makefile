@@ -24,7 +24,7 @@ $(VENV)/dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade 'pip>=25.1'
 	$(PIP) torch==2.13.0
-	$(PIP) 'numpy>=1.23' 'jaxtyping>=0.2.34' --group dev --group lint
+	$(PIP) 'numpy>=1.23' --group dev --group lint
 	@touch $@
 
 $(VENV)/built: $(VENV)/dev $(SOURCES)

@@ -19,7 +19,7 @@ python3 -m venv .venv-wheel
 # An empty PATH but for the coreutils the scripts need: no compiler, no nvcc, no ninja.
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
-for name in env uname cat ls; do ln -s "$(command -v $name)" "$tools/$name"; done
+for name in env uname cat ls rm; do ln -s "$(command -v $name)" "$tools/$name"; done
 export PATH="$tools"
 unset CC CXX CUDA_HOME CUDA_PATH
 echo "without torch:"
@@ -29,7 +29,7 @@ echo "with torch:"
 .venv-wheel/bin/python tests/wheel_smoke.py
 if [ "${WHEEL_TESTS:-1}" = 1 ]; then
   .venv-wheel/bin/python -m pip install -q pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.17 mpmath==1.3.0 \
-    beartype==0.23.1 psutil rich matplotlib
+    psutil rich matplotlib
   .venv-wheel/bin/python -m pytest -q -m 'not gpu and not big and not peer and not slow and not source' \
     tests/core tests/logprob tests/preference tests/unlearn
 fi

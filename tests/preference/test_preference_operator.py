@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -90,6 +91,7 @@ def test_compiled_equals_eager(id: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("id", ["dpo", "kto-rows", "rpo_sft-average"])
 def test_inductor_equals_eager(id: str) -> None:
     assert_compiles(BY_ID[id], "inductor", (8, 13))
