@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _environment, _native
 
 # Below this the faults saved do not pay for the call, and a huge page would be mostly unused.
 _LEAST_BYTES = 4 * 2**20
@@ -25,3 +27,32 @@ def advised(tensor: Tensor) -> Tensor:
     if size >= _LEAST_BYTES:
         _native.core().advise_huge_pages(tensor.data_ptr(), size)
     return tensor
+
+
+class _Workspace:
+    """One buffer that steps hand on to each other, so that logits fall into memory that is already mapped.
+
+    Between steps at most HOTLOOP_WORKSPACE_MB stay allocated. A buffer is handed out to one user at a time; a
+    second one at the same time gets memory of its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: Tensor | None = None
+
+    def take(self, size: int) -> Tensor:
+        """Bytes, at least ``size`` of them, with arbitrary content."""
+        with self._lock:
+            buffer, self._free = self._free, None
+        if buffer is None or buffer.numel() < size:
+            buffer = empty(size, dtype=torch.uint8)
+        return buffer
+
+    def give(self, buffer: Tensor) -> None:
+        with self._lock:
+            largest = 0 if self._free is None else self._free.numel()
+            if largest < buffer.numel() <= _environment.workspace_bytes():
+                self._free = buffer
+
+
+workspace = _Workspace()

@@ -82,8 +82,23 @@ class Products:
         else:
             spare = (fit - self.tile_columns) // self.tile_columns
             self.kept_columns = max(0, spare) * self.tile_columns
-        self.kept = _memory.empty(n, self.kept_columns, dtype=self.dtype)
+        self._buffers: list[Tensor] = []
+        self.kept = self._matrix(n, self.kept_columns)
         self._scratch: Tensor | None = None
+
+    def _matrix(self, rows: int, columns: int) -> Tensor:
+        size = rows * columns * self.dtype.itemsize
+        if size == 0:
+            return torch.empty(rows, columns, dtype=self.dtype)
+        self._buffers.append(_memory.workspace.take(size))
+        return self._buffers[-1][:size].view(self.dtype).view(rows, columns)
+
+    def release(self) -> None:
+        """Hand the tiles' memory on; nothing may look at them any more."""
+        for buffer in self._buffers:
+            _memory.workspace.give(buffer)
+        self._buffers.clear()
+        self._scratch = None
 
     def weight_rows(self, first: int, last: int) -> Tensor:
         return self.weight[first:last].to(self.dtype)
@@ -93,7 +108,7 @@ class Products:
         if last <= self.kept_columns:
             return self.kept[:, first:last]
         if self._scratch is None:
-            self._scratch = _memory.empty(self.hidden.shape[0] * self.tile_columns, dtype=self.dtype)
+            self._scratch = self._matrix(self.hidden.shape[0], self.tile_columns).view(-1)
         n = self.hidden.shape[0]
         return self._scratch[: n * (last - first)].view(n, last - first)
 
@@ -221,6 +236,8 @@ def forward(
             _export(y), first_column + first, logit.native(), everything, _export(statistics),
             None if largest is None else _export(largest),
         )  # fmt: skip
+    if products.kept_columns == 0:
+        products.release()
     if rows is not None:
         n = labels.shape[0]
         full = torch.zeros(len(STATISTICS), n, dtype=dtype)
@@ -269,6 +286,7 @@ def backward(
             _export(state.labels), first_column + first, logit.native(), _export(packed),
         )  # fmt: skip
         gradients.add(first, tile)
+    products.release()
     return finish(gradients, hidden, bias, rows)
 
 

@@ -237,4 +237,6 @@ def head_gradients(
     gradients = Gradients(source.student_products, weight.dtype, *need)
     for first, tile in overwrite_student(d, source, rows, grad):
         gradients.add(first, tile)
+    source.student_products.release()
+    source.teacher_products.release()
     return finish(gradients, hidden, bias, index)

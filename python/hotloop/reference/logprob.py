@@ -43,7 +43,7 @@ def statistics(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> dict
     p = logp.exp()
     rows = {
         "logps": logp.gather(-1, safe.unsqueeze(-1)).squeeze(-1),
-        "entropy": -torch.where(p > 0, p * torch.where(p > 0, logp, zero), zero).sum(-1),
+        "entropy": -torch.where(p == 0, zero, p * torch.where(p == 0, zero, logp)).sum(-1),
         "lse": torch.logsumexp(logits, dim=-1),
         "sum_p2": (p * p).sum(-1),
         "mean_logit": logits.mean(-1),
@@ -83,7 +83,8 @@ def divergences(student: Tensor, teacher: Tensor, beta: float = 0.5) -> dict[str
     p, q = log_p.exp(), log_q.exp()
 
     def expect(weight: Tensor, value: Tensor) -> Tensor:
-        return torch.where(weight > 0, weight * torch.where(weight > 0, value, 0.0), 0.0).sum(-1)
+        silent = weight == 0  # and not weight > 0, which would silence NaN too
+        return torch.where(silent, 0.0, weight * torch.where(silent, 0.0, value)).sum(-1)
 
     out = {
         "forward_kl": expect(p, log_p - log_q),
