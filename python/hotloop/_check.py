@@ -66,6 +66,16 @@ def number(
     hint: str = "",
 ) -> float:
     """Return ``value`` as a float inside the stated range, or raise with the range in the text."""
+    if type(value) is float or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        x = float(value)
+        if (
+            x == x
+            and (above is None or x > above)
+            and (at_least is None or x >= at_least)
+            and (below is None or x < below)
+            and (at_most is None or x <= at_most)
+        ):
+            return x
     bounds = [
         f"> {above:g}" if above is not None else "",
         f">= {at_least:g}" if at_least is not None else "",
@@ -74,22 +84,8 @@ def number(
     ]
     wanted = "a number " + " and ".join(b for b in bounds if b) if any(bounds) else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float."
-        )
-    x = float(value)
-    inside = (
-        x == x
-        and (above is None or x > above)
-        and (at_least is None or x >= at_least)
-        and (below is None or x < below)
-        and (at_most is None or x <= at_most)
-    )
-    if not inside:
-        raise ValueError(
-            f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}"
-        )
-    return x
+        raise TypeError(f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float.")
+    raise ValueError(f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}")
 
 
 def finite(op: str, name: str, value: torch.Tensor) -> None:

@@ -15,11 +15,26 @@ VARIABLES = {
 DEFAULT_WORKSPACE_MB = 64
 
 
+# os.environ encodes the name on every look-up (0.6 us, of 35 for a small loss); its dictionary of bytes, where
+# this Python has it, answers in 0.03.
+_raw: dict[bytes, bytes] | None = getattr(os.environ, "_data", None)
+if not (isinstance(_raw, dict) and all(isinstance(key, bytes) for key in _raw)):
+    _raw = None
+
+
+def _is_set(name: str, raw_name: bytes) -> bool:
+    return name in os.environ if _raw is None else raw_name in _raw
+
+
 def checks_on() -> bool:
+    if not _is_set("HOTLOOP_CHECK", b"HOTLOOP_CHECK"):
+        return False
     return os.environ.get("HOTLOOP_CHECK", "") not in ("", "0")
 
 
 def forced_impl() -> str | None:
+    if not _is_set("HOTLOOP_IMPL", b"HOTLOOP_IMPL"):
+        return None
     return os.environ.get("HOTLOOP_IMPL") or None
 
 
@@ -38,7 +53,7 @@ def workspace_bytes() -> int:
 
 
 def log_call(op: str, **facts: object) -> None:
-    if os.environ.get("HOTLOOP_LOG", "") in ("", "0"):
+    if not _is_set("HOTLOOP_LOG", b"HOTLOOP_LOG") or os.environ.get("HOTLOOP_LOG", "") in ("", "0"):
         return
     import logging
 

@@ -211,9 +211,14 @@ def _losses(
 def _gradient_like(x: Tensor) -> Tensor:
     """Memory for a gradient. Of a half input it is float32, rounded once in backward: dividing by n first would
     round it before a loss scale can save it."""
-    dtype = torch.float32 if x.dtype.itemsize == 2 else x.dtype
-    gradient = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    return _memory.advised(gradient) if x.device.type == "cpu" else gradient
+    if x.dtype.itemsize == 2:
+        gradient = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    elif x.is_contiguous():
+        gradient = torch.empty_like(x)
+    else:
+        gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
+    large = x.shape[0] >= 2**19 and x.device.type == "cpu"
+    return _memory.advised(gradient) if large else gradient
 
 
 class _PairLoss(torch.autograd.Function):
