@@ -10,6 +10,11 @@ else()
   set(HOTLOOP_SIMD_LEVELS 0)
 endif()
 
+set(HOTLOOP_OPTIMIZE -O3)
+if(HOTLOOP_SANITIZE)
+  set(HOTLOOP_OPTIMIZE -O1)
+endif()
+
 function(hotloop_simd_library name sources)
   add_library(${name} STATIC)
   target_include_directories(${name} PUBLIC ${PROJECT_SOURCE_DIR}/csrc)
@@ -23,7 +28,7 @@ function(hotloop_simd_library name sources)
     target_link_libraries(${name}_simd${level} PRIVATE OpenMP::OpenMP_CXX)
     target_compile_definitions(${name}_simd${level} PRIVATE HOTLOOP_SIMD_LEVEL=${level})
     # No errno and no trapping comparisons: without these GCC keeps libm calls and refuses to vectorise selects.
-    target_compile_options(${name}_simd${level} PRIVATE -O3 -fno-math-errno -fno-trapping-math
+    target_compile_options(${name}_simd${level} PRIVATE ${HOTLOOP_OPTIMIZE} -fno-math-errno -fno-trapping-math
                            ${HOTLOOP_WARNINGS})
     target_sources(${name} PRIVATE $<TARGET_OBJECTS:${name}_simd${level}>)
   endforeach()

@@ -102,6 +102,11 @@ template <class R, int N>
 HOTLOOP_INLINE Dual<R, N> operator/(const Dual<R, N>& x, R c) {
   return chain(x, x.value / c, R(1) / c);
 }
+template <class R, int N>
+HOTLOOP_INLINE Dual<R, N> operator/(R c, const Dual<R, N>& x) {
+  const R inverse = R(1) / x.value;
+  return chain(x, c * inverse, -c * inverse * inverse);
+}
 
 // c ? x : y, element by element, so that the loop around it stays branch-free.
 template <class R, int N>

@@ -338,7 +338,7 @@ _logit_divergence.register_autograd(_logit_backward, setup_context=_logit_setup)
 def options(
     op: str, kind: str, beta: float, delta: float, temperature: float, reduction: str
 ) -> Divergence:
-    _check.choice(op, "divergence", kind, KINDS)
+    _check.choice(op, "divergence_kind", kind, KINDS)
     _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
     _check.number(op, "beta", beta, at_least=0, at_most=1)
     _check.number(op, "delta", delta, at_least=1)

@@ -1,0 +1,1 @@
+"""Benches of hotloop against the public rivals. ``python -m bench --help`` says how to run them."""

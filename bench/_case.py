@@ -1,0 +1,149 @@
+"""What a bench is made of: inputs, contenders, a cost, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ._options import Options
+
+Role = Literal["ours", "rival", "plain", "compiled", "floor", "roof"]
+ROLES = ("ours", "rival", "plain", "compiled", "floor", "roof")
+
+
+@dataclass
+class Inputs:
+    """One input set: ``wrt`` is differentiated, ``upstream`` is the gradient from above."""
+
+    tensors: dict[str, Any]
+    wrt: tuple[str, ...]
+    upstream: Tensor | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.tensors[name]
+
+    def leaves(self) -> list[Tensor]:
+        return [self.tensors[name] for name in self.wrt]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute the op: ``forward`` gives the value, autograd the gradients.
+
+    A "floor" is the bare work (matrix products, say) without a result: timed, never checked. Other
+    contenders may be off by ``k`` times the error of plain torch at the same dtype; a k above 2
+    says why.
+    """
+
+    name: str
+    role: Role
+    forward: Callable[[Inputs], Any]
+    k: float = 2.0
+    why: str = ""
+    compiles: bool = False
+    """Runs code that torch.compile generates."""
+
+    @property
+    def checked(self) -> bool:
+        return self.role not in ("floor", "roof")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A contender that cannot run here, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A contender whose library is imported when it is first wanted."""
+
+    name: str
+    resolve: Callable[[], Contender | Missing]
+
+
+Entry = Contender | Missing | Lazy
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The least work of a step: a formula over ``dims``, in flops or bytes."""
+
+    unit: Literal["flops", "bytes"]
+    formula: str
+    dims: dict[str, int]
+
+    @property
+    def amount(self) -> float:
+        # A literal of this folder; evaluated, so that text and number in a row cannot differ.
+        return float(eval(self.formula, {"__builtins__": {}}, dict(self.dims)))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours over the rival is to stay at or below ``ratio``, in time or in peak memory."""
+
+    id: str
+    rival: str
+    ratio: float
+    what: Literal["time", "memory"] = "time"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op at one shape and dtype on one device."""
+
+    op: str
+    mode: Literal["fwd", "fwd+bwd"]
+    label: str
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+    make_inputs: Callable[[int], Inputs]
+    truth: Callable[[Inputs], list[Tensor]]
+    """Value and gradients in higher precision, from ``hotloop.reference``."""
+    contenders: Sequence[Entry]
+    cost: Cost
+    roof: Callable[[], Callable[[], object]] | None
+    """Allocates for a plain copy or product of the same shape and returns it; None for no roof."""
+    roof_amount: float = 0.0
+    targets: tuple[Target, ...] = ()
+    sets: int = 3
+    threads: int | None = None
+
+    @property
+    def key(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"{self.op} {self.mode} {size} {self.dtype} {self.label}".strip()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One op and the cases it is measured at."""
+
+    op: str
+    summary: str
+    cases: Callable[[Options], list[Case]]
+
+
+def step(contender: Contender, inputs: Inputs, mode: str) -> list[Tensor]:
+    """One step: value, and gradients of the leaves where ``mode`` asks for them."""
+    if mode == "fwd" or not contender.checked:
+        with torch.no_grad():
+            value = contender.forward(inputs)
+        return [value] if isinstance(value, Tensor) else []
+    value = contender.forward(inputs)
+    upstream = inputs.upstream
+    if upstream is not None and upstream.dtype != value.dtype:
+        upstream = upstream.to(value.dtype)
+    return [value, *torch.autograd.grad(value, inputs.leaves(), upstream)]
+
+
+def resolve(entry: Entry) -> Contender | Missing:
+    return entry.resolve() if isinstance(entry, Lazy) else entry

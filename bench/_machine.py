@@ -1,0 +1,109 @@
+"""The machine and the versions a row was measured with. Models, never names of hosts."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ._options import CORES
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "triton", "numpy", "hotloop", "trl", "liger-kernel", "cut-cross-entropy")
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Model of the CPU and the number of cores this process may use, e.g. "Xeon 8480 (2 cores)"."""
+    info: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            info.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    model = info.get("model name") or platform.processor() or platform.machine()
+    model = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", "", model)
+    if "cpu family" in info and "model" in info and not re.search(r"\d{3}", model):
+        model += f" family {info['cpu family']} model {info['model']}"
+    plural = "" if CORES == 1 else "s"
+    return f"{' '.join(model.split())} ({CORES} core{plural})"
+
+
+@functools.cache
+def device_name(device: str) -> str:
+    if device == "cpu":
+        return cpu_name()
+    import torch
+
+    return str(torch.cuda.get_device_name())
+
+
+def simd() -> dict[str, str]:
+    """Instruction sets that torch and hotloop run with."""
+    import torch
+
+    found = {"torch": torch.backends.cpu.get_cpu_capability()}
+    try:
+        from hotloop import _native
+
+        found["hotloop"] = str(_native.core().simd_level())
+    except (ImportError, AttributeError):
+        found["hotloop"] = "not built"
+    return found
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if "hotloop" not in found and importlib.util.find_spec("hotloop"):
+        import hotloop
+
+        found["hotloop"] = hotloop.__version__
+    driver = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    if driver:
+        found["driver"] = driver.splitlines()[0]
+    return found
+
+
+@functools.cache
+def commit() -> str:
+    """Short hash, with "-dirty" for a changed tree; "unknown" outside a git checkout."""
+    head = _output(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"])
+    if not head:
+        return "unknown"
+    changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
+    return head + ("-dirty" if changed else "")
+
+
+def command() -> str:
+    if Path(sys.argv[0]).name == "__main__.py":
+        return shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _output(words: list[str]) -> str:
+    if shutil.which(words[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,89 @@
+"""Peak memory of a step above its inputs: a fresh process on the CPU, the allocator on a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from ._case import Case, Contender, step
+from ._machine import ROOT
+from ._options import Options
+
+Peak = tuple[float, float]
+"""MB above the inputs, and MB above inputs and results (value and gradients)."""
+
+# Every block of 64 KiB or more comes from and goes back to the kernel, so the resident size falls
+# when memory is freed and the peak after a warm-up is the peak of the step.
+_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_ARENA_MAX": "1",
+}
+_TIMEOUT_S = 900
+
+
+def peak(case: Case, contender: Contender, options: Options) -> Peak | None:
+    """Measure, or return None where that cannot be done."""
+    if case.device == "cuda":
+        return _cuda(case, contender)
+    words = [sys.executable, "-m", "bench", "_peak", case.op, *options.argv()]
+    words += ["--case", case.key, "--contender", contender.name]
+    environment = {**os.environ, **_ALLOCATOR}
+    try:
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+        answer = json.loads(done.stdout.splitlines()[-1])
+        return (float(answer[0]), float(answer[1])) if answer else None
+    except (subprocess.TimeoutExpired, ValueError, IndexError):
+        return None
+
+
+def report(case: Case, contender: Contender) -> None:
+    """The child's side: print the peak as JSON, or null where the mark cannot be reset."""
+    print(json.dumps(_cpu(case, contender)))
+
+
+def _cpu(case: Case, contender: Contender) -> Peak | None:
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    inputs = case.make_inputs(0)
+    step(contender, inputs, case.mode)  # loads libraries, compiles
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the resident size
+    except (OSError, AttributeError):
+        return None
+    before = _status_mb("VmRSS")
+    results = step(contender, inputs, case.mode)
+    above = _status_mb("VmHWM") - before
+    return above, above - sum(t.nbytes for t in results) / 1e6
+
+
+def _cuda(case: Case, contender: Contender) -> Peak:
+    inputs = case.make_inputs(0)
+    step(contender, inputs, case.mode)
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = step(contender, inputs, case.mode)
+    torch.cuda.synchronize()
+    above = (torch.cuda.max_memory_allocated() - before) / 1e6
+    return above, above - sum(t.nbytes for t in results) / 1e6
+
+
+def _status_mb(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return float(line.split()[1]) * 1024 / 1e6
+    raise OSError(f"no {name} in /proc/self/status")

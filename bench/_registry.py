@@ -1,0 +1,45 @@
+"""All benches, by op. Modules are imported when asked for, so that ``list`` needs no rival."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+
+from ._case import Bench
+
+_MODULES = (
+    "bench.logprob.linear_logprob",
+    "bench.logprob.linear_cross_entropy",
+    "bench.logprob.linear_divergence",
+    "bench.preference.linear_preference_loss",
+    "bench.preference.pair_losses",
+)
+
+
+def benches(room: str | None = None) -> list[Bench]:
+    found: list[Bench] = []
+    for name in _MODULES:
+        if room is not None and name.split(".")[1] != room:
+            continue
+        module = importlib.import_module(name)
+        found += module.BENCHES if hasattr(module, "BENCHES") else [module.BENCH]
+    return found
+
+
+def select(pattern: str) -> list[Bench]:
+    """Benches whose op is ``pattern``, lies in the room ``pattern``, or matches it as a glob.
+
+    Raises:
+        ValueError: there is none.
+    """
+    everything = benches()
+    found = [
+        b for b in everything
+        if pattern in ("all", b.op, b.op.split(".")[0]) or fnmatch.fnmatch(b.op, pattern)
+    ]  # fmt: skip
+    if not found:
+        raise ValueError(
+            f"[bench] op: expected one of {', '.join(b.op for b in everything)}, a room, a glob or "
+            f"'all', got {pattern!r}. See `python -m bench list`."
+        )
+    return found

@@ -1,0 +1,35 @@
+"""Small calls of every GPU kernel, for compute-sanitizer: sizes around block edges."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _registry
+from ._case import Contender, step
+from ._options import Options
+from .preference import pair_losses
+
+_PAIRS = (1, 31, 257, 4099)
+
+
+def main() -> None:
+    steps = 0
+    for bench in _registry.benches():
+        for case in bench.cases(Options(device="cuda", quick=True)):
+            for contender in case.contenders:
+                if isinstance(contender, Contender) and contender.role == "ours":
+                    step(contender, case.make_inputs(0), case.mode)
+                    steps += 1
+    for loss in pair_losses.LOSSES:
+        for n in _PAIRS:
+            case = pair_losses.case(loss, n, "cuda", ())
+            for contender in case.contenders:
+                if isinstance(contender, Contender) and contender.role == "ours":
+                    step(contender, case.make_inputs(0), case.mode)
+                    steps += 1
+    torch.cuda.synchronize()
+    print(f"{steps} steps")
+
+
+if __name__ == "__main__":
+    main()

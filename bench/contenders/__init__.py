@@ -1,0 +1,1 @@
+"""The rivals, called the way their own users call them. One file per library."""

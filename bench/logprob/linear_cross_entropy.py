@@ -1,0 +1,79 @@
+"""Mean cross-entropy of a language-model head, forward and backward."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import _heads
+from .._case import Bench, Case, Contender, Cost, Inputs
+from .._options import Options
+from ..contenders import cce, liger, ours, plain, torch_linear, trl
+
+OP = "logprob.linear_cross_entropy"
+
+
+def _case(
+    device: str, dtype: str, size: tuple[int, int, int], masked: float = 0.25, sets: int = 3
+) -> Case:
+    n, width, vocabulary = size
+    valid = n - round(masked * n)
+
+    def make_inputs(seed: int) -> Inputs:
+        made = _heads.token_inputs(seed, n, width, vocabulary, dtype, device, masked)
+        return Inputs(made.tensors, made.wrt)
+
+    def truth(x: Inputs) -> list[Tensor]:
+        logps = _heads.token_statistic(x, "logps")
+        each = (x["labels"] != _heads.IGNORE).double() / valid
+        rows, *gradients = _heads.truth_by_rows(
+            lambda h, w, rows: -logps(h, w, rows), x["hidden"], x["weight"], each
+        )
+        return [rows.sum() / valid, *gradients]
+
+    def forward(function: ours.Function, x: Inputs) -> Tensor:
+        return function(x["hidden"], x["weight"], x["labels"])  # type: ignore[no-any-return]
+
+    return Case(
+        op=OP,
+        mode="fwd+bwd",
+        label=f"{masked:.0%} masked",
+        shape=size,
+        dtype=dtype,
+        device=device,
+        make_inputs=make_inputs,
+        truth=truth,
+        contenders=(
+            *ours.contenders(
+                "hotloop.logprob", "linear_cross_entropy", ours.head_impls(device), forward
+            ),
+            *plain.eager_and_compiled(
+                plain.cross_entropy, lambda x: (x["hidden"], x["weight"], x["labels"])
+            ),
+            trl.cross_entropy(device),
+            liger.cross_entropy(device),
+            *torch_linear.cross_entropies("mean"),
+            cce.cross_entropy(device, "mean"),
+            Contender("three products", "floor", lambda x: _heads.bare_products(x, 3)),
+        ),
+        # Logits, d hidden and d weight: three products over the tokens that count.
+        cost=Cost("flops", "6*n*d*v", {"n": valid, "d": width, "v": vocabulary}),
+        roof=_heads.product_roof(valid, width, vocabulary, dtype, device),
+        roof_amount=2.0 * valid * width * vocabulary,
+        sets=sets,
+    )
+
+
+def cases(options: Options) -> list[Case]:
+    if options.quick:
+        return [_case(options.device, dtype, (96, 64, 1000)) for dtype in ("bfloat16", "float32")]
+    if options.device == "cuda":
+        return [_case("cuda", "bfloat16", (8192, 4096, 128256), sets=2)]
+    found = [_case("cpu", dtype, (512, 768, 32000)) for dtype in ("bfloat16", "float32")]
+    if options.sweep:
+        found += [
+            _case("cpu", "bfloat16", (n, 768, 32000)) for n in (64, 128, 256, 1024, 2048, 4096)
+        ]
+    return found
+
+
+BENCH = Bench(OP, "mean cross-entropy of a head, from hidden states", cases)
