@@ -1,0 +1,123 @@
+"""Which implementation runs: forcing, refusing, and the environment variables."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from hotloop import _environment, _impl
+from hotloop.logprob import linear_logprob
+
+H, W, Y = torch.ones(2, 3), torch.ones(5, 3), torch.tensor([0, 4])
+CANDIDATES = {"triton": lambda: "device cpu", "cpu": lambda: None, "reference": lambda: None}
+
+
+def choose(impl: str, candidates: dict = CANDIDATES) -> str:  # type: ignore[type-arg]
+    return _impl.choose("some_op", impl, candidates, lambda: "x (2,) float32 on cpu")
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in _environment.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_auto_takes_the_first_that_can() -> None:
+    assert choose("auto") == "cpu"
+    assert _impl.last_impl("some_op") == "cpu"
+    assert _impl.last_impl("never called") is None
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_forced_by_argument(impl: str) -> None:
+    assert choose(impl) == impl
+    linear_logprob(H, W, Y, impl=impl)  # type: ignore[arg-type]
+    assert _impl.last_impl("linear_logprob") == impl
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_forced_by_the_environment(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTLOOP_IMPL", impl)
+    linear_logprob(H, W, Y)
+    assert _impl.last_impl("linear_logprob") == impl
+
+
+def test_the_argument_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTLOOP_IMPL", "reference")
+    assert choose("cpu") == "cpu"
+
+
+def test_unknown_impl(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"\[linear_logprob\] impl: expected one of auto, reference, cpu, .*got 'fast'"):
+        linear_logprob(H, W, Y, impl="fast")  # type: ignore[arg-type]
+    monkeypatch.setenv("HOTLOOP_IMPL", "fast")
+    with pytest.raises(ValueError, match=r"\[linear_logprob\] HOTLOOP_IMPL: expected one of reference, .*got 'fast'"):
+        linear_logprob(H, W, Y)
+
+
+def test_a_forced_impl_that_cannot_run_raises_and_lists_every_reason() -> None:
+    with pytest.raises(NotImplementedError) as caught:
+        choose("triton")
+    assert str(caught.value).splitlines() == [
+        "[some_op] no implementation fits x (2,) float32 on cpu with impl='triton':",
+        '    reference  available; pass impl="reference" to use it',
+        '    cpu        available; pass impl="cpu" to use it',
+        "    cuda       refused: this op has none",
+        "    triton     refused: device cpu",
+        "    details: python -m hotloop info",
+    ]
+
+
+def test_no_impl_at_all() -> None:
+    with pytest.raises(NotImplementedError, match=r"no implementation fits x \(2,\) float32 on cpu:\n"):
+        choose("auto", {"cpu": lambda: "device cuda:0"})
+
+
+def test_a_forced_impl_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for name in ("triton", "cuda"):
+        monkeypatch.setenv("HOTLOOP_IMPL", name)
+        with pytest.raises(NotImplementedError, match=rf"with impl='{name}'"):
+            linear_logprob(H, W, Y)
+
+
+def test_log_is_silent_by_default(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="hotloop"):
+        linear_logprob(H, W, Y)
+    assert caplog.records == []
+
+
+def test_log_names_the_op_the_impl_and_the_sizes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTLOOP_LOG", "1")
+    with caplog.at_level(logging.INFO, logger="hotloop"):
+        linear_logprob(H, W, Y)
+    assert caplog.messages == ["linear_logprob impl=cpu rows=2 width=3 vocabulary=5"]
+    assert caplog.records[0].name == "hotloop"
+
+
+def test_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _environment.workspace_bytes() == 64 * 2**20
+    monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", "0.5")
+    assert _environment.workspace_bytes() == 2**19
+    for bad in ("0", "-1", "many", "nan"):
+        monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", bad)
+        with pytest.raises(ValueError, match=rf"HOTLOOP_WORKSPACE_MB: expected a number of MiB > 0, got '{bad}'"):
+            _environment.workspace_bytes()
+
+
+def test_no_more_than_five_variables_and_no_other_is_read() -> None:
+    import re
+    from pathlib import Path
+
+    import hotloop
+
+    assert len(_environment.VARIABLES) == 5
+    root = Path(hotloop.__file__).parent
+    read = {
+        name for path in root.rglob("*.py") for name in re.findall(r"HOTLOOP_[A-Z_]+", path.read_text(encoding="utf-8"))
+    }
+    assert read - {"HOTLOOP_CUDA", "HOTLOOP_CUDA_ARCHS"} <= set(_environment.VARIABLES)

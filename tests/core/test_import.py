@@ -1,0 +1,95 @@
+"""What `import hotloop` costs and what it drags in, and what it says where the build is missing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from hotloop import _native
+
+IMPORT = """
+import sys, time, json
+start = time.perf_counter()
+import hotloop
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, sorted({name.split(".")[0] for name in sys.modules} & {"torch", "numpy", "triton"})]))
+"""
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_import_is_quick_and_pulls_in_neither_torch_nor_numpy() -> None:
+    found = [json.loads(run(IMPORT)) for _ in range(5)]
+    assert min(seconds for seconds, _ in found) <= 0.150
+    assert all(names == [] for _, names in found)
+
+
+def test_import_changes_no_logging_and_no_warning_filters() -> None:
+    run(
+        "import logging, warnings\nbefore = (list(logging.root.handlers), list(warnings.filters))\n"
+        "import hotloop\nassert before == (list(logging.root.handlers), list(warnings.filters))\n"
+        "assert not logging.getLogger('hotloop').handlers"
+    )
+
+
+def test_unknown_attribute() -> None:
+    import hotloop
+
+    with pytest.raises(AttributeError, match="module 'hotloop' has no attribute 'nothing'"):
+        hotloop.nothing  # noqa: B018
+    assert set(hotloop.__all__) <= set(dir(hotloop))
+
+
+@pytest.fixture
+def fresh() -> object:
+    _native.core.cache_clear()
+    yield None
+    _native.core.cache_clear()
+
+
+CAUSES = {
+    "No module named 'hotloop._core'": r"source tree without a build: run `pip install \.`",
+    "libgomp.so.1: cannot open shared object file": r"Install the OpenMP runtime \(Debian: apt-get install libgomp1\)",
+    "undefined symbol: PyWhatever": r"Reinstall hotloop for this Python; `python -m hotloop info`",
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_missing_core_names_cause_and_cure(cause: str, monkeypatch: pytest.MonkeyPatch, fresh: object) -> None:
+    real = _native.importlib.import_module
+
+    def fails(name: str, *rest: object) -> object:
+        if name == "hotloop._core":
+            raise ImportError(cause)
+        return real(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_native.importlib, "import_module", fails)
+    with pytest.raises(ImportError, match=r"\[hotloop\] _core: cannot load the compiled CPU loops \(") as caught:
+        _native.core()
+    assert cause in str(caught.value)
+    caught.match(CAUSES[cause])
+
+
+def test_a_missing_cuda_module_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    _native.cuda.cache_clear()
+    monkeypatch.setitem(sys.modules, "hotloop._cuda", None)
+    assert _native.cuda() is None
+    _native.cuda.cache_clear()
+
+
+def test_core_works_where_torch_is_not_installed() -> None:
+    run(
+        "import sys, importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *r: None if name == 'torch' else find(name, *r)\n"
+        "import hotloop.core\n"
+        "assert hotloop.core.philox(0, 1).shape == (1, 4)\n"
+        "assert 'torch' not in sys.modules"
+    )

@@ -1,0 +1,212 @@
+"""What is kept between forward and backward: nothing, a part or all of the logits give the same results."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import with_threads
+from logprob_cases import Head, backward, check, differentiable, make_head, ours, upstream
+
+from hotloop.logprob import _cpu, linear_cross_entropy, linear_jsd, linear_kl, linear_logprob
+from hotloop.logprob._cpu import Products
+
+N, V = 48, 2100  # five tiles of 512 columns, the last of 52; a column takes 192 bytes in float32
+# MiB: no tile beside the one in use; one kept; all kept.
+WORKSPACES = {"none": 0.001, "part": 0.25, "all": 64.0}
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_the_workspaces_are_what_they_are_meant_to_be() -> None:
+    head = make_head(N, 8, V, ignore=False)
+    kept = {
+        name: Products(head.hidden, head.weight, int(mb * 2**20)).kept_columns for name, mb in WORKSPACES.items()
+    }
+    assert kept == {"none": 0, "part": 512, "all": V}
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_every_workspace_is_no_worse_than_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for megabytes in WORKSPACES.values():
+        monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(megabytes))
+        check(make_head(N, 8, V, dtype), softcap=20.0)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("workspace", WORKSPACES)
+def test_a_second_backward_computes_the_spent_tiles_again(workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(WORKSPACES[workspace]))
+    head = make_head(N, 8, V)
+    h = head.leaves()
+    out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, statistics=("entropy",))
+    total = (out.logps * upstream(N)[0]).sum() + (out.entropy * upstream(N)[1]).sum()  # type: ignore[operator]
+    results = [torch.autograd.grad(total, h.tensors(), retain_graph=True) for _ in range(3)]
+    for again in results[1:]:
+        for a, b in zip(again, results[0]):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("workspace", WORKSPACES)
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_divergences_with_every_workspace(divergence: str, workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = make_head(N, 8, V, torch.float64), make_head(N, 5, V, torch.float64, seed=1)
+
+    def call(h: Head, impl: str) -> torch.Tensor:
+        heads = (h.hidden, h.weight, teacher.hidden, teacher.weight)
+        options = {"student_bias": h.bias, "labels": h.labels, "reduction": "none", "impl": impl}
+        if divergence == "jsd":
+            return linear_jsd(*heads, beta=0.3, **options)  # type: ignore[arg-type]
+        return linear_kl(*heads, direction=divergence, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(4 * WORKSPACES[workspace]))  # float64, and half for each head
+    h = student.leaves()
+    rows = call(h, "cpu")
+    weights = upstream(N)[0]
+    found = [torch.autograd.grad(rows, h.tensors(), weights, retain_graph=True) for _ in range(2)]
+    other = call(r := student.leaves(), "reference")
+    expected = torch.autograd.grad(other, r.tensors(), weights)
+    torch.testing.assert_close(rows, other, rtol=1e-10, atol=1e-12)
+    for grads in found:
+        for a, b in zip(grads, expected):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_one_pass_and_two_passes_of_cross_entropy_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = make_head(N, 8, V)
+    options = {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 20.0}
+    results = []
+    for megabytes, name in ((64.0, "OnePassCrossEntropy"), (0.001, "DivBackward0")):
+        monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(megabytes))
+        h = head.leaves()
+        loss = linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias, **options)  # type: ignore[arg-type]
+        assert name in type(loss.grad_fn).__name__
+        results.append([loss.detach(), *torch.autograd.grad(3 * loss, h.tensors())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
+
+
+def test_a_second_backward_of_the_one_pass_form() -> None:
+    h = make_head(N, 8, V).leaves()
+    loss = linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias)
+    first = torch.autograd.grad(loss, h.tensors(), retain_graph=True)
+    second = torch.autograd.grad(2 * loss, h.tensors(), retain_graph=True)
+    for a, b in zip(first, second):
+        torch.testing.assert_close(2 * a, b)
+    # A gradient changed in place must not change, in silence, what the next backward gives.
+    first[1].mul_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, h.tensors())
+
+
+def test_accumulated_gradients_of_the_one_pass_form_may_be_changed() -> None:
+    h = make_head(N, 8, V).leaves()
+    loss = linear_cross_entropy(h.hidden, h.weight, h.labels)
+    loss.backward(retain_graph=True)
+    assert h.weight.grad is not None
+    before = h.weight.grad.clone()
+    h.weight.grad.zero_()
+    loss.backward()
+    assert torch.equal(h.weight.grad, before)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_and_two_threads_give_the_same_bits_of_the_statistics(dtype: torch.dtype) -> None:
+    """The row loops; the products are torch's, with one order of sums here because the width is small."""
+    head = make_head(200, 8, 1031, dtype)
+
+    def call() -> torch.Tensor:
+        rows, grads, _ = ours(head)
+        return torch.cat([x.flatten().double() for x in (*rows, *grads)])
+
+    one, two = (with_threads(k, call) for k in (1, 2))
+    statistics = 5 * 200
+    assert torch.equal(one[:statistics], two[:statistics])
+    assert torch.equal(with_threads(2, call), two)
+    torch.testing.assert_close(one, two, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
+
+
+def test_huge_and_tiny_rows_take_the_scratch_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scratch tile is reused: the last, narrower tile must not see the columns of the one before."""
+    monkeypatch.setattr(_cpu, "_LEAST_TILE_COLUMNS", 16)
+    monkeypatch.setattr(_cpu, "_TILE_BYTES", 1)
+    monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", "0.0001")
+    for n in (1, 2, 33):
+        check(make_head(n, 8, 50, ignore=False))
+
+
+PEAK = """
+import sys, torch
+from hotloop.logprob import linear_cross_entropy, linear_kl, linear_logprob
+op = sys.argv[1]
+torch.set_num_threads(1)
+n, d, v = 2048, 32, 40_000  # logits: 312.5 MiB in float32; weight and its gradient 4.9 MiB each
+h = torch.randn(n, d, requires_grad=True)
+w = (0.1 * torch.randn(v, d)).requires_grad_()
+y = torch.randint(0, v, (n,))
+linear_logprob(h[:8], w, y[:8]).logps.sum().backward()  # what a first call allocates once
+h.grad = w.grad = None
+
+def status(name):
+    line = next(x for x in open("/proc/self/status") if x.startswith(name))
+    return int(line.split()[1]) / 1024
+
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+if op == "linear_logprob":
+    linear_logprob(h, w, y, statistics=("entropy",)).logps.sum().backward()
+elif op == "linear_cross_entropy":
+    linear_cross_entropy(h, w, y).backward()
+elif op == "linear_kl":
+    linear_kl(h, w, h.detach(), w.detach()).backward()
+else:
+    torch.nn.functional.cross_entropy(h @ w.t(), y).backward()
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
+@pytest.mark.parametrize(
+    ("op", "at_most", "at_least"),
+    [
+        # Workspace 32, two scratch tiles of 8 (two heads have one each), gradients of 5, and 24 for the rest.
+        ("linear_logprob", 32 + 8 + 5 + 24, 0),
+        ("linear_cross_entropy", 32 + 8 + 5 + 24, 0),
+        ("linear_kl", 32 + 16 + 5 + 24, 0),
+        ("plain torch", 2000, 600),  # the control: the logits and their gradient
+    ],
+)
+def test_peak_memory(op: str, at_most: int, at_least: int) -> None:
+    import os
+
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK, op], env={**os.environ, "HOTLOOP_WORKSPACE_MB": "32"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert at_least <= float(result.stdout) <= at_most
+
+
+def test_no_gradient_keeps_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = Products.__init__
+
+    def watch(self: Products, *args: object) -> None:
+        real(self, *args)  # type: ignore[arg-type]
+        seen.append(self.kept_columns)
+
+    monkeypatch.setattr(Products, "__init__", watch)
+    head = make_head(N, 8, V)
+    with torch.no_grad():
+        linear_logprob(head.hidden, head.weight, head.labels)
+    linear_logprob(head.hidden, head.weight, head.labels)
+    assert seen == [0, 0]
+    h = head.leaves()
+    rows = differentiable(linear_logprob(h.hidden, h.weight, h.labels))
+    assert seen[-1] == V
+    backward(rows, upstream(N), [h.hidden])
+    assert len(seen) == 3
