@@ -89,7 +89,8 @@ namespace detail {
 HOTLOOP_INLINE float log_normal(float x, std::int32_t e_shift) {
   constexpr float kLn2High = 0.693359375f;
   constexpr float kLn2Low = -2.12194440e-4f;
-  const std::int32_t bits = std::bit_cast<std::int32_t>(x) - 0x3f3504f3;  // sqrt(1/2)
+  // In unsigned arithmetic, where the bits of a negative x (whose result nobody uses) may wrap around.
+  const auto bits = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(x) - 0x3f3504f3u);  // sqrt(1/2)
   const float e = static_cast<float>((bits >> 23) + e_shift);
   const float f = std::bit_cast<float>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
   const float s = f / (2.0f + f);
@@ -201,7 +202,7 @@ HOTLOOP_INLINE Dual<R, N> vsoftplus(const Dual<R, N>& x) {
 }
 template <class R, int N>
 HOTLOOP_INLINE Dual<R, N> vlog1mexp(const Dual<R, N>& x) {
-  return chain(x, vlog1mexp(x.value), R(1) + R(1) / vexpm1(x.value));
+  return chain(x, vlog1mexp(x.value), R(-1) / vexpm1(-x.value));
 }
 // relu with subgradient 0 at 0, as in torch; NaN stays NaN.
 template <class T>

@@ -40,6 +40,12 @@ HOTLOOP_INLINE T margin(const T* d, const R* c) {  // h, with d = pc, pr and c =
   return (d[0] - c[0]) - (d[1] - c[1]);
 }
 
+// A token count as a divisor: an answer without tokens counts as one of length 1. NaN stays NaN.
+template <class R>
+HOTLOOP_INLINE R count(R length) {
+  return length < R(1) ? R(1) : length;
+}
+
 // -- a logistic link on beta h, and what surrounds it ------------------------------------------------
 
 struct Dpo : Head<2, 2, 1> {  // p: beta
@@ -55,7 +61,7 @@ struct RobustDpo : Head<2, 3, 1> {  // c: rc, rr, eps; p: beta
   }
 };
 struct NormDpo : Head<2, 4, 1> {  // c: rc, rr, nc, nr; p: beta
-  HOTLOOP_HEAD("dpo_norm") { return vsoftplus(-(((d[0] - c[0]) / c[2] - (d[1] - c[1]) / c[3]) * p[0])); }
+  HOTLOOP_HEAD("dpo_norm") { return vsoftplus(-(((d[0] - c[0]) / count(c[2]) - (d[1] - c[1]) / count(c[3])) * p[0])); }
 };
 struct FlexDpo : Head<2, 2, 3> {  // p: beta of the chosen, beta of the rejected, weight of -pc
   HOTLOOP_HEAD("flex_dpo") {
@@ -116,7 +122,7 @@ struct ModpoHinge : Head<2, 3, 2> {
 
 struct Ipo : Head<2, 5, 1> {  // c: rc, rr, nc, nr, label; p: 1 / tau
   HOTLOOP_HEAD("ipo") {
-    return square((d[0] - c[0]) / c[2] - (d[1] - c[1]) / c[3] - (c[4] - R(0.5)) * p[0]);
+    return square((d[0] - c[0]) / count(c[2]) - (d[1] - c[1]) / count(c[3]) - (c[4] - R(0.5)) * p[0]);
   }
 };
 struct IpoPlusLinear : Head<3, 4, 1> {  // d: pc, pr, e; c: rc, rr, er, weight; p: 1 / tau
@@ -199,14 +205,14 @@ struct Cpo : Head<3, 1, 2> {  // d: pc, pr, NLL; c: label; p: beta, weight of th
 };
 struct AlphaPo : Head<3, 3, 4> {  // d: pc, pr, NLL; c: nc, nr, label; p: beta, weight of the NLL, alpha (not 0), gamma
   HOTLOOP_HEAD("alpha_po") {
-    const T chosen = -vexpm1(-(d[0] / c[0] * p[2])) / p[2];
-    const T rejected = -vexpm1(-(d[1] / c[1] * p[2])) / p[2];
+    const T chosen = -vexpm1(-(d[0] / count(c[0]) * p[2])) / p[2];
+    const T rejected = -vexpm1(-(d[1] / count(c[1]) * p[2])) / p[2];
     return logistic((chosen - rejected) * p[0] - p[3], c[2]) + d[2] * p[1];
   }
 };
 struct SimPo : Head<3, 3, 3> {  // d: pc, pr, NLL; c: nc, nr, label; p: beta, gamma, weight of the NLL
   HOTLOOP_HEAD("simpo") {
-    return logistic((d[0] / c[0] - d[1] / c[1]) * p[0] - p[1], c[2]) + d[2] * p[2];
+    return logistic((d[0] / count(c[0]) - d[1] / count(c[1])) * p[0] - p[1], c[2]) + d[2] * p[2];
   }
 };
 struct Cpl : Head<2, 1, 1> {  // d: advantage of segments 1, 2; c: P(2 preferred); p: bias lam on the loser

@@ -10,7 +10,7 @@ struct Npo : preference::Head<1, 2, 2> {  // d: l; c: r, n; p: beta, gamma
   static constexpr const char* kName = "npo";
   template <class T, class R = Real<T>>
   static HOTLOOP_INLINE T loss(const T* d, const R* c, const R* p) {
-    return vsoftplus((d[0] - c[0]) / c[1] * p[0] + p[1]) * (R(2) / p[0]);
+    return vsoftplus((d[0] - c[0]) / preference::count(c[1]) * p[0] + p[1]) * (R(2) / p[0]);
   }
 };
 

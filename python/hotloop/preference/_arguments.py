@@ -46,11 +46,11 @@ def exact(value: Tensor) -> Tensor:
 
 
 def lengths(op: str, name: str, value: Row | None) -> Row:
-    """Token counts as a constant of the row: at least 1, in a dtype that holds them; None is 1."""
+    """Token counts as a constant of the row, in a dtype that holds them; None is 1. Heads take at least 1."""
     if value is None:
         return 1.0
     if isinstance(value, Tensor):
-        return exact(value).clamp(min=1)
+        return exact(value)
     return max(1.0, _check.number(op, name, value, at_least=0))
 
 

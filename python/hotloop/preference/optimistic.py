@@ -396,6 +396,7 @@ def rpo_sft_loss(
     # Converted once for its two places: a half gradient is rounded after its parts are added.
     chosen = exact(_check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1))
     count = lengths(op, "chosen_lengths", chosen_lengths)
+    count = count.clamp(min=1) if isinstance(count, Tensor) else count
     if isinstance(count, Tensor):
         count = count.to(chosen.dtype)
     return pair_loss(
