@@ -51,6 +51,11 @@ HOTLOOP_INLINE R finite_shift(R maximum) {  // exp(z - shift) of a row of -inf i
   return maximum == -std::numeric_limits<R>::infinity() ? R(0) : maximum;
 }
 
+template <class R>
+HOTLOOP_INLINE R floor_log(R x) {
+  return x < R(-1e30) ? R(-1e30) : x;
+}
+
 template <class Storage, bool kCap>
 void statistics_rows(const DivergenceCall& call) {
   const TwoHeads<Storage, kCap> heads(call);
@@ -115,8 +120,9 @@ void mixture_rows(const DivergenceCall& call) {
   const std::int64_t n = heads.student.rows, cols = heads.student.cols;
   const R* coefficients = static_cast<const R*>(call.coefficients);
   R* mixture = static_cast<R*>(call.mixture);
-  const R beta = static_cast<R>(call.beta);
   parallel_for(n, grain_rows(cols), [&](std::int64_t begin, std::int64_t end) {
+    // A local: read through the closure, GCC 12 takes it for a gather and vectorises nothing.
+    const R beta = static_cast<R>(call.beta);
     alignas(64) R s[kChunk];
     alignas(64) R t[kChunk];
     for (std::int64_t i = begin; i < end; ++i) {
@@ -129,11 +135,13 @@ void mixture_rows(const DivergenceCall& call) {
         R teacher_kl = 0, student_kl = 0;
 #pragma omp simd reduction(+ : teacher_kl, student_kl)
         for (std::int64_t j = 0; j < count; ++j) {
-          const R log_q = s[j] - lse_student, log_p = t[j] - lse_teacher;
+          // -inf becomes a large finite number, so that a weight of 0 gives 0 without a select on the sum,
+          // which GCC 12 would not vectorise. NaN stays NaN.
+          const R log_q = floor_log(s[j] - lse_student), log_p = floor_log(t[j] - lse_teacher);
           const R q = vexp_weight(log_q), p = vexp_weight(log_p);
-          const R log_m = vlog(beta * p + (R(1) - beta) * q + R(1e-37));
-          teacher_kl += p == R(0) ? R(0) : p * (log_p - log_m);
-          student_kl += q == R(0) ? R(0) : q * (log_q - log_m);
+          const R log_m = log_mixture(beta * p + (R(1) - beta) * q + R(1e-37));
+          teacher_kl += p * (log_p - log_m);
+          student_kl += q * (log_q - log_m);
         }
         teacher_total += teacher_kl;
         student_total += student_kl;
@@ -197,7 +205,7 @@ void log_cosh_rows(const LogCoshCall& call) {
           for (std::int64_t j = 0; j < count; ++j) {
             // log cosh x = |x| + log1p(e^(-2|x|)) - log 2, here with x = (s - t) / 2.
             const R x = vabs(s[j] - t[j]) * R(0.5);
-            sum += x + vlog1p(vexp(R(-2) * x)) - R(0.6931471805599453);
+            sum += x + vlog1p_unit(vexp_weight(R(-2) * x)) - R(0.6931471805599453);
           }
           total += sum;
         }

@@ -43,6 +43,14 @@ struct RowGradient {
   }
 };
 
+// log of a mixture probability, 1e-37 <= m <= 1: no special cases but NaN, which m - m carries over.
+HOTLOOP_INLINE double log_mixture(double m) { return vlog(m); }
+#if defined(__CUDACC__)
+HOTLOOP_INLINE float log_mixture(float m) { return vlog(m); }
+#else
+HOTLOOP_INLINE float log_mixture(float m) { return detail::log_normal(m, 0) + (m - m); }
+#endif
+
 // Student q, teacher p. Gradient with respect to the student's z, before upstream weights:
 //   KL(p||q): q - p        KL(q||p): q (log q - log p - KL(q||p))
 //   beta KL(p||M) + (1 - beta) KL(q||M), M = beta p + (1 - beta) q: (1 - beta) q (log(q/M) - KL(q||M))
@@ -62,7 +70,7 @@ struct DivergenceGradient {
     const R ratio = q > R(0) ? log_q - log_p - reverse_kl : R(0);
     R g = forward * (q - p) + (reverse != R(0) ? reverse * q * ratio : R(0));
     if (kJsd) {
-      const R mixture = vlog(beta * p + (R(1) - beta) * q + R(1e-37));
+      const R mixture = log_mixture(beta * p + (R(1) - beta) * q + R(1e-37));
       g += jsd * (R(1) - beta) * (q > R(0) ? q * (log_q - mixture - student_mixture_kl) : R(0));
     }
     return g;
