@@ -84,8 +84,12 @@ def number(
     ]
     wanted = "a number " + " and ".join(b for b in bounds if b) if any(bounds) else "a number"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float.")
-    raise ValueError(f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}")
+        raise TypeError(
+            f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float."
+        )
+    raise ValueError(
+        f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}"
+    )
 
 
 def finite(op: str, name: str, value: torch.Tensor) -> None:

@@ -26,7 +26,12 @@ def row_statistics(
     argmax: Any,
 ) -> None: ...
 def row_gradient(
-    tile: Any, bias: Any, labels: Any, first_column: int, logit: tuple[float, float, float], coefficients: Any
+    tile: Any,
+    bias: Any,
+    labels: Any,
+    first_column: int,
+    logit: tuple[float, float, float],
+    coefficients: Any,
 ) -> None: ...
 def divergence(
     mode: str,

@@ -7,7 +7,6 @@ from types import ModuleType
 
 import pytest
 import torch
-
 from hotloop import _native
 
 CORE = _native.core()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import mpmath
 import numpy as np
 import pytest
-
 from hotloop import core
 from hotloop.reference import core as reference
 
 UNIT = np.linspace(0.0, 1.0, 1_000_001)
 # longdouble has 64 bits of mantissa on x86: its exponential is right to 1e-19, far below what is measured.
-wide = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="long double is no wider than double")
+wide = pytest.mark.skipif(
+    np.finfo(np.longdouble).nmant < 60, reason="long double is no wider than double"
+)
 
 
 def relative_error(y: np.ndarray, x: np.ndarray, base: float = 2.0) -> np.ndarray:
@@ -43,7 +44,9 @@ def test_exp2_evolved_against_mpmath() -> None:
 def test_exp2_evolved_in_float32_is_rounded_once() -> None:
     x = UNIT[::10].astype(np.float32)
     true = np.exp2(x.astype(np.float64))
-    assert (np.abs(core.exp2_evolved(x) - true) <= 0.5000001 * np.spacing(true.astype(np.float32))).all()
+    assert (
+        np.abs(core.exp2_evolved(x) - true) <= 0.5000001 * np.spacing(true.astype(np.float32))
+    ).all()
 
 
 @wide
@@ -54,7 +57,9 @@ def test_the_coarse_form(level: str) -> None:
 
 @wide
 @pytest.mark.parametrize(("degree", "bound"), [(5, 7.5e-8), (6, 1.9e-9)])
-def test_exp2_minimax_equioscillates_within_its_bound(degree: int, bound: float, level: str) -> None:
+def test_exp2_minimax_equioscillates_within_its_bound(
+    degree: int, bound: float, level: str
+) -> None:
     """Chebyshev: a best polynomial of degree n has n + 2 extrema of equal size and alternating sign."""
     error = relative_error(core.exp2_minimax(UNIT, degree=degree), UNIT)
     assert np.abs(error).max() <= bound
@@ -107,8 +112,12 @@ def test_errors() -> None:
     x = np.zeros(2)
     with pytest.raises(ValueError, match=r"\[exp2_minimax\] degree: expected 5 or 6, got 7"):
         core.exp2_minimax(x, degree=7)
-    with pytest.raises(ValueError, match=r"\[exp_by_exp2\] method: expected minimax or evolved, got 'taylor'"):
+    with pytest.raises(
+        ValueError, match=r"\[exp_by_exp2\] method: expected minimax or evolved, got 'taylor'"
+    ):
         core.exp_by_exp2(x, method="taylor")
     for name in ("exp2_evolved", "exp2_minimax", "exp_by_exp2"):
-        with pytest.raises(TypeError, match=rf"\[{name}\] x: expected dtype float32 or float64, got float16"):
+        with pytest.raises(
+            TypeError, match=rf"\[{name}\] x: expected dtype float32 or float64, got float16"
+        ):
             getattr(core, name)(x.astype(np.float16))

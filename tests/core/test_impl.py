@@ -6,7 +6,6 @@ import logging
 
 import pytest
 import torch
-
 from hotloop import _environment, _impl
 from hotloop.logprob import linear_logprob
 
@@ -14,7 +13,7 @@ H, W, Y = torch.ones(2, 3), torch.ones(5, 3), torch.tensor([0, 4])
 CANDIDATES = {"triton": lambda: "device cpu", "cpu": lambda: None, "reference": lambda: None}
 
 
-def choose(impl: str, candidates: dict = CANDIDATES) -> str:  # type: ignore[type-arg]
+def choose(impl: str, candidates: dict = CANDIDATES) -> str:
     return _impl.choose("some_op", impl, candidates, lambda: "x (2,) float32 on cpu")
 
 
@@ -33,7 +32,7 @@ def test_auto_takes_the_first_that_can() -> None:
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_forced_by_argument(impl: str) -> None:
     assert choose(impl) == impl
-    linear_logprob(H, W, Y, impl=impl)  # type: ignore[arg-type]
+    linear_logprob(H, W, Y, impl=impl)
     assert _impl.last_impl("linear_logprob") == impl
 
 
@@ -50,10 +49,16 @@ def test_the_argument_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_unknown_impl(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"\[linear_logprob\] impl: expected one of auto, reference, cpu, .*got 'fast'"):
-        linear_logprob(H, W, Y, impl="fast")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError,
+        match=r"\[linear_logprob\] impl: expected one of auto, reference, cpu, .*got 'fast'",
+    ):
+        linear_logprob(H, W, Y, impl="fast")
     monkeypatch.setenv("HOTLOOP_IMPL", "fast")
-    with pytest.raises(ValueError, match=r"\[linear_logprob\] HOTLOOP_IMPL: expected one of reference, .*got 'fast'"):
+    with pytest.raises(
+        ValueError,
+        match=r"\[linear_logprob\] HOTLOOP_IMPL: expected one of reference, .*got 'fast'",
+    ):
         linear_logprob(H, W, Y)
 
 
@@ -71,7 +76,9 @@ def test_a_forced_impl_that_cannot_run_raises_and_lists_every_reason() -> None:
 
 
 def test_no_impl_at_all() -> None:
-    with pytest.raises(NotImplementedError, match=r"no implementation fits x \(2,\) float32 on cpu:\n"):
+    with pytest.raises(
+        NotImplementedError, match=r"no implementation fits x \(2,\) float32 on cpu:\n"
+    ):
         choose("auto", {"cpu": lambda: "device cuda:0"})
 
 
@@ -105,7 +112,9 @@ def test_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _environment.workspace_bytes() == 2**19
     for bad in ("0", "-1", "many", "nan"):
         monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", bad)
-        with pytest.raises(ValueError, match=rf"HOTLOOP_WORKSPACE_MB: expected a number of MiB > 0, got '{bad}'"):
+        with pytest.raises(
+            ValueError, match=rf"HOTLOOP_WORKSPACE_MB: expected a number of MiB > 0, got '{bad}'"
+        ):
             _environment.workspace_bytes()
 
 
@@ -118,6 +127,8 @@ def test_no_more_than_five_variables_and_no_other_is_read() -> None:
     assert len(_environment.VARIABLES) == 5
     root = Path(hotloop.__file__).parent
     read = {
-        name for path in root.rglob("*.py") for name in re.findall(r"HOTLOOP_[A-Z_]+", path.read_text(encoding="utf-8"))
+        name
+        for path in root.rglob("*.py")
+        for name in re.findall(r"HOTLOOP_[A-Z_]+", path.read_text(encoding="utf-8"))
     }
     assert read - {"HOTLOOP_CUDA", "HOTLOOP_CUDA_ARCHS"} <= set(_environment.VARIABLES)

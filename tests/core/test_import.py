@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from hotloop import _native
 
 IMPORT = """
@@ -20,7 +19,9 @@ print(json.dumps([seconds, sorted({name.split(".")[0] for name in sys.modules} &
 
 
 def run(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -62,16 +63,20 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_missing_core_names_cause_and_cure(cause: str, monkeypatch: pytest.MonkeyPatch, fresh: object) -> None:
+def test_a_missing_core_names_cause_and_cure(
+    cause: str, monkeypatch: pytest.MonkeyPatch, fresh: object
+) -> None:
     real = _native.importlib.import_module
 
     def fails(name: str, *rest: object) -> object:
         if name == "hotloop._core":
             raise ImportError(cause)
-        return real(name, *rest)  # type: ignore[arg-type]
+        return real(name, *rest)
 
     monkeypatch.setattr(_native.importlib, "import_module", fails)
-    with pytest.raises(ImportError, match=r"\[hotloop\] _core: cannot load the compiled CPU loops \(") as caught:
+    with pytest.raises(
+        ImportError, match=r"\[hotloop\] _core: cannot load the compiled CPU loops \("
+    ) as caught:
         _native.core()
     assert cause in str(caught.value)
     caught.match(CAUSES[cause])

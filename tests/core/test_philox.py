@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from hotloop import core
 from hotloop.reference import core as reference
 
@@ -22,8 +21,10 @@ KNOWN = (
 
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN, ids=["zeros", "ones", "pi"])
-def test_known_answers(counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...], native: object) -> None:
-    assert tuple(native.philox4x32_10(list(counter), list(key))) == answer  # type: ignore[attr-defined]
+def test_known_answers(
+    counter: tuple[int, ...], key: tuple[int, ...], answer: tuple[int, ...], native: object
+) -> None:
+    assert tuple(native.philox4x32_10(list(counter), list(key))) == answer
     item, offset = counter[0] | counter[1] << 32, counter[2] | counter[3] << 32
     seed = key[0] | key[1] << 32
     for module in (core, reference):
@@ -33,7 +34,8 @@ def test_known_answers(counter: tuple[int, ...], key: tuple[int, ...], answer: t
 # n 0: nothing. 1. 7. 9001: more than two threads' share of 4096.
 @pytest.mark.parametrize("n", [0, 1, 7, 9001])
 @pytest.mark.parametrize(
-    ("seed", "offset", "first_item"), [(0, 0, 0), (2**64 - 1, 2**63 + 5, 2**32 - 3), (12345, 7, 2**40)]
+    ("seed", "offset", "first_item"),
+    [(0, 0, 0), (2**64 - 1, 2**63 + 5, 2**32 - 3), (12345, 7, 2**40)],
 )
 def test_equal_to_the_reference(n: int, seed: int, offset: int, first_item: int) -> None:
     found = core.philox(seed, n, offset=offset, first_item=first_item)
@@ -41,7 +43,9 @@ def test_equal_to_the_reference(n: int, seed: int, offset: int, first_item: int)
     assert found.shape == (n, 4)
     assert np.array_equal(found, reference.philox(seed, n, offset=offset, first_item=first_item))
     uniform = core.philox_uniform(seed, n, offset=offset, first_item=first_item)
-    assert np.array_equal(uniform, reference.philox_uniform(seed, n, offset=offset, first_item=first_item))
+    assert np.array_equal(
+        uniform, reference.philox_uniform(seed, n, offset=offset, first_item=first_item)
+    )
 
 
 def test_a_draw_belongs_to_its_item() -> None:
@@ -100,7 +104,9 @@ def test_uniform_is_in_the_half_open_interval_without_zero() -> None:
 @pytest.mark.parametrize("value", [-1, 2**64])
 def test_errors(name: str, value: int) -> None:
     arguments = {"seed": 0, "n": 1, name: value}
-    with pytest.raises(ValueError, match=rf"\[philox\] {name}: expected 0 to 2\^64 - 1, got {value}"):
+    with pytest.raises(
+        ValueError, match=rf"\[philox\] {name}: expected 0 to 2\^64 - 1, got {value}"
+    ):
         core.philox(**arguments)
 
 

@@ -11,7 +11,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-
 from hotloop import _native
 
 LEVELS = tuple(name for name, runs in _native.core().simd_levels().items() if runs)
@@ -29,7 +28,11 @@ def map_all(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
     out = []
     for name in native.map_names():
         y = torch.empty_like(x)
-        native.map(name, x.clamp(max=1) if "exp2" in name else x if name == "log" else -x.clamp(max=0.99), y)
+        native.map(
+            name,
+            x.clamp(max=1) if "exp2" in name else x if name == "log" else -x.clamp(max=0.99),
+            y,
+        )
         out.append(y)
     return out
 
@@ -48,7 +51,9 @@ def row_statistics(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]
         sums[0] = -torch.inf
         largest = torch.zeros(N, dtype=torch.int64)
         labels = torch.arange(N)
-        native.row_statistics(normal(N, V, dtype=dtype), normal(V, seed=1), labels, 0, logit, True, sums, largest)
+        native.row_statistics(
+            normal(N, V, dtype=dtype), normal(V, seed=1), labels, 0, logit, True, sums, largest
+        )
         out += [sums, largest]
     return out
 
@@ -92,7 +97,9 @@ KERNELS: dict[str, Callable[[ModuleType, torch.dtype], list[torch.Tensor]]] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_levels_agree_and_the_forced_one_runs(kernel: str, dtype: torch.dtype, native: ModuleType) -> None:
+def test_levels_agree_and_the_forced_one_runs(
+    kernel: str, dtype: torch.dtype, native: ModuleType
+) -> None:
     found = {}
     for level in LEVELS:
         native.force_simd_level(level)
@@ -108,7 +115,9 @@ def test_levels_agree_and_the_forced_one_runs(kernel: str, dtype: torch.dtype, n
     for level in LEVELS[1:]:
         for a, b in zip(found[LEVELS[0]], found[level]):
             scale = float(b.double().abs().max())
-            torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance * scale)
+            torch.testing.assert_close(
+                a.double(), b.double(), rtol=tolerance, atol=tolerance * scale
+            )
 
 
 def test_the_widest_runnable_level_is_the_default(native: ModuleType) -> None:
@@ -119,7 +128,9 @@ def test_the_widest_runnable_level_is_the_default(native: ModuleType) -> None:
 
 
 def test_unknown_level(native: ModuleType) -> None:
-    with pytest.raises(ValueError, match=r"\[simd\] level: expected auto, baseline, avx2 or avx512, got sse9"):
+    with pytest.raises(
+        ValueError, match=r"\[simd\] level: expected auto, baseline, avx2 or avx512, got sse9"
+    ):
         native.force_simd_level("sse9")
     assert native.simd_level() in LEVELS
 

@@ -10,7 +10,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-
 from helpers import with_threads
 from hotloop import core
 
@@ -34,7 +33,9 @@ def statistics(native: ModuleType) -> torch.Tensor:
 def gradient(native: ModuleType) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     tile = 3 * torch.randn(301, 513, generator=g)
-    native.row_gradient(tile, None, torch.arange(301), 0, (1.0, 0.0, 1.0), torch.randn(6, 301, generator=g) + 9)
+    native.row_gradient(
+        tile, None, torch.arange(301), 0, (1.0, 0.0, 1.0), torch.randn(6, 301, generator=g) + 9
+    )
     return tile
 
 
@@ -44,7 +45,9 @@ def divergence(native: ModuleType) -> torch.Tensor:
     sums = torch.zeros(8, 301)
     sums[0] = sums[3] = -torch.inf
     plain = (1.0, 0.0, 1.0)
-    native.divergence("statistics", student, teacher, None, None, plain, plain, 0.5, sums, None, None)
+    native.divergence(
+        "statistics", student, teacher, None, None, plain, plain, 0.5, sums, None, None
+    )
     return sums
 
 
@@ -106,7 +109,11 @@ assert _native.core().max_threads() == 2
 )
 def test_one_openmp_runtime_in_the_process(imports: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", imports + MAPPED], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", imports + MAPPED],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("lib") >= 1

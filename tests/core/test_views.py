@@ -41,7 +41,7 @@ def test_bool_is_one_byte(native: ModuleType) -> None:
 def test_strides_count_elements(make: Any, native: ModuleType) -> None:
     x = make((4, 6))
     assert native.describe(x.T)["stride"] == (1, 6)
-    assert native.describe(x[::2, 1::3]) ["stride"] == (12, 3)
+    assert native.describe(x[::2, 1::3])["stride"] == (12, 3)
     assert native.describe(x[1])["shape"] == (6,)
     assert native.describe(x[:, :, None, None])["shape"] == (4, 6, 1, 1)
     assert native.describe(make(()))["shape"] == ()
@@ -61,7 +61,12 @@ def test_empty(shape: tuple[int, ...], native: ModuleType) -> None:
 
 
 def test_other_buffers(native: ModuleType) -> None:
-    assert native.describe(b"abc") == {"dtype": "uint8", "shape": (3,), "stride": (1,), "read_only": True}
+    assert native.describe(b"abc") == {
+        "dtype": "uint8",
+        "shape": (3,),
+        "stride": (1,),
+        "read_only": True,
+    }
     assert not native.describe(bytearray(3))["read_only"]
     assert native.describe(memoryview(np.zeros(3)))["dtype"] == "float64"
 
@@ -88,7 +93,9 @@ def test_a_capsule_is_read_and_not_consumed(native: ModuleType) -> None:
 def test_a_consumed_capsule_is_refused(native: ModuleType) -> None:
     capsule = torch.utils.dlpack.to_dlpack(torch.zeros(3))
     torch.utils.dlpack.from_dlpack(capsule)
-    with pytest.raises(TypeError, match="expected an unused DLPack capsule, got one that was consumed. Export it"):
+    with pytest.raises(
+        TypeError, match=r"expected an unused DLPack capsule, got one that was consumed\. Export it"
+    ):
         native.describe(capsule)
 
 
@@ -161,13 +168,29 @@ def read_only() -> np.ndarray:
 
 
 MAP_REFUSED = {
-    "read-only": (np.zeros(4), read_only(), r"\[core.map\] out: expected a writable array, got a read-only one"),
+    "read-only": (
+        np.zeros(4),
+        read_only(),
+        r"\[core.map\] out: expected a writable array, got a read-only one",
+    ),
     "size": (np.zeros(4), np.zeros(3), r"\[core.map\] out: expected the size and dtype of x"),
-    "dtype": (np.zeros(4), np.zeros(4, np.float32), r"\[core.map\] out: expected the size and dtype of x"),
+    "dtype": (
+        np.zeros(4),
+        np.zeros(4, np.float32),
+        r"\[core.map\] out: expected the size and dtype of x",
+    ),
     "strided": (np.zeros(4), np.zeros(8)[::2], r"\[core.map\] out: expected a contiguous array"),
     "reversed": (np.zeros(4)[::-1], np.zeros(4), r"\[core.map\] x: expected a contiguous array"),
-    "rank": (np.zeros((2, 2)), np.zeros(4), r"\[core.map\] x: expected 1 dimension\(s\), got shape \(2, 2\)"),
-    "int": (np.zeros(4, np.int32), np.zeros(4, np.int32), r"x: expected float32 or float64, got int32"),
+    "rank": (
+        np.zeros((2, 2)),
+        np.zeros(4),
+        r"\[core.map\] x: expected 1 dimension\(s\), got shape \(2, 2\)",
+    ),
+    "int": (
+        np.zeros(4, np.int32),
+        np.zeros(4, np.int32),
+        r"x: expected float32 or float64, got int32",
+    ),
 }
 
 
@@ -179,12 +202,20 @@ def test_map_refuses(case: str, native: ModuleType) -> None:
 
 
 def test_map_refuses_an_unknown_function(native: ModuleType) -> None:
-    with pytest.raises(ValueError, match=r"\[core.map\] name: got sin, which is none of the functions"):
+    with pytest.raises(
+        ValueError, match=r"\[core.map\] name: got sin, which is none of the functions"
+    ):
         native.map("sin", np.zeros(1), np.zeros(1))
 
 
 @pytest.mark.parametrize(
-    "out", [np.zeros((3, 4), np.int64), np.zeros((3, 3), np.int32), np.zeros((4, 3), np.int32).T, np.zeros(12, np.int32)]
+    "out",
+    [
+        np.zeros((3, 4), np.int64),
+        np.zeros((3, 3), np.int32),
+        np.zeros((4, 3), np.int32).T,
+        np.zeros(12, np.int32),
+    ],
 )
 def test_philox_fill_refuses(out: np.ndarray, native: ModuleType) -> None:
     with pytest.raises(ValueError, match=r"\[core.philox\] out: expected"):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import mpmath
 import numpy as np
 import pytest
-
 from hotloop import core
 from hotloop.reference import core as reference
 
@@ -95,9 +94,9 @@ def worst_ulp(name: str, x: np.ndarray, true: np.ndarray) -> float:
 def test_ulp_of_every_771st_number_and_around_the_edges(name: str, native: object) -> None:
     x = inside(name, SAMPLE)
     true = truth(name, x)
-    for level, runs in native.simd_levels().items():  # type: ignore[attr-defined]
+    for level, runs in native.simd_levels().items():
         if runs:
-            native.force_simd_level(level)  # type: ignore[attr-defined]
+            native.force_simd_level(level)
             assert worst_ulp(name, x, true) <= BOUNDS[name].max_ulp, level
 
 
@@ -105,13 +104,15 @@ def test_ulp_of_every_771st_number_and_around_the_edges(name: str, native: objec
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", BOUNDS)
 def test_ulp_of_every_float32(name: str, native: object) -> None:
-    worst = dict.fromkeys((k for k, runs in native.simd_levels().items() if runs), 0.0)  # type: ignore[attr-defined]
+    worst = dict.fromkeys((k for k, runs in native.simd_levels().items() if runs), 0.0)
     step = 1 << 22
     for first in range(0, 2**32, step):
-        x = inside(name, np.arange(first, first + step, dtype=np.uint64).astype(np.uint32).view(np.float32))
+        x = inside(
+            name, np.arange(first, first + step, dtype=np.uint64).astype(np.uint32).view(np.float32)
+        )
         true = truth(name, x)
         for level in worst:
-            native.force_simd_level(level)  # type: ignore[attr-defined]
+            native.force_simd_level(level)
             worst[level] = max(worst[level], worst_ulp(name, x, true))
     print(name, {level: round(error, 3) for level, error in worst.items()})
     assert max(worst.values()) <= BOUNDS[name].max_ulp, worst
@@ -143,7 +144,9 @@ def test_special_values(name: str, dtype: type, level: str) -> None:
 
 
 def test_tanh_is_odd_to_the_last_bit(level: str) -> None:
-    x = np.concatenate([np.array([0.0], np.float32), np.geomspace(1e-30, 20, 4001, dtype=np.float32)])
+    x = np.concatenate(
+        [np.array([0.0], np.float32), np.geomspace(1e-30, 20, 4001, dtype=np.float32)]
+    )
     y, z = core.elementary("tanh", x), core.elementary("tanh", -x)
     assert np.array_equal(y.view(np.uint32) ^ np.uint32(1 << 31), z.view(np.uint32))
 
@@ -164,7 +167,12 @@ def of_mpmath(name: str, x: float) -> mpmath.mpf:
     return forms[name](v)
 
 
-RANGES = {"log": (1e-300, 1e300), "log1p": (-0.999, 1e6), "log1mexp": (-600.0, -1e-12), "exp_weight": (-600.0, 0.0)}
+RANGES = {
+    "log": (1e-300, 1e300),
+    "log1p": (-0.999, 1e6),
+    "log1mexp": (-600.0, -1e-12),
+    "exp_weight": (-600.0, 0.0),
+}
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -172,8 +180,12 @@ def test_float64_against_mpmath(name: str) -> None:
     """Libm, and what is built on it: a few units of the last place of float64."""
     low, high = RANGES.get(name, (-600.0, 600.0))
     g = np.random.default_rng(0)
-    x = np.concatenate([g.uniform(max(low, -30.0), min(high, 30.0), 300), g.uniform(low, high, 300)])
-    x = np.concatenate([x, np.array([v for v in (1e-9, -1e-9, 1e-3, -0.69, -0.7) if low <= v <= high])])
+    x = np.concatenate(
+        [g.uniform(max(low, -30.0), min(high, 30.0), 300), g.uniform(low, high, 300)]
+    )
+    x = np.concatenate(
+        [x, np.array([v for v in (1e-9, -1e-9, 1e-3, -0.69, -0.7) if low <= v <= high])]
+    )
     ours = core.elementary(name, x)
     with mpmath.workdps(60):
         for value, y in zip(x.tolist(), ours.tolist()):
@@ -189,7 +201,11 @@ def test_the_reference_is_right_where_the_float32_tests_use_it() -> None:
     with mpmath.workdps(60):
         for name in BOUNDS:
             for value, y in zip(x.tolist(), truth(name, x).tolist()):
-                outside = value != value or (name in ("log",) and value <= 0) or (name == "log1p" and value <= -1)
+                outside = (
+                    value != value
+                    or (name in ("log",) and value <= 0)
+                    or (name == "log1p" and value <= -1)
+                )
                 if outside or (name == "log1mexp" and value >= 0) or abs(value) > 700:
                     continue
                 true = of_mpmath(name, value)
@@ -215,5 +231,7 @@ def test_strided_and_reversed_arrays() -> None:
 def test_errors_of_elementary() -> None:
     with pytest.raises(ValueError, match=r"\[elementary\] name: expected one of exp, .*got 'sin'"):
         core.elementary("sin", np.zeros(1, np.float32))
-    with pytest.raises(TypeError, match=r"\[elementary\] x: expected dtype float32 or float64, got int64"):
+    with pytest.raises(
+        TypeError, match=r"\[elementary\] x: expected dtype float32 or float64, got int64"
+    ):
         core.elementary("exp", np.zeros(1, np.int64))

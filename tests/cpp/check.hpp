@@ -1,9 +1,11 @@
-// A test is a function; CHECK counts what does not hold and says where. main returns how many.
+// A test is a function, written TEST(name) { ... } and run by TEST_MAIN; CHECK counts what does not hold and
+// says where.
 #pragma once
 
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 namespace hotloop::test {
 
@@ -13,7 +15,7 @@ inline int checks = 0;
 inline void check(bool holds, const char* what, const char* file, int line, const std::string& more = "") {
   ++checks;
   if (holds) return;
-  ++failures;
+  if (++failures > 20) return;  // a loop over 65536 patterns that all fail should not print them all
   std::fprintf(stderr, "%s:%d: does not hold: %s %s\n", file, line, what, more.c_str());
 }
 
@@ -23,14 +25,46 @@ inline bool close(double a, double b, double relative, double absolute = 0.0) {
   return std::fabs(a - b) <= absolute + relative * std::fabs(b);
 }
 
+inline std::string text(double x) {  // std::to_string shows 1e-9 as 0.000000
+  char buffer[32];
+  std::snprintf(buffer, sizeof buffer, "%.9g", x);
+  return buffer;
+}
+
 inline int finish(const char* name) {
   std::printf("%s: %d checks, %d failed\n", name, checks, failures);
   return failures == 0 && checks > 0 ? 0 : 1;
 }
 
+struct Case {
+  const char* name;
+  void (*run)();
+};
+inline std::vector<Case>& cases() {
+  static std::vector<Case> all;
+  return all;
+}
+inline int run(const char* file) {
+  for (const Case& c : cases()) {
+    const int before = failures;
+    c.run();
+    if (failures != before) std::fprintf(stderr, "FAILED %s: %s\n", file, c.name);
+  }
+  return finish(file);
+}
+
 }  // namespace hotloop::test
+
+#define TEST(name)                                                                                           \
+  static void name();                                                                                        \
+  [[maybe_unused]] static const auto& name##_added = ::hotloop::test::cases().emplace_back(#name, &name);    \
+  static void name()
+#define TEST_MAIN                                         \
+  int main() { return ::hotloop::test::run(__FILE__); }
 
 #define CHECK(condition) ::hotloop::test::check((condition), #condition, __FILE__, __LINE__)
 #define CHECK_CLOSE(a, b, relative, absolute)                                                          \
-  ::hotloop::test::check(::hotloop::test::close((a), (b), (relative), (absolute)), #a " ~ " #b, __FILE__, __LINE__, \
-                         std::to_string(a) + " against " + std::to_string(b))
+  ::hotloop::test::check(::hotloop::test::close(static_cast<double>(a), static_cast<double>(b), (relative), (absolute)),  \
+                         #a " ~ " #b, __FILE__, __LINE__,                                                     \
+                         ::hotloop::test::text(static_cast<double>(a)) + " against " +                        \
+                             ::hotloop::test::text(static_cast<double>(b)))

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from helpers import assert_no_worse_than_torch
-from torch import Tensor
-
 from hotloop.logprob import LogprobStatistics, linear_logprob
 from hotloop.reference import logprob as reference
+from torch import Tensor
 
 DIFFERENTIABLE = ("logps", "entropy", "lse", "sum_p2", "mean_logit")
 OPTIONAL = ("entropy", "lse", "sum_p2", "mean_logit", "argmax_hit")
@@ -78,13 +77,19 @@ def differentiable(out: LogprobStatistics) -> list[Tensor]:
     return [r for r in rows if r is not None]
 
 
-def ours(head: Head, *, with_entropy: bool = True, **options: Any) -> tuple[list[Tensor], list[Tensor], Tensor]:
+def ours(
+    head: Head, *, with_entropy: bool = True, **options: Any
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The five statistics, the gradients with weights that are all different, and the argmax hits."""
     h = head.leaves()
     out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, statistics=OPTIONAL, **options)
     rows = differentiable(out)
     assert out.argmax_hit is not None
-    return rows, backward(rows, upstream(h.labels.numel(), with_entropy), h.tensors()), out.argmax_hit
+    return (
+        rows,
+        backward(rows, upstream(h.labels.numel(), with_entropy), h.tensors()),
+        out.argmax_hit,
+    )
 
 
 def plain(
@@ -95,7 +100,11 @@ def plain(
     z = reference.logits_of(h.hidden.reshape(-1, h.hidden.shape[-1]), h.weight, h.bias, **options)
     found = reference.statistics(z, h.labels.reshape(-1).long(), ignore_index)
     rows = [found[name] for name in DIFFERENTIABLE]
-    return rows, backward(rows, upstream(h.labels.numel(), with_entropy), h.tensors()), found["argmax_hit"]
+    return (
+        rows,
+        backward(rows, upstream(h.labels.numel(), with_entropy), h.tensors()),
+        found["argmax_hit"],
+    )
 
 
 def check(
@@ -119,4 +128,6 @@ def check(
         # A result of a half type is rounded once; where torch happened to round well, half a spacing counts.
         half = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
         eps = EPS[dtype] * (size if with_entropy else 1.0) + half
-        assert_no_worse_than_torch(a, b, c, k, eps, floor=float(c.abs().max()) if c.numel() else 1.0)
+        assert_no_worse_than_torch(
+            a, b, c, k, eps, floor=float(c.abs().max()) if c.numel() else 1.0
+        )

@@ -9,10 +9,6 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch
-from logprob_cases import DTYPES, EPS, Head, make_head
-from torch import Tensor
-from torch.nn.functional import kl_div
-
 from hotloop import _impl
 from hotloop.logprob import (
     balanced_divergence_kd,
@@ -24,6 +20,9 @@ from hotloop.logprob import (
     log_cosh_logit_distill,
     reverse_kl_distill,
 )
+from logprob_cases import DTYPES, EPS, Head, make_head
+from torch import Tensor
+from torch.nn.functional import kl_div
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
 OF_LOGITS: dict[str, Callable[..., Tensor]] = {
@@ -43,7 +42,9 @@ def gaussians(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) ->
     return (2 * torch.randn(*shape, generator=g, dtype=torch.float64)).to(dtype)
 
 
-def oracle(kind: str, student: Tensor, teacher: Tensor, temperature: float, beta: float = 0.3) -> Tensor:
+def oracle(
+    kind: str, student: Tensor, teacher: Tensor, temperature: float, beta: float = 0.3
+) -> Tensor:
     """Rows by the textbook, from torch's own kl_div."""
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
     s, t = student.to(wide) / temperature, teacher.to(wide) / temperature
@@ -68,7 +69,9 @@ def rows_and_gradients(rows: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [rows.detach(), *torch.autograd.grad((rows.reshape(-1) * weights).sum(), inputs)]
 
 
-def assert_close(found: list[Tensor], other: list[Tensor], truth: list[Tensor], dtype: torch.dtype, size: float) -> None:
+def assert_close(
+    found: list[Tensor], other: list[Tensor], truth: list[Tensor], dtype: torch.dtype, size: float
+) -> None:
     """``size``: of the logits. A divergence is a difference of log-sum-exps, each rounded at its own size."""
     for k, (a, b, c) in enumerate(zip(found, other, truth)):
         largest = float(c.abs().max()) if c.numel() else 0.0
@@ -83,7 +86,10 @@ def assert_close(found: list[Tensor], other: list[Tensor], truth: list[Tensor], 
 def test_given_logits(impl: str, kind: str, dtype: torch.dtype) -> None:
     for n, vocabulary in ((0, 7), (1, 1), (7, 7), (5, 1025), (3, 2053)):
         for temperature in (1.0, 2.5):
-            s, t = gaussians(n, vocabulary, dtype=dtype), gaussians(n, vocabulary, seed=1, dtype=dtype)
+            s, t = (
+                gaussians(n, vocabulary, dtype=dtype),
+                gaussians(n, vocabulary, seed=1, dtype=dtype),
+            )
             leaf = s.clone().requires_grad_()
             rows = OF_LOGITS[kind](leaf, t, temperature=temperature, reduction="none", impl=impl)
             found = rows_and_gradients(rows, [leaf])
@@ -101,18 +107,23 @@ def test_given_logits(impl: str, kind: str, dtype: torch.dtype) -> None:
 def test_two_heads(impl: str, kind: str, dtype: torch.dtype) -> None:
     """The widths of student and teacher differ. Columns: one; a tile and one more; two tiles and a rest."""
     for n, vocabulary in ((0, 7), (1, 1), (7, 513), (20, 1031)):
-        student, teacher = make_head(n, 8, vocabulary, dtype), make_head(n, 5, vocabulary, dtype, seed=1)
+        student, teacher = (
+            make_head(n, 8, vocabulary, dtype),
+            make_head(n, 5, vocabulary, dtype, seed=1),
+        )
 
         def plain(s: Head, t: Head, n: int = n) -> list[Tensor]:
             wide = torch.float64 if s.weight.dtype == torch.float64 else torch.float32
             zs, zt = (h.hidden @ h.weight.t() for h in (s, t))
             rows = oracle(kind, zs.to(wide), zt.to(wide), 1.5)
-            return rows_and_gradients(torch.where(s.labels != -100, rows, 0.0), [s.hidden, s.weight])
+            return rows_and_gradients(
+                torch.where(s.labels != -100, rows, 0.0), [s.hidden, s.weight]
+            )
 
         s = student.leaves()
         rows = linear_distill(
             s.hidden, s.weight, teacher.hidden, teacher.weight, divergence_kind=kind, labels=s.labels, beta=0.3,
-            temperature=1.5, reduction="none", impl=impl,  # type: ignore[arg-type]
+            temperature=1.5, reduction="none", impl=impl,
         )  # fmt: skip
         assert _impl.last_impl("linear_distill") == impl
         found = rows_and_gradients(rows, [s.hidden, s.weight])
@@ -137,7 +148,9 @@ def test_biases_shapes_and_reductions(reduction: str, impl: str) -> None:
         zs, zt = (h.hidden @ h.weight.t() + h.bias for h in (s, t))
         rows = torch.where(s.labels != -100, oracle(name, zs, zt, 0.8), 0.0)
         count = (s.labels != -100).sum()
-        expected = {"none": rows.reshape(4, 6), "sum": rows.sum(), "mean": rows.sum() / count}[reduction]
+        expected = {"none": rows.reshape(4, 6), "sum": rows.sum(), "mean": rows.sum() / count}[
+            reduction
+        ]
         torch.testing.assert_close(found, expected)
         grads = [torch.autograd.grad(x.sum(), s.tensors()) for x in (found, expected)]
         for a, b in zip(*grads):
@@ -165,7 +178,9 @@ def test_not_negative(kind: str, impl: str) -> None:
 @by_impl
 def test_jsd_is_symmetric_at_one_half_and_bounded_by_log_two(impl: str) -> None:
     s, t = 6 * gaussians(50, 40), 6 * gaussians(50, 40, seed=1)
-    there, back = (generalized_jsd_distill(a, b, reduction="none", impl=impl) for a, b in ((s, t), (t, s)))
+    there, back = (
+        generalized_jsd_distill(a, b, reduction="none", impl=impl) for a, b in ((s, t), (t, s))
+    )
     torch.testing.assert_close(there, back)
     assert bool((there <= math.log(2) + 1e-12).all())
     apart = torch.full((1, 4), -80.0, dtype=torch.float64)
@@ -180,9 +195,15 @@ def test_jsd_is_symmetric_at_one_half_and_bounded_by_log_two(impl: str) -> None:
 @by_impl
 def test_jsd_at_the_ends_is_a_divergence_by_definition_and_a_limit_by_slope(impl: str) -> None:
     s, t = gaussians(20, 30), gaussians(20, 30, seed=1)
-    forward, reverse = (OF_LOGITS[k](s, t, reduction="none", impl=impl) for k in ("forward_kl", "reverse_kl"))
-    torch.testing.assert_close(generalized_jsd_distill(s, t, beta=0, reduction="none", impl=impl), forward)
-    torch.testing.assert_close(generalized_jsd_distill(s, t, beta=1, reduction="none", impl=impl), reverse)
+    forward, reverse = (
+        OF_LOGITS[k](s, t, reduction="none", impl=impl) for k in ("forward_kl", "reverse_kl")
+    )
+    torch.testing.assert_close(
+        generalized_jsd_distill(s, t, beta=0, reduction="none", impl=impl), forward
+    )
+    torch.testing.assert_close(
+        generalized_jsd_distill(s, t, beta=1, reduction="none", impl=impl), reverse
+    )
     small = generalized_jsd_distill(s, t, beta=1e-5, reduction="none", impl=impl) / 1e-5
     torch.testing.assert_close(small, forward, rtol=1e-2, atol=1e-3)
     small = generalized_jsd_distill(s, t, beta=1 - 1e-5, reduction="none", impl=impl) / 1e-5
@@ -200,7 +221,10 @@ def test_hintons_scale_and_limit(impl: str) -> None:
     torch.testing.assert_close(scaled, 9 * reverse)
     gap = (s - s.mean(1, keepdim=True)) - (t - t.mean(1, keepdim=True))
     limit = (gap * gap).mean(1) / 2
-    for call in (forward_kl_distill, lambda *a, **k: reverse_kl_distill(*a, scale_by_temperature=True, **k)):
+    for call in (
+        forward_kl_distill,
+        lambda *a, **k: reverse_kl_distill(*a, scale_by_temperature=True, **k),
+    ):
         hot = call(s, t, temperature=1e3, reduction="none", impl=impl)
         torch.testing.assert_close(hot, limit, rtol=2e-2, atol=0)
 
@@ -211,7 +235,9 @@ def test_balanced_weights(impl: str) -> None:
     t = gaussians(20, 30)
     for scale, first in ((1.5, True), (0.5, False)):  # a sharper and a flatter student
         s = scale * t
-        forward, reverse = (OF_LOGITS[k](s, t, temperature=4.0, reduction="none", impl=impl) for k in KINDS[:2])
+        forward, reverse = (
+            OF_LOGITS[k](s, t, temperature=4.0, reduction="none", impl=impl) for k in KINDS[:2]
+        )
         found = balanced_divergence_kd(s, t, delta=3.0, reduction="none", impl=impl)
         expected = 16 * (3 * forward + reverse if first else forward + 3 * reverse)
         torch.testing.assert_close(found, expected)
@@ -220,7 +246,9 @@ def test_balanced_weights(impl: str) -> None:
     # Equal entropies (the same logits in another order) count as the second case, whichever way it is asked.
     s = t.flip(1)
     equal = balanced_divergence_kd(s, t, delta=3.0, reduction="none", impl="reference")
-    forward, reverse = (OF_LOGITS[k](s, t, temperature=4.0, reduction="none", impl=impl) for k in KINDS[:2])
+    forward, reverse = (
+        OF_LOGITS[k](s, t, temperature=4.0, reduction="none", impl=impl) for k in KINDS[:2]
+    )
     choices = torch.stack((16 * (forward + 3 * reverse), 16 * (3 * forward + reverse)))
     assert bool(((choices - equal).abs().min(0).values < 1e-9).all())
 
@@ -237,7 +265,9 @@ def test_log_cosh_forms(impl: str) -> None:
     small = log_cosh_logit_distill(t + 1e-3 * s, t, temperature=2.0, reduction="none", impl=impl)
     torch.testing.assert_close(small, ((1e-3 * s) ** 2).sum(1) / 8, rtol=1e-5, atol=0)
     far = log_cosh_logit_distill(t + 500, t, temperature=2.0, reduction="none", impl=impl)
-    torch.testing.assert_close(far, torch.full((9,), 30 * (2 * 500 / 2 - 4 * math.log(2)), dtype=torch.float64))
+    torch.testing.assert_close(
+        far, torch.full((9,), 30 * (2 * 500 / 2 - 4 * math.log(2)), dtype=torch.float64)
+    )
 
 
 @by_impl
@@ -262,7 +292,9 @@ def test_masked_logits(dtype: torch.dtype, impl: str) -> None:
     for kind in ("forward_kl", "reverse_kl", "jsd"):
         leaf = cut_s.clone().requires_grad_()
         whole = OF_LOGITS[kind](leaf, cut_t, reduction="sum", impl=impl)
-        torch.testing.assert_close(whole, OF_LOGITS[kind](s[:, keep], t[:, keep], reduction="sum", impl=impl))
+        torch.testing.assert_close(
+            whole, OF_LOGITS[kind](s[:, keep], t[:, keep], reduction="sum", impl=impl)
+        )
         if impl == "cpu":
             (g,) = torch.autograd.grad(whole, leaf)
             assert bool(g.isfinite().all())
@@ -279,7 +311,9 @@ def test_labels_say_which_rows_count(kind: str, impl: str) -> None:
     use = labels != -100
     leaf = s.clone().requires_grad_()
     rows = OF_LOGITS[kind](leaf, t, labels=labels, reduction="none", impl=impl)
-    torch.testing.assert_close(rows[use], OF_LOGITS[kind](s[use], t[use], reduction="none", impl=impl))
+    torch.testing.assert_close(
+        rows[use], OF_LOGITS[kind](s[use], t[use], reduction="none", impl=impl)
+    )
     assert not rows[~use].any()
     (g,) = torch.autograd.grad(rows.sum(), leaf)
     assert not g[~use].any()
@@ -301,7 +335,9 @@ def test_no_gradient_for_the_teacher(kind: str) -> None:
 def test_gradcheck(kind: str, impl: str) -> None:
     t = gaussians(3, 6, seed=1)
     s = gaussians(3, 6).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: OF_LOGITS[kind](z, t, reduction="none", impl=impl), [s])
+    assert torch.autograd.gradcheck(
+        lambda z: OF_LOGITS[kind](z, t, reduction="none", impl=impl), [s]
+    )
 
 
 @by_kind
@@ -311,7 +347,7 @@ def test_any_subset_of_inputs_may_require_grad(kind: str, wanted: tuple[bool, bo
 
     def run(flags: tuple[bool, bool]) -> list[Tensor]:
         inputs = [x.clone().requires_grad_(f) for x, f in zip((s.hidden, s.weight), flags)]
-        loss = linear_distill(*inputs, t.hidden, t.weight, divergence_kind=kind, labels=s.labels)  # type: ignore[arg-type]
+        loss = linear_distill(*inputs, t.hidden, t.weight, divergence_kind=kind, labels=s.labels)
         return list(torch.autograd.grad(loss, [x for x, f in zip(inputs, flags) if f]))
 
     whole = run((True, True))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch
+from hotloop import _impl
+from hotloop.logprob import linear_cross_entropy
 from logprob_cases import DTYPES, EPS, Head, make_head
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-
-from hotloop import _impl
-from hotloop.logprob import linear_cross_entropy
 
 by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 by_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -23,19 +22,25 @@ def loss_and_gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 def ours(head: Head, **options: object) -> list[Tensor]:
     h = head.leaves()
-    return loss_and_gradients(linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias, **options), h.tensors())  # type: ignore[arg-type]
+    return loss_and_gradients(
+        linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias, **options), h.tensors()
+    )
 
 
-def torchs(head: Head, *, z_loss: float = 0.0, reduction: str = "mean", **options: object) -> list[Tensor]:
+def torchs(
+    head: Head, *, z_loss: float = 0.0, reduction: str = "mean", **options: object
+) -> list[Tensor]:
     h = head.leaves()
     wide = torch.float64 if h.weight.dtype == torch.float64 else torch.float32
     z = (h.hidden @ h.weight.t()).to(wide)
     z = z if h.bias is None else z + h.bias.to(wide)
-    loss = cross_entropy(z, h.labels, reduction=reduction, **options)  # type: ignore[arg-type]
+    loss = cross_entropy(z, h.labels, reduction=reduction, **options)
     if z_loss:
         valid = h.labels != options.get("ignore_index", -100)
         extra = torch.where(valid, z_loss * z.logsumexp(1) ** 2, 0.0)
-        loss = loss + {"none": extra, "sum": extra.sum(), "mean": extra.sum() / valid.sum()}[reduction]
+        loss = (
+            loss + {"none": extra, "sum": extra.sum(), "mean": extra.sum() / valid.sum()}[reduction]
+        )
     return loss_and_gradients(loss, h.tensors())
 
 
@@ -46,7 +51,12 @@ def test_no_worse_than_torch(impl: str, reduction: str, dtype: torch.dtype) -> N
     # One token; a few; a block, with ignored ones. One class; fewer than a vector; more than a tile.
     for n, vocabulary in ((1, 7), (7, 1), (7, 513), (64, 1031)):
         head = make_head(n, 8, vocabulary, dtype)
-        for options in ({}, {"label_smoothing": 0.2}, {"z_loss": 0.05}, {"label_smoothing": 0.1, "z_loss": 0.01}):
+        for options in (
+            {},
+            {"label_smoothing": 0.2},
+            {"z_loss": 0.05},
+            {"label_smoothing": 0.1, "z_loss": 0.01},
+        ):
             options = {"reduction": reduction, **options}
             found = ours(head, impl=impl, **options)
             assert _impl.last_impl("linear_cross_entropy") == impl
@@ -57,7 +67,12 @@ def test_no_worse_than_torch(impl: str, reduction: str, dtype: torch.dtype) -> N
                 size = float(c.abs().max())
                 # k = 3 where half types round: torch adds the gradients of its two terms before it rounds.
                 assert_no_worse_than_torch(
-                    a, b, c, 3.0 if half else 2.0, EPS[dtype] * 2 + (half if k else 0), floor=max(size, 0.1)
+                    a,
+                    b,
+                    c,
+                    3.0 if half else 2.0,
+                    EPS[dtype] * 2 + (half if k else 0),
+                    floor=max(size, 0.1),
                 )
 
 
@@ -133,8 +148,13 @@ def test_errors() -> None:
         ({"softcap": 0.0}, r"softcap: expected a number > 0, got 0.0. Pass None for no cap"),
     ):
         with pytest.raises(ValueError, match=rf"\[linear_cross_entropy\] {text}"):
-            linear_cross_entropy(h, w, y, **options)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"\[linear_cross_entropy\] logit_scale: expected a number, got str"):
-        linear_cross_entropy(h, w, y, logit_scale="1")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"\[linear_cross_entropy\] labels: expected 0 to 4 or ignore_index=-100, got 5"):
+            linear_cross_entropy(h, w, y, **options)
+    with pytest.raises(
+        TypeError, match=r"\[linear_cross_entropy\] logit_scale: expected a number, got str"
+    ):
+        linear_cross_entropy(h, w, y, logit_scale="1")
+    with pytest.raises(
+        ValueError,
+        match=r"\[linear_cross_entropy\] labels: expected 0 to 4 or ignore_index=-100, got 5",
+    ):
         linear_cross_entropy(h.requires_grad_(), w, y + 5)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from hotloop.logprob import linear_logprob, mi_alpha_bound, token_logprob
 
 H, W, B = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(5)
@@ -36,7 +35,7 @@ HEAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bias": torch.zeros(5, 1)}, ValueError, r"bias: expected 1 dimension\(s\), got shape \(5, 1\)"),
     ({"bias": torch.zeros(5, dtype=torch.int64)}, TypeError, r"bias: expected dtype float32, .*, got int64"),
     ({"bias": B.to("meta")}, ValueError, r"bias: expected device cpu like hidden, got meta"),
-    ({"cu_seqlens": OFFSETS.float()}, ValueError, r"cu_seqlens: expected int32 or int64 offsets .*, got float32 \(3,\)"),
+    ({"cu_seqlens": OFFSETS.float()}, ValueError, r"cu_seqlens: expected int32 or int64 offsets .* float32 \(3,\)"),
     ({"cu_seqlens": OFFSETS[:0]}, ValueError, r"cu_seqlens: expected int32 or int64 offsets of shape"),
     (
         {"cu_seqlens": torch.tensor([0, 2])}, ValueError,
@@ -67,23 +66,45 @@ COMMON: list[tuple[dict[str, Any], type[Exception], str]] = [
 LOGITS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"logits": [[0.0]]}, TypeError, r"logits: expected a torch\.Tensor, got list"),
     ({"logits": Z.long()}, TypeError, r"logits: expected dtype float32, .*, got int64"),
-    ({"logits": Z[:, :0]}, ValueError, r"logits: expected shape \(\.\.\., vocabulary\), got \(3, 0\)"),
-    ({"logits": torch.tensor(1.0)}, ValueError, r"logits: expected shape \(\.\.\., vocabulary\), got \(\)"),
-    ({"labels": Y[:2]}, ValueError, r"labels: expected shape \(3,\), one per row of logits, got \(2,\)"),
-    ({"labels": torch.tensor([9, 1, 1])}, ValueError, r"labels: expected 0 to 4 or ignore_index=-100, got 9 at position 0"),
+    (
+        {"logits": Z[:, :0]},
+        ValueError,
+        r"logits: expected shape \(\.\.\., vocabulary\), got \(3, 0\)",
+    ),
+    (
+        {"logits": torch.tensor(1.0)},
+        ValueError,
+        r"logits: expected shape \(\.\.\., vocabulary\), got \(\)",
+    ),
+    (
+        {"labels": Y[:2]},
+        ValueError,
+        r"labels: expected shape \(3,\), one per row of logits, got \(2,\)",
+    ),
+    (
+        {"labels": torch.tensor([9, 1, 1])},
+        ValueError,
+        r"labels: expected 0 to 4 or ignore_index=-100, got 9 at position 0",
+    ),
 ]
 
 
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
-@pytest.mark.parametrize(("change", "kind", "text"), [*HEAD, *COMMON], ids=lambda x: x if isinstance(x, str) else "")
-def test_linear_logprob(change: dict[str, Any], kind: type[Exception], text: str, impl: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "kind", "text"), [*HEAD, *COMMON], ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_linear_logprob(
+    change: dict[str, Any], kind: type[Exception], text: str, impl: str
+) -> None:
     arguments = {"hidden": H, "weight": W, "labels": Y, "bias": B, "impl": impl, **change}
     with pytest.raises(kind, match=rf"^\[linear_logprob\] {text}"):
         linear_logprob(**arguments)
 
 
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
-@pytest.mark.parametrize(("change", "kind", "text"), [*LOGITS, *COMMON], ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("change", "kind", "text"), [*LOGITS, *COMMON], ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_token_logprob(change: dict[str, Any], kind: type[Exception], text: str, impl: str) -> None:
     arguments = {"logits": Z, "labels": Y, "impl": impl, **change}
     with pytest.raises(kind, match=rf"^\[token_logprob\] {text}"):
@@ -91,26 +112,34 @@ def test_token_logprob(change: dict[str, Any], kind: type[Exception], text: str,
 
 
 def test_one_statistic_may_be_a_string() -> None:
-    assert linear_logprob(H, W, Y, statistics="entropy").entropy is not None  # type: ignore[arg-type]
+    assert linear_logprob(H, W, Y, statistics="entropy").entropy is not None
 
 
 def test_a_forced_impl_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(NotImplementedError, match=r"(?s)hidden \(3, 4\) float32 on cpu with impl='triton':.*triton +refused"):
+    with pytest.raises(
+        NotImplementedError,
+        match=r"(?s)hidden \(3, 4\) float32 on cpu with impl='triton':.*triton +refused",
+    ):
         linear_logprob(H, W, Y, impl="triton")
-    with pytest.raises(NotImplementedError, match="cuda +refused: this op has none"):
+    with pytest.raises(NotImplementedError, match=r"cuda +refused: this op has none"):
         token_logprob(Z, Y, impl="cuda")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["hidden", "weight", "bias"])
-def test_checks_find_what_is_not_finite(name: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_find_what_is_not_finite(
+    name: str, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tensors = {"hidden": H.clone(), "weight": W.clone(), "bias": B.clone()}
     tensors[name].view(-1)[3] = bad
     linear_logprob(labels=Y, **tensors)
     monkeypatch.setenv("HOTLOOP_CHECK", "1")
     at = r"\[3\]" if name == "bias" else r"\[0, 3\]"
-    with pytest.raises(ValueError, match=rf"\[linear_logprob\] {name}: expected finite values, got {bad} at {at} \(1 of "):
+    with pytest.raises(
+        ValueError,
+        match=rf"\[linear_logprob\] {name}: expected finite values, got {bad} at {at} \(1 of ",
+    ):
         linear_logprob(labels=Y, **tensors)
     monkeypatch.setenv("HOTLOOP_CHECK", "0")
     linear_logprob(labels=Y, **tensors)
@@ -121,20 +150,33 @@ def test_checks_of_given_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     token_logprob(Z, Y)
     z = Z.clone()
     z[1, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"\[token_logprob\] logits: expected finite values, got nan at \[1, 2\] \(1 of 15\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"\[token_logprob\] logits: expected finite values, got nan at \[1, 2\] \(1 of 15\)",
+    ):
         token_logprob(z, Y)
 
 
 def test_mi_alpha_bound() -> None:
     f, q = torch.zeros(3, 3), torch.zeros(3)
     for change, kind, text in (
-        ({"scores": f[:2]}, ValueError, r"scores: expected shape \(n, n\) with n >= 2, got \(2, 3\)"),
-        ({"scores": f[:1, :1], "log_baseline": q[:1]}, ValueError, r"scores: expected shape \(n, n\) with n >= 2"),
+        (
+            {"scores": f[:2]},
+            ValueError,
+            r"scores: expected shape \(n, n\) with n >= 2, got \(2, 3\)",
+        ),
+        (
+            {"scores": f[:1, :1], "log_baseline": q[:1]},
+            ValueError,
+            r"scores: expected shape \(n, n\) with n >= 2",
+        ),
         ({"scores": f.int()}, TypeError, r"scores: expected dtype"),
         ({"log_baseline": q[:2]}, ValueError, r"log_baseline: expected shape \(3,\), got \(2,\)"),
         ({"alpha": 1.5}, ValueError, r"alpha: expected a number >= 0 and <= 1, got 1\.5"),
     ):
         with pytest.raises(kind, match=rf"\[mi_alpha_bound\] {text}"):
             mi_alpha_bound(**{"scores": f, "log_baseline": q, **change})
-    with pytest.raises(NotImplementedError, match=r"\[mi_alpha_bound\] no implementation fits scores \(3, 3\)"):
+    with pytest.raises(
+        NotImplementedError, match=r"\[mi_alpha_bound\] no implementation fits scores \(3, 3\)"
+    ):
         mi_alpha_bound(f, q, impl="cpu")

@@ -7,10 +7,20 @@ from itertools import product
 import pytest
 import torch
 from helpers import misaligned, strided
-from logprob_cases import DTYPES, OPTIONAL, Head, backward, check, differentiable, make_head, ours, plain, upstream
-
 from hotloop import _impl
 from hotloop.logprob import _cpu, linear_logprob
+from logprob_cases import (
+    DTYPES,
+    OPTIONAL,
+    Head,
+    backward,
+    check,
+    differentiable,
+    make_head,
+    ours,
+    plain,
+    upstream,
+)
 
 # Rows: none; one; a few with ignored ones between; a block. Width: a product of one term; a small one; one that
 # is no multiple of a vector. Vocabulary: one class; less than a vector; a tile of 512; a tile and one column; two
@@ -93,7 +103,11 @@ def test_batches_of_sequences(impl: str) -> None:
     flat = linear_logprob(head.hidden, head.weight, head.labels, statistics=OPTIONAL, impl=impl)
     for shape in ((4, 6), (2, 3, 4), (1, 24), (24, 1)):
         out = linear_logprob(
-            head.hidden.reshape(*shape, 8), head.weight, head.labels.reshape(shape), statistics=OPTIONAL, impl=impl
+            head.hidden.reshape(*shape, 8),
+            head.weight,
+            head.labels.reshape(shape),
+            statistics=OPTIONAL,
+            impl=impl,
         )
         for a, b in zip(out, flat):
             assert a is not None
@@ -118,8 +132,12 @@ def test_int32_labels(impl: str) -> None:
 def test_what_is_asked_for_and_nothing_else(wanted: int, impl: str) -> None:
     names = tuple(name for k, name in enumerate(OPTIONAL) if wanted >> k & 1)
     head = make_head(5, 4, 9)
-    whole = linear_logprob(head.hidden, head.weight, head.labels, bias=head.bias, statistics=OPTIONAL, impl=impl)
-    out = linear_logprob(head.hidden, head.weight, head.labels, bias=head.bias, statistics=names, impl=impl)
+    whole = linear_logprob(
+        head.hidden, head.weight, head.labels, bias=head.bias, statistics=OPTIONAL, impl=impl
+    )
+    out = linear_logprob(
+        head.hidden, head.weight, head.labels, bias=head.bias, statistics=names, impl=impl
+    )
     for name in OPTIONAL:
         value = getattr(out, name)
         assert (value is not None) == (name in names)
@@ -153,18 +171,23 @@ def test_the_gradient_of_one_statistic_alone(name: str) -> None:
     for call in (linear_logprob, None):
         h = head.leaves()
         if call is not None:
-            row = getattr(call(h.hidden, h.weight, h.labels, bias=h.bias, statistics=OPTIONAL), name)
+            row = getattr(
+                call(h.hidden, h.weight, h.labels, bias=h.bias, statistics=OPTIONAL), name
+            )
         else:
             z = h.hidden @ h.weight.t() + h.bias
             logp = z.log_softmax(1)
             valid = h.labels >= 0
-            row = valid * {
-                "logps": logp[torch.arange(20), h.labels.clamp(min=0)],
-                "entropy": -(logp.exp() * logp).sum(1),
-                "lse": z.logsumexp(1),
-                "sum_p2": (2 * logp).exp().sum(1),
-                "mean_logit": z.mean(1),
-            }[name]
+            row = (
+                valid
+                * {
+                    "logps": logp[torch.arange(20), h.labels.clamp(min=0)],
+                    "entropy": -(logp.exp() * logp).sum(1),
+                    "lse": z.logsumexp(1),
+                    "sum_p2": (2 * logp).exp().sum(1),
+                    "mean_logit": z.mean(1),
+                }[name]
+            )
         grads.append(backward([row], upstream(20), h.tensors()))
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
@@ -175,10 +198,12 @@ def test_gradcheck_of_both_implementations() -> None:
     for impl in ("cpu", "reference"):
         h = head.leaves()
 
-        def call(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, impl: str = impl) -> tuple:  # type: ignore[type-arg]
+        def call(
+            hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, impl: str = impl
+        ) -> tuple:
             out = linear_logprob(
                 hidden, weight, head.labels, bias=bias, softcap=4.0, statistics=OPTIONAL[:4],
-                impl=impl,  # type: ignore[arg-type]
+                impl=impl,
             )  # fmt: skip
             return tuple(differentiable(out))
 

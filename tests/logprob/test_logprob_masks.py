@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
+from hotloop.logprob import linear_cross_entropy, linear_kl, linear_logprob, token_logprob
 from logprob_cases import DTYPES, OPTIONAL, Head, check, make_head, ours
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from hotloop.logprob import linear_cross_entropy, linear_kl, linear_logprob, token_logprob
 
 by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 
@@ -20,7 +21,7 @@ class ProductRows(TorchDispatchMode):
         super().__init__()
         self.vocabulary, self.forward, self.weight_gradient, self.nan = vocabulary, 0, 0, False
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
             a, b = args[-2:]
             self.nan |= bool(a.isnan().any() or b.isnan().any())
@@ -66,18 +67,26 @@ def test_nan_in_ignored_rows_of_the_other_ops(impl: str) -> None:
     head = poisoned(make_head(20, 8, 37)).leaves()
     teacher = poisoned(make_head(20, 5, 37, seed=1))
     losses = (
-        linear_cross_entropy(head.hidden, head.weight, head.labels, bias=head.bias, z_loss=0.1, impl=impl),
-        linear_cross_entropy(head.hidden, head.weight, head.labels, bias=head.bias, reduction="none", impl=impl).sum(),
-        linear_kl(head.hidden, head.weight, teacher.hidden, teacher.weight, labels=head.labels, impl=impl),
+        linear_cross_entropy(
+            head.hidden, head.weight, head.labels, bias=head.bias, z_loss=0.1, impl=impl
+        ),
+        linear_cross_entropy(
+            head.hidden, head.weight, head.labels, bias=head.bias, reduction="none", impl=impl
+        ).sum(),
+        linear_kl(
+            head.hidden, head.weight, teacher.hidden, teacher.weight, labels=head.labels, impl=impl
+        ),
     )
     for loss in losses:
         assert bool(loss.isfinite())
         for g in torch.autograd.grad(loss, head.tensors(), allow_unused=True):
             assert g is None or bool(g.isfinite().all())
-    z = torch.where((head.labels == -100).unsqueeze(1), torch.nan, torch.randn(20, 37)).requires_grad_()
+    z = torch.where(
+        (head.labels == -100).unsqueeze(1), torch.nan, torch.randn(20, 37)
+    ).requires_grad_()
     out = token_logprob(z, head.labels, statistics=OPTIONAL, impl=impl)
     assert all(bool(r.isfinite().all()) for r in out if r is not None)
-    assert bool(torch.autograd.grad(out.logps.sum() + out.entropy.sum(), z)[0].isfinite().all())  # type: ignore[union-attr]
+    assert bool(torch.autograd.grad(out.logps.sum() + out.entropy.sum(), z)[0].isfinite().all())
 
 
 def test_nan_from_above_does_not_enter_through_an_ignored_row() -> None:
@@ -88,7 +97,9 @@ def test_nan_from_above_does_not_enter_through_an_ignored_row() -> None:
     for g in torch.autograd.grad(out.logps, head.tensors(), torch.where(ignored, torch.nan, 1.0)):
         assert bool(g.isfinite().all())
     z = torch.randn(20, 37, requires_grad=True)
-    (g,) = torch.autograd.grad(token_logprob(z, head.labels).logps, z, torch.where(ignored, torch.nan, 1.0))
+    (g,) = torch.autograd.grad(
+        token_logprob(z, head.labels).logps, z, torch.where(ignored, torch.nan, 1.0)
+    )
     assert bool(g.isfinite().all())
 
 
@@ -104,7 +115,10 @@ def test_all_labels_ignored(impl: str) -> None:
     assert bool(mean.isnan())
     if impl == "cpu":
         assert not any(g.any() for g in torch.autograd.grad(mean, [h.hidden, h.weight]))
-    assert linear_cross_entropy(h.hidden, h.weight, torch.full((6,), -100), reduction="sum", impl=impl) == 0
+    assert (
+        linear_cross_entropy(h.hidden, h.weight, torch.full((6,), -100), reduction="sum", impl=impl)
+        == 0
+    )
 
 
 @by_impl
@@ -127,12 +141,14 @@ def test_cu_seqlens_sums_over_sequences(impl: str) -> None:
     h = head.leaves()
     rows = linear_logprob(h.hidden, h.weight, labels, statistics=OPTIONAL, impl=impl)
     for cu_seqlens in (offsets, offsets.int()):
-        sums = linear_logprob(h.hidden, h.weight, labels, statistics=OPTIONAL, cu_seqlens=cu_seqlens, impl=impl)
+        sums = linear_logprob(
+            h.hidden, h.weight, labels, statistics=OPTIONAL, cu_seqlens=cu_seqlens, impl=impl
+        )
         for row, total in zip(rows, sums):
             assert row is not None
             assert total is not None
             assert total.shape == (7,)
-            expected = torch.stack([row[a:b].sum() for a, b in zip(offsets[:-1], offsets[1:])])
+            expected = torch.stack([row[a:b].sum() for a, b in pairwise(offsets)])
             torch.testing.assert_close(total, expected)
         assert sums.argmax_hit is not None
         assert sums.argmax_hit.dtype == torch.int64
@@ -147,7 +163,9 @@ def test_cu_seqlens_sums_over_sequences(impl: str) -> None:
 def test_cu_seqlens_of_no_sequence_and_of_no_token() -> None:
     w = torch.randn(5, 3)
     none = torch.zeros(0, dtype=torch.int64)
-    assert linear_logprob(torch.zeros(0, 3), w, none, cu_seqlens=torch.tensor([0])).logps.shape == (0,)
+    assert linear_logprob(torch.zeros(0, 3), w, none, cu_seqlens=torch.tensor([0])).logps.shape == (
+        0,
+    )
     empty = linear_logprob(torch.zeros(0, 3), w, none, cu_seqlens=torch.tensor([0, 0, 0])).logps
     assert empty.tolist() == [0.0, 0.0]
 

@@ -8,10 +8,9 @@ import sys
 import pytest
 import torch
 from helpers import with_threads
-from logprob_cases import Head, backward, check, differentiable, make_head, ours, upstream
-
 from hotloop.logprob import _cpu, linear_cross_entropy, linear_jsd, linear_kl, linear_logprob
 from hotloop.logprob._cpu import Products
+from logprob_cases import Head, backward, check, differentiable, make_head, ours, upstream
 
 N, V = 48, 2100  # five tiles of 512 columns, the last of 52; a column takes 192 bytes in float32
 # MiB: no tile beside the one in use; one kept; all kept.
@@ -22,14 +21,19 @@ WORKSPACES = {"none": 0.001, "part": 0.25, "all": 64.0}
 def test_the_workspaces_are_what_they_are_meant_to_be() -> None:
     head = make_head(N, 8, V, ignore=False)
     kept = {
-        name: Products(head.hidden, head.weight, int(mb * 2**20)).kept_columns for name, mb in WORKSPACES.items()
+        name: Products(head.hidden, head.weight, int(mb * 2**20)).kept_columns
+        for name, mb in WORKSPACES.items()
     }
     assert kept == {"none": 0, "part": 512, "all": V}
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_every_workspace_is_no_worse_than_torch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+)
+def test_every_workspace_is_no_worse_than_torch(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for megabytes in WORKSPACES.values():
         monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(megabytes))
         check(make_head(N, 8, V, dtype), softcap=20.0)
@@ -37,12 +41,14 @@ def test_every_workspace_is_no_worse_than_torch(dtype: torch.dtype, monkeypatch:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("workspace", WORKSPACES)
-def test_a_second_backward_computes_the_spent_tiles_again(workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_backward_computes_the_spent_tiles_again(
+    workspace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(WORKSPACES[workspace]))
     head = make_head(N, 8, V)
     h = head.leaves()
     out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, statistics=("entropy",))
-    total = (out.logps * upstream(N)[0]).sum() + (out.entropy * upstream(N)[1]).sum()  # type: ignore[operator]
+    total = (out.logps * upstream(N)[0]).sum() + (out.entropy * upstream(N)[1]).sum()
     results = [torch.autograd.grad(total, h.tensors(), retain_graph=True) for _ in range(3)]
     for again in results[1:]:
         for a, b in zip(again, results[0]):
@@ -52,17 +58,21 @@ def test_a_second_backward_computes_the_spent_tiles_again(workspace: str, monkey
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("workspace", WORKSPACES)
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
-def test_divergences_with_every_workspace(divergence: str, workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergences_with_every_workspace(
+    divergence: str, workspace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     student, teacher = make_head(N, 8, V, torch.float64), make_head(N, 5, V, torch.float64, seed=1)
 
     def call(h: Head, impl: str) -> torch.Tensor:
         heads = (h.hidden, h.weight, teacher.hidden, teacher.weight)
         options = {"student_bias": h.bias, "labels": h.labels, "reduction": "none", "impl": impl}
         if divergence == "jsd":
-            return linear_jsd(*heads, beta=0.3, **options)  # type: ignore[arg-type]
-        return linear_kl(*heads, direction=divergence, **options)  # type: ignore[arg-type]
+            return linear_jsd(*heads, beta=0.3, **options)
+        return linear_kl(*heads, direction=divergence, **options)
 
-    monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(4 * WORKSPACES[workspace]))  # float64, and half for each head
+    monkeypatch.setenv(
+        "HOTLOOP_WORKSPACE_MB", str(4 * WORKSPACES[workspace])
+    )  # float64, and half for each head
     h = student.leaves()
     rows = call(h, "cpu")
     weights = upstream(N)[0]
@@ -82,7 +92,7 @@ def test_one_pass_and_two_passes_of_cross_entropy_agree(monkeypatch: pytest.Monk
     for megabytes, name in ((64.0, "OnePassCrossEntropy"), (0.001, "DivBackward0")):
         monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(megabytes))
         h = head.leaves()
-        loss = linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias, **options)  # type: ignore[arg-type]
+        loss = linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias, **options)
         assert name in type(loss.grad_fn).__name__
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, h.tensors())])
     for a, b in zip(*results):
@@ -196,7 +206,7 @@ def test_no_gradient_keeps_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Products.__init__
 
     def watch(self: Products, *args: object) -> None:
-        real(self, *args)  # type: ignore[arg-type]
+        real(self, *args)
         seen.append(self.kept_columns)
 
     monkeypatch.setattr(Products, "__init__", watch)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import hotloop.logprob
 import pytest
 import torch
-from logprob_cases import OPTIONAL, backward, differentiable, make_head, upstream
-from torch import Tensor
-
-import hotloop.logprob
 from hotloop.logprob import (
     forward_kl_distill,
     generalized_jsd_distill,
@@ -21,13 +18,17 @@ from hotloop.logprob import (
     log_cosh_logit_distill,
     token_logprob,
 )
+from logprob_cases import OPTIONAL, backward, differentiable, make_head, upstream
+from torch import Tensor
 
 OPS = torch.ops.hotloop
 LOGIT = (0.7, 1.2, 5.0)  # temperature, logit_scale, softcap
 PLAIN = (1.0, 1.0, 0.0)
 
 
-def head_sample(n: int, bias: bool, dtype: torch.dtype, ignore: bool, logit: tuple[float, ...]) -> tuple[Any, ...]:
+def head_sample(
+    n: int, bias: bool, dtype: torch.dtype, ignore: bool, logit: tuple[float, ...]
+) -> tuple[Any, ...]:
     h = make_head(n, 4, 9, dtype, bias=bias, ignore=ignore).leaves()
     return (h.hidden, h.weight, h.bias, h.labels, -100, *logit, "cpu")
 
@@ -38,8 +39,25 @@ def logit_sample(n: int, dtype: torch.dtype, logit: tuple[float, ...]) -> tuple[
 
 
 def two_heads_sample(n: int, kind: str, bias: bool, ignore: bool = True) -> tuple[Any, ...]:
-    s, t = make_head(n, 4, 9, bias=bias, ignore=ignore).leaves(), make_head(n, 6, 9, bias=bias, seed=1)
-    return (s.hidden, s.weight, s.bias, t.hidden, t.weight, t.bias, s.labels, -100, kind, 0.3, 2.0, [1.5, 1, 0, 1.5, 1, 0], "cpu")
+    s, t = (
+        make_head(n, 4, 9, bias=bias, ignore=ignore).leaves(),
+        make_head(n, 6, 9, bias=bias, seed=1),
+    )
+    return (
+        s.hidden,
+        s.weight,
+        s.bias,
+        t.hidden,
+        t.weight,
+        t.bias,
+        s.labels,
+        -100,
+        kind,
+        0.3,
+        2.0,
+        [1.5, 1, 0, 1.5, 1, 0],
+        "cpu",
+    )
 
 
 def two_logits_sample(n: int, kind: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
@@ -75,7 +93,9 @@ SAMPLES: dict[str, list[Callable[[], tuple[Any, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "index"), [(n, i) for n, made in SAMPLES.items() for i in range(len(made))])
+@pytest.mark.parametrize(
+    ("name", "index"), [(n, i) for n, made in SAMPLES.items() for i in range(len(made))]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_opcheck(name: str, index: int) -> None:
     torch.manual_seed(0)
@@ -93,7 +113,9 @@ def of_head(h: Tensor, w: Tensor, y: Tensor, b: Tensor) -> Any:
     return linear_logprob(h, w, y, bias=b, temperature=0.7, softcap=5.0, statistics=OPTIONAL)
 
 
-def compiled(call: Callable[..., Any], backend: str = "aot_eager", dynamic: bool | None = None) -> Callable[..., Any]:
+def compiled(
+    call: Callable[..., Any], backend: str = "aot_eager", dynamic: bool | None = None
+) -> Callable[..., Any]:
     torch.compiler.reset()
     return torch.compile(call, fullgraph=True, backend=backend, dynamic=dynamic)
 
@@ -107,14 +129,20 @@ def assert_all_close(found: list[Tensor], expected: list[Tensor]) -> None:
 def test_linear_logprob_compiles(dynamic: bool | None) -> None:
     """Masks, then other batch sizes, an empty batch, and a batch of ignored tokens only."""
     call = compiled(of_head, dynamic=dynamic)
-    for n, ignore, masked in ((12, True, False), (12, False, False), (20, True, False), (0, False, False), (5, True, True)):
+    for n, ignore, masked in (
+        (12, True, False),
+        (12, False, False),
+        (20, True, False),
+        (0, False, False),
+        (5, True, True),
+    ):
         assert_all_close(run_head(call, n, ignore, masked), run_head(of_head, n, ignore, masked))
 
 
 def test_linear_logprob_compiles_with_inductor() -> None:
     def loss(h: Tensor, w: Tensor, y: Tensor, b: Tensor) -> Tensor:
         out = linear_logprob(h * 1.0, w, y, bias=b, statistics=("entropy",))
-        return (out.logps.exp() * out.entropy).sum()  # type: ignore[operator]
+        return (out.logps.exp() * out.entropy).sum()
 
     call = compiled(loss, "inductor")
     for n in (12, 20):
@@ -144,7 +172,9 @@ def test_token_logprob_compiles() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_cross_entropy_compiles(reduction: str) -> None:
     def loss(h: Tensor, w: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        return linear_cross_entropy(h, w, y, bias=b, label_smoothing=0.1, z_loss=1e-3, reduction=reduction)
+        return linear_cross_entropy(
+            h, w, y, bias=b, label_smoothing=0.1, z_loss=1e-3, reduction=reduction
+        )
 
     call = compiled(loss)
     for n in (12, 20):
@@ -183,7 +213,9 @@ def test_linear_kl_compiles_with_biases() -> None:
     assert_all_close(*results)
 
 
-@pytest.mark.parametrize("call", [forward_kl_distill, generalized_jsd_distill, log_cosh_logit_distill])
+@pytest.mark.parametrize(
+    "call", [forward_kl_distill, generalized_jsd_distill, log_cosh_logit_distill]
+)
 def test_logit_divergences_compile(call: Callable[..., Tensor]) -> None:
     """Rows that do not count hold NaN: it must not come out in their gradient."""
 
@@ -220,7 +252,7 @@ def test_a_forced_impl_is_kept_under_compile() -> None:
 def test_autocast_brings_two_dtypes_together() -> None:
     head = make_head(20, 8, 37, bias=False)
     h, w = head.hidden.bfloat16().requires_grad_(), head.weight.requires_grad_()
-    with pytest.raises(TypeError, match="or use torch.autocast"):
+    with pytest.raises(TypeError, match=r"or use torch\.autocast"):
         linear_logprob(h, w, head.labels)
     with torch.autocast("cpu", torch.bfloat16):
         out = linear_logprob(h, w, head.labels).logps
@@ -247,7 +279,9 @@ def test_autocast_leaves_inputs_of_one_dtype_alone(inside: bool) -> None:
     for make in (
         lambda h: linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias).logps.sum(),
         lambda h: linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias),
-        lambda h: linear_kl(h.hidden, h.weight, teacher.hidden, teacher.weight, labels=h.labels, student_bias=h.bias),
+        lambda h: linear_kl(
+            h.hidden, h.weight, teacher.hidden, teacher.weight, labels=h.labels, student_bias=h.bias
+        ),
     ):
         for a, b in zip(run(True, make), run(False, make)):
             assert torch.equal(a, b)

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from logprob_cases import Head, make_head
-from torch import Tensor
-
 from hotloop.logprob import (
     generalized_jsd_distill,
     linear_cross_entropy,
@@ -16,6 +13,8 @@ from hotloop.logprob import (
     linear_kl,
     linear_logprob,
 )
+from logprob_cases import Head, make_head
+from torch import Tensor
 
 pytestmark = [
     pytest.mark.peer,
@@ -28,7 +27,9 @@ N, D, V = 40, 16, 600
 def close(found: list[Tensor], expected: list[Tensor], tolerance: float = 2e-5) -> None:
     for a, b in zip(found, expected, strict=True):
         scale = float(b.detach().abs().max())
-        torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance * max(scale, 1e-3))
+        torch.testing.assert_close(
+            a.double(), b.double(), rtol=tolerance, atol=tolerance * max(scale, 1e-3)
+        )
 
 
 def grads(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
@@ -39,7 +40,9 @@ def grads(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("temperature", "softcap", "scale"), [(1.0, None, 1.0), (0.7, None, 1.0), (1.3, 4.0, 0.5)]
 )
-def test_trl_chunked_logprob(temperature: float, softcap: float | None, scale: float, dtype: torch.dtype) -> None:
+def test_trl_chunked_logprob(
+    temperature: float, softcap: float | None, scale: float, dtype: torch.dtype
+) -> None:
     """logps, entropy (with gradients), log sum p^2, mean logit and top-1, bias included."""
     kernels = pytest.importorskip("trl.kernels")
     head = make_head(N, D, V, dtype, ignore=False)
@@ -49,20 +52,24 @@ def test_trl_chunked_logprob(temperature: float, softcap: float | None, scale: f
     theirs = kernels.ChunkedLogProbFunction.apply(
         h.hidden, h.weight, h.bias, h.labels, temperature, 128, softcap, scale, outputs
     )
-    expected = torch.autograd.grad((theirs[0] * weights[0] + theirs[1] * weights[1]).sum(), h.tensors())
+    expected = torch.autograd.grad(
+        (theirs[0] * weights[0] + theirs[1] * weights[1]).sum(), h.tensors()
+    )
     r = head.leaves()
     ours = linear_logprob(
         r.hidden, r.weight, r.labels, bias=r.bias, temperature=temperature, softcap=softcap, logit_scale=scale,
         statistics=("entropy", "sum_p2", "mean_logit", "argmax_hit"),
     )  # fmt: skip
-    found = torch.autograd.grad((ours.logps * weights[0] + ours.entropy * weights[1]).sum(), r.tensors())  # type: ignore[operator]
+    found = torch.autograd.grad(
+        (ours.logps * weights[0] + ours.entropy * weights[1]).sum(), r.tensors()
+    )
     # bfloat16: they round logits after adding the bias, we before.
     tolerance = 3e-5 if dtype == torch.float32 else 3e-2
-    values = [ours.logps, ours.entropy, ours.sum_p2.log(), ours.mean_logit]  # type: ignore[union-attr]
-    close(values, list(theirs[:4]), tolerance)  # type: ignore[arg-type]
+    values = [ours.logps, ours.entropy, ours.sum_p2.log(), ours.mean_logit]
+    close(values, list(theirs[:4]), tolerance)
     close(list(found), [g.to(f.dtype) for g, f in zip(expected, found)], tolerance)
     if dtype == torch.float32:
-        assert torch.equal(ours.argmax_hit, theirs[4])  # type: ignore[arg-type]
+        assert torch.equal(ours.argmax_hit, theirs[4])
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -112,8 +119,10 @@ def test_liger_scaled_cross_entropy() -> None:
     expected = torch.autograd.grad((-nll * weights[0] + entropy * weights[1]).sum(), h.tensors())
     r = head.leaves()
     ours = linear_logprob(r.hidden, r.weight, r.labels, temperature=0.8, statistics=("entropy",))
-    found = torch.autograd.grad((ours.logps * weights[0] + ours.entropy * weights[1]).sum(), r.tensors())  # type: ignore[operator]
-    close([ours.logps, ours.entropy, *found], [-nll, entropy, *expected], 5e-5)  # type: ignore[list-item]
+    found = torch.autograd.grad(
+        (ours.logps * weights[0] + ours.entropy * weights[1]).sum(), r.tensors()
+    )
+    close([ours.logps, ours.entropy, *found], [-nll, entropy, *expected], 5e-5)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
@@ -121,17 +130,23 @@ def test_liger_linear_jsd(beta: float) -> None:
     """Their beta weighs the teacher as ours; their mean is over all tokens that count."""
     module = pytest.importorskip("liger_kernel.chunked_loss")
     student, teacher = make_head(N, D, V, bias=False), make_head(N, 8, V, bias=False, seed=1)
-    loss = module.LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False)
+    loss = module.LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False
+    )
     s = student.leaves()
     theirs: Any = loss(s.hidden, s.weight, teacher.hidden, teacher.weight, s.labels)
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
     expected = grads(theirs, s.tensors())
     r = student.leaves()
-    ours = linear_jsd(r.hidden, r.weight, teacher.hidden, teacher.weight, labels=r.labels, beta=beta)
+    ours = linear_jsd(
+        r.hidden, r.weight, teacher.hidden, teacher.weight, labels=r.labels, beta=beta
+    )
     close(grads(ours, r.tensors()), expected, 1e-4)
     if beta != 0.5:
         direction = "forward" if beta == 0 else "reverse"
-        kl = linear_kl(r.hidden, r.weight, teacher.hidden, teacher.weight, labels=r.labels, direction=direction)
+        kl = linear_kl(
+            r.hidden, r.weight, teacher.hidden, teacher.weight, labels=r.labels, direction=direction
+        )
         torch.testing.assert_close(kl, ours)
 
 

@@ -6,15 +6,16 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-
 from hotloop import reference
 from hotloop.logprob import mi_alpha_bound
+from torch import Tensor
 
 
 def scores(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return 2 * torch.randn(n, n, generator=g, dtype=torch.float64), torch.randn(n, generator=g, dtype=torch.float64)
+    return 2 * torch.randn(n, n, generator=g, dtype=torch.float64), torch.randn(
+        n, generator=g, dtype=torch.float64
+    )
 
 
 def by_loops(f: Tensor, q: Tensor, alpha: float) -> float:
@@ -23,7 +24,8 @@ def by_loops(f: Tensor, q: Tensor, alpha: float) -> float:
     joint = marginal = 0.0
     for i in range(n):
         a = [
-            alpha * sum(math.exp(f[i, k]) for k in range(n) if k != j) / (n - 1) + (1 - alpha) * math.exp(q[i])
+            alpha * sum(math.exp(f[i, k]) for k in range(n) if k != j) / (n - 1)
+            + (1 - alpha) * math.exp(q[i])
             for j in range(n)
         ]
         for j in range(n):
@@ -36,7 +38,9 @@ def by_loops(f: Tensor, q: Tensor, alpha: float) -> float:
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.7, 1.0])
 def test_the_definition_term_by_term(alpha: float) -> None:
     f, q = scores(7)
-    assert float(mi_alpha_bound(f, q, alpha=alpha)) == pytest.approx(by_loops(f, q, alpha), rel=1e-12)
+    assert float(mi_alpha_bound(f, q, alpha=alpha)) == pytest.approx(
+        by_loops(f, q, alpha), rel=1e-12
+    )
 
 
 def test_alpha_one_is_info_nce_and_does_not_see_the_baseline() -> None:
@@ -67,7 +71,9 @@ def test_a_dominating_column_does_not_cancel() -> None:
     """Removing it from a whole log-sum-exp by subtraction would leave nothing of the others."""
     f, q = scores(6)
     f[2, 4] = 60.0
-    assert float(mi_alpha_bound(f.float(), q.float(), alpha=1.0)) == pytest.approx(by_loops(f, q, 1.0), rel=1e-5)
+    assert float(mi_alpha_bound(f.float(), q.float(), alpha=1.0)) == pytest.approx(
+        by_loops(f, q, 1.0), rel=1e-5
+    )
 
 
 def test_permutation_of_the_batch_changes_nothing() -> None:
@@ -91,7 +97,9 @@ def test_gaussians_whose_information_is_known() -> None:
         residual = y.unsqueeze(0) - rho * x.unsqueeze(1)
         f = (-(residual**2) / (2 * (1 - rho**2)) + y.unsqueeze(0) ** 2 / 2).sum(2) + information
         for alpha, found in values.items():
-            found.append(float(mi_alpha_bound(f, torch.zeros(32, dtype=torch.float64), alpha=alpha)))
+            found.append(
+                float(mi_alpha_bound(f, torch.zeros(32, dtype=torch.float64), alpha=alpha))
+            )
     deviations = []
     for (alpha, found), figure in zip(values.items(), (2.07, 2.02, 1.95, 1.85, 1.74)):
         t = torch.tensor(found)
@@ -104,7 +112,9 @@ def test_gaussians_whose_information_is_known() -> None:
 
 def test_gradient_and_dtypes() -> None:
     f, q = scores(5)
-    assert torch.autograd.gradcheck(lambda a, b: mi_alpha_bound(a, b, alpha=0.6), (f.requires_grad_(), q.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda a, b: mi_alpha_bound(a, b, alpha=0.6), (f.requires_grad_(), q.requires_grad_())
+    )
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert mi_alpha_bound(f.to(dtype), q.to(dtype)).dtype == torch.float32
     assert torch.equal(mi_alpha_bound(f, q), reference.logprob.mi_alpha_bound(f, q))

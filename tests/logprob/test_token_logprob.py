@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, misaligned, strided
-from logprob_cases import DIFFERENTIABLE, DTYPES, EPS, OPTIONAL, backward, differentiable, upstream
-from torch import Tensor
-
 from hotloop import _impl
 from hotloop.logprob import bonsai_synthesis_loss, linear_logprob, token_logprob
 from hotloop.reference import logprob as reference
+from logprob_cases import DIFFERENTIABLE, DTYPES, EPS, OPTIONAL, backward, differentiable, upstream
+from torch import Tensor
 
 by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -27,13 +26,13 @@ def make(n: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def run(logits: Tensor, labels: Tensor, **options: object) -> tuple[list[Tensor], Tensor]:
     leaf = logits.detach().requires_grad_()
-    rows = differentiable(token_logprob(leaf, labels, statistics=OPTIONAL, **options))  # type: ignore[arg-type]
+    rows = differentiable(token_logprob(leaf, labels, statistics=OPTIONAL, **options))
     return rows, backward(rows, upstream(labels.numel()), [leaf])[0]
 
 
 def plain(logits: Tensor, labels: Tensor, **options: float | None) -> tuple[list[Tensor], Tensor]:
     leaf = logits.detach().requires_grad_()
-    found = reference.statistics(reference.map_logits(leaf, **options), labels)  # type: ignore[arg-type]
+    found = reference.statistics(reference.map_logits(leaf, **options), labels)
     rows = [found[name] for name in DIFFERENTIABLE]
     return rows, backward(rows, upstream(labels.numel()), [leaf])[0]
 
@@ -53,14 +52,18 @@ def test_no_worse_than_torch(vocabulary: int, impl: str, dtype: torch.dtype) -> 
             true_rows, true_grad = plain(logits.double(), labels, **options)
             size = max([1.0, *true_rows[2].detach().abs().tolist()])
             for name, a, b, c in zip(DIFFERENTIABLE, rows, other_rows, true_rows):
-                assert_no_worse_than_torch(a, b, c.detach(), 2, EPS[dtype], size if name == "entropy" else 1.0)
+                assert_no_worse_than_torch(
+                    a, b, c.detach(), 2, EPS[dtype], size if name == "entropy" else 1.0
+                )
             eps = EPS[dtype] * size + (torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0)
             assert grad.dtype == dtype
             assert_no_worse_than_torch(grad, other_grad, true_grad, 2, eps)
 
 
 @by_dtype
-@pytest.mark.parametrize("case", ["strided", "transposed", "sliced", "misaligned", "expanded", "batch"])
+@pytest.mark.parametrize(
+    "case", ["strided", "transposed", "sliced", "misaligned", "expanded", "batch"]
+)
 def test_layouts(case: str, dtype: torch.dtype) -> None:
     logits, labels = make(12, 40, dtype)
     if case == "expanded":
@@ -110,7 +113,11 @@ def test_gradcheck(impl: str) -> None:
     logits, labels = make(4, 6, torch.float64)
 
     def call(z: Tensor) -> tuple[Tensor, ...]:
-        return tuple(differentiable(token_logprob(z, labels, statistics=OPTIONAL, temperature=0.6, impl=impl)))  # type: ignore[arg-type]
+        return tuple(
+            differentiable(
+                token_logprob(z, labels, statistics=OPTIONAL, temperature=0.6, impl=impl)
+            )
+        )
 
     assert torch.autograd.gradcheck(call, [logits.requires_grad_()])
 
@@ -132,14 +139,20 @@ def test_bonsai_is_cross_entropy_per_head(impl: str) -> None:
     torch.testing.assert_close(total, terms.sum())
     # One head: plain hard-label distillation. Swapping heads changes nothing.
     torch.testing.assert_close(bonsai_synthesis_loss(logits[:1], labels[:1], impl=impl), heads[0])
-    torch.testing.assert_close(bonsai_synthesis_loss(logits.flip(0), labels.flip(0), impl=impl), loss)
+    torch.testing.assert_close(
+        bonsai_synthesis_loss(logits.flip(0), labels.flip(0), impl=impl), loss
+    )
 
 
 def test_bonsai_errors() -> None:
     z, y = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"\[bonsai_synthesis_loss\] head_logits: expected 3 dimension"):
+    with pytest.raises(
+        ValueError, match=r"\[bonsai_synthesis_loss\] head_logits: expected 3 dimension"
+    ):
         bonsai_synthesis_loss(z[0], y[0])
-    with pytest.raises(ValueError, match=r"\[bonsai_synthesis_loss\] reduction: expected one of none, mean, sum"):
+    with pytest.raises(
+        ValueError, match=r"\[bonsai_synthesis_loss\] reduction: expected one of none, mean, sum"
+    ):
         bonsai_synthesis_loss(z, y, reduction="max")
     with pytest.raises(ValueError, match=r"labels: expected shape \(2, 3\)"):
         bonsai_synthesis_loss(z, y[:1])
