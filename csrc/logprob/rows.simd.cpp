@@ -40,8 +40,10 @@ void statistics_rows(const StatisticsCall& call) {
         const R chunk_max = load_logits<kCap>(row + first, bias == nullptr ? nullptr : bias + first, count, logit, z);
         if (chunk_max > running_max) {
           const R rescale = vexp_weight(running_max - chunk_max);
+          // The weighted sum is of z - max and not of z: the entropy is then exact to the rounding of log p, and
+          // not to that of z. It moves with the maximum (of nothing yet, it stays 0).
+          z_sum = sum > R(0) ? rescale * (z_sum + (running_max - chunk_max) * sum) : z_sum;
           sum *= rescale;
-          z_sum *= rescale;
           square_sum *= rescale * rescale;
           running_max = chunk_max;
           if (call.argmax != nullptr) {
@@ -58,7 +60,7 @@ void statistics_rows(const StatisticsCall& call) {
           const R e = vexp_weight(z[j] - shift);
           s += e;
           if (kAll) {
-            sz += e == R(0) ? R(0) : e * z[j];
+            sz += e == R(0) ? R(0) : e * (z[j] - shift);
             s2 += e * e;
             sp += z[j];
           }

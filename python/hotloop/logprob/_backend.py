@@ -43,6 +43,13 @@ def triton_kernels() -> ModuleType:
     return importlib.import_module("hotloop.kernels.logprob.linear_logprob")
 
 
+def relative_to_maximum(statistics: Tensor) -> Tensor:
+    """The kernels sum z e^(z - max); everything else works with the sum of (z - max) e^(z - max)."""
+    maximum, sum_exp, sum_z_exp = statistics[0], statistics[1], statistics[2]
+    statistics[2] = torch.where(sum_exp == 0, 0.0, sum_z_exp - maximum * sum_exp)
+    return statistics
+
+
 def forward(
     impl: str,
     hidden: Tensor,
@@ -77,6 +84,7 @@ def forward(
         scale=logit.logit_scale, softcap=logit.softcap or 0.0, temperature=logit.temperature,
         all_statistics=everything, argmax=argmax, first_column=first_column, ignore_index=ignore_index,
     )  # fmt: skip
+    statistics = relative_to_maximum(statistics)
     masked = labels == ignore_index
     neutral = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], device=statistics.device).unsqueeze(1)
     statistics = torch.where(masked, neutral, statistics)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _native
 from .._dlpack import export as _export
 from . import _statistics
-from ._backend import triton_kernels
+from ._backend import relative_to_maximum, triton_kernels
 from ._cpu import LogitMap, accumulate_dtype, new_statistics
 
 
@@ -30,6 +30,7 @@ def forward(
             logits, labels, scale=logit.logit_scale, softcap=logit.softcap or 0.0,
             temperature=logit.temperature, all_statistics=everything, argmax=argmax, ignore_index=ignore_index,
         )  # fmt: skip
+        sums = relative_to_maximum(sums)
     else:
         sums = new_statistics(logits.shape[0], accumulate_dtype(logits.dtype))
         largest = torch.zeros(logits.shape[0], dtype=torch.int64) if argmax else None

@@ -39,7 +39,7 @@ def finish(sums: Tensor, vocabulary: int) -> Tensor:
     return torch.stack(
         (
             label_z - lse,
-            lse - sum_z_exp / sum_exp,
+            torch.log(sum_exp) - sum_z_exp / sum_exp,
             lse,
             sum_exp2 / (sum_exp * sum_exp),
             sum_z / vocabulary,

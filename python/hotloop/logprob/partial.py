@@ -24,7 +24,8 @@ class LogprobPartial(NamedTuple):
     """Running sums of a part of the vocabulary: all a merge needs."""
 
     sums: Tensor
-    """Shape (6, N): max, sum e^(z - max), sum z e^(z - max), sum e^2(z - max), sum z, label logit (NaN: elsewhere)."""
+    """Shape (6, N): max, sum e^(z - max), sum (z - max) e^(z - max), sum e^2(z - max), sum z, label
+    logit (NaN: elsewhere)."""
     argmax: Tensor
     """Shape (N,), int64: index of the first largest logit in the whole vocabulary."""
     columns: int
@@ -146,7 +147,9 @@ def merge_logprob_partials(
         (
             whole,
             (stacked[:, 1] * scale).sum(0),
-            (stacked[:, 2] * scale).sum(0),
+            torch.where(
+                stacked[:, 1] == 0, 0.0, scale * (stacked[:, 2] + (maximum - shift) * stacked[:, 1])
+            ).sum(0),
             (stacked[:, 3] * scale * scale).sum(0),
             stacked[:, 4].sum(0),
             torch.where(found, label_z, torch.nan),
