@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -60,6 +61,63 @@ def papers() -> str:
     return "\n".join(lines) + "\n"
 
 
+RESULTS = ROOT / "bench" / "results" / "cpu.jsonl"
+SHOWN = (
+    "trl",
+    "liger dpo",
+    "liger jsd",
+    "cce torch_compile",
+    "torch linear_ce chunked",
+    "torch.compile",
+    "torch",
+)
+
+
+def time_text(us: float) -> str:
+    return f"{us / 1e3:.3g} ms" if us >= 1000 else f"{us:.3g} us"
+
+
+def results() -> str:
+    """The measured table, from the committed rows: each rival's time over ours, so above 1 we are faster."""
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    ours = [row for row in rows if row["role"] == "ours"]
+    rivals = [name for name in SHOWN if any(name in row["ratios"] for row in ours)]
+    head = [
+        "forward + backward",
+        "shape",
+        "dtype",
+        "hotloop",
+        *(f"{name} / ours" for name in rivals),
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in ours:
+        case = row["op"] + (f", {row['label']}" if row["label"] else "")
+        cells = [
+            f"`{case}`",
+            " x ".join(str(n) for n in row["shape"]),
+            row["dtype"],
+            time_text(row["median_us"]),
+        ]
+        for name in rivals:
+            ratio = row["ratios"].get(name)
+            cells.append(f"{1 / ratio[0]:.2f}" if ratio else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    first = ours[0]
+    versions = ", ".join(
+        f"{k} {v}" for k, v in first["versions"].items() if k not in ("python", "numpy", "triton")
+    )
+    days = sorted({row["time"][:10] for row in ours})
+    lines += [
+        "",
+        f"Medians of interleaved rounds on {first['device']}, heads on two threads, pair losses on one;",
+        f"{versions}; {days[-1]}. Above 1 we are faster. `python -m bench run all` measures it on your machine;",
+        "the rows, with spread and commands, are in `bench/results/cpu.jsonl`, and what limits each is in",
+        "[docs/perf-notes.md](docs/perf-notes.md). This machine has no matrix unit: products are nearly all of a",
+        "bfloat16 head, so ratios against rivals that do the same products stay near 1.",
+    ]
+    return "\n".join(lines)
+
+
 def between(text: str, name: str, body: str) -> str:
     start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
     before, rest = text.split(start)
@@ -71,6 +129,7 @@ def documents() -> dict[Path, str]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = between(readme, "coverage", coverage())
     readme = between(readme, "variables", variables())
+    readme = between(readme, "results", results())
     return {ROOT / "README.md": readme, ROOT / "docs" / "papers.md": papers()}
 
 
