@@ -1,0 +1,1 @@
+"""Programs that use hotloop from end to end."""
