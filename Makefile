@@ -13,7 +13,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels python 
 .PHONY: help demo test test-python test-cpp peers bench lint format docs wheel clean
 help:
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
-	@echo "make test             every test that needs no GPU"
+	@echo "make test             every test that needs no GPU; slow sweeps: PYTEST_ARGS='-m slow'"
 	@echo "make bench [OPS=...]  measure against the rivals (out/bench)"
 	@echo "make lint | format    ruff, clang-format where installed, mypy"
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
@@ -43,7 +43,7 @@ demo: $(VENV)/built
 test: test-cpp test-python
 
 test-python: $(VENV)/built
-	$(BIN)/python -m pytest -m 'not gpu and not big and not peer' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not gpu and not big and not peer and not slow' $(PYTEST_ARGS)
 	$(BIN)/python -m pytest --doctest-modules --pyargs hotloop.core hotloop.logprob hotloop.preference hotloop.unlearn -q
 
 test-cpp: $(VENV)/dev
