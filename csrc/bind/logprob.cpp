@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "bind/array.hpp"
+#include "bind/arguments.hpp"
 #include "bind/register.hpp"
 #include "logprob/rows.hpp"
 
@@ -15,41 +15,6 @@ namespace {
 using namespace hotloop::logprob;
 
 Dtype accumulate_dtype(Dtype dtype) { return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
-
-// Arrays that a call keeps alive, each checked for what would corrupt memory.
-class Arguments {
- public:
-  Arguments(const char* op, std::size_t most) : op_(op) { arrays_.reserve(most); }
-
-  const View& tile(const py::object& object, const char* name, bool writable) {
-    const View& view = arrays_.emplace_back(object, op_, name).view;
-    check_view(view, op_, name, 2, writable);
-    if (view.shape[1] > 1 && view.stride[1] != 1) fail(name, "expected contiguous rows");
-    return view;
-  }
-  // A contiguous array of the given dtype and shape, or an empty view for None.
-  View dense(const py::object& object, const char* name, Dtype dtype, std::vector<std::int64_t> shape, bool writable) {
-    if (object.is_none()) return {};
-    const View& view = arrays_.emplace_back(object, op_, name).view;
-    check_view(view, op_, name, static_cast<int>(shape.size()), writable);
-    if (view.dtype != dtype) fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
-    std::int64_t stride = 1;
-    for (int i = view.rank - 1; i >= 0; --i) {
-      const auto k = static_cast<std::size_t>(i);
-      if (view.shape[k] != shape[k]) fail(name, "wrong shape " + view.shape_text());
-      if (view.size() > 0 && view.shape[k] > 1 && view.stride[k] != stride) fail(name, "expected a contiguous array");
-      stride *= view.shape[k];
-    }
-    return view;
-  }
-
- private:
-  [[noreturn]] void fail(const char* name, const std::string& what) const {
-    throw std::invalid_argument(std::string("[") + op_ + "] " + name + ": " + what + ".");
-  }
-  const char* op_;
-  std::vector<Array> arrays_;
-};
 
 Transform transform(const py::tuple& t) {
   return {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()};

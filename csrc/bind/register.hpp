@@ -6,6 +6,8 @@
 namespace hotloop::bind {
 
 void register_core(pybind11::module_& m);
+void register_decode(pybind11::module_& m);
+void register_decode_search(pybind11::module_& m);
 void register_logprob(pybind11::module_& m);
 void register_preference(pybind11::module_& m);
 

@@ -3,25 +3,15 @@
 // measured by tests/core/test_vmath.py. On the GPU the same names call CUDA's functions.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
 #include "core/dual.hpp"
 #include "core/macros.hpp"
 
-#if !defined(__CUDACC__)
-#include <bit>
-#endif
-
 namespace hotloop {
 
-#if defined(__CUDACC__)
-HOTLOOP_INLINE float vexp(float x) { return ::expf(x); }
-HOTLOOP_INLINE float vexpm1(float x) { return ::expm1f(x); }
-HOTLOOP_INLINE float vlog(float x) { return ::logf(x); }
-HOTLOOP_INLINE float vlog1p(float x) { return ::log1pf(x); }
-HOTLOOP_INLINE float vlog1p_unit(float x) { return ::log1pf(x); }
-#else
 namespace detail {
 
 // exp(x) = 2^k (1 + y): k = round(x / ln 2), y = exp(x - k ln 2) - 1 from a minimax polynomial of degree
@@ -52,6 +42,13 @@ HOTLOOP_INLINE float power_of_two(std::int32_t k) {  // -126 <= k <= 127
 
 }  // namespace detail
 
+#if defined(__CUDACC__)
+HOTLOOP_INLINE float vexp(float x) { return ::expf(x); }
+HOTLOOP_INLINE float vexpm1(float x) { return ::expm1f(x); }
+HOTLOOP_INLINE float vlog(float x) { return ::logf(x); }
+HOTLOOP_INLINE float vlog1p(float x) { return ::log1pf(x); }
+HOTLOOP_INLINE float vlog1p_unit(float x) { return ::log1pf(x); }
+#else
 // Overflows to inf above 88.72; results below the smallest normal are gradual; NaN stays NaN.
 HOTLOOP_INLINE float vexp(float x) {
   float clamped = x > 89.0f ? 89.0f : x;

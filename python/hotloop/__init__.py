@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("core", "logprob", "preference", "unlearn", "reference", "kernels")
+_ROOMS = ("core", "decode", "logprob", "preference", "unlearn", "reference", "kernels")
 
 __all__ = ["__version__", "catalog", *_ROOMS]
 
 if TYPE_CHECKING:
     from . import core as core
+    from . import decode as decode
     from . import logprob as logprob
     from . import preference as preference
     from . import reference as reference

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from ._numbers import choice as choice
+from ._numbers import number as number
+
 REDUCTIONS = ("none", "mean", "sum")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -47,49 +50,6 @@ def same_device(op: str, name: str, value: torch.Tensor, like: str, other: torch
         raise ValueError(
             f"[{op}] {name}: expected device {other.device} like {like}, got {value.device}. Move it first."
         )
-
-
-def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"[{op}] {name}: expected one of {', '.join(allowed)}, got {value!r}.")
-
-
-def number(
-    op: str,
-    name: str,
-    value: Any,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-    hint: str = "",
-) -> float:
-    """Return ``value`` as a float inside the stated range, or raise with the range in the text."""
-    if type(value) is float or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        x = float(value)
-        if (
-            x == x
-            and (above is None or x > above)
-            and (at_least is None or x >= at_least)
-            and (below is None or x < below)
-            and (at_most is None or x <= at_most)
-        ):
-            return x
-    bounds = [
-        f"> {above:g}" if above is not None else "",
-        f">= {at_least:g}" if at_least is not None else "",
-        f"< {below:g}" if below is not None else "",
-        f"<= {at_most:g}" if at_most is not None else "",
-    ]
-    wanted = "a number " + " and ".join(b for b in bounds if b) if any(bounds) else "a number"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(
-            f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float."
-        )
-    raise ValueError(
-        f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}"
-    )
 
 
 def finite(op: str, name: str, value: torch.Tensor) -> None:

@@ -68,3 +68,129 @@ def pair_loop(
     double_precision: bool,
 ) -> float: ...
 def pair_heads() -> dict[str, tuple[int, int, int]]: ...
+def decode_chain(
+    whole_block: bool,
+    batch: int,
+    width: int,
+    ids: Any,
+    target: tuple[Any, ...],
+    draft: Any,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
+) -> None: ...
+def decode_tree(
+    batch: int,
+    width: int,
+    depth: int,
+    ids: Any,
+    parents: Any,
+    target: tuple[Any, ...],
+    draft: Any,
+    replacement: bool,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
+    nodes: Any,
+) -> None: ...
+def decode_lantern(
+    batch: int,
+    width: int,
+    ids: Any,
+    target: tuple[Any, ...],
+    draft: Any,
+    neighbors: Any,
+    k: int,
+    delta: float,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
+    moved: Any,
+) -> None: ...
+def decode_paths(
+    typical: bool,
+    batch: int,
+    paths: int,
+    width: int,
+    ids: Any,
+    target: tuple[Any, ...],
+    epsilon: float,
+    alpha: float,
+    entropy_eps: float,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
+) -> None: ...
+def decode_sample(
+    batch: int, rows: int, law: tuple[Any, ...], seed: Any, offset: Any, ids: Any, logps: Any
+) -> None: ...
+def decode_probs(
+    batch: int, rows: int, law: tuple[Any, ...], log: bool, wide: bool, out: Any
+) -> None: ...
+def decode_top(
+    batch: int, rows: int, k: int, law: tuple[Any, ...], ids: Any, logps: Any
+) -> None: ...
+def decode_logits(batch: int, law: tuple[Any, ...], wide: bool, out: Any) -> None: ...
+def decode_branch_reuse(
+    batch: int,
+    width: int,
+    kappa: int,
+    following: int,
+    emitted: Any,
+    accepted: Any,
+    roots: Any,
+    branches: Any,
+    reused: Any,
+    branch: Any,
+    window: Any,
+) -> None: ...
+def decode_temperatures(
+    batch: int,
+    rows: int,
+    law: tuple[Any, ...],
+    statistics: tuple[float, float, float, float],
+    temperature: float,
+    tau: float,
+    out: Any,
+) -> None: ...
+def search_beam_step(
+    width: int,
+    length: int,
+    logits: Any,
+    ref_logits: Any,
+    eos: Any,
+    before: Any,
+    after: Any,
+    beam_indices: Any,
+    next_ids: Any,
+) -> None: ...
+def search_star_step(
+    tree: Any,
+    nodes: Any,
+    rollouts: Any,
+    max_depth: int,
+    numbers: Any,
+    seed: Any,
+    offset: Any,
+    outputs: Any,
+) -> None: ...
+def search_puct_step(tree: Any, nodes: Any, max_depth: int, numbers: Any, outputs: Any) -> None: ...
+def search_backtrack(
+    batch: int,
+    phrases: int,
+    p_unconfident: Any,
+    span_ends: Any,
+    lengths: Any,
+    before: Any,
+    numbers: Any,
+    limits: Any,
+    after: Any,
+    outputs: Any,
+) -> None: ...
+def search_nearest_codes(
+    products: Any, codebook: Any, squares: Any, first: int, errors: Any, out: Any
+) -> None: ...

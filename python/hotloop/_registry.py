@@ -78,6 +78,13 @@ def _core(name: str, *papers: Paper) -> Op:
     )
 
 
+def _decode(name: str, *papers: Paper, **kw: Any) -> Op:
+    impls = kw.pop("impls", ("reference", "cpu"))
+    return Op(
+        name, "decode", papers, impls, gradient=False, compiles=kw.pop("compiles", False), **kw
+    )
+
+
 _ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")
 _AUTONUMERICS = Paper("AutoNumerics-Zero", "2312.08472", "2^x on [0, 1], 10 operations in float64")
 _PHILOX = Paper("Parallel random numbers: as easy as 1, 2, 3", "SC11, 2011", "Philox 4x32-10")
@@ -95,6 +102,18 @@ _CPL = Paper("Contrastive Preference Learning", "2310.13639", "alpha = 0.1, lam 
 _SPPO = Paper(
     "Self-Play Preference Optimization", "2405.00675", "eta = 1000 (beta = 0.001), 3 iterations"
 )
+
+_LEVIATHAN = Paper(
+    "Fast Inference from Transformers via Speculative Decoding", "2211.17192", "K = 3 to 8"
+)
+_CHEN = Paper("Accelerating LLM Decoding with Speculative Sampling", "2302.01318", "K = 4")
+_TOP_P = Paper("The Curious Case of Neural Text Degeneration", "1904.09751", "top_p = 0.9 to 0.95")
+_TOP_K = Paper("Hierarchical Neural Story Generation", "1805.04833", "top_k = 10 to 50")
+_MIN_P = Paper("Turning Up the Heat: Min-p Sampling", "2407.01082", "min_p = 0.05 to 0.1")
+_MIRROR = Paper("Mirror Speculative Decoding", "2510.13161", "kappa = 1 to 8, gamma = 3 to 7")
+_MEDUSA = Paper("Medusa", "2401.10774", "epsilon = 0.3, alpha = 0.09, T = 0.7")
+_LANTERN = Paper("LANTERN", "2410.03355", "k = 1000, delta = 0.05 to 0.4")
+_VAS = Paper("Value Augmented Sampling", "2405.06639", "k = 20, beta = 3")
 
 _OPS = (
     _core("elementary", Paper("Definition", "")),
@@ -134,6 +153,57 @@ _OPS = (
     _head("log_cosh_logit_distill", _DHKD, impls=("reference", "cpu")),
     _head("bonsai_synthesis_loss", Paper("Rich Feature Construction (Bonsai)", "2203.15516")),
     _head("mi_alpha_bound", Paper("Distiller", "2109.11105", "alpha = 0.7"), impls=("reference",)),
+    _decode("chain_speculative_sampling", _LEVIATHAN, _CHEN, impls=("reference", "cpu", "cuda")),
+    _decode(
+        "block_speculative_sampling",
+        Paper("Block Verification Accelerates Speculative Decoding", "2403.10444"),
+        impls=("reference", "cpu", "cuda"),
+    ),
+    _decode(
+        "speculative_streaming_verify", _MIRROR, _LEVIATHAN, impls=("reference", "cpu", "cuda")
+    ),
+    _decode(
+        "tree_speculative_verify",
+        Paper("SpecInfer", "2305.09781"),
+        Paper("EAGLE-2", "2406.16858", "26 to 60 nodes, depth 5 to 6"),
+        impls=("reference", "cpu", "cuda"),
+    ),
+    _decode(
+        "greedy_speculative_accept",
+        Paper("Blockwise Parallel Decoding", "1811.03115"),
+        _MEDUSA,
+        impls=("reference", "cpu", "cuda"),
+    ),
+    _decode("typical_accept", _MEDUSA),
+    _decode(
+        "lantern_relaxed_accept",
+        _LANTERN,
+        Paper("LANTERN++", "2502.06352", "delta > 1: a factor"),
+    ),
+    _decode("vq_neighbor_table", _LANTERN, dtypes=("float32", "float64")),
+    _decode("mirror_sd_branch_reuse", _MIRROR, dtypes=()),
+    _decode("sample", _TOP_P, _TOP_K, _MIN_P, impls=("reference", "cpu", "cuda")),
+    _decode("law_probs", _TOP_P, _TOP_K, _MIN_P),
+    _decode("top_logprobs", _MIRROR),
+    _decode(
+        "entropy_adaptive_temperature",
+        Paper("From Uniform to Heterogeneous (HAPO)", "2509.16591", "tau = 0.05"),
+    ),
+    _decode("geometric_mixture_logits", Paper("IPO-MD", "2403.08635", "mixture = 0.5")),
+    _decode("value_augmented_logits", _VAS),
+    _decode("value_augmented_law", _VAS, impls=("reference",)),
+    _decode("likelihood_beam_search", Paper("From r to Q*", "2404.12358", "k = 5")),
+    _decode("mcts_star_step", Paper("ReST-MCTS*", "2406.03816", "alpha = 0.5, c = 0.7, branch 3")),
+    _decode(
+        "puct_select_backup",
+        Paper(
+            "Monte Carlo Tree Search Boosts Reasoning (MCTS-DPO)", "2405.00451", "c = 1, lp = 1.25"
+        ),
+    ),
+    _decode(
+        "retrospective_backtrack",
+        Paper("Generate, but Verify (REVERSE)", "2504.13169", "tau = 0.003, N = 10, K = 50"),
+    ),
     _pair(
         "dpo_loss",
         Paper("Direct Preference Optimization", "2305.18290", "beta = 0.1 to 0.5"),

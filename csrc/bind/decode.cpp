@@ -1,0 +1,239 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bind/arguments.hpp"
+#include "bind/decode_arguments.hpp"
+#include "bind/register.hpp"
+#include "decode/loops.hpp"
+
+namespace hotloop::bind {
+
+namespace {
+
+using namespace hotloop::decode;
+
+// Arrays of a call at most: two laws of eight, ids, lengths, seeds, outputs.
+constexpr std::size_t kMostArrays = 32;
+
+template <class T>
+T* output(Arguments& a, const py::object& object, const char* name, std::vector<std::int64_t> shape) {
+  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, std::move(shape), true).data);
+}
+
+// What chain, block, tree and LANTERN verification have in common. outputs: (ids, accepted, logps, rows_read).
+void verify_arguments(Arguments& a, VerifyCall& call, const py::object& ids, std::int64_t batch, std::int64_t width,
+                      std::int64_t out_width, const py::tuple& target, const py::object& draft,
+                      std::int64_t draft_rows, const py::object& lengths, const py::object& seed,
+                      const py::object& offset, const py::tuple& outputs) {
+  call.batch = batch;
+  call.width = width;
+  call.ids = ids_of(a, ids, "draft_token_ids", batch, width);
+  call.target = law_of(a, target, "target_probs", batch, width + 1);
+  if (!draft.is_none()) {
+    call.has_draft = true;
+    call.draft = law_of(a, draft.cast<py::tuple>(), "draft_probs", batch, draft_rows);
+    if (call.draft.vocabulary != call.target.vocabulary) a.fail("draft_probs", "expected the vocabulary of target_probs");
+  }
+  call.lengths = per_request<std::int64_t>(a, lengths, "num_draft_tokens", batch);
+  call.seeds = seeds_of(a, seed, offset, batch);
+  call.output = a.dense(outputs[0], "output_token_ids", call.ids.dtype, {batch, out_width}, true).data;
+  call.accepted = output<std::int64_t>(a, outputs[1], "num_accepted", {batch});
+  call.logps = output<float>(a, outputs[2], "logprobs", {batch, out_width});
+  call.rows_read = output<std::int64_t>(a, outputs[3], "rows_read", {batch});
+}
+
+void run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
+               const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
+               const py::tuple& outputs) {
+  Arguments a(whole_block ? "block_speculative_sampling" : "chain_speculative_sampling", kMostArrays);
+  VerifyCall call;
+  verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
+  py::gil_scoped_release release;
+  whole_block ? block(call) : chain(call);
+}
+
+void run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
+              const py::object& parents, const py::tuple& target, const py::object& draft, bool replacement,
+              const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
+              const py::object& nodes) {
+  Arguments a("tree_speculative_verify", kMostArrays);
+  TreeCall call;
+  if (depth < 0 || depth > width) a.fail("max_depth", "expected 0 to the number of nodes");
+  verify_arguments(a, call, ids, batch, width, depth + 1, target, draft, width + 1, lengths, seed, offset, outputs);
+  call.parents = static_cast<const std::int64_t*>(a.dense(parents, "parents", Dtype::kInt64, {batch, width}, false).data);
+  call.depth = depth;
+  call.replacement = replacement;
+  call.nodes = output<std::int64_t>(a, nodes, "accepted_nodes", {batch, depth});
+  py::gil_scoped_release release;
+  tree(call);
+}
+
+void run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
+                 const py::object& draft, const py::object& neighbors, std::int64_t k, double delta,
+                 const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
+                 const py::object& moved) {
+  Arguments a("lantern_relaxed_accept", kMostArrays);
+  LanternCall call;
+  verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
+  const View& table = a.rows(neighbors, "neighbors");
+  if (table.rank != 2 || table.shape[0] < call.target.vocabulary || table.dtype != Dtype::kInt32) {
+    a.fail("neighbors", "expected int32 of shape (V, columns), got " + table.shape_text());
+  }
+  call.neighbors = static_cast<const std::int32_t*>(table.data);
+  call.columns = table.shape[1];
+  call.neighbor_stride = table.stride[0];
+  call.k = k < 0 ? 0 : k;
+  call.delta = delta;
+  call.moved = output<float>(a, moved, "relaxation", {batch, width});
+  py::gil_scoped_release release;
+  lantern(call);
+}
+
+void run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t width, const py::object& ids,
+               const py::tuple& target, double epsilon, double alpha, double entropy_eps, const py::object& lengths,
+               const py::object& seed, const py::object& offset, const py::tuple& outputs) {
+  Arguments a(typical ? "typical_accept" : "greedy_speculative_accept", kMostArrays);
+  PathsCall call;
+  call.batch = batch;
+  call.paths = paths;
+  call.width = width;
+  call.ids = static_cast<const std::int64_t*>(
+      a.dense(ids, "draft_token_ids", Dtype::kInt64, {batch, paths, width + 1}, false).data);
+  call.target = law_of(a, target, "target_logits", batch, paths * (width + 1));
+  call.lengths = per_request<std::int64_t>(a, lengths, "num_draft_tokens", batch);
+  call.seeds = seeds_of(a, seed, offset, batch);
+  call.typical = typical;
+  call.epsilon = epsilon;
+  call.alpha = alpha;
+  call.entropy_eps = entropy_eps;
+  call.output = output<std::int64_t>(a, outputs[0], "output_token_ids", {batch, width + 1});
+  call.best = output<std::int64_t>(a, outputs[1], "best_path", {batch});
+  call.accepted = output<std::int64_t>(a, outputs[2], "num_accepted", {batch});
+  call.rows_read = output<std::int64_t>(a, outputs[3], "rows_read", {batch});
+  py::gil_scoped_release release;
+  decode::paths(call);
+}
+
+void run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
+                const py::object& offset, const py::object& ids, const py::object& logps) {
+  Arguments a("sample", kMostArrays);
+  SampleCall call;
+  call.batch = batch;
+  call.rows = rows;
+  call.law = law_of(a, law, "law", batch, rows);
+  call.seeds = seeds_of(a, seed, offset, batch);
+  call.output = output<std::int64_t>(a, ids, "token_ids", {batch, rows});
+  call.logps = output<float>(a, logps, "logprobs", {batch, rows});
+  py::gil_scoped_release release;
+  sample(call);
+}
+
+void run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool log, bool wide, const py::object& out) {
+  Arguments a("law_probs", kMostArrays);
+  ProbsCall call;
+  call.batch = batch;
+  call.rows = rows;
+  call.law = law_of(a, law, "law", batch, rows);
+  call.log = log;
+  call.dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+  call.output = a.dense(out, "out", call.dtype, {batch, rows, call.law.vocabulary}, true).data;
+  py::gil_scoped_release release;
+  probs(call);
+}
+
+void run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tuple& law, const py::object& ids,
+             const py::object& logps) {
+  Arguments a("top_logprobs", kMostArrays);
+  TopCall call;
+  call.batch = batch;
+  call.rows = rows;
+  call.k = k;
+  call.law = law_of(a, law, "law", batch, rows);
+  call.output = output<std::int64_t>(a, ids, "token_ids", {batch, rows, k});
+  call.logps = output<float>(a, logps, "logprobs", {batch, rows, k});
+  py::gil_scoped_release release;
+  top(call);
+}
+
+void run_logits(std::int64_t batch, const py::tuple& law, bool wide, const py::object& out) {
+  Arguments a("value_augmented_logits", kMostArrays);
+  LogitsCall call;
+  call.batch = batch;
+  call.law = law_of(a, law, "logits", batch, 1);
+  call.dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
+  call.output = a.dense(out, "out", call.dtype, {batch, call.law.vocabulary}, true).data;
+  py::gil_scoped_release release;
+  logits(call);
+}
+
+void run_branch_reuse(std::int64_t batch, std::int64_t width, std::int64_t kappa, std::int64_t following,
+                      const py::object& emitted, const py::object& accepted, const py::object& roots,
+                      const py::object& branches, const py::object& reused, const py::object& branch,
+                      const py::object& window) {
+  Arguments a("mirror_sd_branch_reuse", kMostArrays);
+  ReuseCall call;
+  call.batch = batch;
+  call.width = width;
+  call.kappa = kappa;
+  call.following = following;
+  call.dtype = ids_of(a, emitted, "output_token_ids", batch, width).dtype;
+  call.emitted = a.dense(emitted, "output_token_ids", call.dtype, {batch, width}, false).data;
+  call.accepted = static_cast<const std::int64_t*>(a.dense(accepted, "num_accepted", Dtype::kInt64, {batch}, false).data);
+  call.roots = a.dense(roots, "branch_root_ids", call.dtype, {batch, width, kappa}, false).data;
+  call.branches = a.dense(branches, "branch_token_ids", call.dtype, {batch, width, kappa, following}, false).data;
+  call.reused = output<std::uint8_t>(a, reused, "reused", {batch});
+  call.branch = output<std::int64_t>(a, branch, "branch", {batch});
+  call.window = a.dense(window, "next_token_ids", call.dtype, {batch, following}, true).data;
+  py::gil_scoped_release release;
+  branch_reuse(call);
+}
+
+// statistics: (median, std, maximum, minimum) of the log-entropy.
+void run_temperatures(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::tuple& statistics,
+                      double temperature, double tau, const py::object& out) {
+  Arguments a("entropy_adaptive_temperature", kMostArrays);
+  TemperatureCall call;
+  call.batch = batch;
+  call.rows = rows;
+  call.law = law_of(a, law, "logits", batch, rows);
+  call.median = statistics[0].cast<double>();
+  call.std = statistics[1].cast<double>();
+  call.maximum = statistics[2].cast<double>();
+  call.minimum = statistics[3].cast<double>();
+  call.temperature = temperature;
+  call.tau = tau;
+  call.output = output<float>(a, out, "out", {batch, rows});
+  py::gil_scoped_release release;
+  temperatures(call);
+}
+
+}  // namespace
+
+void register_decode(py::module_& m) {
+  m.def("decode_chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
+        py::arg("target"), py::arg("draft"), py::arg("lengths"), py::arg("seed"), py::arg("offset"),
+        py::arg("outputs"));
+  m.def("decode_tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"),
+        py::arg("parents"), py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"),
+        py::arg("seed"), py::arg("offset"), py::arg("outputs"), py::arg("nodes"));
+  m.def("decode_lantern", &run_lantern, py::arg("batch"), py::arg("width"), py::arg("ids"), py::arg("target"),
+        py::arg("draft"), py::arg("neighbors"), py::arg("k"), py::arg("delta"), py::arg("lengths"), py::arg("seed"),
+        py::arg("offset"), py::arg("outputs"), py::arg("moved"));
+  m.def("decode_paths", &run_paths, py::arg("typical"), py::arg("batch"), py::arg("paths"), py::arg("width"),
+        py::arg("ids"), py::arg("target"), py::arg("epsilon"), py::arg("alpha"), py::arg("entropy_eps"),
+        py::arg("lengths"), py::arg("seed"), py::arg("offset"), py::arg("outputs"));
+  m.def("decode_sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"),
+        py::arg("offset"), py::arg("ids"), py::arg("logps"));
+  m.def("decode_probs", &run_probs, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("log"),
+        py::arg("wide"), py::arg("out"));
+  m.def("decode_top", &run_top, py::arg("batch"), py::arg("rows"), py::arg("k"), py::arg("law"), py::arg("ids"),
+        py::arg("logps"));
+  m.def("decode_logits", &run_logits, py::arg("batch"), py::arg("law"), py::arg("wide"), py::arg("out"));
+  m.def("decode_branch_reuse", &run_branch_reuse, py::arg("batch"), py::arg("width"), py::arg("kappa"),
+        py::arg("following"), py::arg("emitted"), py::arg("accepted"), py::arg("roots"), py::arg("branches"),
+        py::arg("reused"), py::arg("branch"), py::arg("window"));
+  m.def("decode_temperatures", &run_temperatures, py::arg("batch"), py::arg("rows"), py::arg("law"),
+        py::arg("statistics"), py::arg("temperature"), py::arg("tau"), py::arg("out"));
+}
+
+}  // namespace hotloop::bind

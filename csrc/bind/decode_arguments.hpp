@@ -1,0 +1,89 @@
+// What the CPU and the CUDA bindings of the room take from Python alike: laws, seeds, per-request numbers.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "bind/arguments.hpp"
+#include "decode/loops.hpp"
+
+namespace hotloop::bind {
+
+// A number, or an array (batch,) of the dtype.
+template <class T>
+decode::PerRequest<T> per_request(Arguments& a, const py::object& value, const char* name, std::int64_t batch) {
+  if (py::isinstance<py::int_>(value) || py::isinstance<py::float_>(value)) return {nullptr, value.cast<T>()};
+  return {static_cast<const T*>(a.dense(value, name, DtypeOf<T>::value, {batch}, false).data), T{}};
+}
+// Seeds use all 64 bits: as a number they come without a sign, in arrays as the same bits with one.
+inline decode::PerRequest<std::int64_t> seed_of(Arguments& a, const py::object& value, std::int64_t batch) {
+  if (py::isinstance<py::int_>(value)) return {nullptr, static_cast<std::int64_t>(value.cast<std::uint64_t>())};
+  return per_request<std::int64_t>(a, value, "seed", batch);
+}
+inline decode::Seeds seeds_of(Arguments& a, const py::object& seed, const py::object& offset, std::int64_t batch) {
+  return {seed_of(a, seed, batch), per_request<std::int64_t>(a, offset, "offset", batch),
+          py::isinstance<py::int_>(seed)};
+}
+
+// The rows of a (B, V), (B, R, V) or (B, P, R, V) array.
+inline decode::RowTable table_of(const View& view) {
+  decode::RowTable table{view.data, view.dtype, view.stride[0], 0, 0, 1};
+  if (view.rank >= 3) {
+    table.inner = view.shape[static_cast<std::size_t>(view.rank - 2)];
+    table.inner_stride = view.stride[static_cast<std::size_t>(view.rank - 2)];
+    if (table.inner < 1) table.inner = 1;
+  }
+  if (view.rank == 4) table.outer_stride = view.stride[1];
+  return table;
+}
+
+// `packed`: hotloop.decode._law.pack(law). Rows of a request: at least `least_rows`.
+inline decode::LawTable law_of(Arguments& a, const py::tuple& packed, const char* name, std::int64_t batch,
+                               std::int64_t least_rows) {
+  const py::object values = packed[0];
+  decode::LawTable law;
+  const View& view = a.rows(values, name);
+  const auto rank = static_cast<std::size_t>(view.rank);
+  std::int64_t rows = 1;
+  for (std::size_t i = 1; i + 1 < rank; ++i) rows *= view.shape[i];
+  if (view.shape[0] != batch || rows < least_rows || view.shape[rank - 1] < 1 ||
+      view.shape[rank - 1] > decode::kMaxVocabulary) {
+    a.fail(name, "wrong shape " + view.shape_text());
+  }
+  dispatch_float(view.dtype, "decode", name, [](auto) {});
+  law.rows = table_of(view);
+  law.vocabulary = view.shape[rank - 1];
+  law.logits = packed[1].cast<bool>();
+  law.temperature = per_request<double>(a, packed[2], "temperature", batch);
+  law.top_k = per_request<std::int64_t>(a, packed[3], "top_k", batch);
+  law.top_p = per_request<double>(a, packed[4], "top_p", batch);
+  law.min_p = per_request<double>(a, packed[5], "min_p", batch);
+  law.joint = packed[6].cast<bool>();
+  const py::object reference = packed[7];
+  if (!reference.is_none()) {
+    const View& second = a.rows(reference, "reference");
+    if (second.dtype != view.dtype || second.shape != view.shape) a.fail("reference", "expected the shape and dtype of values");
+    law.reference = table_of(second);
+  }
+  law.mixture = packed[8].cast<double>();
+  const py::object bias_ids = packed[9];
+  if (!bias_ids.is_none()) {
+    const View& ids = a.rows(bias_ids, "bias_ids");
+    if (ids.rank != 2) a.fail("bias_ids", "wrong shape " + ids.shape_text());
+    law.biases = ids.shape[1];
+    law.bias_ids = static_cast<const std::int64_t*>(
+        a.dense(bias_ids, "bias_ids", Dtype::kInt64, {batch, law.biases}, false).data);
+    law.bias = static_cast<const float*>(a.dense(packed[10], "bias", Dtype::kFloat32, {batch, law.biases}, false).data);
+  }
+  return law;
+}
+
+// Token ids (batch, width), int32 or int64.
+inline decode::Ids ids_of(Arguments& a, const py::object& object, const char* name, std::int64_t batch,
+                          std::int64_t width) {
+  const View& view = a.rows(object, name);
+  if (view.rank != 2 || view.shape[0] != batch || view.shape[1] < width) a.fail(name, "wrong shape " + view.shape_text());
+  if (view.dtype != Dtype::kInt32 && view.dtype != Dtype::kInt64) a.fail(name, "expected int32 or int64");
+  return {view.data, view.dtype, view.stride[0]};
+}
+
+}  // namespace hotloop::bind

@@ -1,0 +1,255 @@
+#include "decode/loops.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/parallel.hpp"
+#include "decode/walks.hpp"
+
+namespace hotloop::decode {
+
+namespace {
+
+Draws draws_of(const Seeds& seeds, std::int64_t b) {
+  return {static_cast<std::uint64_t>(seeds.seed.at(b)), seeds.counted ? static_cast<std::uint64_t>(b) : 0,
+          seeds.offset.at(b)};
+}
+
+// A request is worth a thread from 32768 tokens on; below, requests go together.
+std::int64_t grain(std::int64_t vocabulary, std::int64_t rows) { return 1 + 32768 / (vocabulary * rows + 1); }
+
+template <class F>
+void with_ids(Dtype dtype, F&& f) {
+  if (dtype == Dtype::kInt32) return f(std::int32_t{});
+  f(std::int64_t{});
+}
+
+// f(rows, b, n, ids, draws, emitted) for every request.
+template <class F>
+void over_requests(const VerifyCall& call, std::int64_t out_width, F&& f) {
+  with_ids(call.ids.dtype, [&](auto id) {
+    using Id = decltype(id);
+    parallel_for(call.batch, grain(call.target.vocabulary, call.width + 1), [&](std::int64_t begin, std::int64_t end) {
+      CpuRows rows(call.target, call.has_draft ? &call.draft : nullptr);
+      for (std::int64_t b = begin; b < end; ++b) {
+        rows.request(b);
+        const std::int64_t n = std::clamp<std::int64_t>(call.lengths.at(b), 0, call.width);
+        const Emitted<Id> out{static_cast<Id*>(call.output) + b * out_width,
+                              call.logps == nullptr ? nullptr : call.logps + b * out_width, call.accepted + b,
+                              call.rows_read + b, out_width};
+        f(rows, b, n, static_cast<const Id*>(call.ids.data) + b * call.ids.row_stride, draws_of(call.seeds, b), out);
+      }
+    });
+  });
+}
+
+// f(row, b, r) for every row of every request.
+template <class F>
+void over_rows(std::int64_t batch, std::int64_t rows, const LawTable& law, F&& f) {
+  parallel_for(batch * rows, grain(law.vocabulary, 1), [&](std::int64_t begin, std::int64_t end) {
+    OpenRow row;
+    for (std::int64_t i = begin; i < end; ++i) f(row, i / rows, i % rows, i);
+  });
+}
+
+}  // namespace
+
+void chain(const VerifyCall& call) {
+  over_requests(call, call.width + 1, [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws,
+                                         const auto& out) { walk_chain(rows, x, n, draws, out); });
+}
+
+void block(const VerifyCall& call) {
+  over_requests(call, call.width + 1, [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws,
+                                         const auto& out) {
+    std::vector<double> reach(static_cast<std::size_t>(n + 1));
+    walk_block(rows, x, n, draws, reach.data(), out);
+  });
+}
+
+void tree(const TreeCall& call) {
+  over_requests(call, call.depth + 1, [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x,
+                                          const Draws& draws, const auto& out) {
+    using Id = std::remove_cv_t<std::remove_reference_t<decltype(*x)>>;
+    const Tree<Id> nodes{x, call.parents + b * call.width, n, call.depth, call.replacement};
+    walk_tree(rows, nodes, draws, call.nodes + b * call.depth, out);
+  });
+}
+
+void lantern(const LanternCall& call) {
+  const Relaxation<std::int32_t> relaxation{call.neighbors, call.columns, call.neighbor_stride, call.k, call.delta};
+  over_requests(call, call.width + 1, [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x,
+                                          const Draws& draws, const auto& out) {
+    const bool greedy = call.target.logits && !(call.target.temperature.at(b) > 0.0);
+    walk_lantern(rows, x, n, relaxation, greedy, draws, call.moved + b * call.width, out);
+  });
+}
+
+void paths(const PathsCall& call) {
+  LawTable whole = call.target;  // a token is typical, or not, under the law before truncation
+  whole.top_k = {};
+  whole.top_p = {nullptr, 1.0};
+  whole.min_p = {};
+  const std::int64_t tokens = call.width + 1;
+  parallel_for(call.batch, grain(whole.vocabulary, call.paths * tokens), [&](std::int64_t begin, std::int64_t end) {
+    OpenRow row;
+    for (std::int64_t b = begin; b < end; ++b) {
+      std::int64_t* out = call.output + b * tokens;
+      std::fill(out, out + tokens, -1);
+      const std::int64_t n = std::clamp<std::int64_t>(call.lengths.at(b), 0, call.width);
+      std::int64_t best = 0, longest = -1, read = 0;
+      double best_score = -std::numeric_limits<double>::infinity();
+      for (std::int64_t path = 0; path < call.paths; ++path) {
+        const std::int64_t* ids = call.ids + (b * call.paths + path) * tokens;
+        std::int64_t accepted = 0;
+        double score = 0.0;
+        for (; accepted < n; ++accepted) {
+          ++read;
+          if (!row.open(whole, b, path * tokens + accepted, false)) break;
+          const std::int64_t token = ids[accepted + 1];
+          if (call.typical) {
+            const double p = row.probability(token);
+            if (!(p > typical_threshold(row.entropy(call.entropy_eps), call.epsilon, call.alpha))) break;
+            score += std::log(p);
+          } else if (token != row.best()) {
+            break;
+          }
+        }
+        if (accepted > longest || (accepted == longest && accepted > 0 && score > best_score)) {
+          longest = accepted;
+          best_score = score;
+          best = path;
+        }
+      }
+      call.best[b] = best;
+      call.accepted[b] = std::max<std::int64_t>(longest, 0);
+      if (call.paths > 0) {
+        const std::int64_t* ids = call.ids + (b * call.paths + best) * tokens;
+        std::copy(ids + 1, ids + 1 + longest, out);
+        ++read;
+        if (row.open(call.target, b, best * tokens + longest, false)) {
+          out[longest] = call.typical ? row.pick(draws_of(call.seeds, b).at(longest).pick) : row.best();
+        }
+      }
+      call.rows_read[b] = read;
+    }
+  });
+}
+
+void sample(const SampleCall& call) {
+  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
+    call.output[i] = -1;
+    call.logps[i] = 0.0f;
+    if (!row.open(call.law, b, r, false)) return;
+    const std::int64_t token = row.pick(draws_of(call.seeds, b).at(r, 0, kSampling).pick);
+    call.output[i] = token;
+    if (token >= 0) call.logps[i] = static_cast<float>(row.logp(token));
+  });
+}
+
+namespace {
+
+template <class Out>
+void write_probs(const ProbsCall& call, OpenRow& row, bool has_law, Out* out) {
+  const std::int64_t vocabulary = call.law.vocabulary;
+  if (!has_law) {
+    std::fill(out, out + vocabulary, static_cast<Out>(0));
+    return;
+  }
+  double values[kChunk];
+  const double log_mass = std::log(static_cast<double>(row.law.mass) * kWeightUnit);
+  for (std::int64_t first = 0; first < vocabulary; first += kChunk) {
+    const std::int64_t count = std::min(kChunk, vocabulary - first);
+    if (call.log) {
+      row_logits(row.law.source, first, count, values);
+      for (std::int64_t j = 0; j < count; ++j) out[first + j] = static_cast<Out>(values[j] - row.law.max - log_mass);
+    } else {
+      row_probs(row.law, first, count, values);
+      for (std::int64_t j = 0; j < count; ++j) out[first + j] = static_cast<Out>(values[j]);
+    }
+  }
+}
+
+}  // namespace
+
+void probs(const ProbsCall& call) {
+  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
+    const bool has_law = row.open(call.law, b, r, false);
+    if (call.dtype == Dtype::kFloat64) {
+      write_probs(call, row, has_law, static_cast<double*>(call.output) + i * call.law.vocabulary);
+    } else {
+      write_probs(call, row, has_law, static_cast<float*>(call.output) + i * call.law.vocabulary);
+    }
+  });
+}
+
+void top(const TopCall& call) {
+  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
+    std::int64_t* ids = call.output + i * call.k;
+    float* logps = call.logps + i * call.k;
+    std::fill(ids, ids + call.k, -1);
+    std::fill(logps, logps + call.k, -std::numeric_limits<float>::infinity());
+    if (!row.open(call.law, b, r, false)) return;
+    const std::vector<std::int64_t> found = row.top(call.k);
+    for (std::size_t j = 0; j < found.size(); ++j) {
+      ids[j] = found[j];
+      logps[j] = static_cast<float>(row.logp(found[j]));
+    }
+  });
+}
+
+void logits(const LogitsCall& call) {
+  const std::int64_t vocabulary = call.law.vocabulary;
+  over_rows(call.batch, 1, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
+    static_cast<void>(row.open(call.law, b, r, false));
+    double z[kChunk];
+    for (std::int64_t first = 0; first < vocabulary; first += kChunk) {
+      const std::int64_t count = std::min(kChunk, vocabulary - first);
+      row_logits(row.law.source, first, count, z);
+      for (std::int64_t j = 0; j < count; ++j) {
+        if (call.dtype == Dtype::kFloat64) {
+          static_cast<double*>(call.output)[i * vocabulary + first + j] = z[j];
+        } else {
+          static_cast<float*>(call.output)[i * vocabulary + first + j] = static_cast<float>(z[j]);
+        }
+      }
+    }
+  });
+}
+
+void branch_reuse(const ReuseCall& call) {
+  with_ids(call.dtype, [&](auto id) {
+    using Id = decltype(id);
+    const Id* emitted = static_cast<const Id*>(call.emitted);
+    const Id* roots = static_cast<const Id*>(call.roots);
+    const Id* branches = static_cast<const Id*>(call.branches);
+    for (std::int64_t b = 0; b < call.batch; ++b) {
+      const std::int64_t at = call.accepted[b];
+      const bool inside = at >= 0 && at < call.width;
+      const Id token = inside ? emitted[b * call.width + at] : static_cast<Id>(-1);
+      const std::int64_t first = (b * call.width + (inside ? at : 0)) * call.kappa;
+      std::int64_t j = 0;
+      while (j < call.kappa && roots[first + j] != token) ++j;
+      const bool found = token >= 0 && j < call.kappa;
+      call.reused[b] = found ? 1 : 0;
+      call.branch[b] = found ? j : -1;
+      Id* window = static_cast<Id*>(call.window) + b * call.following;
+      for (std::int64_t i = 0; i < call.following; ++i) {
+        window[i] = found ? branches[(first + j) * call.following + i] : static_cast<Id>(-1);
+      }
+    }
+  });
+}
+
+void temperatures(const TemperatureCall& call) {
+  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
+    call.output[i] = static_cast<float>(call.temperature);
+    if (!row.open(call.law, b, r, false)) return;
+    const double h = (std::log(std::max(row.entropy(0.0), 0.0)) - call.median) / call.std;
+    const double scaled = h > 0.0 ? h / call.maximum : h / std::abs(call.minimum);
+    call.output[i] = static_cast<float>(call.temperature * (1.0 + call.tau * std::clamp(scaled, -1.0, 1.0)));
+  });
+}
+
+}  // namespace hotloop::decode

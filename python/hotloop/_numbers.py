@@ -1,0 +1,66 @@
+"""Checks of plain numbers and choices, and the one form of their errors: ``[op] argument: expected ..., got ....``"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"[{op}] {name}: expected one of {', '.join(allowed)}, got {value!r}.")
+
+
+def number(
+    op: str,
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    hint: str = "",
+) -> float:
+    """Return ``value`` as a float inside the stated range, or raise with the range in the text."""
+    if type(value) is float or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        x = float(value)
+        if (
+            x == x
+            and (above is None or x > above)
+            and (at_least is None or x >= at_least)
+            and (below is None or x < below)
+            and (at_most is None or x <= at_most)
+        ):
+            return x
+    bounds = [
+        f"> {above:g}" if above is not None else "",
+        f">= {at_least:g}" if at_least is not None else "",
+        f"< {below:g}" if below is not None else "",
+        f"<= {at_most:g}" if at_most is not None else "",
+    ]
+    wanted = "a number " + " and ".join(b for b in bounds if b) if any(bounds) else "a number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(
+            f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float."
+        )
+    raise ValueError(
+        f"[{op}] {name}: expected {wanted}, got {value!r}.{' ' + hint if hint else ''}"
+    )
+
+
+def integer(
+    op: str, name: str, value: Any, *, at_least: int | None = None, at_most: int | None = None
+) -> int:
+    """Return ``value`` as an int inside the stated range, or raise with the range in the text."""
+    try:
+        x = int(value.__index__())
+    except AttributeError:
+        x = None
+    if x is None or isinstance(value, bool):
+        raise TypeError(f"[{op}] {name}: expected an integer, got {type(value).__name__}.")
+    if (at_least is not None and x < at_least) or (at_most is not None and x > at_most):
+        low = f">= {at_least}" if at_least is not None else ""
+        high = f"<= {at_most}" if at_most is not None else ""
+        wanted = " and ".join(b for b in (low, high) if b)
+        raise ValueError(f"[{op}] {name}: expected an integer {wanted}, got {x}.")
+    return x

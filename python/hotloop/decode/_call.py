@@ -1,0 +1,110 @@
+"""What the front doors of this room share: the choice of an implementation, seeds, lengths, outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _arrays, _environment, _impl, _native
+from .._impl import Impl
+from .._numbers import integer
+from ._law import Law, packed_number
+
+
+def choose(op: str, impl: Impl, like: Any, *, cuda: bool = False) -> str:
+    """Pick the implementation for arrays on the device of ``like``; ``cuda``: the op has CUDA loops."""
+    device = _arrays.device(like)
+    on_cpu = None if device == "cpu" else f"device {device}"
+    candidates: dict[str, Any] = {}
+    if cuda:
+
+        def refuses_cuda() -> str | None:
+            if device == "cpu":
+                return "device cpu"
+            return None if _native.cuda() is not None else "hotloop._cuda is not compiled"
+
+        candidates["cuda"] = refuses_cuda
+    candidates |= {"cpu": lambda: on_cpu, "reference": lambda: on_cpu}
+    chosen = _impl.choose(
+        op,
+        impl,
+        candidates,
+        lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
+    )
+    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    return chosen
+
+
+def check_stream(op: str, seed: Any, offset: Any, batch: int, like: Any) -> None:
+    """Seeds and offsets: an int for all requests, or int64 arrays (B,)."""
+    for name, value, most in (("seed", seed, 2**64 - 1), ("offset", offset, 2**63 - 1)):
+        if isinstance(value, (int, np.integer)):
+            integer(op, name, value, at_least=0, at_most=most)
+            continue
+        _arrays.checked(op, name, value, ("int64",), 1)
+        _arrays.same_place(op, name, value, "the other arrays", like)
+        if tuple(value.shape) != (batch,):
+            raise ValueError(
+                f"[{op}] {name}: expected an integer or shape ({batch},), got shape {tuple(value.shape)}."
+            )
+
+
+def check_lengths(op: str, name: str, lengths: Any, batch: int, most: int, like: Any) -> None:
+    if lengths is None:
+        return
+    _arrays.checked(op, name, lengths, _arrays.INTEGERS, 1)
+    _arrays.same_place(op, name, lengths, "the other arrays", like)
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"[{op}] {name}: expected shape ({batch},), got {tuple(lengths.shape)}.")
+    if _environment.checks_on():
+        for at, n in enumerate(_arrays.to_numpy(lengths).tolist()):
+            if not 0 <= n <= most:
+                raise ValueError(f"[{op}] {name}: expected 0 to {most}, got {n} at [{at}].")
+
+
+def packed_stream(seed: Any, offset: Any) -> tuple[Any, Any]:
+    return (
+        int(seed) if isinstance(seed, (int, np.integer)) else _arrays.exported(_dense(seed)),
+        int(offset) if isinstance(offset, (int, np.integer)) else _arrays.exported(_dense(offset)),
+    )
+
+
+def packed_lengths(lengths: Any, most: int) -> Any:
+    return most if lengths is None else packed_number(lengths, "int64")
+
+
+def _dense(x: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        return np.ascontiguousarray(x)
+    return x.contiguous() if hasattr(x, "contiguous") else x
+
+
+def dense(x: Any, dtype: str) -> Any:
+    """The array contiguous and of this integer dtype, copied only if it is not."""
+    if _arrays.dtype(x) != dtype:
+        x = (
+            x.astype(dtype)
+            if isinstance(x, np.ndarray) or not hasattr(x, "to")
+            else x.long()
+            if dtype == "int64"
+            else x.int()
+        )
+    return _dense(x)
+
+
+def check_shape(op: str, name: str, value: Any, wanted: tuple[int, ...], why: str = "") -> None:
+    if tuple(value.shape) != wanted:
+        raise ValueError(
+            f"[{op}] {name}: expected shape {wanted}{' ' + why if why else ''}, got {tuple(value.shape)}."
+        )
+
+
+def check_draft(op: str, draft: Law, target: Law, rows: int) -> None:
+    """A draft law over the same place, requests and vocabulary as the target, with enough rows."""
+    _arrays.same_place(op, "draft_probs", draft.values, "target_probs", target.values)
+    shape, wanted = tuple(draft.values.shape), tuple(target.values.shape)
+    if shape[0] != wanted[0] or shape[1] < rows or shape[-1] != wanted[-1]:
+        raise ValueError(
+            f"[{op}] draft_probs: expected shape ({wanted[0]}, {rows}, {wanted[-1]}), got {shape}."
+        )

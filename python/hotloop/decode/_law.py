@@ -1,0 +1,281 @@
+"""What a row of numbers means: probabilities as they are, or logits with temperature, truncation and bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import _arrays, _environment
+from .._numbers import choice, number
+
+FilterOrder = Literal["top_k_first", "joint"]
+FILTER_ORDERS = ("top_k_first", "joint")
+MAX_VOCABULARY = 2**21
+"""Weights are multiples of 2^-42; so many of them add up exactly in 64 bits."""
+
+PerRequest = Any
+"""A number for all requests, or an array of shape (B,) with one for each."""
+
+
+@dataclass(frozen=True)
+class Probs:
+    """Probabilities, optionally truncated. Passing a bare array means the same as ``Probs(array)``.
+
+    Each of ``top_k``, ``top_p`` and ``min_p`` keeps the tokens whose value reaches a threshold; what all three keep is
+    renormalised. Ties at a threshold are all kept. Without truncation a probability is taken as it was given, so a
+    row that is only looked up is never read whole.
+
+    Args:
+        values: probabilities (..., V), float32, float64, float16 or bfloat16; rows sum to 1.
+        top_k: keep the k largest; 0 for all. Number or (B,).
+        top_p: keep the smallest set of largest tokens with at least this share of the mass, in (0, 1]. Number or (B,).
+        min_p: keep tokens with at least this share of the largest probability, in [0, 1]. Number or (B,).
+        filter_order: "top_k_first" takes top_p's share of what top_k kept, "joint" of the whole law.
+    """
+
+    values: Any
+    top_k: PerRequest = 0
+    top_p: PerRequest = 1.0
+    min_p: PerRequest = 0.0
+    filter_order: FilterOrder = "top_k_first"
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits and the law they stand for: softmax((values + bias) / temperature), then truncation as in ``Probs``.
+
+    Args:
+        values: logits (..., V), float32, float64, float16 or bfloat16; -inf removes a token. Rows may lie any distance
+            apart.
+        temperature: > 0, or 0 for the largest logit (lowest id among equals) with certainty. Number or (B,).
+        top_k, top_p, min_p, filter_order: as in ``Probs``; a 0 or -1 for ``top_k`` keeps all.
+        reference: logits of a second model, same shape: the law is that of (1 - mixture) * values + mixture *
+            reference.
+        mixture: weight of ``reference``, in [0, 1]. Default 0.5.
+        bias_ids: token ids (B, n), int64, whose logits get ``bias`` added (value guidance, forbidden tokens); negative
+            ids are skipped. The same for every row of a request.
+        bias: (B, n), float32.
+    """
+
+    values: Any
+    temperature: PerRequest = 1.0
+    top_k: PerRequest = 0
+    top_p: PerRequest = 1.0
+    min_p: PerRequest = 0.0
+    filter_order: FilterOrder = "top_k_first"
+    reference: Any = None
+    mixture: float = 0.5
+    bias_ids: Any = None
+    bias: Any = None
+
+
+Law = Probs | Logits
+
+
+def as_law(value: Any) -> Law:
+    return value if isinstance(value, (Probs, Logits)) else Probs(value)
+
+
+def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
+    """The law behind an argument, with everything checked that does not need the elements.
+
+    ``shapes``: accepted dimensions by name, such as ("B", "K+1", "V").
+    """
+    law = as_law(value)
+    values = _arrays.checked(op, name, law.values, _arrays.FLOATS, *(len(s) for s in shapes))
+    if values.shape[-1] < 1 or values.shape[-1] > MAX_VOCABULARY:
+        raise ValueError(
+            f"[{op}] {name}: expected a vocabulary of 1 to {MAX_VOCABULARY} tokens, got shape {tuple(values.shape)}."
+        )
+    batch = int(values.shape[0])
+    choice(op, f"{name}.filter_order", law.filter_order, FILTER_ORDERS)
+    _per_request(op, f"{name}.top_k", law.top_k, batch, at_least=-1, whole=True)
+    _per_request(op, f"{name}.top_p", law.top_p, batch, above=0.0, at_most=1.0)
+    _per_request(op, f"{name}.min_p", law.min_p, batch, at_least=0.0, at_most=1.0)
+    if isinstance(law, Logits):
+        _per_request(op, f"{name}.temperature", law.temperature, batch, at_least=0.0)
+        number(op, f"{name}.mixture", law.mixture, at_least=0.0, at_most=1.0)
+        if law.reference is not None:
+            _arrays.checked(op, f"{name}.reference", law.reference, _arrays.FLOATS)
+            _arrays.same_place(op, f"{name}.reference", law.reference, name, values)
+            if tuple(law.reference.shape) != tuple(values.shape) or (
+                _arrays.dtype(law.reference) != _arrays.dtype(values)
+            ):
+                raise ValueError(
+                    f"[{op}] {name}.reference: expected {_arrays.dtype(values)} {tuple(values.shape)} like {name}, "
+                    f"got {_arrays.dtype(law.reference)} {tuple(law.reference.shape)}."
+                )
+        if (law.bias_ids is None) != (law.bias is None):
+            raise ValueError(
+                f"[{op}] {name}.bias: expected bias_ids and bias together, got only one of them."
+            )
+        if law.bias_ids is not None:
+            _arrays.checked(op, f"{name}.bias_ids", law.bias_ids, ("int64",), 2)
+            _arrays.checked(op, f"{name}.bias", law.bias, ("float32",), 2)
+            wanted = (batch, int(law.bias_ids.shape[1]))
+            for part, array in (("bias_ids", law.bias_ids), ("bias", law.bias)):
+                _arrays.same_place(op, f"{name}.{part}", array, name, values)
+                if tuple(array.shape) != wanted:
+                    raise ValueError(
+                        f"[{op}] {name}.{part}: expected shape {wanted}, got {tuple(array.shape)}."
+                    )
+    if _environment.checks_on():
+        _check_elements(op, name, law)
+    if isinstance(law, Logits) and law.reference is not None and law.mixture in (0.0, 1.0):
+        # 0 * -inf is NaN: a model of weight 0 has no say, not even about the tokens it rules out.
+        law = replace(law, values=law.reference if law.mixture == 1.0 else values, reference=None)
+    return law
+
+
+def _per_request(
+    op: str, name: str, value: Any, batch: int, *, whole: bool = False, **bounds: Any
+) -> None:
+    """Check a number, or an array of shape (B,); elements of arrays on a GPU only where checks are on."""
+    if type(value) is float and not whole:
+        if value == 1.0 or (
+            value == 0.0 and "above" not in bounds
+        ):  # the defaults, which are always allowed
+            return
+    elif type(value) is int and value == 0 and whole:
+        return
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not np.isfinite(value) or (whole and int(value) != value):
+            wanted = "an integer" if whole else "a finite number"
+            raise ValueError(f"[{op}] {name}: expected {wanted}, got {value!r}.")
+        number(op, name, float(value), **bounds)
+        return
+    _arrays.kind(op, name, value)
+    if tuple(value.shape) != (batch,):
+        raise ValueError(
+            f"[{op}] {name}: expected a number or shape ({batch},), got shape {tuple(value.shape)}."
+        )
+    if whole and _arrays.dtype(value) not in _arrays.INTEGERS:
+        raise TypeError(
+            f"[{op}] {name}: expected dtype {', '.join(_arrays.INTEGERS)}, got {_arrays.dtype(value)}."
+        )
+    if _arrays.device(value) != "cpu" and not _environment.checks_on():
+        return
+    for at, x in enumerate(_arrays.to_numpy(value).tolist()):
+        if not np.isfinite(x):
+            raise ValueError(f"[{op}] {name}: expected finite numbers, got {x} at [{at}].")
+        number(op, f"{name}[{at}]", float(x), **bounds)
+
+
+def _check_elements(op: str, name: str, law: Law) -> None:
+    """What HOTLOOP_CHECK=1 looks at: every element of every row."""
+    arrays = {name: law.values}
+    if isinstance(law, Logits):
+        if law.reference is not None:
+            arrays[f"{name}.reference"] = law.reference
+        if law.bias is not None:
+            arrays[f"{name}.bias"] = law.bias
+    for label, array in arrays.items():
+        x = _arrays.to_numpy(array)
+        if x.size == 0:
+            continue
+        if isinstance(law, Logits):
+            _refuse(op, label, x, np.isnan(x) | (x == np.inf), "logits below +inf")
+            if label == name:
+                _refuse_rows(
+                    op, label, np.all(x == -np.inf, axis=-1), "a finite logit", "only -inf"
+                )
+        else:
+            _refuse(op, label, x, ~((x >= 0) & (x <= 1.0 + 1e-3)), "probabilities from 0 to 1")
+            total = x.sum(axis=-1, dtype=np.float64)
+            # A sum of V numbers of half precision is off by this much and still a law.
+            slack = 1e-3 if _arrays.dtype(array) in ("float32", "float64") else 2e-2
+            wrong = np.abs(total - 1.0) > slack
+            if wrong.any():
+                at = tuple(int(i) for i in np.argwhere(wrong)[0])
+                raise ValueError(
+                    f"[{op}] {label}: expected rows that sum to 1, got {total[at]:.6g} at {list(at)}. "
+                    "Unset HOTLOOP_CHECK to let it pass."
+                )
+    if isinstance(law, Logits) and law.bias_ids is not None:
+        check_ids(op, f"{name}.bias_ids", law.bias_ids, int(law.values.shape[-1]))
+
+
+def _refuse(op: str, name: str, x: np.ndarray, bad: np.ndarray, wanted: str) -> None:
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"[{op}] {name}: expected {wanted}, got {x[at]} at {list(at)}. "
+            "Unset HOTLOOP_CHECK to let it pass."
+        )
+
+
+def _refuse_rows(op: str, name: str, bad: np.ndarray, wanted: str, got: str) -> None:
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"[{op}] {name}: expected {wanted} in every row, got {got} at {list(at)}. "
+            "Unset HOTLOOP_CHECK to let it pass."
+        )
+
+
+def check_ids(op: str, name: str, ids: Any, vocabulary: int) -> None:
+    """Where checks are on: token ids from -1 (none) to V - 1."""
+    x = _arrays.to_numpy(ids)
+    _refuse(
+        op,
+        name,
+        x,
+        (x < -1) | (x >= vocabulary),
+        f"token ids from 0 to {vocabulary - 1} (-1 for none)",
+    )
+
+
+def packed_number(value: Any, dtype: str) -> Any:
+    """A per-request parameter as the compiled loops take it: a number, or a contiguous array of this dtype."""
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value, dtype)
+    if hasattr(value, "contiguous"):
+        import torch
+
+        return _arrays.exported(value.to(getattr(torch, dtype)).contiguous())
+    return value.astype(dtype)
+
+
+def pack(law: Law) -> tuple[Any, ...]:
+    """The law as the compiled loops take it."""
+    values = _arrays.exported(_arrays.unit_stride(law.values))
+    joint = law.filter_order == "joint"
+    cuts = (
+        packed_number(law.top_k, "int64"),
+        packed_number(law.top_p, "float64"),
+        packed_number(law.min_p, "float64"),
+        joint,
+    )
+    if isinstance(law, Probs):
+        return (values, False, 1.0, *cuts, None, 0.0, None, None)
+    reference = (
+        None if law.reference is None else _arrays.exported(_arrays.unit_stride(law.reference))
+    )
+    bias_ids = bias = None
+    if law.bias_ids is not None and law.bias_ids.shape[1] > 0:
+        bias_ids = _arrays.exported(_contiguous(law.bias_ids))
+        bias = _arrays.exported(_contiguous(law.bias))
+    return (
+        values,
+        True,
+        packed_number(law.temperature, "float64"),
+        *cuts,
+        reference,
+        law.mixture,
+        bias_ids,
+        bias,
+    )
+
+
+def _contiguous(x: Any) -> Any:
+    return (
+        np.ascontiguousarray(x)
+        if isinstance(x, np.ndarray)
+        else x.contiguous()
+        if hasattr(x, "contiguous")
+        else x
+    )

@@ -1,0 +1,245 @@
+"""The ops of this room as torch operators: what ``torch.compile`` sees of them.
+
+An operator takes tensors and numbers, so a law travels as its values, its arrays and its numbers, and is put together
+again inside, where the eager front door checks and runs it. Eager calls do not come here: the dispatcher would add
+15 us to the 30 of a small call (docs/perf-notes.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._law import Law, Logits, Probs, as_law
+from ._results import Sampled, Verified, VerifiedTree
+from .sampling import sample
+from .speculative import block_speculative_sampling, chain_speculative_sampling
+from .tree import greedy_speculative_accept, tree_speculative_verify
+
+_LAW = "Tensor {0}, Tensor?[] {0}_arrays, float[] {0}_numbers, str {0}_kind"
+_STREAM = "Tensor? seeds, Tensor? offsets, SymInt seed, SymInt offset, str impl"
+
+Packed = tuple[Any, list[Any], list[float], str]
+
+
+def _take_apart(law: Any) -> Packed:
+    law = as_law(law)
+    logits = isinstance(law, Logits)
+    parameters = [
+        law.temperature if isinstance(law, Logits) else 1.0,
+        law.top_k,
+        law.top_p,
+        law.min_p,
+    ]
+    arrays = [p if isinstance(p, Tensor) else None for p in parameters]
+    numbers = [0.0 if isinstance(p, Tensor) else float(p) for p in parameters]
+    if isinstance(law, Logits):
+        arrays += [law.reference, law.bias_ids, law.bias]
+        numbers.append(float(law.mixture))
+    kind = ("logits " if logits else "probs ") + law.filter_order
+    return law.values, arrays, numbers, kind
+
+
+def _put_together(values: Any, arrays: list[Any], numbers: list[float], kind: str) -> Law:
+    parts: Any = kind.split(" ")
+    name, order = parts
+    both = [n if a is None else a for a, n in zip(arrays[:4], numbers[:4])]
+    temperature, top_k, top_p, min_p = both
+    top_k = int(top_k) if isinstance(top_k, float) else top_k
+    if name == "probs":
+        return Probs(values, top_k, top_p, min_p, order)
+    reference, bias_ids, bias = arrays[4:]
+    return Logits(
+        values, temperature, top_k, top_p, min_p, order, reference, numbers[4], bias_ids, bias
+    )
+
+
+def _stream(seed: Any, offset: Any) -> tuple[Any, Any, Any, Any]:
+    seeds = seed if isinstance(seed, Tensor) else None
+    offsets = offset if isinstance(offset, Tensor) else None
+    number = 0 if seeds is not None else seed
+    # A schema's integers have a sign; the bits are what counts.
+    signed = number - 2**64 if number >= 2**63 else number
+    return seeds, offsets, signed, 0 if offsets is not None else offset
+
+
+def _seed(seeds: Any, offsets: Any, seed: int, offset: int) -> dict[str, Any]:
+    return {
+        "seed": seed % 2**64 if seeds is None else seeds,
+        "offset": offset if offsets is None else offsets,
+    }
+
+
+_CHAINS = {"chain": chain_speculative_sampling, "block": block_speculative_sampling}
+
+torch.library.define(
+    "hotloop::decode_chain",
+    f"(str mode, Tensor ids, {_LAW.format('target')}, Tensor? draft, Tensor?[] draft_arrays, float[] draft_numbers, "
+    f"str draft_kind, Tensor? lengths, {_STREAM}) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "hotloop::decode_tree",
+    f"(Tensor ids, Tensor parents, {_LAW.format('target')}, Tensor? draft, Tensor?[] draft_arrays, "
+    f"float[] draft_numbers, str draft_kind, bool replacement, Tensor? lengths, SymInt depth, {_STREAM}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "hotloop::decode_sample", f"({_LAW.format('law')}, {_STREAM}) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl("hotloop::decode_chain", ["CPU", "CUDA"])
+def _run_chain(
+    mode: str,
+    ids: Tensor,
+    target: Tensor,
+    target_arrays: list[Any],
+    target_numbers: list[float],
+    target_kind: str,
+    draft: Tensor | None,
+    draft_arrays: list[Any],
+    draft_numbers: list[float],
+    draft_kind: str,
+    lengths: Tensor | None,
+    seeds: Tensor | None,
+    offsets: Tensor | None,
+    seed: int,
+    offset: int,
+    impl: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    p = _put_together(target, target_arrays, target_numbers, target_kind)
+    if mode == "greedy":
+        done: Any = greedy_speculative_accept(ids, p, num_draft_tokens=lengths, impl=impl)
+        return tuple(done)
+    q = None if draft is None else _put_together(draft, draft_arrays, draft_numbers, draft_kind)
+    stream = _seed(seeds, offsets, seed, offset)
+    return tuple(_CHAINS[mode](q, ids, p, num_draft_tokens=lengths, impl=impl, **stream))
+
+
+def _verified_fake(ids: Tensor, width: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = ids.shape[0]
+    return (
+        ids.new_empty((batch, width)),
+        ids.new_empty((batch,), dtype=torch.int64),
+        ids.new_empty((batch, width), dtype=torch.float32),
+        ids.new_empty((batch,), dtype=torch.int64),
+    )
+
+
+@torch.library.register_fake("hotloop::decode_chain")
+def _fake_chain(mode: str, ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _verified_fake(ids, ids.shape[1] + 1)
+
+
+@torch.library.impl("hotloop::decode_tree", ["CPU", "CUDA"])
+def _run_tree(
+    ids: Tensor,
+    parents: Tensor,
+    target: Tensor,
+    target_arrays: list[Any],
+    target_numbers: list[float],
+    target_kind: str,
+    draft: Tensor | None,
+    draft_arrays: list[Any],
+    draft_numbers: list[float],
+    draft_kind: str,
+    replacement: bool,
+    lengths: Tensor | None,
+    depth: int,
+    seeds: Tensor | None,
+    offsets: Tensor | None,
+    seed: int,
+    offset: int,
+    impl: Any,
+) -> tuple[Tensor, ...]:
+    q = None if draft is None else _put_together(draft, draft_arrays, draft_numbers, draft_kind)
+    return tuple(
+        tree_speculative_verify(
+            ids,
+            parents,
+            _put_together(target, target_arrays, target_numbers, target_kind),
+            q,
+            replacement=replacement,
+            num_nodes=lengths,
+            max_depth=depth,
+            impl=impl,
+            **_seed(seeds, offsets, seed, offset),
+        )
+    )
+
+
+@torch.library.register_fake("hotloop::decode_tree")
+def _fake_tree(*args: Any) -> tuple[Tensor, ...]:
+    ids, depth = args[0], args[12]
+    output, accepted, logps, read = _verified_fake(ids, depth + 1)
+    nodes = ids.new_empty((ids.shape[0], depth), dtype=torch.int64)
+    return output, nodes, accepted, logps, read
+
+
+@torch.library.impl("hotloop::decode_sample", ["CPU", "CUDA"])
+def _run_sample(
+    law: Tensor,
+    law_arrays: list[Any],
+    law_numbers: list[float],
+    law_kind: str,
+    seeds: Tensor | None,
+    offsets: Tensor | None,
+    seed: int,
+    offset: int,
+    impl: Any,
+) -> tuple[Tensor, Tensor]:
+    whole = _put_together(law, law_arrays, law_numbers, law_kind)
+    return tuple(sample(whole, impl=impl, **_seed(seeds, offsets, seed, offset)))
+
+
+@torch.library.register_fake("hotloop::decode_sample")
+def _fake_sample(law: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    shape = law.shape[:-1]
+    return law.new_empty(shape, dtype=torch.int64), law.new_empty(shape, dtype=torch.float32)
+
+
+def chain(
+    mode: str, draft: Any, ids: Any, target: Any, lengths: Any, seed: Any, offset: Any, impl: str
+) -> Verified:
+    q = (None, [], [], "") if draft is None else _take_apart(draft)
+    return Verified(
+        *torch.ops.hotloop.decode_chain(
+            mode, ids, *_take_apart(target), *q, lengths, *_stream(seed, offset), impl
+        )
+    )
+
+
+def tree(
+    ids: Any,
+    parents: Any,
+    target: Any,
+    draft: Any,
+    replacement: bool,
+    lengths: Any,
+    depth: Any,
+    seed: Any,
+    offset: Any,
+    impl: str,
+) -> VerifiedTree:
+    q = (None, [], [], "") if draft is None else _take_apart(draft)
+    return VerifiedTree(
+        *torch.ops.hotloop.decode_tree(
+            ids,
+            parents,
+            *_take_apart(target),
+            *q,
+            replacement,
+            lengths,
+            ids.shape[1] if depth is None else depth,
+            *_stream(seed, offset),
+            impl,
+        )
+    )
+
+
+def draw(law: Any, seed: Any, offset: Any, impl: str) -> Sampled:
+    return Sampled(
+        *torch.ops.hotloop.decode_sample(*_take_apart(law), *_stream(seed, offset), impl)
+    )

@@ -1,0 +1,277 @@
+"""What the searches of this room keep between steps, what they give back, and the checks they share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _arrays, _environment
+from .._numbers import integer, number
+
+TREE_FLOATS = ("float32", "float64")
+FLAGS = ("bool", "uint8")
+
+
+class Beams(NamedTuple):
+    """Sequences, best first: ``token_ids`` (B, k, t) padded with -1, ``scores`` (B, k), ``lengths`` (B, k).
+
+    An empty slot has the score -inf and the length -1.
+    """
+
+    token_ids: Any
+    scores: Any
+    lengths: Any
+
+
+class BeamState(NamedTuple):
+    """A beam search between two steps: k live and k finished beams for each of B requests, after t tokens.
+
+    ``scores`` (B, k) float64, live beams, largest first; -inf for an empty slot. ``token_ids`` (B, k, t) int64.
+    ``beam_indices`` (B, k) int64: the beam that each came from, by which to reorder a cache; ``next_token_ids`` (B, k)
+    int64: what to feed. An empty slot holds beam 0 and token 0, so that both can be used without a mask.
+    ``finished_scores`` (B, k), ``finished_token_ids`` (B, k, t) padded with -1, ``finished_lengths`` (B, k), -1 where
+    empty. ``done`` (B,) bool: no live beam can still enter the finished ones.
+    """
+
+    scores: Any
+    token_ids: Any
+    beam_indices: Any
+    next_token_ids: Any
+    finished_scores: Any
+    finished_token_ids: Any
+    finished_lengths: Any
+    done: Any
+
+    @classmethod
+    def start(cls, batch: int, num_beams: int = 5, *, like: Any = None) -> BeamState:
+        """Return the state before the first token: one live beam of score 0, in an array kind like ``like``."""
+        op = "likelihood_beam_search"
+        b = integer(op, "batch", batch, at_least=0)
+        k = integer(op, "num_beams", num_beams, at_least=1)
+        like = np.empty(0) if like is None else like
+        _arrays.kind(op, "like", like)
+        scores = np.full((b, k), -np.inf)
+        scores[:, 0] = 0.0
+        none, zeros = np.full((b, k), -1, np.int64), np.zeros((b, k), np.int64)
+        tokens = np.empty((b, k, 0), np.int64)
+        worst = np.full((b, k), -np.inf)
+        parts = (scores, tokens, zeros, zeros.copy(), worst, tokens.copy(), none, np.zeros(b, bool))
+        return cls(*(_arrays.from_numpy(x, like) for x in parts))
+
+    def best(self) -> Beams:
+        """Return the k best of the finished and the live beams: the answer where the search ends."""
+        parts = [_arrays.to_numpy(x) for x in self]
+        scores = np.concatenate((parts[4], parts[0]), axis=1)
+        tokens = np.concatenate((parts[5], parts[1]), axis=1)
+        live = np.where(parts[0] > -np.inf, parts[1].shape[2], -1)
+        lengths = np.concatenate((parts[6], live), axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : parts[0].shape[1]]
+        found = (
+            np.take_along_axis(tokens, order[:, :, None], axis=1),
+            np.take_along_axis(scores, order, axis=1),
+            np.take_along_axis(lengths, order, axis=1),
+        )
+        return Beams(*(_arrays.from_numpy(x, self.scores) for x in found))
+
+
+class StarTree(NamedTuple):
+    """B trees of M slots: ``parents`` (B, M) integers, ``values`` (B, M) floats, ``visits`` (B, M) integers.
+
+    Node 0 is the root. A parent has a lower index than its children; -1 marks the root and slots not in use. Append
+    a child by writing its parent, its value and 0 visits.
+    """
+
+    parents: Any
+    values: Any
+    visits: Any
+
+
+class StarStep(NamedTuple):
+    """``nodes`` (B,) int64: where the descent ended, -1 for none; ``depths`` (B,) int64; ``ended`` (B,) bool."""
+
+    nodes: Any
+    depths: Any
+    ended: Any
+
+
+class PuctTree(NamedTuple):
+    """B trees of M slots, all (B, M): ``parents``, ``visits``, ``lengths`` integers; the others floats.
+
+    ``q``, ``v``: Q and V of the formula; ``values``: the model's value of a node; ``logps``: summed log-probability of
+    a node's tokens given its parent, nats; ``lengths``: how many tokens. Node 0 is the root. A parent has a lower index
+    than its children; -1 marks the root and slots not in use. Append a child by writing its parent, value, logp and
+    length, with 0 visits, v = 0 and q = v of its parent + its value - its parent's value.
+    """
+
+    parents: Any
+    q: Any
+    v: Any
+    visits: Any
+    values: Any
+    logps: Any
+    lengths: Any
+
+
+class PuctStep(NamedTuple):
+    """``nodes`` (B,) int64: where the descent ended, -1 for none; ``depths`` (B,) int64."""
+
+    nodes: Any
+    depths: Any
+
+
+class BacktrackState(NamedTuple):
+    """Counters of B answers: ``local_attempts``, ``total_attempts`` (B,) int64, ``temperatures`` (B,) float64 to sample
+    with, ``correcting`` and ``done`` (B,) bool."""
+
+    local_attempts: Any
+    total_attempts: Any
+    temperatures: Any
+    correcting: Any
+    done: Any
+
+    @classmethod
+    def start(cls, batch: int, *, temperature: float = 1.0, like: Any = None) -> BacktrackState:
+        """Return the counters before the first chunk, in an array kind like ``like`` (NumPy by default)."""
+        op = "retrospective_backtrack"
+        b = integer(op, "batch", batch, at_least=0)
+        t = number(op, "temperature", temperature, at_least=0)
+        like = np.empty(0) if like is None else like
+        _arrays.kind(op, "like", like)
+        parts = (
+            np.zeros(b, np.int64),
+            np.zeros(b, np.int64),
+            np.full(b, t),
+            np.zeros(b, bool),
+            np.zeros(b, bool),
+        )
+        return cls(*(_arrays.from_numpy(x, like) for x in parts))
+
+
+ACTIONS = {"none": -1, "accept": 0, "continue": 1, "resample": 2, "cut": 3, "stop": 4}
+"""What ``retrospective_backtrack`` can decide."""
+
+
+class Backtrack(NamedTuple):
+    """``actions`` (B,) int64, see ``ACTIONS``; ``kept_lengths`` (B,) int64: tokens of the answer, prefix included, to
+    keep; ``flagged`` (B,) int64: the unconfident phrase, -1 for none; ``state``: the counters after it."""
+
+    actions: Any
+    kept_lengths: Any
+    flagged: Any
+    state: BacktrackState
+
+
+def alike(
+    op: str,
+    name: str,
+    value: Any,
+    dtypes: tuple[str, ...],
+    shape: tuple[int, ...],
+    other_name: str,
+    other: Any,
+) -> None:
+    """Refuse an array of another dtype, library, device or shape than wanted."""
+    _arrays.checked(op, name, value, dtypes)
+    _arrays.same_place(op, name, value, other_name, other)
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"[{op}] {name}: expected shape {shape}, got {tuple(value.shape)}. Match {other_name}."
+        )
+
+
+def packed(value: Any, dtype: Any = None) -> np.ndarray:
+    """A contiguous NumPy array, converted to ``dtype`` if one is given."""
+    return np.ascontiguousarray(_arrays.to_numpy(value), dtype)
+
+
+def refuse(op: str, name: str, x: Any, bad: np.ndarray | None, wanted: str, hint: str) -> None:
+    """Raise for the first element that is ``bad``, with its value and place."""
+    if bad is not None and bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        got = _arrays.to_numpy(x)[at]
+        raise ValueError(
+            f"[{op}] {name}: expected {wanted}, got {got} at {list(at)}. {hint or 'Correct it first.'}"
+        )
+
+
+def check_tree(
+    op: str,
+    tree: StarTree | PuctTree,
+    reals: tuple[str, ...],
+    counts: tuple[str, ...],
+    fixed_reals: tuple[str, ...] = (),
+    fixed_counts: tuple[str, ...] = (),
+) -> np.ndarray:
+    """Check every array of a tree, the first two groups for being writable, and return the parents."""
+    _arrays.checked(op, "tree.parents", tree.parents, _arrays.INTEGERS, 2)
+    shape = tuple(int(n) for n in tree.parents.shape)
+    for name in (*reals, *counts, *fixed_reals, *fixed_counts):
+        x, whole = getattr(tree, name), name in counts or name in fixed_counts
+        alike(
+            op,
+            f"tree.{name}",
+            x,
+            _arrays.INTEGERS if whole else TREE_FLOATS,
+            shape,
+            "tree.parents",
+            tree.parents,
+        )
+        if name in reals or name in counts:
+            check_writable(op, f"tree.{name}", x)
+    if _arrays.device(tree.parents) != "cpu":
+        return np.empty(shape, np.int64)
+    parents = _arrays.to_numpy(tree.parents)
+    refuse(op, "tree.parents", parents, (parents < -1) | (parents >= np.arange(shape[1])),
+            "-1 or an earlier node (-1 at node 0)", "Append children after their parent.")  # fmt: skip
+    for name in counts:
+        x = _arrays.to_numpy(getattr(tree, name))
+        refuse(op, f"tree.{name}", x, x < 0, "counts >= 0", "New nodes have 0.")
+    for name in fixed_counts:
+        x = _arrays.to_numpy(getattr(tree, name))
+        refuse(op, f"tree.{name}", x, (x < 1) & (parents >= 0), "at least one token per node", "")
+    if _environment.checks_on():
+        for name in (*reals, *fixed_reals):
+            x = _arrays.to_numpy(getattr(tree, name))
+            bad = ~np.isfinite(x) & ((parents >= 0) | (np.arange(shape[1]) == 0))
+            refuse(
+                op, f"tree.{name}", x, bad, "finite values", "Unset HOTLOOP_CHECK to let it pass."
+            )
+    return parents
+
+
+def check_writable(op: str, name: str, x: Any) -> None:
+    """Refuse an array that cannot be updated in place."""
+    if isinstance(x, np.ndarray):
+        strides, writable = x.strides, x.flags.writeable
+    else:
+        strides, writable = x.stride() if hasattr(x, "stride") else x.strides, True
+    if not writable:
+        raise ValueError(
+            f"[{op}] {name}: expected a writable array, got a read-only one. Pass a copy."
+        )
+    if 0 not in x.shape and any(s == 0 and n > 1 for s, n in zip(strides, x.shape)):
+        raise ValueError(
+            f"[{op}] {name}: expected a place for every node, got an expanded array. Pass a copy."
+        )
+
+
+def nodes_in_use(
+    op: str, parents: np.ndarray, like: Any, leaves: Any, roots: Any, starts: Any
+) -> tuple[Any, ...]:
+    """(leaves, roots, starts) as the compiled loop takes them; each node is one in use."""
+    found: list[Any] = []
+    trees, slots = parents.shape
+    for name, value, least in (("leaves", leaves, -1), ("roots", roots, 0), ("starts", starts, -1)):
+        if value is None:
+            found.append(None)
+            continue
+        alike(op, name, value, _arrays.INTEGERS, (trees,), "tree.parents", like)
+        x = packed(value, np.int64) if _arrays.device(value) == "cpu" else np.zeros(trees, np.int64)
+        inside = (x >= least) & (x < slots)
+        if slots > 0:
+            inside &= (x <= 0) | (parents[np.arange(trees), np.clip(x, 0, slots - 1)] >= 0)
+        wanted = "a node in use" if least == 0 else "a node in use, or -1 for none"
+        refuse(op, name, x, ~inside, wanted, "Pass indices of the tree's nodes.")
+        found.append(x)
+    return tuple(found)

@@ -1,0 +1,130 @@
+"""LANTERN: relaxed acceptance for image tokens, whose neighbours in the codebook look alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _arrays, _environment, _native
+from .._impl import Impl
+from .._numbers import integer, number
+from ..reference.decode import lantern as _reference
+from . import _call
+from ._law import check_ids, check_law, pack
+from ._results import VerifiedRelaxed
+from .speculative import verified_like
+
+
+def lantern_relaxed_accept(
+    draft_probs: Any,
+    draft_token_ids: Any,
+    target_probs: Any,
+    neighbors: Any,
+    *,
+    k: int = 1000,
+    delta: float = 0.1,
+    num_draft_tokens: Any = None,
+    seed: Any = 0,
+    offset: Any = 0,
+    impl: Impl = "auto",
+) -> VerifiedRelaxed:
+    """Verify a drafted chain where a token may borrow its nearest neighbours' mass. Not lossless; the bound is below.
+
+    C_j = sum of p over the j nearest neighbours of x; j* = number of j <= k with C_j <= B, B = delta, or
+    (delta - 1) p(x) for delta > 1 (LANTERN++). x is accepted if u q(x) <= p(x) + C_j*. Moving that mass onto x changes
+    p by C_j* <= B in total variation: what is returned as ``relaxation``. Per position the output law is then off by at
+    most the additional acceptance, sum_x [min(q, p + C_j*(x)) - min(q, p)](x), plus, since on a rejection the
+    neighbours keep their full mass (the authors' rule, a heuristic), at most the draft mass of the neighbours spared.
+
+    Differs from the authors' code where no mass is left after a rejection: it then samples uniformly, this from p; and
+    a token with p(x) = 0 is never accepted.
+
+    Args:
+        draft_probs: (B, K, V) as in ``chain_speculative_sampling``; None for deterministic drafts.
+        draft_token_ids: (B, K), int32 or int64.
+        target_probs: (B, K+1, V) as in ``chain_speculative_sampling``. At temperature 0 x is accepted if it is the
+            argmax after borrowing, under the law at temperature 1.
+        neighbors: (V, columns) int32, nearest first, without the token itself: ``vq_neighbor_table``.
+        k: neighbours at most, >= 0. Default 1000.
+        delta: bound on the total variation per position, or a factor above 1, >= 0; the paper sweeps 0.05 to 0.4.
+            Default 0.1. 0 gives ``chain_speculative_sampling``.
+        num_draft_tokens, seed, offset: as in ``chain_speculative_sampling``.
+        impl: "auto", "cpu" or "reference".
+
+    Returns:
+        ``VerifiedRelaxed``: as ``Verified``, and ``relaxation`` (B, K): C_j* of each position visited.
+
+    Raises:
+        TypeError, ValueError: an array of another dtype, shape, library or device, a number out of range. With
+            HOTLOOP_CHECK=1 also rows that are no law, and ids out of range.
+        NotImplementedError: a forced ``impl`` that cannot run.
+
+    Example:
+        >>> import numpy as np
+        >>> p, q = np.array([[[0.5, 0.5, 0.0]] * 2]), np.array([[[1.0, 0.0, 0.0]]])
+        >>> near = np.array([[1, 2], [0, 2], [1, 0]], np.int32)
+        >>> done = lantern_relaxed_accept(q, np.array([[0]]), p, near, delta=0.6)
+        >>> done.num_accepted.tolist(), done.relaxation.tolist()
+        ([1], [[0.5]])
+
+    Reference:
+        Jang et al. 2024 (LANTERN), arXiv:2410.03355, and its evaluate_posterior; LANTERN++, arXiv:2502.06352, for
+        delta > 1.
+    """
+    op = "lantern_relaxed_accept"
+    target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
+    ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
+    _arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    batch, width = map(int, ids.shape)
+    vocabulary = int(target.values.shape[2])
+    _call.check_shape(
+        op,
+        "target_probs",
+        target.values,
+        (batch, width + 1, vocabulary),
+        "for that many draft tokens",
+    )
+    draft = None
+    if draft_probs is not None:
+        draft = check_law(op, "draft_probs", draft_probs, ("B", "K", "V"))
+        _call.check_draft(op, draft, target, width)
+    near = _arrays.checked(op, "neighbors", neighbors, ("int32",), 2)
+    _arrays.same_place(op, "neighbors", near, "target_probs", target.values)
+    _call.check_shape(
+        op, "neighbors", near, (vocabulary, int(near.shape[1])), "for that vocabulary"
+    )
+    k = integer(op, "k", k, at_least=0)
+    number(op, "delta", delta, at_least=0.0)
+    _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, width, ids)
+    _call.check_stream(op, seed, offset, batch, ids)
+    if _environment.checks_on():
+        check_ids(op, "draft_token_ids", ids, vocabulary)
+        check_ids(op, "neighbors", near, vocabulary)
+    if _call.choose(op, impl, target.values) == "reference":
+        return _reference.lantern_relaxed_accept(
+            draft,
+            ids,
+            target,
+            near,
+            k=k,
+            delta=delta,
+            num_draft_tokens=num_draft_tokens,
+            seed=seed,
+            offset=offset,
+        )
+    outputs = verified_like(ids, batch, width + 1)
+    moved = _arrays.empty(ids, (batch, width), "float32")
+    _native.core().decode_lantern(
+        batch,
+        width,
+        _arrays.exported(_arrays.unit_stride(ids)),
+        pack(target),
+        None if draft is None else pack(draft),
+        _arrays.exported(_arrays.unit_stride(near)),
+        k,
+        float(delta),
+        _call.packed_lengths(num_draft_tokens, width),
+        *_call.packed_stream(seed, offset),
+        tuple(_arrays.exported(x) for x in outputs),
+        _arrays.exported(moved),
+    )
+    return VerifiedRelaxed(*outputs, moved)

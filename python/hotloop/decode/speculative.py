@@ -1,0 +1,250 @@
+"""Verification of drafted chains: token by token, by block, and of streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .. import _arrays, _environment, _native
+from .._impl import Impl
+from ..reference.decode import speculative as _reference
+from . import _call
+from ._law import check_ids, check_law, pack
+from ._results import Verified
+
+
+def chain_speculative_sampling(
+    draft_probs: Any,
+    draft_token_ids: Any,
+    target_probs: Any,
+    *,
+    num_draft_tokens: Any = None,
+    seed: Any = 0,
+    offset: Any = 0,
+    impl: Impl = "auto",
+) -> Verified:
+    """Verify a drafted chain token by token; what is emitted follows the target's law exactly.
+
+    Draft token x_i is accepted if u_i q_i(x_i) <= p_i(x_i), u_i uniform in (0, 1]; at the first rejection one token of
+    max(p_i - q_i, 0), renormalised, is emitted instead, and after the last acceptance one of the row that follows. Rows
+    of the target are read in order and none after the first rejection.
+
+    Args:
+        draft_probs: the laws q the draft tokens were drawn from: probabilities (B, K, V), or ``Logits`` / ``Probs``
+            around such an array (the same temperature and truncation the draft sampled with). None: the draft was
+            certain of its tokens (greedy drafts, n-gram look-up).
+        draft_token_ids: (B, K), int32 or int64; K may be 0.
+        target_probs: the laws p, (B, K+1, V): probabilities, ``Logits`` or ``Probs``. Row K follows the whole draft.
+        num_draft_tokens: (B,) draft tokens of each request, 0 to K; None for K.
+        seed: 0 to 2^64 - 1 for all requests, or (B,) int64, one for each; a request's draws then do not depend on its
+            place in the batch. Default 0.
+        offset: tokens the request has emitted so far, an integer or (B,) int64: draws belong to positions. Default 0.
+        impl: "auto", "cuda", "cpu" or "reference".
+
+    Returns:
+        ``Verified``: ``output_token_ids`` (B, K+1) of the dtype of ``draft_token_ids`` padded with -1, ``num_accepted``
+        (B,), ``logprobs`` (B, K+1), ``rows_read`` (B,). A row without a law (no finite logit) emits nothing.
+
+    Raises:
+        TypeError, ValueError: an array of another dtype, shape, library or device. With HOTLOOP_CHECK=1 also NaN or
+            +inf logits, rows that are no law, and ids out of range.
+        NotImplementedError: a forced ``impl`` that cannot run.
+
+    Example:
+        >>> import numpy as np
+        >>> p = np.full((1, 3, 4), 0.25)
+        >>> done = chain_speculative_sampling(p[:, :2], np.array([[1, 3]]), p, seed=7)
+        >>> done.output_token_ids[:, :2].tolist(), done.num_accepted.tolist()
+        ([[1, 3]], [2])
+
+    Reference:
+        Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023, arXiv:2302.01318. u is in (0, 1], so
+        that a token of target probability 0 is never accepted and p = q always is.
+    """
+    op = "chain_speculative_sampling"
+    return _verify(
+        op, False, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl
+    )
+
+
+def block_speculative_sampling(
+    draft_probs: Any,
+    draft_token_ids: Any,
+    target_probs: Any,
+    *,
+    num_draft_tokens: Any = None,
+    seed: Any = 0,
+    offset: Any = 0,
+    impl: Impl = "auto",
+) -> Verified:
+    """Verify a drafted chain as a block: the same law as token by token, and at least as many tokens on average.
+
+    r_0 = 1, r_i = min(1, r_{i-1} p_{i-1}(x_i) / q_{i-1}(x_i)), i = 1..K. A prefix of i tokens passes if u_i <= h_i,
+    h_K = r_K, h_i = s_i / (s_i + 1 - r_i) with s_i = sum_v max(r_i p_i(v) - q_i(v), 0) for i < K. The longest prefix
+    that passes is kept; the token after it is drawn from max(r_i p_i - q_i, 0), renormalised, or p_K after all K.
+    All rows up to the first of r_i = 0 are read, for a later prefix may pass though an earlier one fails.
+
+    Args:
+        draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl: as in
+            ``chain_speculative_sampling``.
+
+    Returns:
+        ``Verified``, as from ``chain_speculative_sampling``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in ``chain_speculative_sampling``.
+
+    Example:
+        >>> import numpy as np
+        >>> p = np.full((1, 3, 4), 0.25)
+        >>> block_speculative_sampling(p[:, :2], np.array([[1, 3]]), p).num_accepted.tolist()
+        [2]
+
+    Reference:
+        Sun et al. 2024, "Block Verification Accelerates Speculative Decoding", arXiv:2403.10444, algorithm 2.
+    """
+    op = "block_speculative_sampling"
+    return _verify(
+        op, True, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl
+    )
+
+
+def speculative_streaming_verify(
+    stream_probs: Any,
+    draft_token_ids: Any,
+    target_probs: Any,
+    *,
+    num_draft_tokens: Any = None,
+    seed: Any = 0,
+    offset: Any = 0,
+    impl: Impl = "auto",
+) -> Verified:
+    """Verify a window drafted by several streams per draft step; the law is the target's, exactly.
+
+    A draft step emits S tokens, each from the law of its own stream; steps follow each other: token i of the window
+    came from stream i mod S of step i // S. Each is verified against the law it was drawn from, which need not know the
+    tokens of its own step: that costs acceptance, never exactness.
+
+    Args:
+        stream_probs: (B, steps, S, V) probabilities, ``Logits`` or ``Probs``, with steps * S >= K; what lies beyond K
+            is not read.
+        draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl: as in ``chain_speculative_sampling``.
+
+    Returns:
+        ``Verified``, as from ``chain_speculative_sampling``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in ``chain_speculative_sampling``.
+
+    Example:
+        >>> import numpy as np
+        >>> p = np.full((1, 4, 5), 0.2)
+        >>> streams = np.full((1, 2, 2, 5), 0.2)
+        >>> speculative_streaming_verify(streams, np.array([[0, 1, 2]]), p).num_accepted.tolist()
+        [3]
+
+    Reference:
+        Bhendawade et al. 2025, "Mirror Speculative Decoding", arXiv:2510.13161; the acceptance rule is that of
+        arXiv:2211.17192 position by position (derived: the lemma never uses how q was conditioned).
+    """
+    op = "speculative_streaming_verify"
+    law = check_law(op, "stream_probs", stream_probs, ("B", "steps", "S", "V"))
+    ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
+    batch, steps, streams, vocabulary = law.values.shape
+    k = int(ids.shape[1])
+    if steps * streams < k:
+        raise ValueError(
+            f"[{op}] stream_probs: expected at least {k} tokens in steps * S, got shape {tuple(law.values.shape)}."
+        )
+
+    def merged(x: Any) -> Any:
+        return x.reshape(batch, steps * streams, vocabulary)[:, :k]
+
+    parts = {"values": merged(law.values)}
+    if getattr(law, "reference", None) is not None:
+        parts["reference"] = merged(law.reference)  # type: ignore[union-attr]
+    return _verify(
+        op,
+        False,
+        replace(law, **parts),
+        draft_token_ids,
+        target_probs,
+        num_draft_tokens,
+        seed,
+        offset,
+        impl,
+    )
+
+
+def _verify(
+    op: str,
+    whole_block: bool,
+    draft_probs: Any,
+    draft_token_ids: Any,
+    target_probs: Any,
+    num_draft_tokens: Any,
+    seed: Any,
+    offset: Any,
+    impl: Impl,
+) -> Verified:
+    if _arrays.compiling():
+        from . import _operators
+
+        mode = "block" if whole_block else "chain"
+        return _operators.chain(
+            mode, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl
+        )
+    target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
+    ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
+    _arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    batch, k = map(int, ids.shape)
+    vocabulary = int(target.values.shape[2])
+    _call.check_shape(
+        op, "target_probs", target.values, (batch, k + 1, vocabulary), "for that many draft tokens"
+    )
+    draft = None
+    if draft_probs is not None:
+        draft = check_law(op, "draft_probs", draft_probs, ("B", "K", "V"))
+        _call.check_draft(op, draft, target, k)
+    _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, k, ids)
+    _call.check_stream(op, seed, offset, batch, ids)
+    if _environment.checks_on():
+        check_ids(op, "draft_token_ids", ids, vocabulary)
+    chosen = _call.choose(op, impl, target.values, cuda=True)
+    if chosen == "reference":
+        verify = (
+            _reference.block_speculative_sampling
+            if whole_block
+            else _reference.chain_speculative_sampling
+        )
+        return verify(
+            draft, ids, target, num_draft_tokens=num_draft_tokens, seed=seed, offset=offset
+        )
+    outputs = verified_like(ids, batch, k + 1)
+    arguments = (
+        whole_block,
+        batch,
+        k,
+        _arrays.exported(_arrays.unit_stride(ids)),
+        pack(target),
+        None if draft is None else pack(draft),
+        _call.packed_lengths(num_draft_tokens, k),
+        *_call.packed_stream(seed, offset),
+        tuple(_arrays.exported(x) for x in outputs),
+    )
+    if chosen == "cuda":
+        from . import _cuda
+
+        _cuda.chain(outputs, target.values, *arguments)
+    else:
+        _native.core().decode_chain(*arguments)
+    return outputs
+
+
+def verified_like(ids: Any, batch: int, width: int) -> Verified:
+    return Verified(
+        _arrays.empty(ids, (batch, width), _arrays.dtype(ids)),
+        _arrays.empty(ids, (batch,), "int64"),
+        _arrays.empty(ids, (batch, width), "float32"),
+        _arrays.empty(ids, (batch,), "int64"),
+    )
