@@ -30,7 +30,16 @@ report = subprocess.run(
 ).stdout
 assert "preference.dpo_loss" in report
 
+from hotloop import decode  # noqa: E402
+
+logits = np.log(np.array([[0.1, 0.2, 0.7]], np.float32))
+assert int(decode.sample(decode.Logits(logits, temperature=0.0)).token_ids[0]) == 2
+draft = np.array([[2]])
+verified = decode.chain_speculative_sampling(None, draft, np.stack([np.exp(logits)] * 2, 1), seed=1)
+assert verified.output_token_ids.shape == (1, 2)
+
 if without_torch:
+    assert "torch" not in sys.modules
     message = ""
     try:
         hotloop.preference  # noqa: B018

@@ -31,5 +31,5 @@ if [ "${WHEEL_TESTS:-1}" = 1 ]; then
   .venv-wheel/bin/python -m pip install -q pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.17 mpmath==1.3.0 \
     psutil rich matplotlib
   .venv-wheel/bin/python -m pytest -q -m 'not gpu and not big and not peer and not slow and not source' \
-    tests/core tests/logprob tests/preference tests/unlearn
+    tests/core tests/decode tests/logprob tests/preference tests/unlearn
 fi

@@ -20,8 +20,8 @@ def choose(op: str, impl: Impl, like: Any, *, cuda: bool = False) -> str:
     if cuda:
 
         def refuses_cuda() -> str | None:
-            if device == "cpu":
-                return "device cpu"
+            if not device.startswith("cuda"):
+                return f"device {device}"
             return None if _native.cuda() is not None else "hotloop._cuda is not compiled"
 
         candidates["cuda"] = refuses_cuda

@@ -85,8 +85,10 @@ def block_speculative_sampling(
     All rows up to the first of r_i = 0 are read, for a later prefix may pass though an earlier one fails.
 
     Args:
-        draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl: as in
-            ``chain_speculative_sampling``.
+        draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, impl: as in ``chain_speculative_sampling``.
+        offset: a count that no earlier call of the request has reached: advance it by K + 1 per call whatever was
+            accepted, for the draft's ``sample`` too. Not the number of tokens emitted: what is decided here depends on
+            draws beyond the last token emitted, and meeting them again would bend the law. Default 0.
 
     Returns:
         ``Verified``, as from ``chain_speculative_sampling``.
