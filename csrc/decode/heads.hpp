@@ -14,7 +14,8 @@
 namespace hotloop::decode {
 
 // Weights are multiples of 2^-42 in [0, 1]: 1024 of them add up in a double without rounding, 2^21 in 64 bits.
-// Against the softmax a law on this grid is off by at most V * 2^-43 in total variation (1.5e-8 at V = 131072).
+// Against the softmax the law is off by at most 2^-23 + V * 2^-43 in total variation: the rounding of the exponential in
+// float32, and that to the grid (1.5e-8 at V = 131072).
 inline constexpr double kWeightUnit = 0x1p-42;
 inline constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 21;
 // What a rejection leaves, as a share of the law, is a multiple of 2^-51: all of it adds up in a double.

@@ -153,8 +153,9 @@ namespace {
 template <class Out>
 void write_probs(const ProbsCall& call, OpenRow& row, bool has_law, Out* out) {
   const std::int64_t vocabulary = call.law.vocabulary;
+  constexpr Out kNever = -std::numeric_limits<Out>::infinity();
   if (!has_law) {
-    std::fill(out, out + vocabulary, static_cast<Out>(0));
+    std::fill(out, out + vocabulary, call.log ? kNever : static_cast<Out>(0));
     return;
   }
   double values[kChunk];
@@ -163,7 +164,10 @@ void write_probs(const ProbsCall& call, OpenRow& row, bool has_law, Out* out) {
     const std::int64_t count = std::min(kChunk, vocabulary - first);
     if (call.log) {
       row_logits(row.law.source, first, count, values);
-      for (std::int64_t j = 0; j < count; ++j) out[first + j] = static_cast<Out>(values[j] - row.law.max - log_mass);
+      for (std::int64_t j = 0; j < count; ++j) {
+        const double logp = values[j] - row.law.max - log_mass;
+        out[first + j] = std::isnan(logp) ? kNever : static_cast<Out>(logp);
+      }
     } else {
       row_probs(row.law, first, count, values);
       for (std::int64_t j = 0; j < count; ++j) out[first + j] = static_cast<Out>(values[j]);

@@ -25,6 +25,24 @@ class Cache:
         self.values = [torch.zeros(rows, length, head_width) for _ in range(layers)]
         self.filled = 0
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+
+class Places:
+    """Where new tokens stand, [B, T], when each row of a batch has come to a place of its own."""
+
+    def __init__(self, places: Tensor) -> None:
+        self.places = places
+        self.rows = torch.arange(len(places))[:, None]
+        self.end = int(places.max()) + 1
+        later = torch.arange(self.end) > places[:, :, None]
+        self.bias = torch.zeros(later.shape).masked_fill_(later, -torch.inf)[
+            :, None
+        ]  # (B, 1, T, end)
+
 
 def rotary(length: int, head_width: int) -> Tensor:
     """Rotation of each position as (2, length, head_width): cosines, then signed sines."""
@@ -56,18 +74,30 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, table: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: Cache | None,
+        layer: int,
+        ragged: Places | None = None,
+    ) -> Tensor:
         rows, length, width = x.shape
         split = self.qkv(self.attention_norm(x)).view(rows, length, self.heads + 2, -1)
         mixed = split.transpose(1, 2)  # (B, heads + 2, T, head width)
         q = rotate(mixed[:, : self.heads], table)
         k = rotate(mixed[:, self.heads : -1], table)
         v = mixed[:, -1:]
-        if cache is not None:
+        if cache is not None and ragged is not None:
+            cache.keys[layer][ragged.rows, :, ragged.places] = k[:, 0].float()
+            cache.values[layer][ragged.rows, ragged.places] = v[:, 0].float()
+        elif cache is not None:
             start, end = cache.filled, cache.filled + length
             cache.keys[layer][:, :, start:end] = k[:, 0].transpose(1, 2)
             cache.values[layer][:, start:end] = v[:, 0]
-        if length == 1 and cache is not None:
+        if cache is not None and ragged is not None:
+            seen = self._several_steps(q, cache, layer, ragged)
+        elif length == 1 and cache is not None:
             seen = self._one_step(q[:, :, 0], cache, layer)
         else:
             shape = (rows, self.heads, length, self.head_width)
@@ -86,6 +116,16 @@ class Block(nn.Module):
             scores = torch.matmul(q.float(), cache.keys[layer][:, :, :end])
             weights = (scores * self.head_width**-0.5).softmax(-1)
             return torch.matmul(weights, cache.values[layer][:, :end])
+
+    def _several_steps(self, q: Tensor, cache: Cache, layer: int, ragged: Places) -> Tensor:
+        """A few new positions of each row, wherever that row stands."""
+        rows, heads, length, _ = q.shape
+        with torch.autocast("cpu", enabled=False):  # as in _one_step
+            scores = torch.matmul(q.float().flatten(1, 2), cache.keys[layer][:, :, : ragged.end])
+            scores = scores.view(rows, heads, length, -1) * self.head_width**-0.5 + ragged.bias
+            weights = scores.softmax(-1).flatten(1, 2)
+            seen = torch.matmul(weights, cache.values[layer][:, : ragged.end])
+        return seen.view(q.shape).transpose(1, 2)
 
 
 class Decoder(nn.Module):
@@ -139,5 +179,22 @@ class Decoder(nn.Module):
             x = block(x, table, cache, layer)
         if cache is not None:
             cache.filled = tokens.shape[1]
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def extend(self, tokens: Tensor, filled: Tensor, count: int, cache: Cache) -> Tensor:
+        """Hidden states [B, count, D] of the tokens of row b from position filled[b] on, which is at least 3.
+
+        What ``cache`` holds at these positions and later is replaced or not looked at, so rejected drafts
+        need no clearing. Positions beyond the last one stand for nothing and share its place, which no
+        token that is still to be followed by another one can have.
+        """
+        before = max(NGRAMS) - 1
+        places = (filled[:, None] + torch.arange(-before, count)).clamp(max=tokens.shape[1] - 1)
+        x = self.embed(tokens.gather(1, places), before)
+        ragged = Places(places[:, before:])
+        table = self.table[:, ragged.places][:, :, None]
+        for layer, block in enumerate(self.blocks):
+            x = block(x, table, cache, layer, ragged)
         hidden: Tensor = self.norm(x)
         return hidden

@@ -17,7 +17,7 @@ from hotloop import _core
 from rich.console import Console
 from rich.table import Table
 
-from . import head_comparison
+from . import head_comparison, serve
 from .checkpoint import write_atomically
 from .run import Run
 
@@ -74,6 +74,9 @@ def build(run: Run) -> dict[str, Any]:
         "curve": curve,
         "rounds": [_round(found) for found in state["rounds"]],
         "feedback": run.comparison(),
+        "serving": serve.summary(state["served"], run.settings)
+        | {"draft_parameters": sum(p.numel() for p in run.draft.parameters()) if run.draft else 0}
+        | {"draft_divergence": state["draft_loss"]},
         "head": state["measured"],
         "head_memory_is": head_comparison.MEMORY,
         "head_time_is": head_comparison.TIME,
@@ -155,6 +158,23 @@ def table(report: dict[str, Any]) -> Table:
         "mean score",
         f"{feedback['score_before']:.3f} before, {feedback['score_after']:.3f} after",
     )
+    served = report["serving"]
+    plain = served["plain"]
+    for mode, name in (("token", "speculative"), ("block", "speculative, block")):
+        facts = served[mode]
+        found.add_row(
+            f"serving, {name}",
+            f"{facts['bytes_per_call']:.2f} bytes per call of the model, "
+            f"{facts['bytes_per_second']:.0f} bytes/s; plain decoding 1.00 and "
+            f"{plain['bytes_per_second']:.0f}  (draft of "
+            f"{served['draft_parameters'] / 1e6:.2f} M parameters proposes {served['draft_tokens']}, "
+            f"batches of {served['batch']})",
+        )
+        found.add_row(
+            "  same law",
+            f"chi-square of {facts['bytes']} transformed bytes: p = {facts['law_p_value']:.2g}; "
+            f"with rejected bytes taken from the draft: p = {facts['control_p_value']:.2g}",
+        )
     for case in report["head"]:
         ours, plain = case["hotloop"], case["torch"]
         found.add_row(

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, data, evaluate, generate, head_comparison, train
+import torch
+from torch import Tensor
+
+from . import checkpoint, data, evaluate, generate, head_comparison, serve, train
 from .data import Corpus, Prompt
 from .judge import judge_for
 from .model import Decoder
@@ -50,6 +53,9 @@ class Run:
         self.model = train.new_model(settings)
         self.optimizer = train.new_optimizer(self.model, settings.weight_decay)
         self.base: Decoder | None = None
+        self.draft: Decoder | None = None
+        self.draft_optimizer: torch.optim.Optimizer | None = None
+        self.answer_rows: Tensor | None = None
         self.pairs: train.Pairs | None = None
         self.state: dict[str, Any] = {
             "fingerprint": settings.fingerprint(corpus.digest),
@@ -61,6 +67,8 @@ class Run:
             "rounds": [],
             "answers": [],
             "sampled": {},
+            "served": [],
+            "draft_loss": None,
             "measured": [],
         }
         self.stages = self._stages()
@@ -68,15 +76,23 @@ class Run:
     def restore(self, saved: dict[str, Any]) -> None:
         self.model.load_state_dict(saved.pop("model"))
         base, optimizer, pairs = saved.pop("base"), saved.pop("optimizer"), saved.pop("pairs")
+        draft = saved.pop("draft")
         self.state = saved
         if base is not None:
             self.base = self._frozen(base)
         self.optimizer.load_state_dict(optimizer)
         self.pairs = None if pairs is None else train.Pairs(*pairs)
         self.state["resumed"] += 1
+        if draft is not None:
+            weights, moments = draft
+            self._new_draft()
+            assert self.draft is not None
+            assert self.draft_optimizer is not None
+            self.draft.load_state_dict(weights)
+            self.draft_optimizer.load_state_dict(moments)
 
     def save(self) -> None:
-        pairs = self.pairs
+        pairs, draft, moments = self.pairs, self.draft, self.draft_optimizer
         checkpoint.save(
             self.folder,
             self.state
@@ -84,6 +100,9 @@ class Run:
                 "model": self.model.state_dict(),
                 "base": None if self.base is None else self.base.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
+                "draft": None
+                if draft is None or moments is None
+                else (draft.state_dict(), moments.state_dict()),
                 "pairs": None if pairs is None else (pairs.tokens, pairs.labels, pairs.ref_logps),
             },
         )
@@ -152,6 +171,7 @@ class Run:
             self._sampling("held-out prompts, after", self.eval_prompts, settings.eval_answers,
                            lambda: self.model),
         ]  # fmt: skip
+        stages += self._serving()
         if settings.measure:
             cases = head_comparison.cases(settings)
             stages.append(
@@ -254,6 +274,70 @@ class Run:
     def _end_pairs(self) -> None:
         self.pairs = None
         self._curve_point("pairs", len(self.state["curve"]), None)
+
+    # Serving
+
+    def _serving(self) -> list[Stage]:
+        settings = self.settings
+        served = self.eval_prompts[: settings.serve_prompts]
+        batches = [
+            served[i : i + settings.serve_batch]
+            for i in range(0, len(served), settings.serve_batch)
+        ]
+        # Modes take turns batch by batch, so that a busy moment of the machine hits them alike.
+        work = [(mode, batch) for batch in range(len(batches)) for mode in serve.MODES]
+
+        def begin() -> None:
+            self.state["served"] = []
+
+        def step(position: int) -> str:
+            mode, batch = work[position]
+            assert self.draft is not None
+            seed = seed_of(settings.seed, "serve", batch)
+            found = serve.serve(mode, self.model, self.draft, batches[batch], settings, seed)
+            self.state["served"].append(found)
+            return f"{mode}: {found['bytes'] / found['calls']:.2f} bytes per call of the model"
+
+        return [
+            Stage(
+                "teach the draft",
+                self._new_draft,
+                lambda: settings.draft_steps,
+                self._draft_step,
+                nothing,
+            ),
+            Stage("serve held-out prompts", begin, lambda: len(work), step, nothing),
+        ]
+
+    def _new_draft(self) -> None:
+        self.draft = serve.new_draft(self.settings)
+        self.draft_optimizer = train.new_optimizer(self.draft, 0.0)
+
+    def _draft_step(self, step: int) -> str:
+        assert self.draft is not None
+        assert self.draft_optimizer is not None
+        if self.answer_rows is None:  # a resumed run makes them again
+            self.answer_rows = self._rows_for_the_draft()
+        loss = serve.draft_step(
+            self.draft, self.draft_optimizer, self.model, self.answer_rows, step, self.settings
+        )
+        self.state["draft_loss"] = loss
+        return f"divergence {loss:.3f} nats/byte"
+
+    def _rows_for_the_draft(self) -> Tensor:
+        """Answers given while the model learned; pieces of the text where it learned from no answers."""
+        rounds, context = range(self.settings.rounds), self.settings.context
+        rows = [
+            serve.answered(
+                self._round_prompts(round_),
+                self.state["sampled"][f"round {round_ + 1}: answer"],
+                self.settings,
+            )
+            for round_ in rounds
+        ]
+        starts = torch.arange(0, len(self.train_tokens) - context, context)[:4096]
+        pieces = self.train_tokens[starts[:, None] + torch.arange(context)].to(torch.uint8)
+        return torch.cat(rows) if rows else pieces
 
     # Measuring
 

@@ -50,6 +50,16 @@ class Settings:
     eval_prompts: int = 256
     eval_answers: int = 4
     sample_batch: int = 256
+    # Serving with a draft model.
+    draft_width: int = 64
+    draft_layers: int = 1
+    draft_heads: int = 2
+    draft_steps: int = 300
+    draft_batch: int = 16
+    draft_lr: float = 5e-3
+    draft_tokens: int = 4
+    serve_prompts: int = 64
+    serve_batch: int = 16
     # Measuring the head.
     measure: bool = True
     measure_repeats: int = 5
@@ -85,6 +95,7 @@ def settings_for(minutes: float, seed: int) -> Settings:
         pretrain_steps=max(20, round(base.pretrain_steps * share)),
         round_prompts=max(16, round(base.round_prompts * share)),
         eval_prompts=max(32, round(base.eval_prompts * min(share, 1.0))),
+        draft_steps=max(20, round(base.draft_steps * share)),
     )
 
 

@@ -22,6 +22,12 @@ def number(
     hint: str = "",
 ) -> float:
     """Return ``value`` as a float inside the stated range, or raise with the range in the text."""
+    if (
+        hasattr(value, "dtype")
+        and getattr(value, "shape", None) == ()
+        and hasattr(value, "tobytes")
+    ):
+        value = value.item()  # a NumPy scalar
     if type(value) is float or (isinstance(value, (int, float)) and not isinstance(value, bool)):
         x = float(value)
         if (

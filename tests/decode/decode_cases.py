@@ -54,15 +54,18 @@ class Mode:
             return np.eye(z.size)[int(np.argmax(z))]
         p = softmax(z / self.temperature)
         order = sorted(range(p.size), key=lambda v: -p[v])
-        by_count = set(order[: self.top_k] if self.top_k > 0 else order)
+        # Whoever equals the last one kept is kept.
+        least = p[order[self.top_k - 1]] if 0 < self.top_k < p.size else 0.0
+        by_count = {v for v in order if p[v] >= least}
         share = renormalised(np.array([p[v] if v in by_count else 0.0 for v in range(p.size)]))
         measured = share if self.filter_order == "top_k_first" else p
-        nucleus, before = set(), 0.0
+        before, last = 0.0, order[0]
         for v in order:
             assert abs(before - self.top_p) > 1e-5 or self.top_p == 1, "too close to tell"
-            if before < self.top_p:
-                nucleus.add(v)
-            before += measured[v]
+            if before >= self.top_p:
+                break
+            before, last = before + measured[v], v
+        nucleus = {v for v in order if p[v] >= p[last]}
         likely = {v for v in order if p[v] >= self.min_p * p.max()}
         kept = by_count & nucleus & likely
         return renormalised(np.array([p[v] if v in kept else 0.0 for v in range(p.size)]))

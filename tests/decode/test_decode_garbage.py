@@ -360,3 +360,16 @@ def test_value_augmentation_of_ids_that_are_none() -> None:
     for impl in ("cpu", "reference"):
         z = d.value_augmented_logits(Z[:1, 0], ids, values, impl=impl)
         assert not z.any()  # one valid token: its value is the mean
+
+
+@pytest.mark.parametrize("m", [0.0, 0.5, 1.0])
+def test_log_probabilities_of_rows_that_are_none(m: float) -> None:
+    """NaN is a token without mass, and a row without a law has none at all: -inf, not 0."""
+    z = np.array([[0.0, np.nan, 1.0], [-np.inf] * 3, [np.inf, 0.0, 0.0], [np.nan] * 3])
+    for dtype in (np.float32, np.float64):
+        for impl in ("cpu", "reference"):
+            both_ = z.astype(dtype)
+            found = d.geometric_mixture_logits(both_, both_, mixture=m, impl=impl)
+            assert (found[1:] == -np.inf).all()
+            assert found[0, 1] == -np.inf
+            np.testing.assert_allclose(np.exp(found[0, ::2]), [0.26894142, 0.73105858], rtol=1e-6)

@@ -251,7 +251,7 @@ def verified(n: int, k: int, v: int) -> tuple[np.ndarray, ...]:
 
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_rows_read(impl: str) -> None:
-    n, k, v = 300, 4, 9
+    n, k, v = 150, 4, 9
     z, w, x, lengths = verified(n, k, v)
     near = np.array([[u for u in range(v) if u != t] for t in range(v)], np.int32)
     target, draft = Logits(z), Logits(w[:, :k])

@@ -65,8 +65,9 @@ def test_warpers_keep_the_same_tokens(cut: dict[str, Any], warpers: list[Any], i
 
 
 def test_speculative_sampling_has_the_same_law() -> None:
-    """8000 rounds of theirs and a million of ours against one law of (tokens, number accepted)."""
-    v, k, rounds, n = 4, 2, 8000, 10**6
+    """4000 rounds of theirs and a million of ours against one law of (tokens, number accepted)."""
+    torch.set_num_threads(1)  # theirs are a few numbers at a time
+    v, k, rounds, n = 4, 2, 4000, 10**6
     rng = np.random.default_rng(0)
     z = rng.normal(size=(k + 1, v))
     w = 0.6 * z[:k] + 0.8 * rng.normal(size=(k, v))

@@ -314,6 +314,13 @@ def test_the_parts_of_a_seed_all_count() -> None:
     assert (own == sample(Logits(z.values[:1]), seed=2**64 - 1).token_ids[0]).all()
 
 
+def test_a_numpy_scalar_is_a_number() -> None:
+    z = Logits(np.zeros((4, 50)))
+    for impl in ("cpu", "reference"):
+        found = sample(z, seed=np.int64(5), offset=np.uint8(3), impl=impl).token_ids
+        assert np.array_equal(found, sample(z, seed=5, offset=3).token_ids)
+
+
 @pytest.mark.parametrize("certain", [False, True])
 @pytest.mark.parametrize("v", [2, 7, 600])
 def test_a_tree_of_one_branch_is_a_chain(v: int, certain: bool) -> None:
@@ -366,7 +373,7 @@ def test_one_stream_is_a_chain() -> None:
 def test_lantern_that_may_borrow_nothing_is_a_chain(certain: bool, zeros: bool) -> None:
     """delta = 0, also where the nearest neighbours have no mass and borrowing it would be free."""
     rng = np.random.default_rng(9)
-    b, k, v = 2000, 3, 9
+    b, k, v = 600, 3, 9
     p = rng.dirichlet(np.ones(v), size=(b, k + 1))
     if zeros:
         p[rng.random(p.shape) < 0.4] = 0

@@ -37,6 +37,10 @@ TINY = Settings(
     eval_prompts=16,
     eval_answers=2,
     sample_batch=24,
+    draft_width=16,
+    draft_steps=30,
+    serve_prompts=8,
+    serve_batch=4,
     measure=False,
     measure_repeats=1,
     large_repeats=1,
@@ -117,6 +121,12 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
         name: value
         for name, value in report.items()
         if name not in ("seconds", "machine", "resumed", "head")
+    }
+    kept["serving"] = {
+        name: {k: v for k, v in facts.items() if "second" not in k}
+        if isinstance(facts, dict)
+        else facts
+        for name, facts in report["serving"].items()
     }
     kept["curve"] = [
         {name: value for name, value in point.items() if name != "seconds"}

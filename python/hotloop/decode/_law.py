@@ -83,7 +83,7 @@ def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
 
     ``shapes``: accepted dimensions by name, such as ("B", "K+1", "V").
     """
-    law = as_law(value)
+    law = _plain_numbers(as_law(value))
     values = _arrays.checked(op, name, law.values, _arrays.FLOATS, *(len(s) for s in shapes))
     if values.shape[-1] < 1 or values.shape[-1] > MAX_VOCABULARY:
         raise ValueError(
@@ -127,6 +127,14 @@ def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
         # 0 * -inf is NaN: a model of weight 0 has no say, not even about the tokens it rules out.
         law = replace(law, values=law.reference if law.mixture == 1.0 else values, reference=None)
     return law
+
+
+def _plain_numbers(law: Law) -> Law:
+    """NumPy scalars become Python numbers, which is what everything after this looks for."""
+    names = ("top_k", "top_p", "min_p", "temperature")
+    scalars = {n: getattr(law, n, None) for n in names}
+    found = {n: x.item() for n, x in scalars.items() if isinstance(x, np.generic)}
+    return replace(law, **found) if found else law
 
 
 def _per_request(

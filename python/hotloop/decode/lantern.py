@@ -31,12 +31,16 @@ def lantern_relaxed_accept(
 
     C_j = sum of p over the j nearest neighbours of x; j* = number of j <= k with C_j <= B, B = delta, or
     (delta - 1) p(x) for delta > 1 (LANTERN++). x is accepted if u q(x) <= p(x) + C_j*. Moving that mass onto x changes
-    p by C_j* <= B in total variation: what is returned as ``relaxation``. Per position the output law is then off by at
-    most the additional acceptance, sum_x [min(q, p + C_j*(x)) - min(q, p)](x), plus, since on a rejection the
-    neighbours keep their full mass (the authors' rule, a heuristic), at most the draft mass of the neighbours spared.
+    p by C_j* <= B in total variation: what is returned as ``relaxation``.
 
-    Differs from the authors' code where no mass is left after a rejection: it then samples uniformly, this from p; and
-    a token with p(x) = 0 is never accepted.
+    How far the law of what is emitted moves, per position and in total variation, delta alone does not say, since on a
+    rejection the authors' rule favours (drawn drafts) or forbids (certain ones) the k + 1 nearest neighbours N of x.
+    Drawn drafts: at most A + S, A = sum_x [min(q, p + C_j*) - min(q, p)](x) over p(x) > 0 the additional acceptance, S
+    the mean draft mass of the neighbours spared at a rejection. Certain drafts: at most p(N).
+
+    Differs from the authors' code where no mass is left after a rejection (it then samples uniformly, this from p),
+    where only neighbours without mass were near enough (they are then not spared: delta = 0 is exact), and in that a
+    token with p(x) = 0 is never accepted.
 
     Args:
         draft_probs: (B, K, V) as in ``chain_speculative_sampling``; None for deterministic drafts.

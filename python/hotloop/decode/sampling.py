@@ -23,7 +23,8 @@ def sample(law: Any, *, seed: Any = 0, offset: Any = 0, impl: Impl = "auto") -> 
     mass >= top_p (of what top-k kept, or of everything with filter_order="joint"), min-p tokens with p >= min_p max p;
     ties at a threshold are kept. The kept mass is renormalised and the token found by inverse CDF. Weights are whole
     multiples of 2^-42 of the largest one, so that no order of summation changes a draw: the law differs from the exact
-    one by at most V 2^-43 in total variation, and the same seed gives the same token on every implementation.
+    one by at most 2^-23 + V 2^-43 in total variation (exponentials are float32), and the same seed gives the same
+    token on every implementation.
 
     Args:
         law: ``Logits`` or ``Probs`` around an array (B, V) or (B, R, V), or a bare array of probabilities.
@@ -247,7 +248,7 @@ def geometric_mixture_logits(
         impl: "auto", "cpu" or "reference".
 
     Returns:
-        float32 (float64 for float64 input), shape of the input.
+        float32 (float64 for float64 input), shape of the input; -inf where a row has no law, and for a NaN.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as in ``sample``.

@@ -41,7 +41,8 @@ def exp_weight(x: np.ndarray) -> np.ndarray:
 
 def number(value: Any, b: int) -> Any:
     """A per-request parameter of request b."""
-    return value if isinstance(value, (int, float)) else _arrays.to_numpy(value)[b].item()
+    scalar = isinstance(value, (int, float, np.number))
+    return value if scalar else _arrays.to_numpy(value)[b].item()
 
 
 class Row:
@@ -169,7 +170,7 @@ class Stream:
 
     def __init__(self, seed: Any, offset: Any, b: int) -> None:
         self.seed = int(number(seed, b)) & (2**64 - 1)
-        self.request = b if isinstance(seed, int) else 0
+        self.request = b if isinstance(seed, (int, np.integer)) else 0
         self.offset = int(number(offset, b))
 
     def draw(self, position: int, domain: int, attempt: int = 0) -> tuple[float, float]:

@@ -81,8 +81,12 @@ def geometric_mixture_logits(logits: Any, ref_logits: Any, *, mixture: float = 0
     a, b = (_arrays.to_numpy(x).astype(np.float64) for x in (logits, ref_logits))
     with np.errstate(invalid="ignore"):
         z = a if mixture == 0 else b if mixture == 1 else (1.0 - mixture) * a + mixture * b
-    shifted = z - z.max(axis=-1, keepdims=True)
+    z = np.where(np.isnan(z), -np.inf, z)
+    largest = z.max(axis=-1, keepdims=True)
+    law = np.isfinite(largest)
+    shifted = np.where(law, z, 0.0) - np.where(law, largest, 0.0)
     logps = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    logps = np.where(law, logps, -np.inf)
     return _arrays.from_numpy(logps.astype(np.float64 if wide else np.float32), logits)
 
 
