@@ -53,6 +53,16 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a ``Case.judge`` says of a contender."""
+
+    errors: list[float]
+    """Deviations for the row; what they are is the judge's to say."""
+    complaint: str = ""
+    """Why the contender must not be timed, with the numbers; empty if it may."""
+
+
+@dataclass(frozen=True)
 class Missing:
     """A contender that cannot run here, and why."""
 
@@ -106,8 +116,8 @@ class Case:
     dtype: str
     device: str
     make_inputs: Callable[[int], Inputs]
-    truth: Callable[[Inputs], list[Tensor]]
-    """Value and gradients in higher precision, from ``hotloop.reference``."""
+    truth: Callable[[Inputs], list[Tensor]] | None
+    """Value and gradients in higher precision, from ``hotloop.reference``; None with a judge."""
     contenders: Sequence[Entry]
     cost: Cost
     roof: Callable[[], Callable[[], object]] | None
@@ -116,6 +126,8 @@ class Case:
     targets: tuple[Target, ...] = ()
     sets: int = 3
     threads: int | None = None
+    judge: Callable[[Contender, Inputs], Verdict] | None = None
+    """Takes the place of the comparison with ``truth`` where results are random."""
 
     @property
     def key(self) -> str:
@@ -137,7 +149,9 @@ def step(contender: Contender, inputs: Inputs, mode: str) -> list[Tensor]:
     if mode == "fwd" or not contender.checked:
         with torch.no_grad():
             value = contender.forward(inputs)
-        return [value] if isinstance(value, Tensor) else []
+        if isinstance(value, Tensor):
+            return [value]
+        return [x for x in value if isinstance(x, Tensor)] if isinstance(value, tuple) else []
     value = contender.forward(inputs)
     upstream = inputs.upstream
     if upstream is not None and upstream.dtype != value.dtype:

@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ._case import Case, Contender, Inputs, step
+from ._case import Case, Contender, Inputs, Verdict, step
+
+T = TypeVar("T")
+
 
 # Errors this small need no comparison with plain torch's: a few roundings of the result itself.
 _FLOOR = {"float32": 1e-5, "bfloat16": 4e-3, "float16": 1e-3, "float64": 1e-12}
@@ -50,8 +54,12 @@ def check(case: Case, contenders: Sequence[Contender], inputs: Inputs) -> Checke
     """Compare every contender with the truth.
 
     |error| <= k * (error of plain torch at the same dtype), or k / 2 floors of the dtype where that
-    is more. Without a plain contender the ceiling takes the place of its error.
+    is more. Without a plain contender the ceiling takes the place of its error. A case with a judge
+    leaves it to the judge.
     """
+    if case.judge is not None:
+        return _judged(case.judge, contenders, inputs)
+    assert case.truth is not None
     truth = [t.detach() for t in case.truth(inputs)]
     errors: dict[str, list[float]] = {}
     disagree: dict[str, str] = {}
@@ -85,9 +93,21 @@ def check(case: Case, contenders: Sequence[Contender], inputs: Inputs) -> Checke
     return Checked(errors, disagree, broken)
 
 
-def attempt(
-    call: Callable[[], list[Tensor]], broken: dict[str, str], name: str
-) -> list[Tensor] | None:
+def _judged(
+    judge: Callable[[Contender, Inputs], Verdict], contenders: Sequence[Contender], inputs: Inputs
+) -> Checked:
+    found = Checked({}, {}, {})
+    for contender in (c for c in contenders if c.checked):
+        verdict = attempt(partial(judge, contender, inputs), found.broken, contender.name)
+        if verdict is None:
+            continue
+        found.errors[contender.name] = verdict.errors
+        if verdict.complaint:
+            found.disagree[contender.name] = f"{contender.name} {verdict.complaint}"
+    return found
+
+
+def attempt(call: Callable[[], T], broken: dict[str, str], name: str) -> T | None:
     """Run a contender; a failure of any kind is noted under its name instead of ending the run."""
     try:
         return call()

@@ -13,6 +13,10 @@ _MODULES = (
     "bench.logprob.linear_divergence",
     "bench.preference.linear_preference_loss",
     "bench.preference.pair_losses",
+    "bench.decode.speculative",
+    "bench.decode.tree",
+    "bench.decode.sampling",
+    "bench.decode.search",
 )
 
 

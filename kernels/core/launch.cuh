@@ -69,6 +69,24 @@ class DeviceScope {
   bool changed_ = false;
 };
 
+// Blocks of a kernel that the current device holds at once, `most` per multiprocessor.
+inline std::int64_t resident_blocks(const char* op, const void* kernel, int threads, int most) {
+  int device = 0, processors = 0, each = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) {
+    status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (status == cudaSuccess) {
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, 0);
+  }
+  if (status != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    throw std::runtime_error(std::string("[") + op + "] device: " + cudaGetErrorName(status) + ": " +
+                             cudaGetErrorString(status) + ".");
+  }
+  return static_cast<std::int64_t>(processors) * (each < most ? each : most);
+}
+
 // Throws if a launch since the last check was refused. Errors of the running kernel surface at the
 // caller's next synchronisation, as for every other kernel on its stream.
 inline void check_launch(const char* op) {
