@@ -111,7 +111,11 @@ def test_compiled_ops_are_registered():
         "decode_tree",
         "decode_sample",
     ):
-        _ = hotloop.logprob, hotloop.preference, importlib.import_module("hotloop.decode._operators")
+        _ = (
+            hotloop.logprob,
+            hotloop.preference,
+            importlib.import_module("hotloop.decode._operators"),
+        )
         assert hasattr(torch.ops.hotloop, name)
 
 

@@ -112,7 +112,14 @@ HOTLOOP_INLINE std::uint16_t half_bits(float x) {
   return bits;
 }
 #elif defined(__FLT16_MAX__) && !defined(__CUDACC__)
-HOTLOOP_INLINE float to_float(Float16 x) { return static_cast<float>(std::bit_cast<_Float16>(x.bits)); }
+// By integers and one multiplication, which moves the exponent and normalises subnormals: GCC 12 does not vectorise
+// the conversion of _Float16 (float16 beams: 8.7 ns per logit with it, 0.6 with this).
+HOTLOOP_INLINE float to_float(Float16 x) {
+  const std::uint32_t magnitude = x.bits & 0x7fffu;
+  const std::uint32_t finite = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude << 13) * 0x1p112f);
+  const std::uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(finite | infinite | (static_cast<std::uint32_t>(x.bits & 0x8000u) << 16));
+}
 HOTLOOP_INLINE std::uint16_t half_bits(float x) {
   return std::bit_cast<std::uint16_t>(static_cast<_Float16>(x));
 }

@@ -31,10 +31,8 @@ HOTLOOP_INLINE float exp_weight(float x) {
 }
 
 // To the nearest multiple of the unit, ties to even: adding 1.5 * 2^52 units leaves no bit below the unit.
-HOTLOOP_INLINE double to_weight_grid(double w) {
-  constexpr double kRound = 1.5 * 0x1p52 * kWeightUnit;
-  return (w + kRound) - kRound;
-}
+inline constexpr double kWeightRound = 1.5 * 0x1p52 * kWeightUnit;
+HOTLOOP_INLINE double to_weight_grid(double w) { return (w + kWeightRound) - kWeightRound; }
 HOTLOOP_INLINE double to_residual_grid(double r) {
   constexpr double kRound = 1.5 * 0x1p52 * kResidualUnit;
   return (r + kRound) - kRound;

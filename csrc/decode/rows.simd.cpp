@@ -4,6 +4,7 @@
 #include "decode/rows.hpp"
 
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -18,8 +19,9 @@ namespace {
 
 using namespace hotloop::decode;
 
-// Chunks worth a thread: 16384 tokens, about 3 us of exponentials.
-constexpr std::int64_t kGrainChunks = 32;
+// Chunks worth a thread: 32768 tokens, about 7 us of exponentials. A busy machine makes a smaller share dear: starting
+// a second thread then takes longer than the row.
+constexpr std::int64_t kGrainChunks = 64;
 
 template <class R>
 HOTLOOP_INLINE R negative_infinity() {
@@ -131,18 +133,29 @@ HOTLOOP_INLINE R plain_largest(const RowSource& row, std::int64_t first, std::in
 }
 
 template <class Storage, class R>
-HOTLOOP_INLINE double plain_mass(const RowSource& row, R max, std::int64_t first, std::int64_t count) {
+HOTLOOP_INLINE void plain_exponentials(const RowSource& row, R max, std::int64_t first, std::int64_t count, float* e) {
   const Storage* x = static_cast<const Storage*>(row.data) + first;
   const R scale = static_cast<R>(row.scale);
-  float e[kChunk];
 #pragma GCC ivdep
   for (std::int64_t j = 0; j < count; ++j) {
     e[j] = exp_weight(static_cast<float>(static_cast<R>(to_float(x[j])) * scale - max));
   }
-  double total = 0.0;
+}
+
+// In units: the last bits of what to_weight_grid rounds are the weight as a whole number.
+template <class Storage, class R>
+HOTLOOP_INLINE std::uint64_t plain_mass(const RowSource& row, R max, std::int64_t first, std::int64_t count) {
+  float e[kChunk];
+  plain_exponentials<Storage>(row, max, first, count, e);
+  std::uint64_t total = 0;
 #pragma omp simd reduction(+ : total)
-  for (std::int64_t j = 0; j < count; ++j) total += to_weight_grid(static_cast<double>(e[j]));
-  return total;
+  for (std::int64_t j = 0; j < count; ++j) total += std::bit_cast<std::uint64_t>(static_cast<double>(e[j]) + kWeightRound);
+  return total - static_cast<std::uint64_t>(count) * std::bit_cast<std::uint64_t>(kWeightRound);
+}
+
+// No truncation either.
+HOTLOOP_INLINE bool whole(const RowLaw& law) {
+  return law.threshold == negative_infinity<double>() && !(law.min_weight > 0.0);
 }
 
 HOTLOOP_INLINE double sum(const double* x, std::int64_t count) {
@@ -174,8 +187,15 @@ void probs_of(const RowLaw& law, std::int64_t first, std::int64_t count, double*
     for (std::int64_t j = 0; j < count; ++j) p[j] = static_cast<double>(z[j]);
     return;
   }
-  weights_of<Storage>(law, first, count, p);
   const double inverse = law.inverse;
+  if (plain(law.source) && whole(law)) {
+    float e[kChunk];
+    plain_exponentials<Storage>(law.source, static_cast<typename Accumulate<Storage>::type>(law.max), first, count, e);
+#pragma GCC ivdep
+    for (std::int64_t j = 0; j < count; ++j) p[j] = to_weight_grid(static_cast<double>(e[j])) * inverse;
+    return;
+  }
+  weights_of<Storage>(law, first, count, p);
 #pragma GCC ivdep
   for (std::int64_t j = 0; j < count; ++j) p[j] = p[j] * inverse;
 }
@@ -223,15 +243,13 @@ double row_max(const RowSource& row, double* chunk_max) {
 }
 
 std::uint64_t row_mass(const RowLaw& law, const double* chunk_max, std::uint64_t* chunk_mass) {
-  const bool whole = plain(law.source) && law.threshold == negative_infinity<double>() && !(law.min_weight > 0.0);
+  const bool in_place = plain(law.source) && whole(law);
   return over_chunks(law.source, [&](auto storage, std::int64_t c, std::int64_t first, std::int64_t count) {
     // Everything in the chunk weighs 0: see exp_weight.
     if (chunk_max != nullptr && law.source.logits && chunk_max[c] - law.max < -30.0001) return chunk_mass[c] = 0;
     using Storage = decltype(storage);
     using R = typename Accumulate<Storage>::type;
-    if (whole) {
-      return chunk_mass[c] = weight_units(plain_mass<Storage, R>(law.source, static_cast<R>(law.max), first, count));
-    }
+    if (in_place) return chunk_mass[c] = plain_mass<Storage, R>(law.source, static_cast<R>(law.max), first, count);
     alignas(64) double w[kChunk];
     weights_of<Storage>(law, first, count, w);
     return chunk_mass[c] = weight_units(sum(w, count));
@@ -301,7 +319,7 @@ void residual_chunk(const ResidualCall& call, std::int64_t first, std::int64_t c
 std::uint64_t row_residual(const ResidualCall& call, std::uint64_t* chunk_mass) {
   std::atomic<std::uint64_t> total{0};
   const RowSource& row = call.p->source;
-  parallel_for(chunk_count(row.vocabulary), kGrainChunks / 2, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(chunk_count(row.vocabulary), kGrainChunks, [&](std::int64_t begin, std::int64_t end) {
     alignas(64) double left[kChunk];
     std::uint64_t units = 0;
     for (std::int64_t c = begin; c < end; ++c) {

@@ -162,35 +162,41 @@ def search_beam_step(
     length: int,
     logits: Any,
     ref_logits: Any,
-    eos: Any,
-    before: Any,
-    after: Any,
+    eos: Sequence[int],
+    before: tuple[Any, ...],
+    after: tuple[Any, ...],
     beam_indices: Any,
     next_ids: Any,
 ) -> None: ...
 def search_star_step(
-    tree: Any,
-    nodes: Any,
+    tree: tuple[Any, ...],
+    nodes: tuple[Any, ...],
     rollouts: Any,
     max_depth: int,
-    numbers: Any,
-    seed: Any,
-    offset: Any,
-    outputs: Any,
+    numbers: tuple[float, float, float, float],
+    seed: int | None,
+    offset: int,
+    outputs: tuple[Any, ...],
 ) -> None: ...
-def search_puct_step(tree: Any, nodes: Any, max_depth: int, numbers: Any, outputs: Any) -> None: ...
+def search_puct_step(
+    tree: tuple[Any, ...],
+    nodes: tuple[Any, ...],
+    max_depth: int,
+    numbers: tuple[float, float, float],
+    outputs: tuple[Any, ...],
+) -> None: ...
 def search_backtrack(
     batch: int,
     phrases: int,
     p_unconfident: Any,
     span_ends: Any,
-    lengths: Any,
-    before: Any,
-    numbers: Any,
-    limits: Any,
-    after: Any,
-    outputs: Any,
+    lengths: tuple[Any, ...],
+    before: tuple[Any, ...],
+    numbers: tuple[float, float, float, float],
+    limits: tuple[int, int],
+    after: tuple[Any, ...],
+    outputs: tuple[Any, ...],
 ) -> None: ...
 def search_nearest_codes(
-    products: Any, codebook: Any, squares: Any, first: int, errors: Any, out: Any
+    products: Any, codebook: Any, squares: Any, first: int, errors: tuple[float, float], out: Any
 ) -> None: ...

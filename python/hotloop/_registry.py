@@ -180,7 +180,7 @@ _OPS = (
         _LANTERN,
         Paper("LANTERN++", "2502.06352", "delta > 1: a factor"),
     ),
-    _decode("vq_neighbor_table", _LANTERN, dtypes=("float32", "float64")),
+    _decode("vq_neighbor_table", _LANTERN),
     _decode("mirror_sd_branch_reuse", _MIRROR, dtypes=()),
     _decode("sample", _TOP_P, _TOP_K, _MIN_P, impls=("reference", "cpu", "cuda")),
     _decode("law_probs", _TOP_P, _TOP_K, _MIN_P),
@@ -193,12 +193,17 @@ _OPS = (
     _decode("value_augmented_logits", _VAS),
     _decode("value_augmented_law", _VAS, impls=("reference",)),
     _decode("likelihood_beam_search", Paper("From r to Q*", "2404.12358", "k = 5")),
-    _decode("mcts_star_step", Paper("ReST-MCTS*", "2406.03816", "alpha = 0.5, c = 0.7, branch 3")),
+    _decode(
+        "mcts_star_step",
+        Paper("ReST-MCTS*", "2406.03816", "alpha = 0.5, c = 0.7, branch 3"),
+        dtypes=("float32", "float64"),
+    ),
     _decode(
         "puct_select_backup",
         Paper(
             "Monte Carlo Tree Search Boosts Reasoning (MCTS-DPO)", "2405.00451", "c = 1, lp = 1.25"
         ),
+        dtypes=("float32", "float64"),
     ),
     _decode(
         "retrospective_backtrack",

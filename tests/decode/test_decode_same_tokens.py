@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LEVELS
 from helpers import misaligned
 from hotloop import _impl, _native
 from hotloop.decode import (
@@ -28,6 +27,7 @@ from hotloop.decode import (
 )
 
 CORE = _native.core()
+LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 # B 0: nothing. 1. 3: more than one request for each of two threads.
 # K 0: the bonus only. 1. 4.

@@ -11,8 +11,10 @@ from ._results import (
     VerifiedTree,
 )
 from ._search import (
+    ACTIONS,
     Backtrack,
     BacktrackState,
+    Beams,
     BeamState,
     PuctStep,
     PuctTree,
@@ -45,9 +47,11 @@ from .speculative import (
 from .tree import greedy_speculative_accept, tree_speculative_verify, typical_accept
 
 __all__ = [
+    "ACTIONS",
     "Backtrack",
     "BacktrackState",
     "BeamState",
+    "Beams",
     "BranchReuse",
     "Logits",
     "Probs",

@@ -90,6 +90,34 @@ def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
             f"[{op}] {name}: expected a vocabulary of 1 to {MAX_VOCABULARY} tokens, got shape {tuple(values.shape)}."
         )
     batch = int(values.shape[0])
+    if not _is_bare(law):
+        _check_parameters(op, name, law, values, batch)
+    if _environment.checks_on():
+        _check_elements(op, name, law)
+    if isinstance(law, Logits) and law.reference is not None and law.mixture in (0.0, 1.0):
+        # 0 * -inf is NaN: a model of weight 0 has no say, not even about the tokens it rules out.
+        law = replace(law, values=law.reference if law.mixture == 1.0 else values, reference=None)
+    return law
+
+
+def _is_bare(law: Law) -> bool:
+    """Whether nothing but the values, and a temperature that is fine, was given: the common case of small calls."""
+    for value, default in ((law.top_k, 0), (law.top_p, 1.0), (law.min_p, 0.0)):
+        if type(value) is not type(default) or value != default:
+            return False
+    if law.filter_order != "top_k_first":
+        return False
+    if not isinstance(law, Logits):
+        return True
+    t = law.temperature
+    if type(t) is not float or not 0.0 <= t < np.inf:
+        return False
+    return (
+        law.reference is None and law.bias_ids is None and law.bias is None and law.mixture == 0.5
+    )
+
+
+def _check_parameters(op: str, name: str, law: Law, values: Any, batch: int) -> None:
     choice(op, f"{name}.filter_order", law.filter_order, FILTER_ORDERS)
     _per_request(op, f"{name}.top_k", law.top_k, batch, at_least=-1, whole=True)
     _per_request(op, f"{name}.top_p", law.top_p, batch, above=0.0, at_most=1.0)
@@ -121,12 +149,6 @@ def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
                     raise ValueError(
                         f"[{op}] {name}.{part}: expected shape {wanted}, got {tuple(array.shape)}."
                     )
-    if _environment.checks_on():
-        _check_elements(op, name, law)
-    if isinstance(law, Logits) and law.reference is not None and law.mixture in (0.0, 1.0):
-        # 0 * -inf is NaN: a model of weight 0 has no say, not even about the tokens it rules out.
-        law = replace(law, values=law.reference if law.mixture == 1.0 else values, reference=None)
-    return law
 
 
 def _plain_numbers(law: Law) -> Law:

@@ -37,7 +37,8 @@ from ._search import (
 )
 
 TILE_BYTES = 8 * 2**20
-"""Products of ``vq_neighbor_table`` that lie in memory at a time."""
+"""Products of ``vq_neighbor_table`` that lie in memory at a time. From 2 to 32 MiB the time is the same within 30%
+(4096 and 16384 codes of 8 dimensions, 8192 of 256; one core)."""
 
 
 def likelihood_beam_search(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -244,6 +245,15 @@ def _verify(
 
 
 def verified_like(ids: Any, batch: int, width: int) -> Verified:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(ids, torch.Tensor):
+        device = ids.device
+        return Verified(
+            torch.empty((batch, width), dtype=ids.dtype, device=device),
+            torch.empty((batch,), dtype=torch.int64, device=device),
+            torch.empty((batch, width), dtype=torch.float32, device=device),
+            torch.empty((batch,), dtype=torch.int64, device=device),
+        )
     return Verified(
         _arrays.empty(ids, (batch, width), _arrays.dtype(ids)),
         _arrays.empty(ids, (batch,), "int64"),
