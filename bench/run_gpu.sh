@@ -156,6 +156,7 @@ unset PYTORCH_NO_CUDA_MEMORY_CACHING
 run="$python -m bench run"
 flags="--device cuda --keep-going --quiet --out '$rows'"
 step bench-pairs 60 "$run 'preference.dpo_loss' $flags --seconds 2"
+step bench-decode 70 "$run 'decode.[cbts]*' $flags --seconds 1 --only 'torch,torch by cdf,torch topk first'"
 step bench-logprob 90 "$run logprob.linear_logprob $flags --seconds 4 --only 'torch,trl,cce cce,liger scaled_ce,four products'"
 step bench-dpo 90 "$run preference.linear_preference_loss $flags --seconds 5 --only 'torch,liger dpo,five products'"
 step bench-jsd 80 "$run logprob.linear_jsd $flags --seconds 4 --only 'torch,trl,liger jsd,liger jsd triton,six products'"

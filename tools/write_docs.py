@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from hotloop import catalog
 from hotloop._environment import VARIABLES
@@ -77,13 +78,26 @@ def time_text(us: float) -> str:
     return f"{us / 1e3:.3g} ms" if us >= 1000 else f"{us:.3g} us"
 
 
-def results() -> str:
-    """The measured table, from the committed rows: each rival's time over ours, so above 1 we are faster."""
+DECODE_SHOWN = (
+    "transformers",
+    "torch",
+    "torch by cdf",
+    "torch topk first",
+    "torch.compile",
+    "chain, as many rows",
+)
+
+
+def measured() -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    ours = [row for row in rows if row["role"] == "ours"]
-    rivals = [name for name in SHOWN if any(name in row["ratios"] for row in ours)]
+    return [row for row in rows if row["role"] == "ours"]
+
+
+def results_table(ours: list[dict[str, Any]], shown: tuple[str, ...], what: str) -> list[str]:
+    """Each rival's time over ours, so above 1 we are faster."""
+    rivals = [name for name in shown if any(name in row["ratios"] for row in ours)]
     head = [
-        "forward + backward",
+        what,
         "shape",
         "dtype",
         "hotloop",
@@ -102,20 +116,40 @@ def results() -> str:
             ratio = row["ratios"].get(name)
             cells.append(f"{1 / ratio[0]:.2f}" if ratio else "")
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def decode_results() -> str:
+    ours = [row for row in measured() if row["op"].startswith("decode.")]
+    lines = results_table(ours, DECODE_SHOWN, "op")
+    return "\n".join([*lines, "", *conditions(ours)])
+
+
+def results() -> str:
+    ours = [row for row in measured() if not row["op"].startswith("decode.")]
+    return "\n".join(
+        [
+            *results_table(ours, SHOWN, "forward + backward"),
+            "",
+            *conditions(ours),
+            "This machine has no matrix unit: products are nearly all of a",
+            "bfloat16 head, so ratios against rivals that do the same products stay near 1.",
+            "Decoding is measured in [docs/decode.md](docs/decode.md).",
+        ]
+    )
+
+
+def conditions(ours: list[dict[str, Any]]) -> list[str]:
     first = ours[0]
     versions = ", ".join(
         f"{k} {v}" for k, v in first["versions"].items() if k not in ("python", "numpy", "triton")
     )
     days = sorted({row["time"][:10] for row in ours})
-    lines += [
-        "",
-        f"Medians of interleaved rounds on {first['device']}, heads on two threads, pair losses on one;",
+    return [
+        f"Medians of interleaved rounds on {first['device']}, two threads, pair losses one;",
         f"{versions}; {days[-1]}. Above 1 we are faster. `python -m bench run all` measures it on your machine;",
-        "the rows, with spread and commands, are in `bench/results/cpu.jsonl`, and what limits each is in",
-        "[docs/perf-notes.md](docs/perf-notes.md). This machine has no matrix unit: products are nearly all of a",
-        "bfloat16 head, so ratios against rivals that do the same products stay near 1.",
+        "the rows, with spread and commands, are in `bench/results/cpu.jsonl`, and what limits each is in `docs/perf-notes.md`.",
     ]
-    return "\n".join(lines)
 
 
 def between(text: str, name: str, body: str) -> str:
@@ -130,7 +164,12 @@ def documents() -> dict[Path, str]:
     readme = between(readme, "coverage", coverage())
     readme = between(readme, "variables", variables())
     readme = between(readme, "results", results())
-    return {ROOT / "README.md": readme, ROOT / "docs" / "papers.md": papers()}
+    decode = (ROOT / "docs" / "decode.md").read_text(encoding="utf-8")
+    return {
+        ROOT / "README.md": readme,
+        ROOT / "docs" / "decode.md": between(decode, "results", decode_results()),
+        ROOT / "docs" / "papers.md": papers(),
+    }
 
 
 def main() -> int:
