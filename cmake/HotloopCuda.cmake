@@ -4,7 +4,7 @@ set(HOTLOOP_BUILD_CUDA OFF)
 if(HOTLOOP_CUDA)
   # Before the language is enabled, which compiles a test program for them.
   set(CMAKE_CUDA_ARCHITECTURES ${HOTLOOP_CUDA_ARCHS})
-  set(hotloop_cuda_minimum 12.0) # C++20
+  set(hotloop_cuda_minimum 12.3) # C++20, 128-bit accesses (kernels/core/threads.cuh)
   if(HOTLOOP_CUDA_ARCHS MATCHES "(^|;)1[0-9][0-9]")
     set(hotloop_cuda_minimum 12.8)
   endif()
@@ -56,8 +56,11 @@ if(HOTLOOP_BUILD_CUDA)
 
   file(GLOB hotloop_cuda_sources CONFIGURE_DEPENDS kernels/*/*.cu)
   # NO_EXTRAS: link-time optimisation does not reach through nvcc's objects.
-  pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/bind/cuda_module.cpp csrc/bind/array.cpp
-                      csrc/core/view.cpp ${hotloop_cuda_sources})
+  pybind11_add_module(_cuda MODULE NO_EXTRAS csrc/bind/cuda_module.cpp csrc/bind/cuda_decode.cpp
+                      csrc/bind/array.cpp csrc/core/view.cpp ${hotloop_cuda_sources})
+  # A draw must come out as on the CPU: no a * b + c in one rounding (csrc/decode/heads.hpp).
+  file(GLOB hotloop_exact_cuda_sources CONFIGURE_DEPENDS kernels/decode/*.cu)
+  set_source_files_properties(${hotloop_exact_cuda_sources} PROPERTIES COMPILE_OPTIONS -fmad=false)
   target_include_directories(_cuda PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR})
   target_compile_definitions(_cuda PRIVATE HOTLOOP_CUDA_ARCH_LIST="${hotloop_cuda_names}")
   target_link_libraries(_cuda PRIVATE CUDA::cudart_static)

@@ -148,7 +148,8 @@ def conditions(ours: list[dict[str, Any]]) -> list[str]:
     return [
         f"Medians of interleaved rounds on {first['device']}, two threads, pair losses one;",
         f"{versions}; {days[-1]}. Above 1 we are faster. `python -m bench run all` measures it on your machine;",
-        "the rows, with spread and commands, are in `bench/results/cpu.jsonl`, and what limits each is in `docs/perf-notes.md`.",
+        "the rows, with spread and commands, are in `bench/results/cpu.jsonl`, and what limits each is in",
+        "`docs/perf-notes.md`.",
     ]
 
 

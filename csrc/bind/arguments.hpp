@@ -47,10 +47,18 @@ class Arguments {
     }
     return view;
   }
+  // A contiguous uint8 array (n,), to be written to.
+  const View& bytes(const py::object& object, const char* name) {
+    const View& view = arrays_.emplace_back(object, op_, name, device_).view;
+    check_view(view, op_, name, 1, true);
+    if (view.dtype != Dtype::kUInt8 || (view.shape[0] > 1 && view.stride[0] != 1)) fail(name, "expected contiguous uint8");
+    return view;
+  }
 
   [[noreturn]] void fail(const char* name, const std::string& what) const {
     throw std::invalid_argument(std::string("[") + op_ + "] " + name + ": " + what + ".");
   }
+
  private:
   const char* op_;
   std::int32_t device_;

@@ -12,6 +12,7 @@
 
 #include "bind/array.hpp"
 #include "bind/pair_arguments.hpp"
+#include "bind/register.hpp"
 #include "kernels/preference/pair_cuda.hpp"
 
 namespace hotloop::bind {
@@ -94,6 +95,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("device"), py::arg("stream"));
   m.def("pair_heads", &hotloop::bind::pair_heads);
   m.attr("PAIR_PARTIALS") = hotloop::preference::kPairPartials;
+  hotloop::bind::register_decode_cuda(m);
   m.def("device_count", &hotloop::bind::device_count);
   m.def("architectures", &hotloop::bind::architectures);
 }

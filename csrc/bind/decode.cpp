@@ -12,36 +12,6 @@ namespace {
 
 using namespace hotloop::decode;
 
-// Arrays of a call at most: two laws of eight, ids, lengths, seeds, outputs.
-constexpr std::size_t kMostArrays = 32;
-
-template <class T>
-T* output(Arguments& a, const py::object& object, const char* name, std::vector<std::int64_t> shape) {
-  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, std::move(shape), true).data);
-}
-
-// What chain, block, tree and LANTERN verification have in common. outputs: (ids, accepted, logps, rows_read).
-void verify_arguments(Arguments& a, VerifyCall& call, const py::object& ids, std::int64_t batch, std::int64_t width,
-                      std::int64_t out_width, const py::tuple& target, const py::object& draft,
-                      std::int64_t draft_rows, const py::object& lengths, const py::object& seed,
-                      const py::object& offset, const py::tuple& outputs) {
-  call.batch = batch;
-  call.width = width;
-  call.ids = ids_of(a, ids, "draft_token_ids", batch, width);
-  call.target = law_of(a, target, "target_probs", batch, width + 1);
-  if (!draft.is_none()) {
-    call.has_draft = true;
-    call.draft = law_of(a, draft.cast<py::tuple>(), "draft_probs", batch, draft_rows);
-    if (call.draft.vocabulary != call.target.vocabulary) a.fail("draft_probs", "expected the vocabulary of target_probs");
-  }
-  call.lengths = per_request<std::int64_t>(a, lengths, "num_draft_tokens", batch);
-  call.seeds = seeds_of(a, seed, offset, batch);
-  call.output = a.dense(outputs[0], "output_token_ids", call.ids.dtype, {batch, out_width}, true).data;
-  call.accepted = output<std::int64_t>(a, outputs[1], "num_accepted", {batch});
-  call.logps = output<float>(a, outputs[2], "logprobs", {batch, out_width});
-  call.rows_read = output<std::int64_t>(a, outputs[3], "rows_read", {batch});
-}
-
 void run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
                const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
                const py::tuple& outputs) {
@@ -58,12 +28,8 @@ void run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const 
               const py::object& nodes) {
   Arguments a("tree_speculative_verify", kMostArrays);
   TreeCall call;
-  if (depth < 0 || depth > width) a.fail("max_depth", "expected 0 to the number of nodes");
-  verify_arguments(a, call, ids, batch, width, depth + 1, target, draft, width + 1, lengths, seed, offset, outputs);
-  call.parents = static_cast<const std::int64_t*>(a.dense(parents, "parents", Dtype::kInt64, {batch, width}, false).data);
-  call.depth = depth;
-  call.replacement = replacement;
-  call.nodes = output<std::int64_t>(a, nodes, "accepted_nodes", {batch, depth});
+  tree_arguments(a, call, batch, width, depth, ids, parents, target, draft, replacement, lengths, seed, offset, outputs,
+                 nodes);
   py::gil_scoped_release release;
   tree(call);
 }
@@ -118,12 +84,7 @@ void run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, con
                 const py::object& offset, const py::object& ids, const py::object& logps) {
   Arguments a("sample", kMostArrays);
   SampleCall call;
-  call.batch = batch;
-  call.rows = rows;
-  call.law = law_of(a, law, "law", batch, rows);
-  call.seeds = seeds_of(a, seed, offset, batch);
-  call.output = output<std::int64_t>(a, ids, "token_ids", {batch, rows});
-  call.logps = output<float>(a, logps, "logprobs", {batch, rows});
+  sample_arguments(a, call, batch, rows, law, seed, offset, ids, logps);
   py::gil_scoped_release release;
   sample(call);
 }

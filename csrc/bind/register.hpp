@@ -1,4 +1,4 @@
-// One register_<room> per room; module.cpp calls them.
+// One register_<room> per room; module.cpp calls them, cuda_module.cpp those that end in _cuda.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +7,7 @@ namespace hotloop::bind {
 
 void register_core(pybind11::module_& m);
 void register_decode(pybind11::module_& m);
+void register_decode_cuda(pybind11::module_& m);
 void register_decode_search(pybind11::module_& m);
 void register_logprob(pybind11::module_& m);
 void register_preference(pybind11::module_& m);

@@ -1,0 +1,80 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+
+#include "bind/arguments.hpp"
+#include "bind/decode_arguments.hpp"
+#include "bind/register.hpp"
+#include "kernels/decode/decode_cuda.hpp"
+
+namespace hotloop::bind {
+
+namespace {
+
+using namespace hotloop::decode;
+
+// workspace: a function from a number of bytes to a uint8 array of at least so many, zeroed when it was
+// allocated; `stream` is a cudaStream_t.
+CudaTarget target_of(Arguments& a, const py::function& workspace, std::int64_t width, std::int64_t biases, int device,
+                     std::uintptr_t stream) {
+  const View& bytes = a.bytes(workspace(decode_workspace_bytes(device, width, biases)), "workspace");
+  if (reinterpret_cast<std::uintptr_t>(bytes.data) % 256 != 0) a.fail("workspace", "expected a multiple of 256 bytes");
+  return {bytes.data, bytes.shape[0], device, reinterpret_cast<void*>(stream)};
+}
+CudaTarget target_of(Arguments& a, const py::function& workspace, const VerifyCall& call, int device,
+                     std::uintptr_t stream) {
+  return target_of(a, workspace, call.width, call.target.biases + call.draft.biases, device, stream);
+}
+
+void run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
+               const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
+               const py::tuple& outputs, const py::function& workspace, int device, std::uintptr_t stream) {
+  Arguments a(whole_block ? "block_speculative_sampling" : "chain_speculative_sampling", kMostArrays, dlpack::kCuda);
+  VerifyCall call;
+  verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
+  const CudaTarget where = target_of(a, workspace, call, device, stream);
+  py::gil_scoped_release release;
+  whole_block ? block_cuda(call, where) : chain_cuda(call, where);
+}
+
+void run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
+              const py::object& parents, const py::tuple& target, const py::object& draft, bool replacement,
+              const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
+              const py::object& nodes, const py::function& workspace, int device, std::uintptr_t stream) {
+  Arguments a("tree_speculative_verify", kMostArrays, dlpack::kCuda);
+  TreeCall call;
+  tree_arguments(a, call, batch, width, depth, ids, parents, target, draft, replacement, lengths, seed, offset, outputs,
+                 nodes);
+  const CudaTarget where = target_of(a, workspace, call, device, stream);
+  py::gil_scoped_release release;
+  tree_cuda(call, where);
+}
+
+void run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
+                const py::object& offset, const py::object& ids, const py::object& logps, const py::function& workspace,
+                int device, std::uintptr_t stream) {
+  Arguments a("sample", kMostArrays, dlpack::kCuda);
+  SampleCall call;
+  sample_arguments(a, call, batch, rows, law, seed, offset, ids, logps);
+  const CudaTarget where = target_of(a, workspace, 0, call.law.biases, device, stream);
+  py::gil_scoped_release release;
+  sample_cuda(call, where);
+}
+
+}  // namespace
+
+void register_decode_cuda(py::module_& m) {
+  m.def("decode_chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
+        py::arg("target"), py::arg("draft"), py::arg("lengths"), py::arg("seed"), py::arg("offset"), py::arg("outputs"),
+        py::arg("workspace"), py::arg("device"), py::arg("stream"));
+  m.def("decode_tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"),
+        py::arg("parents"), py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"),
+        py::arg("seed"), py::arg("offset"), py::arg("outputs"), py::arg("nodes"), py::arg("workspace"),
+        py::arg("device"), py::arg("stream"));
+  m.def("decode_sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"),
+        py::arg("offset"), py::arg("ids"), py::arg("logps"), py::arg("workspace"), py::arg("device"),
+        py::arg("stream"));
+}
+
+}  // namespace hotloop::bind
