@@ -22,13 +22,14 @@ def number(
     hint: str = "",
 ) -> float:
     """Return ``value`` as a float inside the stated range, or raise with the range in the text."""
-    if (
+    # Numbers first: torch.compile traces a default as a symbol, which has no attributes to ask for.
+    if not isinstance(value, (int, float)) and (
         hasattr(value, "dtype")
         and getattr(value, "shape", None) == ()
         and hasattr(value, "tobytes")
     ):
         value = value.item()  # a NumPy scalar
-    if type(value) is float or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         x = float(value)
         if (
             x == x

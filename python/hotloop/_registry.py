@@ -79,10 +79,9 @@ def _core(name: str, *papers: Paper) -> Op:
 
 
 def _decode(name: str, *papers: Paper, **kw: Any) -> Op:
+    """What runs on a GPU is a registered operator, and compiles; the rest also takes NumPy alone."""
     impls = kw.pop("impls", ("reference", "cpu"))
-    return Op(
-        name, "decode", papers, impls, gradient=False, compiles=kw.pop("compiles", False), **kw
-    )
+    return Op(name, "decode", papers, impls, gradient=False, compiles="cuda" in impls, **kw)
 
 
 _ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")

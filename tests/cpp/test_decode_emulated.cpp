@@ -216,6 +216,13 @@ std::vector<double> random_logits(Random& g, std::int64_t count) {
 // Below a pack; a pack; one more; several packs for a part; several stretches for a thread.
 const std::vector<std::int64_t> kVocabularies = {1, 2, 7, 8, 9, 63, 100, 257, 1000, 2100, 6001};
 
+// The sanitizers follow every change of fibers: a third of the cases take them as long as all take without.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr std::uint32_t kEvery = 3;
+#else
+constexpr std::uint32_t kEvery = 1;
+#endif
+
 struct Tally {
   int accepted = 0, rejected = 0, sampled = 0, nothing = 0;
 };
@@ -337,29 +344,29 @@ void sample_once(std::uint32_t seed, Tally& tally) {
 
 TEST(chains_as_on_the_cpu) {
   Tally tally;
-  for (std::uint32_t seed = 0; seed < 300; ++seed) verify_once<64>(seed, Walk::kChain, tally);
-  for (std::uint32_t seed = 0; seed < 20; ++seed) verify_once<256>(seed, Walk::kChain, tally);
-  CHECK(tally.accepted > 100 && tally.rejected > 100);
+  for (std::uint32_t seed = 0; seed < 300; seed += kEvery) verify_once<64>(seed, Walk::kChain, tally);
+  for (std::uint32_t seed = 0; seed < 20; seed += kEvery) verify_once<256>(seed, Walk::kChain, tally);
+  CHECK(tally.accepted > 50 && tally.rejected > 50);
 }
 
 TEST(blocks_as_on_the_cpu) {
   Tally tally;
-  for (std::uint32_t seed = 1000; seed < 1300; ++seed) verify_once<64>(seed, Walk::kBlock, tally);
-  CHECK(tally.accepted > 100 && tally.rejected > 100);
+  for (std::uint32_t seed = 1000; seed < 1300; seed += kEvery) verify_once<64>(seed, Walk::kBlock, tally);
+  CHECK(tally.accepted > 50 && tally.rejected > 50);
 }
 
 TEST(trees_as_on_the_cpu) {
   Tally tally;
-  for (std::uint32_t seed = 2000; seed < 2300; ++seed) verify_once<64>(seed, Walk::kTree, tally);
-  for (std::uint32_t seed = 2400; seed < 2420; ++seed) verify_once<128>(seed, Walk::kTree, tally);
-  CHECK(tally.accepted > 100 && tally.rejected > 100);
+  for (std::uint32_t seed = 2000; seed < 2300; seed += kEvery) verify_once<64>(seed, Walk::kTree, tally);
+  for (std::uint32_t seed = 2400; seed < 2420; seed += kEvery) verify_once<128>(seed, Walk::kTree, tally);
+  CHECK(tally.accepted > 50 && tally.rejected > 50);
 }
 
 TEST(samples_as_on_the_cpu) {
   Tally tally;
-  for (std::uint32_t seed = 3000; seed < 3600; ++seed) sample_once<64>(seed, tally);
-  for (std::uint32_t seed = 3600; seed < 3640; ++seed) sample_once<256>(seed, tally);
-  CHECK(tally.sampled > 500 && tally.nothing > 5);
+  for (std::uint32_t seed = 3000; seed < 3600; seed += kEvery) sample_once<64>(seed, tally);
+  for (std::uint32_t seed = 3600; seed < 3640; seed += kEvery) sample_once<256>(seed, tally);
+  CHECK(tally.sampled > 300 && tally.nothing > 5);
 }
 
 TEST(order_keys_keep_the_order) {

@@ -9,6 +9,7 @@ from hotloop.decode import (
     chain_speculative_sampling,
     greedy_speculative_accept,
     sample,
+    speculative_streaming_verify,
     tree_speculative_verify,
 )
 from hotloop.decode import _operators as operators
@@ -34,15 +35,17 @@ def steps(target, draft, ids, lengths, seed, temperature):
             Logits(draft, temperature=temperature), ids, law, num_draft_tokens=lengths, seed=seed
         ),
         block_speculative_sampling(None, ids, law, seed=seed),
+        speculative_streaming_verify(Logits(draft[:, None]), ids, law, seed=seed),
         greedy_speculative_accept(ids, target),
         tree_speculative_verify(ids, parents, law, Logits(wide), max_depth=2, seed=seed),
     )
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_whole_equals_eager(backend):
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiled_whole_equals_eager(backend, dynamic):
     torch.compiler.reset()
-    compiled = torch.compile(steps, fullgraph=True, backend=backend)
+    compiled = torch.compile(steps, fullgraph=True, backend=backend, dynamic=dynamic)
     for batch in (2, 3, 5):
         target, draft, ids = inputs(batch)
         lengths = torch.arange(batch) % 4
