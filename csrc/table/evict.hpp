@@ -1,0 +1,69 @@
+// Whom to evict: the row with the lowest (score, key), exactly, at the price of one scan in many evictions.
+#pragma once
+
+#include <algorithm>
+#include <mutex>
+#include <queue>
+#include <vector>
+
+#include "table/table.hpp"
+
+namespace hotloop::table {
+
+// What a row's score becomes. `at`: position in the batch, or -1 for an update that is no use of its own.
+inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int64_t at, bool fresh, std::uint64_t before) {
+  const std::uint64_t given = stamp.scores != nullptr && at >= 0 ? stamp.scores[at] : 1;
+  switch (strategy) {
+    case Strategy::kLru:
+      return stamp.tick;
+    case Strategy::kEpochLru:
+      return (stamp.epoch << 32) | (stamp.tick & 0xFFFFFFFFu);
+    case Strategy::kLfu:
+      if (at < 0) return before;
+      return fresh ? given : before + given;
+    case Strategy::kEpochLfu: {
+      if (at < 0) return before;
+      const std::uint64_t uses = fresh ? given : (before & 0xFFFFFFFFu) + given;
+      return (stamp.epoch << 32) | std::min<std::uint64_t>(uses, 0xFFFFFFFFu);
+    }
+    case Strategy::kCustom:
+      return stamp.scores != nullptr && at >= 0 ? given : before;
+    default:
+      return before;
+  }
+}
+
+// The lowest rows of one scan, in order, beside a heap of rows that came to lie among them since. Whoever is taken
+// from either is looked up again: a row that was used meanwhile has another score and is passed over.
+class Evictor {
+ public:
+  explicit Evictor(Table& table) : table_(table) {}
+
+  struct Victim {
+    std::uint64_t score, key;
+    std::uint32_t row;
+    bool operator<(const Victim& o) const { return score != o.score ? score < o.score : key < o.key; }
+    bool operator>(const Victim& o) const { return o < *this; }
+  };
+
+  // A row was given this score.
+  void note(const Victim& v) {
+    const std::lock_guard lock(mutex_);
+    if (active_ && v < last_) fresh_.push(v);
+  }
+  // The lowest row; the table is not empty. It stays the lowest until it is removed or used.
+  Victim lowest();
+
+ private:
+  void scan();
+  bool current(const Victim& v, std::uint64_t* score) const;
+
+  Table& table_;
+  std::mutex mutex_;
+  bool active_ = false;
+  Victim last_{};  // nobody beyond this one was kept by the scan
+  std::vector<Victim> run_;  // lowest last
+  std::priority_queue<Victim, std::vector<Victim>, std::greater<>> fresh_;
+};
+
+}  // namespace hotloop::table

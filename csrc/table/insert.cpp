@@ -1,0 +1,320 @@
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+
+#include "core/parallel.hpp"
+#include "table/evict.hpp"
+#include "table/store.hpp"
+#include "table/table.hpp"
+
+namespace hotloop::table {
+
+namespace {
+
+constexpr std::int64_t kGrain = 512;
+
+// Calls work(positions, count) on threads that divide the keys among them, so that one meets all occurrences of a
+// key, in order. `some`: the positions in question, or null for all.
+template <class Work>
+void divide(Keys keys, const std::int64_t* some, std::int64_t count, Work&& work) {
+  const std::int64_t threads = std::clamp<std::int64_t>(count / kGrain, 1, max_threads());
+  if (threads == 1) {
+    work(some, count);
+    return;
+  }
+  parallel_for(threads, 1, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::int64_t> mine;
+    mine.reserve(static_cast<std::size_t>((end - begin) * count / threads + count / 16));
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t at = some != nullptr ? some[i] : i;
+      // Bits that decide neither home nor tag.
+      const auto share = static_cast<std::int64_t>(((mix64(keys[at]) >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
+      if (share >= begin && share < end) mine.push_back(at);
+    }
+    work(mine.data(), static_cast<std::int64_t>(mine.size()));
+  });
+}
+
+}  // namespace
+
+Table::Entry Table::enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source, const Upsert& call,
+                          std::int64_t at) {
+  const std::uint32_t row = source.take();  // before the lock: it may throw
+  Bucket& home = *index.home(hash);
+  home.lock();
+  const std::uint32_t there = row_of(index, key, hash);
+  const bool room = there == kNoRow && size_.fetch_add(1, std::memory_order_relaxed) < capacity();
+  if (there == kNoRow && !room) size_.fetch_sub(1, std::memory_order_relaxed);
+  if (room) {
+    {
+      const SeqLocks::Writing writing(locks_, row);
+      char* const p = arena_.row(row);
+      if constexpr (kWordByWord) {
+        std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
+        fill(copy.data(), key, call, at);
+        copy_in(p, copy.data(), copy.size());
+      } else {
+        fill(p, key, call, at);
+      }
+      touch(row, call.stamp, at, true, true);
+      arena_.set_live(row, true);
+    }
+    index.place(hash, row);
+  }
+  home.unlock();
+  if (room) return {row, false};
+  source.give(row);
+  return {there, there != kNoRow};
+}
+
+bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at) {
+  const SeqLocks::Writing writing(locks_, row);
+  char* const p = arena_.row(row);
+  if (load_relaxed<std::uint64_t>(p) != key) return false;
+  if (call.values) copy_in(p + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
+  touch(row, call.stamp, at, false, static_cast<bool>(call.values));
+  return true;
+}
+
+void Table::upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
+                        std::vector<std::int64_t>& deferred) {
+  RowSource source(arena_);
+  const bool touches = call.values || layout_.score >= 0 || layout_.time >= 0;
+  look_up(
+      index, count, touches ? layout_.stride : 8,
+      [&](std::int64_t i) {
+        const std::int64_t at = positions != nullptr ? positions[i] : i;
+        return std::pair(at, call.keys[at]);
+      },
+      [&](std::int64_t at, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+        for (;;) {
+          const Entry e = row != kNoRow ? Entry{row, true} : enter(index, key, hash, source, call, at);
+          if (e.row == kNoRow) deferred.push_back(at);
+          // A row that was erased between the two looks is entered anew.
+          row = kNoRow;
+          if (e.existed && touches && !write(key, e.row, call, at)) continue;
+          call.rows[at] = e.row;
+          if (call.found != nullptr) call.found[at] = e.existed;
+          return;
+        }
+      });
+}
+
+void Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count) {
+  std::vector<std::int64_t> left;
+  for (;;) {
+    std::vector<std::int64_t> deferred;
+    {
+      const std::shared_lock together(structure_);
+      const std::shared_ptr<Index> index = this->index();
+      std::mutex mutex;
+      divide(call.keys, positions, count, [&](const std::int64_t* mine, std::int64_t n) {
+        std::vector<std::int64_t> my_deferred;
+        upsert_some(*index, call, mine, n, my_deferred);
+        const std::lock_guard lock(mutex);
+        deferred.insert(deferred.end(), my_deferred.begin(), my_deferred.end());
+      });
+    }
+    if (deferred.empty()) return;
+    if (capacity() >= settings_.max_rows) throw TableFull();
+    std::sort(deferred.begin(), deferred.end());
+    left = std::move(deferred);
+    positions = left.data();
+    count = static_cast<std::int64_t>(left.size());
+    // At most four times, since what is left may be one key many times over.
+    grow(std::min(size() + count, 4 * capacity()));
+  }
+}
+
+void Table::upsert(const Upsert& given) {
+  Upsert call = given;
+  call.stamp.tick = next_tick();
+  if (call.admission == nullptr && settings_.max_rows >= kMaxRows) {
+    upsert_all(call, nullptr, call.keys.count);
+  } else {
+    upsert_within(call);
+  }
+}
+
+// With a filter, or with a bound on the rows: known keys first, then the unknown ones one batch at a time.
+void Table::upsert_within(const Upsert& call) {
+  locate(call.keys, call.rows);
+  std::vector<std::int64_t> known, unknown;
+  for (std::int64_t i = 0; i < call.keys.count; ++i) (call.rows[i] != kNoRow ? known : unknown).push_back(i);
+  if (unknown.empty()) {
+    upsert_all(call, nullptr, call.keys.count);
+    return;
+  }
+  const std::lock_guard one(admission_mutex_);
+  std::unordered_map<std::uint64_t, std::uint32_t> counts;
+  std::vector<std::uint64_t> order;
+  counts.reserve(unknown.size());
+  for (const std::int64_t i : unknown) {
+    if (counts[call.keys[i]]++ == 0) order.push_back(call.keys[i]);
+  }
+  if (call.admission != nullptr) {
+    for (const std::uint64_t key : order) {
+      if (!(*call.admission)(key, counts[key])) counts.erase(key);
+    }
+    std::erase_if(unknown, [&](std::int64_t i) {
+      if (counts.contains(call.keys[i])) return false;
+      if (call.found != nullptr) call.found[i] = 0;
+      return true;
+    });
+  }
+  const bool full = size() + static_cast<std::int64_t>(counts.size()) > settings_.max_rows;
+  if (full && evictor_ == nullptr) throw TableFull();
+  if (!known.empty()) upsert_all(call, known.data(), static_cast<std::int64_t>(known.size()));
+  if (!full) upsert_all(call, unknown.data(), static_cast<std::int64_t>(unknown.size()));
+  else upsert_evicting(call, unknown);
+}
+
+// One key after the other, in the order of the batch: who is evicted depends on it.
+void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions) {
+  grow(settings_.max_rows);
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  std::vector<std::int64_t> deferred;
+  std::vector<std::uint32_t> freed;
+  for (const std::int64_t at : positions) {
+    for (;;) {
+      deferred.clear();
+      upsert_some(*index, call, &at, 1, deferred);
+      if (deferred.empty()) break;
+      const Evictor::Victim v = evictor_->lowest();
+      const std::uint64_t score = next_score(settings_.strategy, call.stamp, at, true, 0);
+      // New keys of LFU begin low; refused, none would ever get in.
+      if (settings_.strategy != Strategy::kLfu && score < v.score) {
+        call.rows[at] = kNoRow;
+        if (call.found != nullptr) call.found[at] = 0;
+        break;
+      }
+      if (call.evicted != nullptr) {
+        const std::size_t end = call.evicted->values.size();
+        call.evicted->values.resize(end + static_cast<std::size_t>(layout_.value_bytes()));
+        if (!read(v.key, v.row, call.evicted->values.data() + end)) {
+          call.evicted->values.resize(end);
+          continue;
+        }
+        call.evicted->keys.push_back(v.key);
+        call.evicted->scores.push_back(v.score);
+      }
+      if (remove(*index, v.key, freed)) arena_.give(freed);
+    }
+  }
+}
+
+void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found) {
+  stamp.tick = next_tick();
+  const std::shared_ptr<Index> index = this->index();
+  divide(keys, nullptr, keys.count, [&](const std::int64_t* mine, std::int64_t n) {
+    std::vector<float> sum(accumulate ? static_cast<std::size_t>(2 * layout_.dim) : 0);
+    look_up(
+        *index, n, layout_.stride,
+        [&](std::int64_t i) {
+          const std::int64_t at = mine != nullptr ? mine[i] : i;
+          return std::pair(at, keys[at]);
+        },
+        [&](std::int64_t at, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+          bool done = false;
+          for (; !done && row != kNoRow; row = row_of(*index, key, hash)) {
+            done = edit(key, row, stamp, at, [&](char* p) {
+              if (!accumulate) {
+                std::memcpy(p + layout_.values, values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
+                return;
+              }
+              load_floats(settings_.dtype, p + layout_.values, sum.data(), layout_.dim);
+              load_floats(settings_.dtype, values.row(at), sum.data() + layout_.dim, layout_.dim);
+              for (std::int64_t j = 0; j < layout_.dim; ++j) sum[static_cast<std::size_t>(j)] += sum[static_cast<std::size_t>(layout_.dim + j)];
+              store_floats(settings_.dtype, sum.data(), p + layout_.values, layout_.dim);
+            });
+          }
+          found[at] = done;
+        });
+  });
+}
+
+bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed) {
+  const std::uint64_t hash = mix64(key);
+  Bucket& home = *index.home(hash);
+  home.lock();
+  const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.key(r) == key; });
+  if (place) {
+    index.remove(hash, place);
+    release(place.row, key);
+  }
+  home.unlock();
+  if (!place) return false;
+  size_.fetch_sub(1, std::memory_order_relaxed);
+  freed.push_back(place.row);
+  if (settings_.versions) note_erased(key);
+  return true;
+}
+
+// A freed row is left with a key that is nobody's: whoever still holds its number sees that it is no longer theirs.
+void Table::release(std::uint32_t row, std::uint64_t key) {
+  const SeqLocks::Writing writing(locks_, row);
+  store_relaxed<std::uint64_t>(arena_.row(row), ~key);
+  arena_.set_live(row, false);
+}
+
+void Table::erase(Keys keys, std::uint8_t* found) {
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  divide(keys, nullptr, keys.count, [&](const std::int64_t* mine, std::int64_t n) {
+    std::vector<std::uint32_t> freed;
+    look_up(
+        *index, n, 8,
+        [&](std::int64_t i) {
+          const std::int64_t at = mine != nullptr ? mine[i] : i;
+          return std::pair(at, keys[at]);
+        },
+        [&](std::int64_t at, std::uint64_t key, std::uint64_t, std::uint32_t row) {
+          found[at] = row != kNoRow && remove(*index, key, freed);
+        });
+    arena_.give(freed);
+  });
+}
+
+std::int64_t Table::expire(std::uint32_t time) {
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  std::atomic<std::int64_t> expired{0};
+  const std::int64_t words = (std::int64_t{arena_.end()} + 63) / 64;
+  parallel_for(words, 64, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::uint32_t> freed;
+    for (std::int64_t w = begin; w < end; ++w) {
+      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
+        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
+        const char* const p = arena_.row(r);
+        const std::uint64_t key = load_relaxed<std::uint64_t>(p);
+        if (load_relaxed<std::uint32_t>(p + layout_.time) < time) remove(*index, key, freed);
+      }
+    }
+    expired += static_cast<std::int64_t>(freed.size());
+    arena_.give(freed);
+  });
+  return expired;
+}
+
+void Table::clear() {
+  const std::unique_lock alone(structure_);
+  auto index = std::make_shared<Index>(this->index()->buckets());
+  std::vector<std::uint32_t> freed;
+  for (std::uint32_t r = 0; r < arena_.end(); ++r) {
+    if (!arena_.live(r)) continue;
+    release(r, arena_.key(r));
+    freed.push_back(r);
+  }
+  {
+    const std::lock_guard lock(index_mutex_);
+    index_ = std::move(index);
+  }
+  size_.fetch_sub(static_cast<std::int64_t>(freed.size()), std::memory_order_relaxed);
+  arena_.give(freed);
+  // All keys at once: a replica starts again from a snapshot.
+  forget_erased(generation());
+}
+
+}  // namespace hotloop::table

@@ -1,0 +1,102 @@
+#include <stdexcept>
+#include <unordered_set>
+
+#include "core/parallel.hpp"
+#include "table/table.hpp"
+
+namespace hotloop::table {
+
+namespace {
+
+// As many as Monolith's touched-key set holds; 32 MiB.
+constexpr std::size_t kMostErased = std::size_t{1} << 21;
+
+template <class T>
+void put_out(T* out, std::int64_t i, const char* row, std::int64_t offset) {
+  if (out == nullptr) return;
+  if (offset < 0) out[i] = 0;
+  else std::memcpy(&out[i], row + offset, sizeof(T));
+}
+
+}  // namespace
+
+std::int64_t Table::export_rows(std::uint32_t begin, std::uint32_t end, std::uint64_t since, const Export& out) const {
+  std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
+  const char* const row = copy.data();
+  std::int64_t n = 0;
+  for (std::uint32_t r = begin; r < end; ++r) {
+    if ((r & 63u) == 0 && arena_.live_word(r >> 6) == 0) {
+      r |= 63u;
+      continue;
+    }
+    bool live = arena_.live(r);
+    while (live) {
+      const std::uint32_t v = locks_.begin_read(r);
+      live = arena_.live(r);
+      // Only the head of a row that did not change is read.
+      const char* const p = arena_.row(r);
+      const bool news = since == 0 || load_relaxed<std::uint32_t>(p + layout_.version) > since;
+      if (news) copy_out(copy.data(), p, copy.size());
+      if (!locks_.end_read(r, v)) continue;
+      live = live && news;
+      break;
+    }
+    if (!live) continue;
+    put_out(out.keys, n, row, 0);
+    if (out.values) std::memcpy(out.values.row(n), row + layout_.values, static_cast<std::size_t>(layout_.value_bytes()));
+    if (out.state) std::memcpy(out.state.row(n), row + layout_.state, static_cast<std::size_t>(layout_.states) * 4);
+    put_out(out.scores, n, row, layout_.score);
+    put_out(out.times, n, row, layout_.time);
+    ++n;
+  }
+  return n;
+}
+
+void Table::import_rows(Keys keys, const Export& rows) {
+  std::vector<std::uint32_t> at(static_cast<std::size_t>(keys.count));
+  upsert({.keys = keys, .values = rows.values, .stamp = {.scores = rows.scores}, .rows = at.data()});
+  parallel_for(keys.count, 256, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::uint32_t r = at[static_cast<std::size_t>(i)];
+      if (r == kNoRow) continue;
+      const SeqLocks::Writing writing(locks_, r);
+      char* const p = arena_.row(r);
+      if (load_relaxed<std::uint64_t>(p) != keys[i]) continue;
+      if (rows.state) copy_in(p + layout_.state, rows.state.row(i), static_cast<std::size_t>(layout_.states) * 4);
+      if (rows.scores != nullptr && layout_.score >= 0) set_score(r, rows.scores[i]);
+      if (rows.times != nullptr && layout_.time >= 0) store_relaxed(p + layout_.time, rows.times[i]);
+    }
+  });
+}
+
+void Table::note_erased(std::uint64_t key) {
+  const std::lock_guard lock(erased_mutex_);
+  if (erased_.size() >= kMostErased) {
+    const std::size_t half = erased_.size() / 2;
+    erased_from_ = erased_[half - 1].first;
+    erased_.erase(erased_.begin(), erased_.begin() + static_cast<std::ptrdiff_t>(half));
+  }
+  erased_.emplace_back(generation(), key);
+}
+
+std::vector<std::uint64_t> Table::erased_since(std::uint64_t since) const {
+  std::unordered_set<std::uint64_t> keys;
+  {
+    const std::lock_guard lock(erased_mutex_);
+    if (since < erased_from_) throw std::out_of_range("erasures that long ago are forgotten");
+    for (const auto& [generation, key] : erased_) {
+      if (generation > since) keys.insert(key);
+    }
+  }
+  const std::shared_ptr<Index> index = this->index();
+  std::erase_if(keys, [&](std::uint64_t key) { return row_of(*index, key, mix64(key)) != kNoRow; });
+  return {keys.begin(), keys.end()};
+}
+
+void Table::forget_erased(std::uint64_t until) {
+  const std::lock_guard lock(erased_mutex_);
+  std::erase_if(erased_, [&](const auto& e) { return e.first <= until; });
+  erased_from_ = std::max(erased_from_, until);
+}
+
+}  // namespace hotloop::table

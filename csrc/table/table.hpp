@@ -1,0 +1,249 @@
+// A table from 64-bit keys to rows, made of an index (where a key is), an arena (the rows) and sequence locks.
+//
+// Calls take batches, run on the threads of OpenMP, and may overlap in any mixture. Lookups take no lock and never
+// wait for growth: they keep the index they started with. Insertions, erasures and evictions share `structure_`,
+// growth has it alone. A key is inserted and erased under the lock of its home bucket, a row is written under its
+// sequence lock. Of a batch, one thread meets all occurrences of a key, in order: results do not depend on threads.
+#pragma once
+
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <tuple>
+#include <vector>
+
+#include "table/arena.hpp"
+#include "table/index.hpp"
+#include "table/layout.hpp"
+#include "table/seqlock.hpp"
+
+namespace hotloop::table {
+
+struct Keys {
+  const std::uint64_t* data;
+  std::int64_t count;
+  std::uint64_t operator[](std::int64_t i) const { return data[i]; }
+};
+
+// Rows of values outside the table, `stride` bytes apart.
+struct Values {
+  char* data = nullptr;
+  std::int64_t stride = 0;
+  char* row(std::int64_t i) const { return data + i * stride; }
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// What a write leaves in the rows beside values.
+struct Stamp {
+  const std::uint64_t* scores = nullptr;  // (n,) of the caller: custom scores, or increments of LFU
+  std::uint64_t epoch = 0;
+  std::uint32_t time = 0;
+  std::uint64_t tick = 0;  // set by the table: the number of this call
+};
+
+// Whether an unknown key may enter that a batch holds `count` times.
+using Admission = std::function<bool(std::uint64_t key, std::uint32_t count)>;
+
+struct Evicted {
+  std::vector<std::uint64_t> keys, scores;
+  std::vector<char> values;  // rows, without gaps
+};
+
+struct Upsert {
+  Keys keys{};
+  Values values{};  // what keys get; without it existing rows stay and new ones are initialised
+  Stamp stamp{};
+  const Admission* admission = nullptr;
+  Evicted* evicted = nullptr;
+  std::uint32_t* rows = nullptr;   // (n,) out: the row of each key, kNoRow if it was not let in
+  std::uint8_t* found = nullptr;   // (n,) out, optional: the key was there before
+};
+
+class TableFull : public std::exception {
+ public:
+  const char* what() const noexcept override { return "full"; }
+};
+
+class Evictor;
+
+class Table {
+ public:
+  explicit Table(const Settings& settings);
+  ~Table();
+  Table(const Table&) = delete;
+  Table& operator=(const Table&) = delete;
+
+  const Settings& settings() const { return settings_; }
+  const RowLayout& layout() const { return layout_; }
+  const Arena& arena() const { return arena_; }
+  std::int64_t size() const { return size_.load(std::memory_order_relaxed); }
+  std::int64_t capacity() const { return limit_.load(std::memory_order_relaxed); }
+  std::int64_t slots() const { return index()->buckets() * Bucket::kSlots; }
+  std::int64_t bytes() const { return arena_.bytes() + static_cast<std::int64_t>(index()->bytes()); }
+
+  // found: (n,) out. Rows of values that are not found are left as they are. scores: optional, out.
+  void find(Keys keys, Values values, std::uint8_t* found, std::uint64_t* scores) const;
+  // rows: (n,) out, kNoRow where absent.
+  void locate(Keys keys, std::uint32_t* rows) const;
+  // Copies the row of a key that `locate` or `upsert` named, if it still is the key's.
+  bool read(std::uint64_t key, std::uint32_t row, void* values) const;
+
+  // Throws TableFull, before anything is written, if no strategy says whom to evict.
+  void upsert(const Upsert& call);
+  // Only keys that are there. accumulate: values are added.
+  void assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found);
+  void erase(Keys keys, std::uint8_t* found);
+  void clear();
+  void reserve(std::int64_t rows);
+  // Erases rows last used before `time`; says how many.
+  std::int64_t expire(std::uint32_t time);
+
+  // Calls edit(row) under the row's lock if it still is the key's, and says so. at: position in the batch, or -1 (touch).
+  template <class Edit>
+  bool edit(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at, Edit&& edit);
+
+  // --- reading it all (scan.cpp)
+  struct Export {
+    std::uint64_t* keys = nullptr;
+    Values values{}, state{};
+    std::uint64_t* scores = nullptr;
+    std::uint32_t* times = nullptr;
+  };
+  // Rows of [begin, end) in use whose version is above `since`, from the front of the outputs on; says how many.
+  std::int64_t export_rows(std::uint32_t begin, std::uint32_t end, std::uint64_t since, const Export& out) const;
+  // Puts rows back with state, score and time as exported.
+  void import_rows(Keys keys, const Export& rows);
+
+  // --- changes (scan.cpp)
+  // Later changes are told from earlier ones by the number that is returned.
+  std::uint64_t mark() { return generation_.fetch_add(1, std::memory_order_seq_cst); }
+  std::uint64_t generation() const { return generation_.load(std::memory_order_seq_cst); }
+  void set_generation(std::uint64_t g) { generation_.store(g, std::memory_order_seq_cst); }
+  // Keys erased after `since` that are not there now. Throws std::out_of_range if that is no longer known.
+  std::vector<std::uint64_t> erased_since(std::uint64_t since) const;
+  void forget_erased(std::uint64_t until);
+
+  const SeqLocks& locks() const { return locks_; }
+  std::shared_ptr<Index> index() const {
+    const std::lock_guard lock(index_mutex_);
+    return index_;
+  }
+  // Row of a key, or kNoRow.
+  std::uint32_t row_of(const Index& index, std::uint64_t key, std::uint64_t hash) const {
+    return index.search(hash, [&](std::uint32_t r) { return arena_.key(r) == key; }).row;
+  }
+  // resolve(position, key, hash, row): `row` is the key's, or kNoRow where a quick look did not find one.
+  template <class At, class Resolve>
+  void look_up(const Index& index, std::int64_t count, std::int64_t row_bytes, At&& at, Resolve&& resolve) const;
+
+ private:
+  friend class Evictor;
+  std::uint64_t next_tick() { return tick_.fetch_add(1, std::memory_order_relaxed) + 1; }
+  void grow(std::int64_t rows);
+  void rebuild(std::int64_t rows);
+  std::int64_t limit_of(std::int64_t buckets) const;
+
+  // The row of a key, which is entered if it is absent and there is room; else {kNoRow, false}.
+  struct Entry {
+    std::uint32_t row;
+    bool existed;
+  };
+  Entry enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source, const Upsert& call, std::int64_t at);
+  void fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const;
+  void initialize(char* row, std::uint64_t key) const;
+  // Time, version and score of a row that was used, under its lock. at: position in the batch; -1: an update that is
+  // no use of its own.
+  void touch(std::uint32_t row, const Stamp& stamp, std::int64_t at, bool fresh, bool changed);
+  bool write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at);
+  bool remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed);
+  void upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
+                   std::vector<std::int64_t>& deferred);
+  void upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
+  void upsert_within(const Upsert& call);
+  void upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions);
+  void release(std::uint32_t row, std::uint64_t key);
+  void note_erased(std::uint64_t key);
+  void set_score(std::uint32_t row, std::uint64_t score);  // under the row's lock
+
+  Settings settings_;
+  RowLayout layout_;
+  mutable Arena arena_;
+  SeqLocks locks_;
+  mutable std::mutex index_mutex_;
+  std::shared_ptr<Index> index_;
+  mutable std::shared_mutex structure_;
+  std::mutex admission_mutex_;
+  std::unique_ptr<Evictor> evictor_;
+  std::atomic<std::int64_t> size_{0}, limit_{0};
+  std::atomic<std::uint64_t> tick_{0}, generation_{1};
+  mutable std::mutex erased_mutex_;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> erased_;  // (generation, key), oldest first
+  std::uint64_t erased_from_ = 0;                                // what is known begins after this generation
+};
+
+inline std::int64_t prefetch_row(const char* row, std::int64_t bytes) {
+  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+  __builtin_prefetch(row + bytes - 1);
+  return bytes;
+}
+
+template <class At, class Resolve>
+void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_bytes, At&& at, Resolve&& resolve) const {
+  // Three steps for a group of keys: fetch their buckets, read the buckets and fetch the rows, read the rows. The
+  // memory answers a dozen lines in the time of one.
+  constexpr int kGroup = 32;
+  struct Pending {
+    std::int64_t position;
+    std::uint64_t key, hash;
+    Bucket* bucket;
+    std::uint32_t row;
+  } group[kGroup];
+  for (std::int64_t begin = 0; begin < count; begin += kGroup) {
+    const int n = static_cast<int>(count - begin < kGroup ? count - begin : kGroup);
+    for (int i = 0; i < n; ++i) {
+      Pending& p = group[i];
+      std::tie(p.position, p.key) = at(begin + i);
+      p.hash = mix64(p.key);
+      p.bucket = index.home(p.hash);
+      __builtin_prefetch(p.bucket);
+    }
+    for (int i = 0; i < n; ++i) {
+      Pending& p = group[i];
+      const std::uint32_t header = p.bucket->read_header();
+      const std::uint32_t m = p.bucket->match(Index::tag(p.hash)) & header;
+      p.row = m != 0 ? p.bucket->row(std::countr_zero(m)) : kNoRow;
+      if (p.row != kNoRow) prefetch_row(arena_.row(p.row), row_bytes);
+      else if (header >= Bucket::kPassed) __builtin_prefetch(index.next(p.bucket));
+      else p.bucket = nullptr;  // nowhere
+    }
+    for (int i = 0; i < n; ++i) {
+      Pending& p = group[i];
+      if (p.bucket != nullptr && (p.row == kNoRow || arena_.key(p.row) != p.key)) p.row = row_of(index, p.key, p.hash);
+      resolve(p.position, p.key, p.hash, p.row);
+    }
+  }
+}
+
+template <class Edit>
+bool Table::edit(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at, Edit&& edit) {
+  const SeqLocks::Writing writing(locks_, row);
+  char* const p = arena_.row(row);
+  if (load_relaxed<std::uint64_t>(p) != key) return false;
+  if constexpr (kWordByWord) {
+    std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
+    std::memcpy(copy.data(), p, copy.size());
+    edit(copy.data());
+    copy_in(p + 8, copy.data() + 8, copy.size() - 8);
+  } else {
+    edit(p);
+  }
+  touch(row, stamp, at, false, true);
+  return true;
+}
+
+}  // namespace hotloop::table
