@@ -120,9 +120,6 @@ HOTLOOP_INLINE float to_float(Float16 x) {
   const std::uint32_t infinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
   return std::bit_cast<float>(finite | infinite | (static_cast<std::uint32_t>(x.bits & 0x8000u) << 16));
 }
-HOTLOOP_INLINE std::uint16_t half_bits(float x) {
-  return std::bit_cast<std::uint16_t>(static_cast<_Float16>(x));
-}
 #else
 // Compilers without _Float16: exact conversion by integer arithmetic, round to nearest even.
 HOTLOOP_INLINE float to_float(Float16 x) {
@@ -135,18 +132,27 @@ HOTLOOP_INLINE float to_float(Float16 x) {
   const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
   return sign != 0 ? -subnormal : subnormal;
 }
+#endif
+#if !defined(__CUDA_ARCH__)
+// All ones where a > b, for numbers below 2^31. A mask and not a condition: GCC 12 turns several conditions on one value
+// into branches, and then vectorises nothing.
+HOTLOOP_INLINE std::uint32_t mask_above(std::uint32_t a, std::uint32_t b) {
+  return static_cast<std::uint32_t>(static_cast<std::int32_t>(b - a) >> 31);
+}
+// Round to nearest even; NaN stays NaN. By integers, since GCC 12 does not vectorise the conversion to _Float16 either
+// (SGD on a row of 64: 27 ns with it and 18 with this; at the baseline, which has no instruction for it, 455 and 57).
 HOTLOOP_INLINE std::uint16_t half_bits(float x) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
-  const std::uint32_t sign = (bits >> 16) & 0x8000u;
-  const std::uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
-  if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
-  if (magnitude < 0x38800000u) {
-    const float scaled = std::bit_cast<float>(magnitude) + 0.5f;  // the adder rounds to 2^-24
-    return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(scaled) - 0x3f000000u));
-  }
-  const std::uint32_t odd = (magnitude >> 13) & 1u;
-  return static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+  const std::uint32_t size = bits & 0x7fffffffu;
+  const std::uint32_t is_normal = mask_above(size, 0x387fffffu);
+  const std::uint32_t is_large = mask_above(size, 0x477fefffu);
+  const std::uint32_t is_nan = mask_above(size, 0x7f800000u);
+  const std::uint32_t normal = (size - 0x38000000u + 0xfffu + ((size >> 13) & 1u)) >> 13;
+  // The adder rounds what is below the normal halves to 2^-24.
+  const std::uint32_t small = std::bit_cast<std::uint32_t>(std::bit_cast<float>(size) + 0.5f) - 0x3f000000u;
+  const std::uint32_t rounded = (is_normal & normal) | (~is_normal & small);
+  const std::uint32_t limited = (~is_large & rounded) | (is_large & 0x7c00u) | (is_nan & 0x0200u);
+  return static_cast<std::uint16_t>(((bits >> 16) & 0x8000u) | limited);
 }
 #endif
 
