@@ -84,6 +84,12 @@ def _decode(name: str, *papers: Paper, **kw: Any) -> Op:
     return Op(name, "decode", papers, impls, gradient=False, compiles="cuda" in impls, **kw)
 
 
+def _table(name: str, *papers: Paper, **kw: Any) -> Op:
+    """NumPy, torch or CuPy arrays; what compiles is a registered operator."""
+    kw = {"dtypes": (), "gradient": False, "compiles": False} | kw
+    return Op(name, "table", papers, ("reference", "cpu"), **kw)
+
+
 _ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")
 _AUTONUMERICS = Paper("AutoNumerics-Zero", "2312.08472", "2^x on [0, 1], 10 operations in float64")
 _PHILOX = Paper("Parallel random numbers: as easy as 1, 2, 3", "SC11, 2011", "Philox 4x32-10")
@@ -113,6 +119,9 @@ _MIRROR = Paper("Mirror Speculative Decoding", "2510.13161", "kappa = 1 to 8, ga
 _MEDUSA = Paper("Medusa", "2401.10774", "epsilon = 0.3, alpha = 0.09, T = 0.7")
 _LANTERN = Paper("LANTERN", "2410.03355", "k = 1000, delta = 0.05 to 0.4")
 _VAS = Paper("Value Augmented Sampling", "2405.06639", "k = 20, beta = 3")
+
+_MONOLITH = Paper("Monolith", "2209.07663", "15 sightings at most, 3e8 ids, 7 splits")
+_UNIFIED = Paper("Unified Embedding", "2305.12102", "2 to 6 chunks per feature")
 
 _OPS = (
     _core("elementary", Paper("Definition", "")),
@@ -208,6 +217,12 @@ _OPS = (
         "retrospective_backtrack",
         Paper("Generate, but Verify (REVERSE)", "2504.13169", "tau = 0.003, N = 10, K = 50"),
     ),
+    _table("salted_hash_bucket", _UNIFIED, compiles=True),
+    _table("hash_strings", _UNIFIED),
+    _table("frequency_admission_filter", _MONOLITH),
+    _table("probabilistic_admission_filter", _MONOLITH),
+    _table("multiplexed_embedding_lookup", _UNIFIED, dtypes=FLOATS, gradient=True, compiles=True),
+    _table("mch_evict_batch", Paper("TorchRec managed collisions", "TorchRec 1.8")),
     _pair(
         "dpo_loss",
         Paper("Direct Preference Optimization", "2305.18290", "beta = 0.1 to 0.5"),

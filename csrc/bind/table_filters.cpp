@@ -1,0 +1,167 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bind/arguments.hpp"
+#include "bind/register.hpp"
+#include "table/eviction.hpp"
+#include "table/filter.hpp"
+#include "table/hash_loops.hpp"
+
+namespace hotloop::bind {
+
+namespace {
+
+using namespace hotloop::table;
+
+template <class T>
+T* column(Arguments& a, const py::object& object, const char* name, std::int64_t n, bool writable) {
+  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, {n}, writable).data);
+}
+
+void run_hash_bucket(std::int64_t n, const py::object& keys, std::uint64_t feature, std::uint64_t chunk,
+                     std::uint64_t seed, std::uint64_t buckets, const py::object& out) {
+  Arguments a("salted_hash_bucket", 2);
+  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
+  auto* o = column<std::int64_t>(a, out, "out", n, true);
+  py::gil_scoped_release release;
+  salted_hash_bucket(n, k, hash_salt(feature, chunk, seed), buckets, o);
+}
+
+void run_hash_strings(std::int64_t n, const py::bytes& text, const py::object& offsets, const py::object& out) {
+  Arguments a("hash_strings", 2);
+  const std::string_view bytes = text;
+  auto* o = column<std::int64_t>(a, out, "out", n, true);
+  const auto* begins = column<std::int64_t>(a, offsets, "offsets", n + 1, false);
+  for (std::int64_t i = 0; i <= n; ++i) {
+    const std::int64_t least = i == 0 ? 0 : begins[i - 1];
+    if (begins[i] < least || begins[i] > static_cast<std::int64_t>(bytes.size())) a.fail("offsets", "out of range");
+  }
+  py::gil_scoped_release release;
+  hash_strings(n, reinterpret_cast<const unsigned char*>(bytes.data()), begins, o);
+}
+
+void run_add(CountFilter& filter, std::int64_t n, const py::object& keys, const py::object& counts,
+             const py::object& old) {
+  Arguments a("CountFilter.add", 3);
+  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
+  const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
+  auto* o = column<std::int64_t>(a, old, "out", n, true);
+  py::gil_scoped_release release;
+  filter.add(n, k, c, o);
+}
+
+void run_count(const CountFilter& filter, std::int64_t n, const py::object& keys, const py::object& counts) {
+  Arguments a("CountFilter.counts", 2);
+  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
+  auto* c = column<std::int64_t>(a, counts, "out", n, true);
+  py::gil_scoped_release release;
+  filter.count(n, k, c);
+}
+
+void run_admits(CountFilter& filter, std::int64_t n, const py::object& keys, const py::object& counts,
+                std::uint32_t threshold, const py::object& admitted) {
+  Arguments a("frequency_admission_filter", 3);
+  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
+  const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
+  auto* o = column<std::uint8_t>(a, admitted, "out", n, true);
+  py::gil_scoped_release release;
+  filter.admits(n, k, c, threshold, o);
+}
+
+// cells: uint8 (splits, cells_per_split, 2), the bytes of the 16-bit cells, or None.
+py::tuple run_save(const CountFilter& filter, const py::object& cells) {
+  Arguments a("CountFilter.state_dict", 1);
+  const View out = a.dense(cells, "cells", Dtype::kUInt8, {filter.splits(), filter.cells_per_split(), 2}, true);
+  CountFilter::State state;
+  {
+    py::gil_scoped_release release;
+    state = filter.save(static_cast<std::uint16_t*>(out.data));
+  }
+  return py::make_tuple(state.head, state.advances, state.failures, state.elements);
+}
+
+void run_load(CountFilter& filter, std::int64_t head, std::int64_t advances, std::int64_t failures,
+              const std::vector<std::int64_t>& elements, const py::object& cells) {
+  Arguments a("CountFilter.load_state_dict", 1);
+  const View in = a.dense(cells, "cells", Dtype::kUInt8, {filter.splits(), filter.cells_per_split(), 2}, false);
+  if (in.data == nullptr) a.fail("cells", "expected an array, got None");
+  if (head < 0 || head >= filter.splits()) a.fail("head", "out of range");
+  if (elements.size() != static_cast<std::size_t>(filter.splits())) a.fail("elements", "wrong size");
+  py::gil_scoped_release release;
+  filter.load({head, advances, failures, elements}, static_cast<const std::uint16_t*>(in.data));
+}
+
+void run_probabilistic(std::int64_t n, std::uint64_t seed, const py::object& keys, std::uint64_t step,
+                       const py::object& counts, double threshold, bool equal, const py::object& admitted) {
+  Arguments a("probabilistic_admission_filter", 3);
+  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
+  const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
+  auto* o = column<std::uint8_t>(a, admitted, "out", n, true);
+  py::gil_scoped_release release;
+  probabilistic_admits(n, seed, k, step, c, threshold, equal, o);
+}
+
+// slots: (ids, counts, last_access, used), updated in place. incoming: (ids, counts, last_access, admitted or None).
+py::tuple run_evict(std::int64_t slots, const py::tuple& state, std::int64_t n, const py::tuple& incoming,
+                    std::int64_t now, const std::string& policy, double decay_exponent, const py::object& mapping) {
+  Arguments a("mch_evict_batch", 9);
+  MchCall call{};
+  call.slots = slots;
+  call.slot_ids = column<std::int64_t>(a, state[0], "slots.ids", slots, true);
+  call.slot_counts = column<std::int64_t>(a, state[1], "slots.counts", slots, true);
+  call.slot_last = column<std::int64_t>(a, state[2], "slots.last_access", slots, true);
+  call.slot_used = column<std::uint8_t>(a, state[3], "slots.used", slots, true);
+  call.incoming = n;
+  call.ids = column<std::int64_t>(a, incoming[0], "ids", n, false);
+  call.counts = column<std::int64_t>(a, incoming[1], "counts", n, false);
+  call.last = column<std::int64_t>(a, incoming[2], "last_access", n, false);
+  call.admitted = column<std::uint8_t>(a, incoming[3], "admitted", n, false);
+  call.now = now;
+  call.policy = policy == "lfu" ? MchPolicy::kLfu : policy == "lru" ? MchPolicy::kLru : MchPolicy::kDistanceLfu;
+  call.decay_exponent = decay_exponent;
+  call.mapping = column<std::int64_t>(a, mapping, "mapping", n, true);
+  MchResult result;
+  {
+    py::gil_scoped_release release;
+    result = mch_evict_batch(call);
+  }
+  return py::make_tuple(result.duplicate, result.refilled, result.evicted_ids, result.was_used);
+}
+
+}  // namespace
+
+void register_table_filters(py::module_& m) {
+  m.def("table_hash_bucket", &run_hash_bucket, py::arg("n"), py::arg("keys"), py::arg("feature"), py::arg("chunk"),
+        py::arg("seed"), py::arg("buckets"), py::arg("out"));
+  m.def("table_hash_strings", &run_hash_strings, py::arg("n"), py::arg("text"), py::arg("offsets"), py::arg("out"));
+  m.def("table_probabilistic", &run_probabilistic, py::arg("n"), py::arg("seed"), py::arg("keys"), py::arg("step"),
+        py::arg("counts"), py::arg("threshold"), py::arg("equal"), py::arg("admitted"));
+  m.def("table_evict", &run_evict, py::arg("slots"), py::arg("state"), py::arg("n"), py::arg("incoming"),
+        py::arg("now"), py::arg("policy"), py::arg("decay_exponent"), py::arg("mapping"));
+  // Shared: a table that admits by it keeps it alive.
+  py::class_<CountFilter, std::shared_ptr<CountFilter>>(m, "CountFilter")
+      .def(py::init([](std::int64_t capacity, int splits) {
+             if (capacity < 2 * splits || splits < 1 || splits == 2 || splits > 64) {
+               throw std::invalid_argument("[CountFilter] capacity: out of range for these splits.");
+             }
+             return std::make_shared<CountFilter>(capacity, splits);
+           }),
+           py::arg("capacity"), py::arg("splits"))
+      .def_property_readonly("cells_per_split", &CountFilter::cells_per_split)
+      .def_property_readonly("bytes", &CountFilter::bytes)
+      .def("add", &run_add, py::arg("n"), py::arg("keys"), py::arg("counts"), py::arg("old"))
+      .def("count", &run_count, py::arg("n"), py::arg("keys"), py::arg("counts"))
+      .def("admits", &run_admits, py::arg("n"), py::arg("keys"), py::arg("counts"), py::arg("threshold"),
+           py::arg("admitted"))
+      .def("save", &run_save, py::arg("cells"))
+      .def("load", &run_load, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"),
+           py::arg("cells"))
+      .def("clear", &CountFilter::clear, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace hotloop::bind

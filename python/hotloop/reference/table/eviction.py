@@ -1,0 +1,118 @@
+"""Managed eviction by one sort of slots and newcomers together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ... import _arrays
+from ..core import philox
+
+
+def admitted(
+    ids: np.ndarray,
+    counts: np.ndarray,
+    now: int,
+    admission: str,
+    skew: float,
+    probability: float,
+    seed: int,
+) -> np.ndarray | None:
+    """Who may compete, or None for everybody."""
+    if admission == "all" or not len(ids):
+        return None
+    if admission == "average":
+        return np.asarray(counts > counts.mean())
+    if admission == "dynamic":
+        return np.asarray(counts > skew * counts.mean())
+    # One draw per (seed, id, step): the same ids, the same answer, in any order.
+    u = np.array(
+        [
+            philox(seed, 1, offset=now % 2**64, first_item=int(i) % 2**64)[0, 0] * 2.0**-32
+            for i in ids
+        ]
+    )
+    return u < 1.0 - (1.0 - probability) ** counts
+
+
+def compete(
+    slots: list[np.ndarray],
+    ids: np.ndarray,
+    counts: np.ndarray,
+    last: np.ndarray,
+    admitted: np.ndarray | None,
+    now: int,
+    policy: str,
+    decay_exponent: float,
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the new slots, the slot of every id, the slots refilled, what they held, whether they were used."""
+    slot_ids, slot_counts, slot_last, used = (np.array(x) for x in slots)
+    used = used.astype(bool)
+    reserve = len(slot_ids) - 1
+    enters = np.ones(len(ids), bool) if admitted is None else admitted
+    where = {int(slot_ids[s]): s for s in range(reserve) if used[s]}
+    fresh = []
+    for i in range(len(ids)):
+        s = where.get(int(ids[i]))
+        if s is None:
+            if enters[i]:
+                fresh.append(i)
+        elif enters[i]:
+            slot_counts[s] += counts[i]
+            slot_last[s] = last[i]
+
+    def score(count: int, seen: int) -> float:
+        if policy == "lfu":
+            return count
+        if policy == "lru":
+            return seen
+        return float(count) / math.pow(now - seen + 1, decay_exponent)
+
+    # Descending, incumbents before newcomers where equal, free slots last of all.
+    ranked = [
+        (-score(int(slot_counts[s]), int(slot_last[s])), 0, 0, int(slot_ids[s]), s)
+        for s in range(reserve)
+        if used[s]
+    ]
+    ranked += [
+        (-score(int(counts[i]), int(last[i])), 1, -int(counts[i]), int(ids[i]), i) for i in fresh
+    ]
+    ranked.sort()
+    lost = [x[-1] for x in ranked[reserve:] if x[1] == 0]
+    won = [x[-1] for x in ranked[:reserve] if x[1] == 1]
+    free = [s for s in range(reserve) if not used[s]]
+    refilled = np.array((lost + free)[: len(won)], np.int64)
+    evicted, was_used = slot_ids[refilled], used[refilled]
+    for s, i in zip(refilled, won):
+        slot_ids[s], slot_counts[s], slot_last[s], used[s] = ids[i], counts[i], last[i], True
+    where = {int(slot_ids[s]): s for s in range(reserve) if used[s]}
+    slot_of = np.array([where.get(int(i), reserve) for i in ids], np.int64)
+    return [slot_ids, slot_counts, slot_last, used], slot_of, refilled, evicted, was_used
+
+
+def mch_evict_batch(
+    slots: Any,
+    ids: Any,
+    counts: Any = None,
+    last_access: Any = None,
+    *,
+    now: int,
+    policy: str = "lfu",
+    decay_exponent: float = 1.0,
+    admission: str = "all",
+    skew: float = 10.0,
+    probability: float = 0.01,
+    seed: int = 0,
+) -> Any:
+    from ...table.eviction import Eviction, ManagedSlots
+
+    k = _arrays.to_numpy(ids)
+    c = np.ones(len(k), np.int64) if counts is None else _arrays.to_numpy(counts)
+    last = np.full(len(k), now, np.int64) if last_access is None else _arrays.to_numpy(last_access)
+    enters = admitted(k, c, now, admission, skew, probability, seed)
+    old = [_arrays.to_numpy(x) for x in slots]
+    after, *rest = compete(old, k, c, last, enters, now, policy, decay_exponent)
+    back = [_arrays.from_numpy(x, ids) for x in rest]
+    return Eviction(ManagedSlots(*(_arrays.from_numpy(x, ids) for x in after)), *back)

@@ -1,0 +1,68 @@
+"""Keys, counts and masks: what the front doors of this room share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _arrays, _environment, _impl
+from .._impl import Impl
+
+KEYS = ("int64", "uint64", "int32")
+
+
+def choose(op: str, impl: Impl, like: Any) -> str:
+    """Pick the implementation for arrays on the device of ``like``."""
+    device = _arrays.device(like)
+    on_cpu = None if device == "cpu" else f"device {device}"
+    chosen = _impl.choose(
+        op,
+        impl,
+        {"cpu": lambda: on_cpu, "reference": lambda: on_cpu},
+        lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
+    )
+    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    return chosen
+
+
+def as_int64(value: Any) -> Any:
+    """The same bits as contiguous int64: uint64 is looked at again, int32 is widened with its sign."""
+    if isinstance(value, np.ndarray):
+        value = np.ascontiguousarray(value)
+        return (
+            value.view(np.int64) if value.dtype == np.uint64 else value.astype(np.int64, copy=False)
+        )
+    if hasattr(value, "contiguous"):  # torch
+        import torch
+
+        value = value.contiguous()
+        return value.view(torch.int64) if value.dtype == torch.uint64 else value.long()
+    return value.astype("int64")
+
+
+def keys(op: str, value: Any, *ndims: int, name: str = "keys") -> Any:
+    """Keys as contiguous int64: any 64 bits, none is reserved."""
+    return as_int64(_arrays.checked(op, name, value, KEYS, *ndims))
+
+
+def counts(op: str, value: Any, like: Any, *, name: str = "counts", least: int = 0) -> Any:
+    """Sightings of each key, int64 (n,), or None."""
+    if value is None:
+        return None
+    _arrays.checked(op, name, value, _arrays.INTEGERS, 1)
+    _arrays.same_place(op, name, value, "keys", like)
+    if tuple(value.shape) != tuple(like.shape):
+        raise ValueError(
+            f"[{op}] {name}: expected shape {tuple(like.shape)} like keys, got {tuple(value.shape)}."
+        )
+    value = as_int64(value)
+    if value.shape[0] and (lowest := int(value.min())) < least:
+        raise ValueError(
+            f"[{op}] {name}: expected counts >= {least}, got {lowest}. Leave out what was not seen."
+        )
+    return value
+
+
+def exported(value: Any) -> Any:
+    return None if value is None else _arrays.exported(value)

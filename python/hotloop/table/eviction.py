@@ -1,0 +1,187 @@
+"""Which ids keep their slot of a fixed table when new ones compete for it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from .. import _arrays, _native
+from .._impl import Impl
+from .._numbers import choice, integer, number
+from ..reference.table import eviction as _reference
+from . import _keys
+
+EvictionPolicy = Literal["lfu", "lru", "distance_lfu"]
+POLICIES = ("lfu", "lru", "distance_lfu")
+Admission = Literal["all", "average", "dynamic", "probabilistic"]
+ADMISSIONS = ("all", "average", "dynamic", "probabilistic")
+_FLAGS = ("bool", "uint8")
+
+
+class ManagedSlots(NamedTuple):
+    """Z slots of a table of fixed size, arrays of one kind.
+
+    ``ids`` (Z,) int64 of any value; ``counts`` (Z,) int64, sightings; ``last_access`` (Z,) int64, the step of the last
+    one; ``used`` (Z,) bool: whether the slot holds an id. The last slot is for all ids without one, and never used.
+    """
+
+    ids: Any
+    counts: Any
+    last_access: Any
+    used: Any
+
+    @classmethod
+    def start(cls, num_slots: int, *, like: Any = None) -> ManagedSlots:
+        """Return ``num_slots`` >= 1 empty slots, in an array kind like ``like``."""
+        z = integer("mch_evict_batch", "num_slots", num_slots, at_least=1)
+        like = np.empty(0) if like is None else like
+        parts = (*(np.zeros(z, np.int64) for _ in range(3)), np.zeros(z, bool))
+        return cls(*(_arrays.from_numpy(x, like) for x in parts))
+
+
+class Eviction(NamedTuple):
+    """What one round of eviction did.
+
+    ``slots``: the new ``ManagedSlots``. ``slot_of`` (n,) int64: where each incoming id is now, Z - 1 for those without
+    a slot. ``refilled`` (E,) int64: slots that hold another id than before, whose rows are to be reset.
+    ``evicted_ids`` (E,) int64: what they held; meaningless where ``was_used`` (E,) bool is False.
+    """
+
+    slots: ManagedSlots
+    slot_of: Any
+    refilled: Any
+    evicted_ids: Any
+    was_used: Any
+
+
+def mch_evict_batch(
+    slots: ManagedSlots,
+    ids: Any,
+    counts: Any = None,
+    last_access: Any = None,
+    *,
+    now: int,
+    policy: EvictionPolicy = "lfu",
+    decay_exponent: float = 1.0,
+    admission: Admission = "all",
+    skew: float = 10.0,
+    probability: float = 0.01,
+    seed: int = 0,
+    impl: Impl = "auto",
+) -> Eviction:
+    """Let new ids compete for the slots of a table by frequency, recency or both; the better half stays.
+
+    Ids that have a slot: counts += c, last_access = theirs. Slots and new ids are then ranked together and the Z - 1
+    best keep or get a slot:
+    lfu: score = count;  lru: -(now - last + 1)^p;  distance_lfu: count / (now - last + 1)^p, p = ``decay_exponent``.
+    Equal scores: slots before new ids; among slots the smaller id; among new ids the larger count, then the smaller id.
+    The k-th best new id takes the k-th best of the slots that lost. Before all this ``admission`` keeps ids out, known
+    ones too:
+    average: count > mean of the counts;  dynamic: count > ``skew`` * mean;
+    probabilistic: u < 1 - (1 - ``probability``)^count, u a Philox draw of (seed, id, now).
+
+    Differs from TorchRec: free slots are filled before any id loses one, whatever the scores (there they are ids like
+    any other, with count 0 and step 0); scores are float64, or integers where the order allows (there float32, which
+    ties what is close); draws are keyed, not from torch's generator; ids may have any value.
+
+    Args:
+        slots: ``ManagedSlots.start(Z)``, later ``slots`` of what this function returned. Not changed.
+        ids: (n,), distinct; int64 or uint64 of any value, or int32.
+        counts: sightings of each id since the last round, int64 or int32 (n,), >= 1. Default 1 each.
+        last_access: step of the last of them, int64 or int32 (n,), <= ``now``. Default ``now``.
+        now: this step, not before any last access.
+        policy: "lfu", "lru" or "distance_lfu". Default "lfu".
+        decay_exponent: p, > 0. Default 1. The order of "lru" does not depend on it.
+        admission: "all", "average", "dynamic" or "probabilistic". Default "all".
+        skew: of "dynamic", >= 0. Default 10.
+        probability: of "probabilistic", per sighting, 0 to 1. Default 0.01.
+        seed: of "probabilistic", 0 to 2^64 - 1. Default 0.
+        impl: "auto", "cpu" or "reference". Default "auto".
+
+    Returns:
+        An ``Eviction``, arrays of the kind of ``ids``.
+
+    Raises:
+        TypeError: wrong types or dtypes.
+        ValueError: shapes that do not fit, ids that stand twice, accesses after ``now``, numbers out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
+
+    Example:
+        >>> import numpy as np
+        >>> table = ManagedSlots.start(3)
+        >>> table = mch_evict_batch(table, np.array([70, 80]), np.array([5, 1]), now=0).slots
+        >>> done = mch_evict_batch(table, np.array([90, 95, 70]), np.array([2, 1, 1]), now=1)
+        >>> done.slot_of.tolist(), done.evicted_ids.tolist(), done.slots.counts.tolist()
+        ([1, 2, 0], [80], [6, 2, 0])
+
+    Reference:
+        TorchRec, modules/mc_modules.py: LFU_EvictionPolicy, LRU_EvictionPolicy, DistanceLFU_EvictionPolicy and the
+        threshold filters.
+    """
+    op = "mch_evict_batch"
+    if not isinstance(slots, ManagedSlots):
+        raise TypeError(
+            f"[{op}] slots: expected ManagedSlots, got {type(slots).__name__}. Use ManagedSlots.start(...)."
+        )
+    k = _keys.keys(op, ids, 1, name="ids")
+    n = int(k.shape[0])
+    for name, value in zip(ManagedSlots._fields, slots):
+        dtypes = _FLAGS if name == "used" else ("int64",)
+        _arrays.checked(op, f"slots.{name}", value, dtypes, 1)
+        _arrays.same_place(op, f"slots.{name}", value, "ids", k)
+        if tuple(value.shape) != tuple(slots.ids.shape) or value.shape[0] < 1:
+            raise ValueError(
+                f"[{op}] slots.{name}: expected shape {tuple(slots.ids.shape)} like slots.ids, of one slot or more, "
+                f"got {tuple(value.shape)}."
+            )
+    now = integer(op, "now", now, at_least=-(2**62), at_most=2**62)
+    choice(op, "policy", policy, POLICIES)
+    choice(op, "admission", admission, ADMISSIONS)
+    p = number(op, "decay_exponent", decay_exponent, above=0, below=float("inf"))
+    skew = number(op, "skew", skew, at_least=0, below=float("inf"))
+    probability = number(op, "probability", probability, at_least=0, at_most=1)
+    seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
+    c = _keys.counts(op, counts, k, least=1)
+    last = None
+    if last_access is not None:
+        last = _keys.counts(op, last_access, k, name="last_access", least=-(2**62))
+        _not_after(op, "last_access", last, now)
+    _not_after(op, "slots.last_access", slots.last_access, now)
+    chosen = _keys.choose(op, impl, k)
+    incoming = _arrays.to_numpy(k)
+    c = np.ones(n, np.int64) if c is None else _arrays.to_numpy(c)
+    last = np.full(n, now, np.int64) if last is None else _arrays.to_numpy(last)
+    admitted = _reference.admitted(incoming, c, now, admission, skew, probability, seed)
+    if chosen == "reference":
+        order = np.sort(incoming)
+        if (twice := order[1:][order[1:] == order[:-1]]).size:
+            _refuse_twice(op, int(twice[0]))
+        done = _reference.compete(
+            [_arrays.to_numpy(x) for x in slots], incoming, c, last, admitted, now, policy, p
+        )
+    else:
+        new = [np.array(_arrays.to_numpy(x)) for x in slots]  # copies
+        slot_of = np.empty(n, np.int64)
+        twice_at, *parts = _native.core().table_evict(
+            len(new[0]), tuple(new), n, (incoming, c, last, admitted), now, policy, p, slot_of
+        )
+        if twice_at >= 0:
+            _refuse_twice(op, int(incoming[twice_at]))
+        done = (new, slot_of, *(np.array(x, t) for x, t in zip(parts, (np.int64, np.int64, bool))))
+    after, *rest = done
+    back = [_arrays.from_numpy(x, k) for x in rest]
+    return Eviction(ManagedSlots(*(_arrays.from_numpy(x, k) for x in after)), *back)
+
+
+def _refuse_twice(op: str, value: int) -> None:
+    raise ValueError(
+        f"[{op}] ids: expected distinct ids, got {value} twice. Use unique(return_counts=True)."
+    )
+
+
+def _not_after(op: str, name: str, value: Any, now: int) -> None:
+    if value.shape[0] and (latest := int(value.max())) > now:
+        raise ValueError(
+            f"[{op}] {name}: expected steps up to now = {now}, got {latest}. Pass a later now."
+        )
