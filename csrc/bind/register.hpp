@@ -11,5 +11,6 @@ void register_decode_cuda(pybind11::module_& m);
 void register_decode_search(pybind11::module_& m);
 void register_logprob(pybind11::module_& m);
 void register_preference(pybind11::module_& m);
+void register_table_memory(pybind11::module_& m);
 
 }  // namespace hotloop::bind

@@ -200,3 +200,27 @@ def search_backtrack(
 def search_nearest_codes(
     products: Any, codebook: Any, squares: Any, first: int, errors: tuple[float, float], out: Any
 ) -> None: ...
+def error_memory(
+    query: Any,
+    keys: Any,
+    first: int,
+    base_prediction: Any,
+    labels: Any,
+    base_predictions: Any,
+    k: int,
+    numbers: tuple[float, float, float],
+    prediction: Any,
+    weights: Any,
+    neighbors: Any,
+) -> None: ...
+def lsh_buckets(hidden: Any, projections: Any, buckets: Any) -> None: ...
+def lsh_sketch_write(buckets: Any, labels: Any, base_predictions: Any, sketch: Any) -> None: ...
+def lsh_sketch_read(
+    buckets: Any,
+    base_prediction: Any,
+    sketch: Any,
+    share: float,
+    numbers: tuple[float, float, float],
+    prediction: Any,
+    weights: Any,
+) -> None: ...

@@ -84,6 +84,12 @@ def _decode(name: str, *papers: Paper, **kw: Any) -> Op:
     return Op(name, "decode", papers, impls, gradient=False, compiles="cuda" in impls, **kw)
 
 
+def _table(name: str, *papers: Paper, **kw: Any) -> Op:
+    """Takes NumPy arrays without torch; no gradient, and not traced by torch.compile."""
+    impls, gradient = kw.pop("impls", ("reference", "cpu")), kw.pop("gradient", False)
+    return Op(name, "table", papers, impls, gradient=gradient, compiles=gradient, **kw)
+
+
 _ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")
 _AUTONUMERICS = Paper("AutoNumerics-Zero", "2312.08472", "2^x on [0, 1], 10 operations in float64")
 _PHILOX = Paper("Parallel random numbers: as easy as 1, 2, 3", "SC11, 2011", "Philox 4x32-10")
@@ -113,6 +119,11 @@ _MIRROR = Paper("Mirror Speculative Decoding", "2510.13161", "kappa = 1 to 8, ga
 _MEDUSA = Paper("Medusa", "2401.10774", "epsilon = 0.3, alpha = 0.09, T = 0.7")
 _LANTERN = Paper("LANTERN", "2410.03355", "k = 1000, delta = 0.05 to 0.4")
 _VAS = Paper("Value Augmented Sampling", "2405.06639", "k = 20, beta = 3")
+_RELOOP2 = Paper(
+    "ReLoop2: Self-Adaptive Recommendation Models via Error Compensation",
+    "2306.08808",
+    "k = 180 or 70, tau = 0.1, lam = 0.9 or 0.4",
+)
 
 _OPS = (
     _core("elementary", Paper("Definition", "")),
@@ -315,6 +326,7 @@ _OPS = (
         Paper("SimNPO", "2410.07163"),
         room="unlearn",
     ),
+    _table("error_memory_compensate", _RELOOP2),
 )
 
 
