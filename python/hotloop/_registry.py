@@ -119,6 +119,7 @@ _MIRROR = Paper("Mirror Speculative Decoding", "2510.13161", "kappa = 1 to 8, ga
 _MEDUSA = Paper("Medusa", "2401.10774", "epsilon = 0.3, alpha = 0.09, T = 0.7")
 _LANTERN = Paper("LANTERN", "2410.03355", "k = 1000, delta = 0.05 to 0.4")
 _VAS = Paper("Value Augmented Sampling", "2405.06639", "k = 20, beta = 3")
+_SIMHASH = Paper("Similarity Estimation Techniques from Rounding", "STOC, 2002", "L = 16")
 _RELOOP2 = Paper(
     "ReLoop2: Self-Adaptive Recommendation Models via Error Compensation",
     "2306.08808",
@@ -327,6 +328,10 @@ _OPS = (
         room="unlearn",
     ),
     _table("error_memory_compensate", _RELOOP2),
+    _table("lsh_projections", _SIMHASH, _RELOOP2, impls=("reference",), dtypes=("float32",)),
+    _table("lsh_buckets", _SIMHASH, _RELOOP2),
+    _table("lsh_error_sketch_write", _RELOOP2),
+    _table("lsh_error_sketch", _RELOOP2),
 )
 
 

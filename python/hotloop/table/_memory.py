@@ -27,6 +27,13 @@ class Compensated(NamedTuple):
     neighbors: Any
 
 
+class SketchCompensated(NamedTuple):
+    """``prediction`` (B,): y_pred. ``weights`` (B, R): of each repeat, 0 where the bucket is empty."""
+
+    prediction: Any
+    weights: Any
+
+
 def choose(op: str, impl: Impl, like: Any) -> str:
     """Pick the implementation for arrays on the device of ``like``."""
     device = _arrays.device(like)
