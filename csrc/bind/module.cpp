@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
   hotloop::bind::register_preference(m);
   hotloop::bind::register_table_updates(m);
   hotloop::bind::register_table_filters(m);
+  hotloop::bind::register_table_memory(m);
 }

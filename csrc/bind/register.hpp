@@ -14,5 +14,6 @@ void register_preference(pybind11::module_& m);
 void register_table_updates(pybind11::module_& m);
 void register_table_filters(pybind11::module_& m);
 void register_table_multiplex(pybind11::module_& m);
+void register_table_memory(pybind11::module_& m);
 
 }  // namespace hotloop::bind

@@ -1,8 +1,8 @@
 """The hot loops of learning from feedback, fused.
 
 Rooms are imported when first used, so ``import hotloop`` needs neither torch nor a compiler and takes
-milliseconds: ``hotloop.logprob``, ``hotloop.preference``, ``hotloop.unlearn``, ``hotloop.core``,
-``hotloop.reference``. ``hotloop.catalog()`` lists every op.
+milliseconds: ``hotloop.logprob``, ``hotloop.preference``, ``hotloop.table``, ``hotloop.unlearn``,
+``hotloop.core``, ``hotloop.reference``. ``hotloop.catalog()`` lists every op.
 """
 
 from __future__ import annotations

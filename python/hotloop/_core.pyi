@@ -252,3 +252,27 @@ class CountFilter:
         self, head: int, advances: int, failures: int, elements: list[int], cells: Any
     ) -> None: ...
     def clear(self) -> None: ...
+def error_memory(
+    query: Any,
+    keys: Any,
+    first: int,
+    base_prediction: Any,
+    labels: Any,
+    base_predictions: Any,
+    k: int,
+    numbers: tuple[float, float, float],
+    prediction: Any,
+    weights: Any,
+    neighbors: Any,
+) -> None: ...
+def lsh_buckets(hidden: Any, projections: Any, buckets: Any) -> None: ...
+def lsh_sketch_write(buckets: Any, labels: Any, base_predictions: Any, sketch: Any) -> None: ...
+def lsh_sketch_read(
+    buckets: Any,
+    base_prediction: Any,
+    sketch: Any,
+    share: float,
+    numbers: tuple[float, float, float],
+    prediction: Any,
+    weights: Any,
+) -> None: ...

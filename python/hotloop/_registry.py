@@ -86,8 +86,9 @@ def _decode(name: str, *papers: Paper, **kw: Any) -> Op:
 
 def _table(name: str, *papers: Paper, **kw: Any) -> Op:
     """NumPy, torch or CuPy arrays; what compiles is a registered operator."""
-    kw = {"dtypes": (), "gradient": False, "compiles": False} | kw
-    return Op(name, "table", papers, ("reference", "cpu"), **kw)
+    impls, gradient = kw.pop("impls", ("reference", "cpu")), kw.pop("gradient", False)
+    compiles = kw.pop("compiles", gradient)
+    return Op(name, "table", papers, impls, gradient=gradient, compiles=compiles, **kw)
 
 
 _ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")
@@ -119,6 +120,12 @@ _MIRROR = Paper("Mirror Speculative Decoding", "2510.13161", "kappa = 1 to 8, ga
 _MEDUSA = Paper("Medusa", "2401.10774", "epsilon = 0.3, alpha = 0.09, T = 0.7")
 _LANTERN = Paper("LANTERN", "2410.03355", "k = 1000, delta = 0.05 to 0.4")
 _VAS = Paper("Value Augmented Sampling", "2405.06639", "k = 20, beta = 3")
+_SIMHASH = Paper("Similarity Estimation Techniques from Rounding", "STOC, 2002", "L = 16")
+_RELOOP2 = Paper(
+    "ReLoop2: Self-Adaptive Recommendation Models via Error Compensation",
+    "2306.08808",
+    "k = 180 or 70, tau = 0.1, lam = 0.9 or 0.4",
+)
 
 _MONOLITH = Paper("Monolith", "2209.07663", "15 sightings at most, 3e8 ids, 7 splits")
 _UNIFIED = Paper("Unified Embedding", "2305.12102", "2 to 6 chunks per feature")
@@ -217,12 +224,12 @@ _OPS = (
         "retrospective_backtrack",
         Paper("Generate, but Verify (REVERSE)", "2504.13169", "tau = 0.003, N = 10, K = 50"),
     ),
-    _table("salted_hash_bucket", _UNIFIED, compiles=True),
-    _table("hash_strings", _UNIFIED),
-    _table("frequency_admission_filter", _MONOLITH),
-    _table("probabilistic_admission_filter", _MONOLITH),
-    _table("multiplexed_embedding_lookup", _UNIFIED, dtypes=FLOATS, gradient=True, compiles=True),
-    _table("mch_evict_batch", Paper("TorchRec managed collisions", "TorchRec 1.8")),
+    _table("salted_hash_bucket", _UNIFIED, compiles=True, dtypes=()),
+    _table("hash_strings", _UNIFIED, dtypes=()),
+    _table("frequency_admission_filter", _MONOLITH, dtypes=()),
+    _table("probabilistic_admission_filter", _MONOLITH, dtypes=()),
+    _table("multiplexed_embedding_lookup", _UNIFIED, gradient=True),
+    _table("mch_evict_batch", Paper("TorchRec managed collisions", "TorchRec 1.8"), dtypes=()),
     _pair(
         "dpo_loss",
         Paper("Direct Preference Optimization", "2305.18290", "beta = 0.1 to 0.5"),
@@ -330,6 +337,11 @@ _OPS = (
         Paper("SimNPO", "2410.07163"),
         room="unlearn",
     ),
+    _table("error_memory_compensate", _RELOOP2),
+    _table("lsh_projections", _SIMHASH, _RELOOP2, impls=("reference",), dtypes=("float32",)),
+    _table("lsh_buckets", _SIMHASH, _RELOOP2),
+    _table("lsh_error_sketch_write", _RELOOP2),
+    _table("lsh_error_sketch", _RELOOP2),
 )
 
 

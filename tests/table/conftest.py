@@ -1,12 +1,17 @@
-"""Poisoned outputs for NumPy too."""
+"""Poisoned outputs for NumPy too, and whatever a test forces is undone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from hotloop import _arrays
+import torch
+from hotloop import _arrays, _native
+
+CORE = _native.core()
+LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +28,19 @@ def poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     monkeypatch.setattr(_arrays, "empty", empty)
+
+
+@pytest.fixture(autouse=True)
+def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("HOTLOOP_CHECK", raising=False)
+    threads = torch.get_num_threads()
+    yield
+    CORE.force_simd_level("auto")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> str:
+    """Every instruction set that is compiled in and runs here, forced in turn."""
+    CORE.force_simd_level(request.param)
+    return str(request.param)

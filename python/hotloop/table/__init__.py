@@ -5,6 +5,16 @@ NumPy, torch or CuPy arrays; torch is needed for what has a gradient only.
 
 from typing import TYPE_CHECKING, Any
 
+from ._memory import Compensated
+from .error_memory import ErrorMemory, error_memory_compensate
+from .error_sketch import (
+    ErrorSketch,
+    SketchCompensated,
+    lsh_buckets,
+    lsh_error_sketch,
+    lsh_error_sketch_write,
+    lsh_projections,
+)
 from .eviction import Eviction, ManagedSlots, mch_evict_batch
 from .filters import (
     CountFilter,
@@ -19,13 +29,22 @@ if TYPE_CHECKING:
     from .multiplex import multiplexed_embedding_lookup as multiplexed_embedding_lookup
 
 __all__ = [
+    "Compensated",
     "CountFilter",
+    "ErrorMemory",
+    "ErrorSketch",
     "Eviction",
     "ManagedSlots",
     "ProbabilisticFilter",
+    "SketchCompensated",
     "UnifiedEmbedding",
+    "error_memory_compensate",
     "frequency_admission_filter",
     "hash_strings",
+    "lsh_buckets",
+    "lsh_error_sketch",
+    "lsh_error_sketch_write",
+    "lsh_projections",
     "mch_evict_batch",
     "multiplexed_embedding_lookup",
     "probabilistic_admission_filter",

@@ -1,14 +1,26 @@
-"""The ops of ``hotloop.table`` without tricks: NumPy, and torch where there is a gradient."""
+"""The ops of ``hotloop.table`` without tricks: NumPy, one row or query at a time; torch where there is a gradient."""
 
 from typing import Any
 
+from .error_memory import error_memory_compensate
+from .error_sketch import (
+    lsh_buckets,
+    lsh_error_sketch,
+    lsh_error_sketch_write,
+    lsh_projections,
+)
 from .eviction import mch_evict_batch
 from .filters import frequency_admission_filter, probabilistic_admission_filter
 from .hashing import hash_strings, salted_hash_bucket
 
 __all__ = [
+    "error_memory_compensate",
     "frequency_admission_filter",
     "hash_strings",
+    "lsh_buckets",
+    "lsh_error_sketch",
+    "lsh_error_sketch_write",
+    "lsh_projections",
     "mch_evict_batch",
     "multiplexed_embedding_lookup",
     "probabilistic_admission_filter",

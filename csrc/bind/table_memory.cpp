@@ -1,0 +1,131 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+
+#include "bind/arguments.hpp"
+#include "bind/register.hpp"
+#include "table/memory.hpp"
+
+namespace hotloop::bind {
+
+namespace {
+
+using namespace hotloop::table;
+
+Readout readout_of(const std::array<double, 3>& numbers) { return {numbers[0], numbers[1], numbers[2]}; }
+
+// numbers: (temperature, gamma, lam).
+void run_error_memory(const py::object& query, const py::object& keys, std::int64_t first,
+                      const py::object& base_prediction, const py::object& labels,
+                      const py::object& base_predictions, std::int64_t k, const std::array<double, 3>& numbers,
+                      const py::object& prediction, const py::object& weights, const py::object& neighbors) {
+  Arguments a("error_memory", 8);
+  MemoryCall call{};
+  call.query = a.tile(query, "query", false);
+  call.keys = a.tile(keys, "keys", false);
+  const std::int64_t rows = call.query.shape[0], slots = call.keys.shape[0];
+  dispatch_float(call.keys.dtype, "error_memory", "keys", [](auto) {});
+  const Dtype r = call.keys.dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32;
+  if (call.query.dtype != r || call.query.shape[1] != call.keys.shape[1]) a.fail("query", "expected rows like keys");
+  if (slots > 0 && call.keys.shape[1] < 1) a.fail("keys", "expected at least one dimension");
+  if (first < 0 || first > slots || k < 0 || k > slots) a.fail("k", "expected 0 to the number of slots");
+  call.first = first;
+  call.base_prediction = a.dense(base_prediction, "base_prediction", r, {rows}, false).data;
+  call.labels = a.dense(labels, "labels", r, {slots}, false).data;
+  call.base_predictions = a.dense(base_predictions, "base_predictions", r, {slots}, false).data;
+  call.k = k;
+  call.readout = readout_of(numbers);
+  call.prediction = a.dense(prediction, "prediction", r, {rows}, true).data;
+  call.weights = a.dense(weights, "weights", r, {rows, k}, true).data;
+  call.neighbors = static_cast<std::int64_t*>(a.dense(neighbors, "neighbors", Dtype::kInt64, {rows, k}, true).data);
+  py::gil_scoped_release release;
+  error_memory(call);
+}
+
+void run_lsh_buckets(const py::object& hidden, const py::object& projections, const py::object& buckets) {
+  Arguments a("lsh_buckets", 3);
+  BucketCall call{};
+  const View& rows = a.tile(hidden, "hidden", false);
+  const View& w = a.rows(projections, "projections");
+  if (w.rank != 3 || w.shape[1] < 1 || w.shape[1] > 30) a.fail("projections", "wrong shape " + w.shape_text());
+  call.rows = rows.shape[0];
+  call.dim = rows.shape[1];
+  call.repeats = w.shape[0];
+  call.bits = w.shape[1];
+  call.hidden = static_cast<const float*>(a.dense(hidden, "hidden", Dtype::kFloat32, {call.rows, call.dim}, false).data);
+  call.projections = static_cast<const float*>(
+      a.dense(projections, "projections", Dtype::kFloat32, {call.repeats, call.bits, call.dim}, false).data);
+  call.buckets =
+      static_cast<std::int32_t*>(a.dense(buckets, "buckets", Dtype::kInt32, {call.rows, call.repeats}, true).data);
+  py::gil_scoped_release release;
+  lsh_buckets(call);
+}
+
+void sketch_arguments(Arguments& a, SketchCall& call, const py::object& buckets, const py::object& sketch,
+                      bool writable) {
+  const View& ids = a.tile(buckets, "buckets", false);
+  call.rows = ids.shape[0];
+  call.repeats = ids.shape[1];
+  call.buckets =
+      static_cast<const std::int32_t*>(a.dense(buckets, "buckets", Dtype::kInt32, {call.rows, call.repeats}, false).data);
+  const View& table = a.rows(sketch, "sketch");
+  if (table.rank != 3) a.fail("sketch", "wrong shape " + table.shape_text());
+  call.size = table.shape[1];
+  call.sketch = static_cast<std::int64_t*>(
+      a.dense(sketch, "sketch", Dtype::kInt64, {call.repeats, call.size, 3}, writable).data);
+  for (std::int64_t i = 0; i < call.rows * call.repeats; ++i) {
+    if (call.buckets[i] < 0 || call.buckets[i] >= call.size) a.fail("buckets", "expected buckets of the sketch");
+  }
+}
+
+const double* column(Arguments& a, const py::object& x, const char* name, std::int64_t rows) {
+  return static_cast<const double*>(a.dense(x, name, Dtype::kFloat64, {rows}, false).data);
+}
+
+void run_sketch_write(const py::object& buckets, const py::object& labels, const py::object& base_predictions,
+                      const py::object& sketch) {
+  Arguments a("lsh_error_sketch_write", 6);
+  SketchCall call{};
+  sketch_arguments(a, call, buckets, sketch, true);
+  const double* y = column(a, labels, "labels", call.rows);
+  const double* base = column(a, base_predictions, "base_predictions", call.rows);
+  for (std::int64_t b = 0; b < call.rows; ++b) {
+    if (!(y[b] >= 0.0 && y[b] <= 1.0 && base[b] >= 0.0 && base[b] <= 1.0)) a.fail("labels", "expected 0 to 1");
+  }
+  py::gil_scoped_release release;
+  sketch_write(call, y, base);
+}
+
+// numbers: (temperature, gamma, lam).
+void run_sketch_read(const py::object& buckets, const py::object& base_prediction, const py::object& sketch,
+                     double share, const std::array<double, 3>& numbers, const py::object& prediction,
+                     const py::object& weights) {
+  Arguments a("lsh_error_sketch", 8);
+  SketchReadCall call{};
+  sketch_arguments(a, call, buckets, sketch, false);
+  call.base_prediction = column(a, base_prediction, "base_prediction", call.rows);
+  call.share = share;
+  call.readout = readout_of(numbers);
+  call.prediction = static_cast<double*>(a.dense(prediction, "prediction", Dtype::kFloat64, {call.rows}, true).data);
+  call.weights =
+      static_cast<double*>(a.dense(weights, "weights", Dtype::kFloat64, {call.rows, call.repeats}, true).data);
+  py::gil_scoped_release release;
+  sketch_read(call);
+}
+
+}  // namespace
+
+void register_table_memory(py::module_& m) {
+  m.def("error_memory", &run_error_memory, py::arg("query"), py::arg("keys"), py::arg("first"),
+        py::arg("base_prediction"), py::arg("labels"), py::arg("base_predictions"), py::arg("k"), py::arg("numbers"),
+        py::arg("prediction"), py::arg("weights"), py::arg("neighbors"));
+  m.def("lsh_buckets", &run_lsh_buckets, py::arg("hidden"), py::arg("projections"), py::arg("buckets"));
+  m.def("lsh_sketch_write", &run_sketch_write, py::arg("buckets"), py::arg("labels"), py::arg("base_predictions"),
+        py::arg("sketch"));
+  m.def("lsh_sketch_read", &run_sketch_read, py::arg("buckets"), py::arg("base_prediction"), py::arg("sketch"),
+        py::arg("share"), py::arg("numbers"), py::arg("prediction"), py::arg("weights"));
+}
+
+}  // namespace hotloop::bind
