@@ -1,0 +1,1 @@
+"""Collisionless dynamic embedding tables."""
