@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -376,7 +377,7 @@ def test_replicas_that_follow_end_where_the_table_is(tmp_path_factory, steps, li
     ends = np.cumsum([0, *steps]).tolist()
     truth: dict[int, float] = {}
     states = [dict(truth)]
-    for since, until in zip(ends, ends[1:]):
+    for since, until in itertools.pairwise(ends):
         written = draws.draw(st.lists(st.integers(0, 9), max_size=4, unique=True))
         erased = draws.draw(st.lists(st.integers(0, 9), max_size=4, unique=True))
         keys, values = np.array(written, np.int64), np.full((len(written), 1), float(until))

@@ -73,7 +73,7 @@ def test_the_safetensors_package_reads_it():
     numpy = pytest.importorskip("safetensors.numpy")
     block = {**rows(7), "none": np.zeros((0, 3), np.float16), "one": np.array(2.5)}
     data = b"".join(encode(block, {"note": "é"}))
-    entries = {name: entry for name, entry in safetensors.deserialize(data)}
+    entries = dict(safetensors.deserialize(data))
     assert set(entries) == set(block)
     assert entries["values"]["dtype"] == "BF16"
     assert bytes(entries["values"]["data"]) == block["values"].bits.tobytes()
@@ -113,7 +113,7 @@ def test_a_thousand_flipped_bits_of_the_body_are_found():
         np.arange(header_size(LARGE) * 8, len(LARGE) * 8), 1000, replace=False
     )
     for bit in bits:
-        with pytest.raises(FormatError, match="expected checksum .* got"):
+        with pytest.raises(FormatError, match=r"expected checksum .* got"):
             decode(flipped(LARGE, int(bit)), "x")
 
 
@@ -304,7 +304,7 @@ def test_the_reader_of_the_docs_reads_what_we_write(tmp_path):
     reader: dict = {}
     exec(compile(blocks[0], DOCS.name, "exec"), reader)
 
-    block = {name: array for name, array in rows(100).items()}
+    block = rows(100)
     _snapshot.save(tmp_path, {"dim": 3}, [block], part_bytes=1000)
     config, found = reader["read_snapshot"](tmp_path)
     assert config == {"dim": 3}

@@ -100,6 +100,7 @@ def sync_directory(directory: PathLike) -> None:
         os.fsync(fd)
     except OSError as error:
         if error.errno not in _NO_SYNC:
+            error.filename = os.fspath(directory)
             raise
     finally:
         os.close(fd)
