@@ -1,0 +1,317 @@
+"""What changed in a table between two positions: one container per delta, and a directory that carries them.
+
+A position counts what has happened to a table; a delta leads from ``since`` to ``until``. A replica applies the delta
+that starts where it stands, and ``admit`` is the one place that decides it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _numbers
+from . import _files, _parts
+from ._files import PathLike
+from ._parts import Array, FormatError
+
+KIND = "delta"
+ERASED = "erased"
+MAX_POSITION = (1 << 63) - 1
+PENDING_BYTES = 1 << 30
+
+_FILE = re.compile(r"delta-(0|[1-9][0-9]{0,18})-([1-9][0-9]{0,18})\.safetensors")
+_TABLE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class DeltaError(ValueError):
+    """A delta that is damaged, of another table, or does not join what is there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """Rows written and keys erased between two positions of a table; erased keys go first, then rows are written.
+
+    Args:
+        table_id: the table's uuid, 32 lower-case hexadecimal digits.
+        since: position before, 0 <= since < until.
+        until: position after, < 2**63.
+        rows: arrays with one entry per row: ``keys`` (int64 or uint64, (n,)), ``values`` (n, ...), and whatever
+            else a row has, such as ``state``, ``score`` and ``last_use``.
+        erased: keys that are gone, (m,), of the type of ``keys``.
+    """
+
+    table_id: str
+    since: int
+    until: int
+    rows: Mapping[str, Array] = field(repr=False)
+    erased: Array = field(repr=False)
+
+    def __post_init__(self) -> None:
+        op = "Delta"
+        if not isinstance(self.table_id, str) or not _TABLE_ID.fullmatch(self.table_id):
+            raise ValueError(
+                f"[{op}] table_id: expected 32 lower-case hexadecimal digits, got {self.table_id!r}. "
+                "Use uuid.uuid4().hex."
+            )
+        since = _numbers.integer(op, "since", self.since, at_least=0)
+        until = _numbers.integer(op, "until", self.until, at_most=MAX_POSITION)
+        if until <= since:
+            raise ValueError(
+                f"[{op}] until: expected a position after since = {since}, got {until}. "
+                "Count every change of the table."
+            )
+        object.__setattr__(self, "since", since)
+        object.__setattr__(self, "until", until)
+        for name in ("keys", "values"):
+            if name not in self.rows:
+                raise ValueError(
+                    f"[{op}] rows: expected keys and values, got {', '.join(self.rows) or 'nothing'}. Add {name!r}."
+                )
+        if ERASED in self.rows:
+            raise ValueError(f"[{op}] rows: expected no array {ERASED!r}, got one. Rename it.")
+        keys = self.rows["keys"]
+        tag = _parts.tag(op, "rows['keys']", keys)
+        if tag not in ("I64", "U64"):
+            raise TypeError(
+                f"[{op}] rows['keys']: expected int64 or uint64, got {tag}. Convert it."
+            )
+        if len(keys.shape) != 1:
+            raise ValueError(f"[{op}] rows['keys']: expected shape (n,), got {keys.shape}.")
+        for name, array in self.rows.items():
+            _parts.tag(op, f"rows[{name!r}]", array)
+            if not array.shape or array.shape[0] != keys.shape[0]:
+                raise ValueError(
+                    f"[{op}] rows[{name!r}]: expected {keys.shape[0]} entries like keys, got shape {array.shape}. "
+                    "Give each row to every array."
+                )
+        if _parts.tag(op, ERASED, self.erased) != tag or len(self.erased.shape) != 1:
+            got = f"{_parts.tag(op, ERASED, self.erased)} {self.erased.shape}"
+            raise ValueError(
+                f"[{op}] erased: expected {tag} (m,) like keys, got {got}. Convert it."
+            )
+
+    @property
+    def keys(self) -> Array:
+        return self.rows["keys"]
+
+    @property
+    def values(self) -> Array:
+        return self.rows["values"]
+
+    @property
+    def state(self) -> Array | None:
+        return self.rows.get("state")
+
+
+def encode_delta(delta: Delta) -> bytes:
+    """Return a delta's bytes, for ``publish`` or any other transport."""
+    metadata = {
+        "kind": KIND,
+        "table_id": delta.table_id,
+        "since": str(delta.since),
+        "until": str(delta.until),
+    }
+    arrays = {**delta.rows, ERASED: delta.erased}
+    return b"".join(_parts.encode(arrays, metadata, op="encode_delta"))
+
+
+def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") -> Delta:
+    """Check every byte of a delta and return it; its arrays are read-only views of ``data``.
+
+    Raises:
+        DeltaError: the bytes are damaged, no delta, or of a newer format.
+    """
+    try:
+        arrays, metadata = _parts.decode(data, what, op=op)
+    except FormatError as error:
+        raise DeltaError(str(error)) from error
+    if metadata.get("kind") != KIND:
+        raise DeltaError(
+            f"[{op}] {what}: expected a delta, got a file of kind {metadata.get('kind')!r}. "
+            "Pass what encode_delta gave."
+        )
+    try:
+        erased = arrays.pop(ERASED)
+        since, until = (_position(metadata[name]) for name in ("since", "until"))
+        return Delta(metadata["table_id"], since, until, arrays, erased)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeltaError(
+            f"[{op}] {what}: expected the entries of a delta, got {error!r}. Another program wrote it: fetch it again."
+        ) from error
+
+
+def admit(position: int, table_id: str, delta: Delta, *, op: str = "admit") -> bool:
+    """Whether a replica of a table at a position is to apply a delta; False if it already has.
+
+    Raises:
+        DeltaError: the delta is another table's, starts after the position, or spans it.
+    """
+    position = _numbers.integer(op, "position", position, at_least=0)
+    if delta.table_id != table_id:
+        raise DeltaError(
+            f"[{op}] delta: expected table {table_id}, got {delta.table_id}. Load a snapshot of that table first."
+        )
+    return _joins(op, position, delta.since, delta.until)
+
+
+def _joins(op: str, position: int, since: int, until: int, what: str = "delta") -> bool:
+    if until <= position:
+        return False
+    if since > position:
+        raise DeltaError(
+            f"[{op}] {what}: expected a delta that starts at position {position}, got {since} to {until}: "
+            f"{position} to {since} is missing. Fetch what is missing, or load a newer snapshot."
+        )
+    if since < position:
+        raise DeltaError(
+            f"[{op}] {what}: expected a delta that starts at position {position}, got {since} to {until}, "
+            "which overlaps what was applied. Load a newer snapshot."
+        )
+    return True
+
+
+def delta_name(since: int, until: int) -> str:
+    return f"delta-{since}-{until}.safetensors"
+
+
+def publish(directory: PathLike, delta_bytes: Any) -> bool:
+    """Add a delta to a directory; True if it is new there, False if the identical one is there already.
+
+    The directory holds one chain of one table and grows at its end; publishers of one machine wait for each other.
+    On a file system without locks let one process publish: what two of them do to the chain there, ``pending`` finds.
+
+    Raises:
+        DeltaError: the bytes are damaged, of another table, or leave a gap, an overlap or a fork.
+        OSError: nothing was added.
+    """
+    op = "publish"
+    delta = decode_delta(delta_bytes, "delta_bytes", op=op)
+    _files.make_directory(directory)
+    with _files.only_one(directory):
+        chain = _chain(directory)
+        path = os.path.join(directory, delta_name(delta.since, delta.until))
+        if (delta.since, delta.until) in chain:
+            if memoryview(_files.read(path)) == memoryview(delta_bytes).cast("B"):
+                _files.sync_directory(directory)  # the sync may be what failed the first time
+                return False
+            raise DeltaError(
+                f"[{op}] delta_bytes: expected the content of {path}, got another of the same span, a fork. "
+                "Give a table that was set back and trained anew another table_id and directory."
+            )
+        if chain:
+            last = max(chain, key=lambda span: span[1])
+            end, newest = last[1], os.path.join(directory, delta_name(*last))
+            there = decode_delta(_files.read(newest), newest, op=op)
+            if there.table_id != delta.table_id:
+                raise DeltaError(
+                    f"[{op}] delta_bytes: expected table {there.table_id} as in {directory}, got {delta.table_id}. "
+                    "Use one directory per table."
+                )
+            if delta.since != end:
+                kind = "a gap" if delta.since > end else "an overlap"
+                raise DeltaError(
+                    f"[{op}] delta_bytes: expected one that starts at position {end}, where {directory} ends, "
+                    f"got {delta.since} to {delta.until}, {kind}. Publish the deltas of one table in order."
+                )
+        _files.write_atomic(path, [delta_bytes], op=op)
+    return True
+
+
+def pending(
+    directory: PathLike, table_id: str, position: int, *, max_bytes: int = PENDING_BYTES
+) -> list[Delta]:
+    """Return the deltas that lead on from a position, in order, each checked; empty when there are none.
+
+    Args:
+        max_bytes: stop before the files exceed this many bytes together, but return at least one delta. Apply them
+            and ask again. Default 1 GiB.
+    Raises:
+        DeltaError: a gap, an overlap, a fork, a damaged file or one of another table, at or after the position.
+        FileNotFoundError: there is no such directory.
+    """
+    op = "pending"
+    position = _numbers.integer(op, "position", position, at_least=0)
+    max_bytes = _numbers.integer(op, "max_bytes", max_bytes, at_least=0)
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"[{op}] directory: expected the directory of a publisher, got none. Correct the path",
+            os.fspath(directory),
+        )
+    while True:
+        chain = _chain(directory)
+        spans = [span for span in chain if span[1] > position]
+        try:
+            return _read_chain(op, directory, table_id, position, spans, max_bytes)
+        except FileNotFoundError:
+            if chain == _chain(directory):
+                raise  # otherwise a file was pruned since it was listed
+
+
+def prune(directory: PathLike, upto: int) -> int:
+    """Delete the deltas that end at or before a position; return how many.
+
+    The newest delta stays whatever its position: it says where the next one has to start.
+    """
+    upto = _numbers.integer("prune", "upto", upto, at_least=0)
+    with _files.only_one(directory):
+        old = [span for span in _chain(directory)[:-1] if span[1] <= upto]
+        for span in old:  # oldest first: a kill in between leaves a chain without a gap
+            os.unlink(os.path.join(directory, delta_name(*span)))
+    return len(old)
+
+
+def _position(text: str) -> int:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text):
+        raise ValueError(f"position {text!r}")
+    return int(text)
+
+
+def _chain(directory: PathLike) -> list[tuple[int, int]]:
+    """The spans of the files in a directory, in order."""
+    matches = (_FILE.fullmatch(name) for name in os.listdir(directory))
+    return sorted((int(match[1]), int(match[2])) for match in matches if match)
+
+
+def _read_chain(
+    op: str,
+    directory: PathLike,
+    table_id: str,
+    position: int,
+    spans: list[tuple[int, int]],
+    max_bytes: int,
+) -> list[Delta]:
+    end = position
+    for index, (since, until) in enumerate(spans):
+        if index and since == spans[index - 1][0]:
+            raise DeltaError(
+                f"[{op}] {directory}: expected one delta that starts at position {since}, got two, to "
+                f"{spans[index - 1][1]} and to {until}, a fork. Load a snapshot of the table that is right."
+            )
+        if until <= end:
+            raise DeltaError(
+                f"[{op}] {directory}: expected a delta that starts at position {end}, got {since} to {until}, which "
+                "overlaps the one before. Load a snapshot of the table that is right."
+            )
+        _joins(op, end, since, until, what=os.fspath(directory))
+        end = until
+    deltas: list[Delta] = []
+    size = 0
+    for since, until in spans:
+        path = os.path.join(directory, delta_name(since, until))
+        size += os.stat(path).st_size
+        if deltas and size > max_bytes:
+            break
+        delta = decode_delta(_files.read(path), path, op=op)
+        if (delta.since, delta.until) != (since, until):
+            raise DeltaError(
+                f"[{op}] {path}: expected the span of its name, got {delta.since} to {delta.until}. "
+                "The file was renamed: fetch it again."
+            )
+        admit(since, table_id, delta, op=op)
+        deltas.append(delta)
+    return deltas

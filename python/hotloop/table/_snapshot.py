@@ -1,0 +1,522 @@
+"""A table on disk: a directory of parts that are written first, and a manifest whose rename is the commit.
+
+Every save names its parts by a token of its own, so it never touches the snapshot in place. Savers do not wait for
+each other: the snapshot in place is that of the save that finished last, whole. Part 0 is created first, deleted last
+and carries the lock of its snapshot: the writer holds it until the commit, readers while they read, and who tidies
+up deletes a snapshot only if nobody holds it and the manifest, read after the lock was taken, names another one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .. import _numbers
+from . import _files, _parts
+from ._files import PathLike
+from ._parts import DAMAGED, Array, FormatError
+
+MANIFEST = "table.json"
+FORMAT = "hotloop-table-snapshot"
+PART_BYTES = 64 << 20
+KIND = "part"
+
+_PREFIX = b'{\n "hotloop_crc32": "'
+_PART = re.compile(r"part-([0-9a-f]{16})-([0-9]{6,})\.safetensors")
+
+Block: TypeAlias = "dict[str, Array]"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a snapshot holds: its token, rows, parts, and bytes of all parts."""
+
+    snapshot: str
+    rows: int
+    parts: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    file: str
+    bytes: int
+    rows: int
+    crc32: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    snapshot: str
+    config: dict[str, Any]
+    rows: int
+    arrays: dict[str, Any]
+    parts: tuple[_Part, ...]
+
+    @property
+    def summary(self) -> Summary:
+        total = sum(part.bytes for part in self.parts)
+        return Summary(self.snapshot, self.rows, len(self.parts), total)
+
+
+def part_name(token: str, index: int) -> str:
+    return f"part-{token}-{index:06d}.safetensors"
+
+
+def save(
+    directory: PathLike,
+    config: Mapping[str, Any],
+    blocks: Iterable[Mapping[str, Array]],
+    *,
+    part_bytes: int = PART_BYTES,
+) -> Summary:
+    """Replace the snapshot in a directory by one of these rows, or leave it as it was.
+
+    Holds one part and the block in hand in memory. A crash, a kill, a full disk or a loss of power at any instant
+    leaves the previous snapshot or the new one. Of two saves at once, the one that finishes last stays.
+
+    Args:
+        directory: created if missing; other files in it are left alone.
+        config: what JSON gives back unchanged: strings as names, no tuples, no NaN.
+        blocks: rows as arrays with one first extent, the same names, types and row shapes in every block.
+        part_bytes: bytes of arrays in one part, >= 1; a row that is larger has a part of its own. Default 64 MiB.
+    Raises:
+        OSError: nothing was replaced, unless the text says that only the sync of the directory failed.
+        ValueError, TypeError: a block does not fit the first one, or ``config`` does not fit JSON.
+    """
+    op = "save"
+    part_bytes = _numbers.integer(op, "part_bytes", part_bytes, at_least=1)
+    config = _checked_config(op, config)
+    _files.make_directory(directory)
+    _refuse_foreign(op, directory)
+    _tidy(directory)  # a disk that killed saves have filled must not stay full
+    writer = _Writer(op, directory, part_bytes)
+    try:
+        for block in blocks:
+            writer.add(block)
+            del block  # before the next one is made
+        writer.flush()
+        _files.sync_directory(directory)
+        manifest = writer.manifest(config)
+        previous = _current(directory)
+        _files.write_atomic(os.path.join(directory, MANIFEST), [_manifest_bytes(manifest)], op=op)
+        if previous is not None and not writer.locked:
+            _delete(directory, [part.file for part in previous.parts])
+    except BaseException:
+        writer.discard()
+        raise
+    finally:
+        writer.release()
+    with suppress(
+        OSError
+    ):  # the new snapshot is in place: what could not be deleted waits for the next save
+        _tidy(directory)
+    return manifest.summary
+
+
+def load(
+    directory: PathLike, *, mapped: bool = True, op: str = "load"
+) -> tuple[dict[str, Any], Blocks]:
+    """Return the table's configuration and an iterator over its rows, one block (dict of arrays) per part.
+
+    The snapshot that is in place now is the one that is read, even if another is saved meanwhile. All parts are
+    looked for before the call returns; each is checked, byte by byte, before any of its rows is given out.
+
+    Args:
+        mapped: give out read-only views of mapped files: 4.6 instead of 1 to 3 GB/s, checksum included, from the
+            page cache (2 cores, NumPy 2). False copies each part: a disk that fails under the views then raises OSError
+            instead of killing the process. Default True.
+    Raises:
+        FileNotFoundError: no snapshot is there.
+        FormatError: a file is damaged or missing, here or while iterating. NewerFormatError: upgrade hotloop.
+    """
+    manifest, held = _pin(op, directory)
+    blocks = Blocks(op, directory, manifest, held, mapped)
+    return manifest.config, blocks
+
+
+def verify(directory: PathLike) -> Summary:
+    """Read every byte of a snapshot; return what it holds, or raise what ``load`` would."""
+    _, blocks = load(directory, op="verify")
+    with blocks:
+        for _ in blocks:
+            pass
+        return blocks.summary
+
+
+class Blocks(Iterator[Block]):
+    """The rows of a snapshot, which is kept from deletion until the last block, ``close`` or the end of a ``with``."""
+
+    def __init__(
+        self, op: str, directory: PathLike, manifest: _Manifest, held: int | None, mapped: bool
+    ) -> None:
+        self._held = held
+        self._op = op
+        self._directory = directory
+        self._manifest = manifest
+        self._mapped = mapped
+        self._next = 0
+
+    @property
+    def summary(self) -> Summary:
+        return self._manifest.summary
+
+    def __iter__(self) -> Blocks:
+        return self
+
+    def __next__(self) -> Block:
+        if self._next >= len(self._manifest.parts):
+            self.close()
+            raise StopIteration
+        self._next += 1
+        return self._read(self._next - 1)
+
+    def __enter__(self) -> Blocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._next = len(self._manifest.parts)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def _read(self, index: int) -> Block:
+        part = self._manifest.parts[index]
+        path = os.path.join(self._directory, part.file)
+
+        def refuse(wanted: object, got: object) -> FormatError:
+            return FormatError(f"[{self._op}] {path}: expected {wanted}, got {got}. {DAMAGED}")
+
+        try:
+            size = os.stat(path).st_size
+            if size != part.bytes:
+                raise refuse(f"{part.bytes} bytes", size)
+            data = _files.read(path, mapped=self._mapped)
+        except FileNotFoundError:
+            raise refuse(
+                "a part of the snapshot", "none: it was deleted while it was read"
+            ) from None
+        arrays, metadata = _parts.decode(data, path, op=self._op)
+        if _parts.stored_checksum(data) != part.crc32:
+            raise refuse(f"checksum {part.crc32} as in {MANIFEST}", _parts.stored_checksum(data))
+        wanted = _part_metadata(self._manifest.snapshot, index)
+        if metadata != wanted:
+            raise refuse(f"metadata {wanted}", metadata)
+        if _schema(self._op, arrays) != self._manifest.arrays:
+            raise refuse(f"arrays {self._manifest.arrays}", _schema(self._op, arrays))
+        if {len(array) for array in arrays.values()} != {part.rows}:
+            raise refuse(f"{part.rows} rows", sorted({len(array) for array in arrays.values()}))
+        return arrays
+
+
+class _Writer:
+    """Rows gathered into parts of one size."""
+
+    def __init__(self, op: str, directory: PathLike, part_bytes: int) -> None:
+        self._op = op
+        self._directory = directory
+        self._part_bytes = part_bytes
+        self._token = _files.new_token()
+        self._schema: dict[str, Any] | None = None
+        self._gathered: dict[str, np.ndarray] = {}
+        self._capacity = 0
+        self._count = 0
+        self._parts: list[_Part] = []
+        self._held: int | None = None  # part 0, until the commit
+        self.locked = True
+
+    def add(self, block: Mapping[str, Array]) -> None:
+        schema = _schema(self._op, block)
+        if self._schema is None:
+            self._schema = schema
+            self._allocate(block)
+        if schema != self._schema:
+            raise ValueError(
+                f"[{self._op}] blocks: expected arrays {self._schema} like the first block, got {schema}. "
+                "Give every block the same names, types and row shapes."
+            )
+        lengths = {len(array) for array in block.values()}
+        if len(lengths) != 1:
+            got = {name: len(array) for name, array in block.items()}
+            raise ValueError(
+                f"[{self._op}] blocks: expected arrays of one number of rows, got {got}. Give each row to every array."
+            )
+        rows, done = lengths.pop(), 0
+        while done < rows:
+            step = min(rows - done, self._capacity - self._count)
+            for name, array in block.items():
+                target = self._gathered[name]
+                target[self._count : self._count + step] = _parts.numbers(array)[done : done + step]
+            self._count += step
+            done += step
+            if self._count == self._capacity:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write the rows gathered so far as one part."""
+        if not self._count:
+            return
+        index = len(self._parts)
+        arrays: Block = {
+            name: _parts.shown(self._schema[name]["dtype"], bits[: self._count])
+            for name, bits in self._gathered.items()
+            if self._schema is not None
+        }
+        while True:
+            buffers = _parts.encode(arrays, _part_metadata(self._token, index), op=self._op)
+            name = part_name(self._token, index)
+            fd = _files.write_new(os.path.join(self._directory, name), buffers, op=self._op)
+            if fd is not None:
+                break
+            assert index == 0
+            self._token = _files.new_token()  # only part 0, which nothing guards yet, can be swept
+        if index == 0:
+            self._held = fd
+            self.locked = _files.locks(fd)
+        else:
+            os.close(fd)
+        size = sum(len(buffer) for buffer in buffers)
+        digits = bytes(buffers[0][_parts.DIGITS : _parts.BODY]).decode()
+        self._parts.append(_Part(name, size, self._count, digits))
+        self._count = 0
+
+    def manifest(self, config: dict[str, Any]) -> _Manifest:
+        rows = sum(part.rows for part in self._parts)
+        return _Manifest(self._token, config, rows, self._schema or {}, tuple(self._parts))
+
+    def release(self) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def discard(self) -> None:
+        """Delete the parts again, unless the manifest that names them is already in place."""
+        with suppress(OSError, FormatError):
+            manifest = _read_manifest(self._op, self._directory)
+            if manifest is not None and manifest.snapshot == self._token:
+                return
+            _delete(self._directory, [part.file for part in self._parts])
+
+    def _allocate(self, block: Mapping[str, Array]) -> None:
+        bits = {name: _parts.numbers(array) for name, array in block.items()}
+        row_bytes = sum(
+            a.itemsize * int(np.prod(a.shape[1:], dtype=np.int64)) for a in bits.values()
+        )
+        self._capacity = max(1, self._part_bytes // max(1, row_bytes))
+        self._gathered = {
+            name: np.empty((self._capacity, *a.shape[1:]), a.dtype.newbyteorder("="))
+            for name, a in bits.items()
+        }
+
+
+def _part_metadata(token: str, index: int) -> dict[str, str]:
+    return {"kind": KIND, "snapshot": token, "part": str(index)}
+
+
+def _schema(op: str, block: Mapping[str, Array]) -> dict[str, Any]:
+    """Types and row shapes, as the manifest holds them."""
+    if not isinstance(block, Mapping) or not block:
+        got = "none" if isinstance(block, Mapping) else type(block).__name__
+        raise TypeError(f"[{op}] blocks: expected dicts of arrays, got {got}. Name the arrays.")
+    schema = {}
+    for name in sorted(block):
+        array = block[name]
+        tag = _parts.tag(op, f"blocks[{name!r}]", array)
+        if not array.shape:
+            raise ValueError(
+                f"[{op}] blocks[{name!r}]: expected one entry per row, got shape (). Reshape it to (rows, ...)."
+            )
+        schema[name] = {"dtype": tag, "shape": list(array.shape[1:])}
+    return schema
+
+
+def _checked_config(op: str, config: Any) -> dict[str, Any]:
+    try:
+        copy = json.loads(json.dumps(config, allow_nan=False))
+        json.dumps(config, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"[{op}] config: expected what JSON can hold, got {error}. Use numbers, strings, lists and dicts."
+        ) from None
+    if not isinstance(copy, dict) or copy != config:
+        raise ValueError(
+            f"[{op}] config: expected a dict that JSON gives back unchanged, got {config!r} and back {copy!r}. "
+            "Use strings as names and lists instead of tuples."
+        )
+    return copy
+
+
+def _manifest_bytes(manifest: _Manifest) -> bytes:
+    content = {
+        "hotloop_crc32": "0" * 8,
+        "format": FORMAT,
+        "version": _parts.VERSION,
+        "snapshot": manifest.snapshot,
+        "rows": manifest.rows,
+        "config": manifest.config,
+        "arrays": manifest.arrays,
+        "parts": [vars(part) for part in manifest.parts],
+    }
+    data = json.dumps(content, indent=1).encode() + b"\n"
+    start = len(_PREFIX)
+    return data[:start] + b"%08x" % _parts.checksum([data]) + data[start + 8 :]
+
+
+def _read_manifest(op: str, directory: PathLike) -> _Manifest | None:
+    """The checked manifest; None if there is none."""
+    path = os.path.join(directory, MANIFEST)
+    try:
+        data = bytes(_files.read(path))
+    except FileNotFoundError:
+        return None
+
+    def refuse(wanted: str, got: object) -> FormatError:
+        return FormatError(f"[{op}] {path}: expected {wanted}, got {got}. {DAMAGED}")
+
+    start = len(_PREFIX)
+    if not data.startswith(_PREFIX) or len(data) < start + 8:
+        raise refuse("a snapshot's manifest", repr(data[:start]))
+    stored = data[start : start + 8]
+    found = b"%08x" % _parts.checksum([data[:start], b"0" * 8, data[start + 8 :]])
+    if stored != found:
+        raise refuse(
+            f"checksum {stored.decode('ascii', 'replace')} over {len(data)} bytes", found.decode()
+        )
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise refuse("JSON", error) from None
+    _parts.check_version(content.get("format"), content.get("version"), FORMAT, path, op)
+    try:
+        return _checked_manifest(content)
+    except (LookupError, TypeError, ValueError) as error:
+        raise refuse("the entries of a manifest", repr(error)) from None
+
+
+def _checked_manifest(content: dict[str, Any]) -> _Manifest:
+    """Entries of the right types, and no part outside of the directory."""
+    parts = tuple(_Part(**part) for part in content["parts"])
+    for index, part in enumerate(parts):
+        if part.file != part_name(content["snapshot"], index) or not _PART.fullmatch(part.file):
+            raise ValueError(f"part {index} named {part.file!r}")
+        if not all(type(n) is int and n >= 0 for n in (part.bytes, part.rows)):
+            raise ValueError(f"part {index} of {part.rows!r} rows in {part.bytes!r} bytes")
+    if type(content["rows"]) is not int or content["rows"] != sum(part.rows for part in parts):
+        raise ValueError(f"{content['rows']!r} rows, another number than the parts'")
+    if not isinstance(content["config"], dict) or not isinstance(content["arrays"], dict):
+        raise TypeError("config or arrays that are no dicts")
+    return _Manifest(
+        str(content["snapshot"]), content["config"], content["rows"], content["arrays"], parts
+    )
+
+
+def _current(directory: PathLike) -> _Manifest | None:
+    """The manifest in place, if it can be read."""
+    try:
+        return _read_manifest("save", directory)
+    except FormatError:
+        return None
+
+
+def _refuse_foreign(op: str, directory: PathLike) -> None:
+    path = os.path.join(directory, MANIFEST)
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        start = file.read(len(_PREFIX))
+        if start != _PREFIX:
+            raise FileExistsError(
+                errno.EEXIST,
+                f"[{op}] directory: expected a snapshot's {MANIFEST} or none, got another file that starts with "
+                f"{start!r}. Choose another directory, or remove the file",
+                path,
+            )
+
+
+def _pin(op: str, directory: PathLike) -> tuple[_Manifest, int | None]:
+    """The manifest in place and a descriptor that keeps its parts from deletion; all parts are there."""
+    while True:
+        manifest = _read_manifest(op, directory)
+        if manifest is None:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"[{op}] directory: expected a snapshot ({MANIFEST}), got none. Save one, or correct the path",
+                os.fspath(directory),
+            )
+        if not manifest.parts:
+            return manifest, None
+        held, problem = _hold(directory, manifest)
+        if problem is None:
+            return manifest, held
+        if held is not None:
+            os.close(held)
+        again = _read_manifest(op, directory)
+        if again is not None and again.snapshot == manifest.snapshot:
+            raise FormatError(f"[{op}] {problem}. {DAMAGED}")
+
+
+def _hold(directory: PathLike, manifest: _Manifest) -> tuple[int | None, str | None]:
+    held = None
+    for part in manifest.parts:
+        path = os.path.join(directory, part.file)
+        try:
+            if held is None:
+                held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                if not _files.share(held):
+                    return held, f"{path}: expected a part of the snapshot, got none"
+            size = os.stat(path).st_size
+        except FileNotFoundError:
+            return held, f"{path}: expected a part of the snapshot, got none"
+        if size != part.bytes:
+            return held, f"{path}: expected {part.bytes} bytes, got {size}"
+    return held, None
+
+
+def _tidy(directory: PathLike) -> None:
+    """Delete the parts of every snapshot that is neither in place, nor being written, nor being read."""
+    groups: dict[str, list[str]] = {}
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            match = _PART.fullmatch(entry.name)
+            if match and entry.is_file(follow_symlinks=False):
+                groups.setdefault(match[1], []).append(entry.name)
+    for token, names in groups.items():
+        try:
+            manifest = _read_manifest("save", directory)
+        except FormatError:
+            return  # what a damaged manifest names is for a human to decide
+        if manifest is not None and manifest.snapshot == token:
+            continue
+        try:
+            fd = _files.claim(os.path.join(directory, part_name(token, 0)))
+        except FileNotFoundError:  # part 0 goes last, so the others of this snapshot are left-overs
+            _delete(directory, names)
+            continue
+        if fd is None:
+            continue
+        try:
+            # again: it may have been committed before the lock was ours, and after that it cannot be
+            manifest = _read_manifest("save", directory)
+            if manifest is None or manifest.snapshot != token:
+                _delete(directory, names)
+        except FormatError:
+            return
+        finally:
+            os.close(fd)
+
+
+def _delete(directory: PathLike, names: Iterable[str]) -> None:
+    for name in sorted(names, key=lambda name: (len(name), name), reverse=True):  # part 0 last
+        _files.remove(os.path.join(directory, name))
