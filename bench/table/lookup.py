@@ -69,6 +69,10 @@ def _pairs(name: str) -> Callable[[World], hash_maps.Pairs]:
     return build
 
 
+def _rows(name: str) -> Callable[[World], hash_maps.Rows]:
+    return lambda stored: hash_maps.Rows(name, stored.slots, stored.keys, stored.values)
+
+
 def _finds(name: str, role: Any, build: Callable[[World], Store]) -> Contender:
     def forward(x: Inputs) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = _inputs.built(x, name, build).find(x["ids"])
@@ -275,13 +279,7 @@ def _gather_case(
         contenders=(
             *ours.contenders("hotloop.table", "Table", ("cpu",), forward),
             _finds("torch", "plain", Sorted),
-            *(
-                _rival_finds(
-                    name,
-                    lambda w, name=name: hash_maps.Rows(name, w.slots, w.keys, w.values),  # type: ignore[misc]
-                )
-                for name in (hash_maps.CUCKOO, hash_maps.ABSL_AHEAD)
-            ),
+            *(_rival_finds(name, _rows(name)) for name in (hash_maps.CUCKOO, hash_maps.ABSL_AHEAD)),
             tfra.lookup(),
             torchrec.lookup(),
             Contender("rows without keys", "floor", lambda x: x["world"].values[x["index"]]),

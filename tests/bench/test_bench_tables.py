@@ -1,4 +1,4 @@
-"""The judges of the table benches reject what is wrong, and the rivals do what they are taken for."""
+"""The judges of the table benches reject what is wrong; the rivals do what they are taken for."""
 
 from __future__ import annotations
 
