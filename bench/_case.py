@@ -46,6 +46,8 @@ class Contender:
     why: str = ""
     compiles: bool = False
     """Runs code that torch.compile generates."""
+    elsewhere: bool = False
+    """Works in another process, so that its memory is not measured."""
 
     @property
     def checked(self) -> bool:

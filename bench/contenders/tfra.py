@@ -42,7 +42,7 @@ def lookup() -> Lazy:
                 worker = x["built"][NAME] = Worker(python, stored.keys, stored.values)
             return worker.lookup(x["ids"])  # type: ignore[no-any-return]
 
-        return Contender(NAME, "rival", forward)
+        return Contender(NAME, "rival", forward, elsewhere=True)
 
     return Lazy(NAME, resolve)
 

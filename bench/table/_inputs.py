@@ -38,7 +38,8 @@ class World:
 
 
 @lru_cache(maxsize=1)
-def world(n: int, slots: int, dim: int) -> World:
+def world(n: int, slots: int, dim: int, case: str = "") -> World:
+    """``case`` keeps apart what cases of the same size build: contenders that train change it."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(n, dim, generator=generator)
     return World(keys_of(0, n), values, slots, keys_of(n, 2 * n))

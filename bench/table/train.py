@@ -131,9 +131,15 @@ def _plain_value(values: Tensor, rule: Rule, x: Inputs) -> Tensor:
     return found
 
 
-def _make_inputs(rows: int, batch: int, length: int, dim: int, law: str) -> Callable[[int], Inputs]:
+def _make_inputs(
+    rows: int, batch: int, length: int, dim: int, law: str, case: str
+) -> Callable[[int], Inputs]:
     slots = round(rows / 0.8)
-    return lambda seed: _inputs.bags(seed, _inputs.world(rows, slots, dim), batch, length, law)
+
+    def make(seed: int) -> Inputs:
+        return _inputs.bags(seed, _inputs.world(rows, slots, dim, case), batch, length, law)
+
+    return make
 
 
 def _touched(rows: int, count: int, law: str) -> int:
@@ -169,7 +175,7 @@ def _step_case(
         shape=size,
         dtype="float32",
         device="cpu",
-        make_inputs=_make_inputs(rows, batch, length, dim, law),
+        make_inputs=_make_inputs(rows, batch, length, dim, law, f"{rule} {law}"),
         truth=None,
         contenders=(*_ours(rule, "ids"), _plain(rule), *rivals, *_dense_turn(rule)),
         cost=cost,
@@ -234,7 +240,7 @@ def _forward_case(
         shape=size,
         dtype="float32",
         device="cpu",
-        make_inputs=_make_inputs(rows, batch, length, dim, law),
+        make_inputs=_make_inputs(rows, batch, length, dim, law, f"forward {law}"),
         truth=None,
         contenders=(
             *ours.contenders("hotloop.table", "HashEmbeddingBag", ("cpu",), forward),

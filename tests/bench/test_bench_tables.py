@@ -195,3 +195,12 @@ def test_a_wrong_update_is_seen(law: str, fault: str) -> None:
 
     bad = Contender("faulty", "rival", forward)
     assert "faulty" in check(case, [bad], case.make_inputs(0)).disagree
+
+
+def test_cases_of_one_size_share_nothing_that_trains() -> None:
+    """Else a contender built for one rule would be timed under the name of the next."""
+    cases = [*train.step_cases(QUICK), *train.forward_cases(QUICK)]
+    made = [case.make_inputs(0)["built"] for case in cases]
+    assert len({id(one) for one in made}) == len(cases)
+    sets = [cases[0].make_inputs(seed)["built"] for seed in range(2)]
+    assert sets[0] is sets[1]
