@@ -8,13 +8,17 @@ export PIP_ROOT_USER_ACTION := ignore
 # hotloop._cuda is built by `make wheel` wherever nvcc is; a development build leaves it out where no GPU
 # would run it.
 HOTLOOP_CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
+# TensorFlow 2.16, which the latest TFRA needs, has wheels for Python 3.9 to 3.12.
+TFRA_BASE ?= python3.11
+TFRA := .venv-tfra
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-python test-cpp peers bench lint format docs wheel clean
+.PHONY: help demo test test-python test-cpp peers rivals bench lint format docs wheel clean
 help:
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
 	@echo "make test             every test that needs no GPU; slow sweeps: PYTEST_ARGS='-m slow'"
 	@echo "make bench [OPS=...]  measure against the rivals (out/bench)"
+	@echo "make rivals           install the rivals of the table benches (bench/README.md)"
 	@echo "make lint | format    ruff, clang-format where installed, mypy"
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
 	@echo "make docs             rewrite what is generated from the op registry"
@@ -36,6 +40,25 @@ $(VENV)/built: $(VENV)/dev $(SOURCES)
 $(VENV)/peers: $(VENV)/dev
 	$(PIP) torch==2.13.0 trl==1.16.0 transformers==5.23.0 liger-kernel==0.8.5 cut-cross-entropy==25.1.1
 	@touch $@
+
+# Without their dependencies: those would bring another torch and gigabytes of CUDA. 1.8.0 is the
+# release that goes with torch 2.13.
+$(VENV)/rivals: $(VENV)/dev
+	$(PIP) --no-deps fbgemm-gpu-cpu==1.8.0 torchrec==1.8.0 tensordict==0.15.3 'pyvers>=0.2,<0.3' torchmetrics==1.0.3 \
+	  lightning-utilities pyre-extensions typing-inspect mypy-extensions cloudpickle packaging tqdm
+	$(BIN)/python -W ignore -c 'import torch, torchrec; assert torch.__version__.startswith("2.13.0")'
+	@touch $@
+
+$(TFRA)/rivals:
+	$(TFRA_BASE) -m venv $(TFRA)
+	$(TFRA)/bin/python -m pip install -q tensorflow-cpu==2.16.2 tensorflow-recommenders-addons==0.8.1
+	@touch $@
+
+rivals: $(VENV)/rivals
+	@$(MAKE) --no-print-directory $(TFRA)/rivals || echo "no TFRA: its benches will be skipped"
+	@printf '#include <libcuckoo/cuckoohash_map.hh>\n#include <absl/container/flat_hash_map.h>\n' \
+	  | c++ -std=c++17 -fsyntax-only -x c++ - 2> /dev/null \
+	  || echo "libcuckoo, absl: apt install libcuckoo-dev libabsl-dev pkg-config; skipped until then"
 
 demo: $(VENV)/built
 	$(BIN)/python -m examples.learn_from_preferences $(if $(TEXT),--text '$(TEXT)') $(DEMO_ARGS)
@@ -79,4 +102,4 @@ wheel: $(VENV)/dev
 	tools/make_wheel.sh
 
 clean:
-	rm -rf build dist wheelhouse out $(VENV) .venv-wheel
+	rm -rf build dist wheelhouse out $(VENV) $(TFRA) .venv-wheel

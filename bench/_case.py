@@ -46,6 +46,8 @@ class Contender:
     why: str = ""
     compiles: bool = False
     """Runs code that torch.compile generates."""
+    elsewhere: bool = False
+    """Works in another process, so that its memory is not measured."""
 
     @property
     def checked(self) -> bool:
@@ -110,7 +112,8 @@ class Case:
     """One op at one shape and dtype on one device."""
 
     op: str
-    mode: Literal["fwd", "fwd+bwd"]
+    mode: Literal["fwd", "fwd+bwd", "step"]
+    """"step": ``forward`` is a whole training step, its own backward included."""
     label: str
     shape: tuple[int, ...]
     dtype: str
@@ -146,8 +149,8 @@ class Bench:
 
 def step(contender: Contender, inputs: Inputs, mode: str) -> list[Tensor]:
     """One step: value, and gradients of the leaves where ``mode`` asks for them."""
-    if mode == "fwd" or not contender.checked:
-        with torch.no_grad():
+    if mode != "fwd+bwd" or not contender.checked:
+        with torch.set_grad_enabled(mode == "step"):
             value = contender.forward(inputs)
         if isinstance(value, Tensor):
             return [value]

@@ -74,7 +74,8 @@ def run_case(case: Case, options: Options, out: Path | None) -> Outcome:
             samplers.clear()  # and with them the input sets
             inputs.clear()
             if options.measures_memory:
-                for contender in (c for c in timed if c.checked and c.name in samples):
+                measured = [c for c in timed if c.checked and not c.elsewhere]
+                for contender in (c for c in measured if c.name in samples):
                     say(f"{case.key}: memory of {contender.name}")
                     peaks[contender.name] = _memory.peak(case, contender, options)
         finally:

@@ -17,7 +17,11 @@ from pathlib import Path
 from ._options import CORES
 
 ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("torch", "triton", "numpy", "hotloop", "trl", "liger-kernel", "cut-cross-entropy")
+_PACKAGES = (
+    "torch", "triton", "numpy", "hotloop", "trl", "liger-kernel", "cut-cross-entropy", "torchrec",
+    "fbgemm-gpu-cpu",
+)  # fmt: skip
+_HEADERS = ("libcuckoo-dev", "libabsl-dev")
 
 
 @functools.cache
@@ -73,6 +77,10 @@ def versions() -> dict[str, str]:
         import hotloop
 
         found["hotloop"] = hotloop.__version__
+    for package in _HEADERS:
+        version = _output(["dpkg-query", "-W", "-f", "${Version}", package])
+        if version:
+            found[package.removesuffix("-dev")] = version
     driver = _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
     if driver:
         found["driver"] = driver.splitlines()[0]

@@ -17,6 +17,8 @@ _MODULES = (
     "bench.decode.tree",
     "bench.decode.sampling",
     "bench.decode.search",
+    "bench.table.lookup",
+    "bench.table.train",
 )
 
 

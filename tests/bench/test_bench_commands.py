@@ -84,6 +84,8 @@ def test_ours_and_plain_torch_agree_with_the_reference(bench: Bench) -> None:
 
 
 def _agree(bench: Bench) -> None:
+    if bench.op.startswith("table."):
+        pytest.importorskip("hotloop.table", reason="the room of tables is not there")
     for case in bench.cases(QUICK):
         ready = [
             c for c in case.contenders if isinstance(c, Contender) and c.role in ("ours", "plain")
