@@ -5,8 +5,6 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
-#include <thread>
-#include <vector>
 
 #if __has_include(<libcuckoo/cuckoohash_map.hh>)
 #define HOTLOOP_CUCKOO
@@ -23,15 +21,16 @@ namespace {
 // slots, one core of Zen 5.
 constexpr int64_t kAhead = 16;
 
-// Calls body(begin, end) on equal slices of [0, n).
+// Calls body(begin, end) on equal slices of [0, n). The threads are those of OpenMP, which stay on
+// their cores: two new std::threads often start on one, and 65,536 rows then took libcuckoo 11.9 ms
+// instead of 5.1.
 template <class Body>
 void slices(int64_t n, int threads, Body body) {
   if (threads <= 1) return body(int64_t{0}, n);
-  std::vector<std::thread> running;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int64_t i = 0; i < threads; ++i) {
-    running.emplace_back(body, n * i / threads, n * (i + 1) / threads);
+    body(n * i / threads, n * (i + 1) / threads);
   }
-  for (std::thread& one : running) one.join();
 }
 
 template <class Value>

@@ -27,7 +27,7 @@ from .._machine import ROOT
 CUCKOO, ABSL, ABSL_AHEAD = "libcuckoo", "absl", "absl prefetched"
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _CACHE = ROOT / "out"
-_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-shared", "-fPIC", "-pthread")
+_FLAGS = ("-std=c++17", "-O3", "-DNDEBUG", "-shared", "-fPIC", "-fopenmp")
 _ABSL_PACKAGE = "absl_flat_hash_map"
 _INSTALL = "apt install libcuckoo-dev libabsl-dev pkg-config"
 

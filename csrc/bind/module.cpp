@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
   hotloop::bind::register_decode_search(m);
   hotloop::bind::register_logprob(m);
   hotloop::bind::register_preference(m);
+  hotloop::bind::register_table(m);
   hotloop::bind::register_table_updates(m);
   hotloop::bind::register_table_filters(m);
   hotloop::bind::register_table_memory(m);

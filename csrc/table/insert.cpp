@@ -29,7 +29,7 @@ void divide(Keys keys, const std::int64_t* some, std::int64_t count, Work&& work
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t at = some != nullptr ? some[i] : i;
       // Bits that decide neither home nor tag.
-      const auto share = static_cast<std::int64_t>(((mix64(keys[at]) >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
+      const auto share = static_cast<std::int64_t>(((place_hash(keys[at]) >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
       if (share >= begin && share < end) mine.push_back(at);
     }
     work(mine.data(), static_cast<std::int64_t>(mine.size()));
@@ -203,6 +203,8 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
       if (remove(*index, v.key, freed)) arena_.give(freed);
     }
   }
+  // A key of the batch may have been evicted by a later one.
+  locate(call.keys, call.rows);
 }
 
 void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found) {
@@ -236,7 +238,7 @@ void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::
 }
 
 bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed) {
-  const std::uint64_t hash = mix64(key);
+  const std::uint64_t hash = place_hash(key);
   Bucket& home = *index.home(hash);
   home.lock();
   const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.key(r) == key; });

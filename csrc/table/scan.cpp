@@ -89,7 +89,7 @@ std::vector<std::uint64_t> Table::erased_since(std::uint64_t since) const {
     }
   }
   const std::shared_ptr<Index> index = this->index();
-  std::erase_if(keys, [&](std::uint64_t key) { return row_of(*index, key, mix64(key)) != kNoRow; });
+  std::erase_if(keys, [&](std::uint64_t key) { return row_of(*index, key, place_hash(key)) != kNoRow; });
   return {keys.begin(), keys.end()};
 }
 

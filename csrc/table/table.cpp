@@ -69,7 +69,7 @@ void Table::rebuild(std::int64_t rows) {
     for (std::int64_t w = begin; w < end; ++w) {
       for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
         const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
-        hashes[n] = mix64(arena_.key(r));
+        hashes[n] = place_hash(arena_.key(r));
         __builtin_prefetch(index->home(hashes[n]), 1);
         rows_of[n] = r;
         if (++n == kAhead) flush();

@@ -128,6 +128,11 @@ class Table {
   std::vector<std::uint64_t> erased_since(std::uint64_t since) const;
   void forget_erased(std::uint64_t until);
 
+  // The number of a call: what LRU calls time.
+  std::uint64_t next_tick() { return tick_.fetch_add(1, std::memory_order_relaxed) + 1; }
+  std::uint64_t tick() const { return tick_.load(std::memory_order_relaxed); }
+  void set_tick(std::uint64_t tick) { tick_.store(tick, std::memory_order_relaxed); }
+
   const SeqLocks& locks() const { return locks_; }
   std::shared_ptr<Index> index() const {
     const std::lock_guard lock(index_mutex_);
@@ -143,7 +148,7 @@ class Table {
 
  private:
   friend class Evictor;
-  std::uint64_t next_tick() { return tick_.fetch_add(1, std::memory_order_relaxed) + 1; }
+
   void grow(std::int64_t rows);
   void rebuild(std::int64_t rows);
   std::int64_t limit_of(std::int64_t buckets) const;
@@ -208,7 +213,7 @@ void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_byt
     for (int i = 0; i < n; ++i) {
       Pending& p = group[i];
       std::tie(p.position, p.key) = at(begin + i);
-      p.hash = mix64(p.key);
+      p.hash = place_hash(p.key);
       p.bucket = index.home(p.hash);
       __builtin_prefetch(p.bucket);
     }

@@ -252,6 +252,7 @@ class CountFilter:
         self, head: int, advances: int, failures: int, elements: list[int], cells: Any
     ) -> None: ...
     def clear(self) -> None: ...
+
 def error_memory(
     query: Any,
     keys: Any,

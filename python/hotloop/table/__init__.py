@@ -1,11 +1,13 @@
-"""Embedding tables keyed by any 64 bits: hashing, admission, eviction, multiplexed lookup.
+"""Embedding tables keyed by any 64 bits, and what goes with them.
 
 NumPy, torch or CuPy arrays; torch is needed for what has a gradient only.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from ._delta import Delta, DeltaError
 from ._memory import Compensated
+from ._parts import FormatError
 from .error_memory import ErrorMemory, error_memory_compensate
 from .error_sketch import (
     ErrorSketch,
@@ -23,21 +25,45 @@ from .filters import (
     probabilistic_admission_filter,
 )
 from .hashing import hash_strings, salted_hash_bucket
+from .initializers import Constant, Normal, Uniform
+from .optimizers import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowwiseAdagrad
+from .table import Evicted, Found, Rows, Table, TableFullError
 
 if TYPE_CHECKING:
+    from .modules import HashEmbedding as HashEmbedding
+    from .modules import HashEmbeddingBag as HashEmbeddingBag
     from .multiplex import UnifiedEmbedding as UnifiedEmbedding
     from .multiplex import multiplexed_embedding_lookup as multiplexed_embedding_lookup
 
 __all__ = [
+    "FTRL",
+    "SGD",
+    "Adagrad",
+    "Adam",
     "Compensated",
+    "Constant",
     "CountFilter",
+    "Delta",
+    "DeltaError",
     "ErrorMemory",
     "ErrorSketch",
+    "Evicted",
     "Eviction",
+    "FormatError",
+    "Found",
+    "GroupAdagrad",
+    "HashEmbedding",
+    "HashEmbeddingBag",
     "ManagedSlots",
+    "Normal",
     "ProbabilisticFilter",
+    "Rows",
+    "RowwiseAdagrad",
     "SketchCompensated",
+    "Table",
+    "TableFullError",
     "UnifiedEmbedding",
+    "Uniform",
     "error_memory_compensate",
     "frequency_admission_filter",
     "hash_strings",
@@ -51,7 +77,12 @@ __all__ = [
     "salted_hash_bucket",
 ]
 
-_WITH_TORCH = {"UnifiedEmbedding": "multiplex", "multiplexed_embedding_lookup": "multiplex"}
+_WITH_TORCH = {
+    "HashEmbedding": "modules",
+    "HashEmbeddingBag": "modules",
+    "UnifiedEmbedding": "multiplex",
+    "multiplexed_embedding_lookup": "multiplex",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,8 +60,8 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
     """Hash hidden vectors: one bucket per repeat, from the signs of projections (SimHash).
 
     bucket_r(h) = sum_{l < L} 2^l [<W_rl, h> > 0]. Two vectors at an angle a share a bit with probability 1 - a / pi,
-    and a bucket with that to the power L. h is rounded to float32; products and sums are rounded one by one in the order
-    of the dimensions, so that a vector falls into the same bucket on every machine. A NaN is not above 0.
+    and a bucket with that to the power L. h is rounded to float32; products and sums are rounded one by one in the
+    order of the dimensions, so that a vector falls into the same bucket on every machine. A NaN is not above 0.
 
     Args:
         hidden: (B, d), float32, float64, float16 or bfloat16.

@@ -1,0 +1,316 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bind/arguments.hpp"
+#include "bind/register.hpp"
+#include "bind/table_rules.hpp"
+#include "table/filter.hpp"
+#include "table/pool.hpp"
+#include "table/table.hpp"
+
+namespace hotloop::bind {
+
+namespace {
+
+using namespace hotloop::table;
+using Size = std::int64_t;
+
+// The front door has checked everything; this keeps a wrong call from touching memory that is not its own.
+template <class T>
+T* column(Arguments& a, const py::object& object, const char* name, Size n, bool writable) {
+  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, {n}, writable).data);
+}
+std::uint64_t* words(Arguments& a, const py::object& object, const char* name, Size n, bool writable) {
+  return reinterpret_cast<std::uint64_t*>(column<std::int64_t>(a, object, name, n, writable));
+}
+std::uint32_t* numbers(Arguments& a, const py::object& object, const char* name, Size n, bool writable) {
+  return reinterpret_cast<std::uint32_t*>(column<std::int32_t>(a, object, name, n, writable));
+}
+Values matrix(Arguments& a, const py::object& object, const char* name, Dtype dtype, Size n, Size width, bool writable) {
+  if (object.is_none()) return {};
+  const View& view = a.tile(object, name, writable);
+  // NumPy has no bfloat16: its bits come as float16.
+  const bool bits = dtype == Dtype::kBFloat16 && view.dtype == Dtype::kFloat16;
+  if (view.dtype != dtype && !bits) a.fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
+  if (view.shape[0] != n || view.shape[1] != width) a.fail(name, "wrong shape " + view.shape_text());
+  return {static_cast<char*>(view.data), view.stride[0] * item_size(view.dtype)};
+}
+Keys keys_of(Arguments& a, const py::object& object, Size n) { return {words(a, object, "keys", n, false), n}; }
+
+template <class Enum, std::size_t N>
+Enum named(const char* what, const std::string& name, const char* const (&names)[N]) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<Enum>(i);
+  }
+  throw std::invalid_argument(std::string("[Table] ") + what + ": got " + name + ".");
+}
+constexpr const char* kStrategies[] = {"none", "lru", "lfu", "epoch_lru", "epoch_lfu", "custom"};
+constexpr const char* kInitializers[] = {"constant", "uniform", "normal"};
+constexpr const char* kPools[] = {"sum", "mean", "max"};
+
+Settings settings_of(const py::dict& d) {
+  Settings s;
+  s.dim = d["dim"].cast<Size>();
+  const auto dtype = d["dtype"].cast<std::string>();
+  s.dtype = dtype == "float32" ? Dtype::kFloat32 : dtype == "float16" ? Dtype::kFloat16 : dtype == "bfloat16" ? Dtype::kBFloat16 : Dtype::kUInt8;
+  if (!d["rule"].is_none()) {
+    const RuleSpec spec = rule_spec(d["rule"].cast<py::dict>());
+    s.initial_state.resize(static_cast<std::size_t>(state_floats(spec, s.dim)));
+    init_state(spec, s.dim, s.initial_state.data());
+  }
+  s.strategy = named<Strategy>("evict_strategy", d["strategy"].cast<std::string>(), kStrategies);
+  s.times = d["times"].cast<bool>();
+  s.versions = d["versions"].cast<bool>();
+  s.initializer = named<Initializer>("initializer", d["initializer"].cast<std::string>(), kInitializers);
+  s.first = d["first"].cast<float>();
+  s.second = d["second"].cast<float>();
+  s.seed = d["seed"].cast<std::uint64_t>();
+  s.capacity = d["capacity"].cast<Size>();
+  if (!d["max_rows"].is_none()) s.max_rows = d["max_rows"].cast<Size>();
+  s.max_load_factor = d["max_load_factor"].cast<double>();
+  return s;
+}
+
+struct Moment {  // (scores, epoch, time)
+  py::object scores = py::none();
+  std::uint64_t epoch = 0;
+  std::uint32_t time = 0;
+  explicit Moment(const py::tuple& t) : scores(t[0]), epoch(t[1].cast<std::uint64_t>()), time(t[2].cast<std::uint32_t>()) {}
+  Stamp stamp(Arguments& a, Size n) const { return {words(a, scores, "scores", n, false), epoch, time, 0}; }
+};
+
+void run_find(const Table& t, Size n, const py::object& keys, const py::object& values, const py::object& found, const py::object& scores) {
+  Arguments a("Table.find", 4);
+  const Keys k = keys_of(a, keys, n);
+  const Values v = matrix(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  auto* s = words(a, scores, "scores", n, true);
+  py::gil_scoped_release release;
+  t.find(k, v, f, s);
+}
+
+void run_locate(const Table& t, Size n, const py::object& keys, const py::object& rows) {
+  Arguments a("Table.locate", 2);
+  const Keys k = keys_of(a, keys, n);
+  auto* r = numbers(a, rows, "rows", n, true);
+  py::gil_scoped_release release;
+  t.locate(k, r);
+}
+
+// admission: None, (CountFilter, threshold), or (seed, step, threshold, equal).
+Admission admission_of(const py::object& given) {
+  if (given.is_none()) return {};
+  const auto t = given.cast<py::tuple>();
+  if (t.size() == 2) {
+    auto& filter = t[0].cast<CountFilter&>();
+    const auto threshold = t[1].cast<std::uint32_t>();
+    return [&filter, threshold](std::uint64_t key, std::uint32_t count) {
+      const std::lock_guard lock(filter.mutex());
+      return filter.admits(key, count, threshold);
+    };
+  }
+  const auto seed = t[0].cast<std::uint64_t>(), step = t[1].cast<std::uint64_t>();
+  const auto threshold = t[2].cast<double>();
+  const bool equal = t[3].cast<bool>();
+  return [=](std::uint64_t key, std::uint32_t count) { return probabilistic_admits(seed, key, step, count, threshold, equal); };
+}
+
+template <class T>
+py::bytes bytes_of(const std::vector<T>& v) {
+  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
+}
+
+py::object run_upsert(Table& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
+                      const py::object& admission, bool keep_evicted, const py::object& rows, const py::object& found) {
+  Arguments a("Table.upsert", 5);
+  const Moment m(moment);
+  const Admission admit = admission_of(admission);
+  Evicted evicted;
+  Upsert call;
+  call.keys = keys_of(a, keys, n);
+  call.values = matrix(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
+  call.stamp = m.stamp(a, n);
+  call.admission = admit ? &admit : nullptr;
+  call.evicted = keep_evicted ? &evicted : nullptr;
+  call.rows = numbers(a, rows, "rows", n, true);
+  call.found = column<std::uint8_t>(a, found, "found", n, true);
+  {
+    py::gil_scoped_release release;
+    t.upsert(call);
+  }
+  if (!keep_evicted) return py::none();
+  return py::make_tuple(bytes_of(evicted.keys), bytes_of(evicted.values), bytes_of(evicted.scores));
+}
+
+void run_assign(Table& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment, bool accumulate, const py::object& found) {
+  Arguments a("Table.assign", 4);
+  const Moment m(moment);
+  const Keys k = keys_of(a, keys, n);
+  const Values v = matrix(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
+  const Stamp s = m.stamp(a, n);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  py::gil_scoped_release release;
+  t.assign(k, v, s, accumulate, f);
+}
+
+void run_erase(Table& t, Size n, const py::object& keys, const py::object& found) {
+  Arguments a("Table.erase", 2);
+  const Keys k = keys_of(a, keys, n);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  py::gil_scoped_release release;
+  t.erase(k, f);
+}
+
+// arrays: (keys, values, state, scores, times), None where not wanted.
+Table::Export export_of(Arguments& a, const Table& t, const py::tuple& arrays, Size n, bool writable) {
+  Table::Export e;
+  e.keys = words(a, arrays[0], "keys", n, writable);
+  e.values = matrix(a, arrays[1], "values", t.settings().dtype, n, t.settings().dim, writable);
+  e.state = matrix(a, arrays[2], "state", Dtype::kFloat32, n, t.layout().states, writable);
+  e.scores = words(a, arrays[3], "scores", n, writable);
+  e.times = numbers(a, arrays[4], "times", n, writable);
+  return e;
+}
+
+Size run_export(const Table& t, Size begin, Size end, std::uint64_t since, const py::tuple& arrays) {
+  Arguments a("Table.export", 5);
+  if (begin < 0 || end < begin || end > kMaxRows) a.fail("rows", "out of range");
+  if (since > 0 && t.layout().version < 0) a.fail("since", "changes are not tracked");
+  const Table::Export e = export_of(a, t, arrays, end - begin, true);
+  py::gil_scoped_release release;
+  const Size last = std::min<Size>(end, t.arena().end());
+  return begin < last ? t.export_rows(static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(last), since, e) : 0;
+}
+
+void run_import(Table& t, Size n, const py::tuple& arrays) {
+  Arguments a("Table.import", 5);
+  const Table::Export e = export_of(a, t, arrays, n, false);
+  py::gil_scoped_release release;
+  t.import_rows({e.keys, n}, e);
+}
+
+// bags: (n, keys, bags, offsets or None, weights or None, pool, scale).
+Bags bags_of(Arguments& a, const py::tuple& t) {
+  Bags b;
+  const Size n = t[0].cast<Size>();
+  b.keys = keys_of(a, t[1], n);
+  b.count = t[2].cast<Size>();
+  if (b.count < 0) a.fail("bags", "negative");
+  b.offsets = column<std::int64_t>(a, t[3], "offsets", b.count + 1, false);
+  if (b.offsets == nullptr && b.count != n) a.fail("bags", "expected one per key");
+  if (b.offsets != nullptr) {
+    if (b.offsets[0] != 0 || b.offsets[b.count] != n) a.fail("offsets", "out of range");
+    for (Size i = 0; i < b.count; ++i) {
+      if (b.offsets[i] > b.offsets[i + 1]) a.fail("offsets", "decrease");
+    }
+  }
+  b.weights = column<float>(a, t[4], "weights", n, false);
+  b.pool = named<Pool>("mode", t[5].cast<std::string>(), kPools);
+  b.scale = t[6].cast<float>();
+  return b;
+}
+
+void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, const py::object& out, const py::object& sizes, const py::object& largest) {
+  Arguments a("Table.pool", 7);
+  const Bags b = bags_of(a, bags);
+  const auto* r = numbers(a, rows, "rows", b.keys.count, false);
+  Pooled p;
+  const View& view = a.tile(out, "out", true);
+  if (view.shape[0] != b.count || view.shape[1] != t.settings().dim) a.fail("out", "wrong shape " + view.shape_text());
+  if (view.dtype != Dtype::kFloat32 && view.dtype != t.settings().dtype) a.fail("out", "wrong type");
+  p.out = {static_cast<char*>(view.data), view.stride[0] * item_size(view.dtype)};
+  p.dtype = view.dtype;
+  p.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, true);
+  p.largest = static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
+  py::gil_scoped_release release;
+  pool_bags(t, b, r, p);
+}
+
+const float* gradient_of(Arguments& a, const Table& t, const Bags& b, const py::object& grad, Size& stride) {
+  const Values g = matrix(a, grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
+  stride = g.stride / 4;
+  return reinterpret_cast<const float*>(g.data);
+}
+
+void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object& rows, const py::object& grad, const py::object& out) {
+  Arguments a("Table.weight_gradient", 6);
+  const Bags b = bags_of(a, bags);
+  const auto* r = numbers(a, rows, "rows", b.keys.count, false);
+  Size stride = 0;
+  const float* g = gradient_of(a, t, b, grad, stride);
+  auto* o = column<float>(a, out, "out", b.keys.count, true);
+  py::gil_scoped_release release;
+  weight_gradient(t, b, r, g, stride, o);
+}
+
+Size run_update(Table& t, const py::dict& rule, const py::tuple& bags, const py::object& rows, const py::object& grad,
+                const py::object& sizes, const py::object& largest, std::uint32_t time, std::uint64_t seed) {
+  Arguments a("Table.update", 8);
+  const Bags b = bags_of(a, bags);
+  const auto* r = numbers(a, rows, "rows", b.keys.count, false);
+  Update u;
+  u.spec = rule_spec(rule);
+  if (state_floats(u.spec, t.settings().dim) != t.layout().states) a.fail("rule", "another state than the table's");
+  u.stamp.time = time;
+  u.seed = seed;
+  u.grad = gradient_of(a, t, b, grad, u.grad_stride);
+  u.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, false);
+  u.largest = static_cast<const std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, false).data);
+  if (b.pool == Pool::kMean && u.sizes == nullptr) a.fail("sizes", "missing");
+  if (b.pool == Pool::kMax && u.largest == nullptr) a.fail("largest", "missing");
+  py::gil_scoped_release release;
+  return update_bags(t, b, r, u);
+}
+
+bool run_finite(const py::object& x) {
+  Arguments a("finite", 1);
+  const View& v = a.tile(x, "grad", false);
+  if (v.dtype != Dtype::kFloat32) a.fail("grad", "expected float32");
+  py::gil_scoped_release release;
+  if (v.shape[0] <= 1 || v.stride[0] == v.shape[1]) return all_finite(static_cast<const float*>(v.data), v.size());
+  for (Size i = 0; i < v.shape[0]; ++i) {
+    if (!all_finite(static_cast<const float*>(v.data) + i * v.stride[0], v.shape[1])) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void register_table(py::module_& m) {
+  py::register_exception<TableFull>(m, "TableFull");
+  py::class_<Table>(m, "Table")
+      .def(py::init([](const py::dict& settings) { return std::make_unique<Table>(settings_of(settings)); }))
+      .def_property_readonly("size", &Table::size)
+      .def_property_readonly("capacity", &Table::capacity)
+      .def_property_readonly("slots", &Table::slots)
+      .def_property_readonly("bytes", &Table::bytes)
+      .def_property_readonly("row_bytes", [](const Table& t) { return t.layout().stride; })
+      .def_property_readonly("state_floats", [](const Table& t) { return t.layout().states; })
+      .def_property_readonly("end", [](const Table& t) { return t.arena().end(); })
+      .def_property("generation", &Table::generation, &Table::set_generation)
+      .def_property("tick", &Table::tick, &Table::set_tick)
+      .def("find", run_find)
+      .def("locate", run_locate)
+      .def("upsert", run_upsert)
+      .def("assign", run_assign)
+      .def("erase", run_erase)
+      .def("clear", &Table::clear, py::call_guard<py::gil_scoped_release>())
+      .def("reserve", &Table::reserve, py::call_guard<py::gil_scoped_release>())
+      .def("expire", &Table::expire, py::call_guard<py::gil_scoped_release>())
+      .def("export", run_export)
+      .def("import_rows", run_import)
+      .def("mark", &Table::mark)
+      .def("erased_since", [](const Table& t, std::uint64_t since) { return bytes_of(t.erased_since(since)); })
+      .def("forget_erased", &Table::forget_erased)
+      .def("pool", run_pool)
+      .def("weight_gradient", run_weight_gradient)
+      .def("update", run_update);
+  m.def("table_all_finite", run_finite);
+}
+
+}  // namespace hotloop::bind

@@ -1,0 +1,64 @@
+"""First values of a row, as a function of (seed, key): the same on any machine, in any order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .._numbers import integer, number
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Every element is ``value``."""
+
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _finite("Constant", self, "value")
+
+    def _numbers(self) -> tuple[str, float, float, int]:
+        return "constant", self.value, 0.0, 0
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Element j is low + (high - low) u, u in (0, 1] from word j mod 4 of Philox(seed, offset j // 4, item key)."""
+
+    low: float = -0.05
+    high: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _finite("Uniform", self, "low", "high")
+        number("Uniform", "high", self.high, at_least=self.low)
+        integer("Uniform", "seed", self.seed, at_least=0, at_most=2**64 - 1)
+
+    def _numbers(self) -> tuple[str, float, float, int]:
+        return "uniform", self.low, self.high, self.seed
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Elements are mean + std z, z by Box and Muller from the same words as ``Uniform``."""
+
+    mean: float = 0.0
+    std: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _finite("Normal", self, "mean", "std")
+        number("Normal", "std", self.std, at_least=0)
+        integer("Normal", "seed", self.seed, at_least=0, at_most=2**64 - 1)
+
+    def _numbers(self) -> tuple[str, float, float, int]:
+        return "normal", self.mean, self.std, self.seed
+
+
+Initializer = Constant | Uniform | Normal
+
+
+def _finite(op: str, made: object, *names: str) -> None:
+    for name in names:
+        value = number(op, name, getattr(made, name), above=-math.inf, below=math.inf)
+        object.__setattr__(made, name, value)

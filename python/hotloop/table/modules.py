@@ -1,0 +1,495 @@
+"""``HashEmbedding`` and ``HashEmbeddingBag``: ``nn.Embedding`` and ``nn.EmbeddingBag`` over any 64-bit ids."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _arrays, _numbers
+from . import _rows
+from .optimizers import RowOptimizer
+from .table import Table
+
+MODES = ("sum", "mean", "max")
+_TABLES: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+class _Held:
+    """What a registered operator names by a number: a table, and what backward does with it."""
+
+    def __init__(self, table: Table, mode: str) -> None:
+        self.table = table
+        self.mode = mode
+        self.fused = True
+        self.pending: list[tuple[Tensor, ...]] = []
+        self.number = next(_NUMBERS)
+        _TABLES[self.number] = self
+
+
+def _forward(
+    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, number: int, insert: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(pooled, row of each id, ids with a row per bag, where each maximum came from)."""
+    held = _TABLES[number]
+    table = held.table
+    n = ids.numel()
+    bags = n if offsets is None else offsets.numel() - 1
+    op = "HashEmbedding"
+    if insert:
+        rows, _, _ = table._upsert(op, ids, None, None, 0, None, True, False)
+    else:
+        rows = torch.empty(0, dtype=torch.int32)
+    dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
+    out = torch.empty(bags, table.dim, dtype=dtype)
+    sizes = torch.empty(bags, dtype=torch.int64)
+    largest = torch.empty(bags if held.mode == "max" else 0, table.dim, dtype=torch.int64)
+    x = _arrays.exported
+    table._native.pool(
+        _bags(held, ids, offsets, weights),
+        x(rows) if insert else None,
+        x(out),
+        x(sizes),
+        x(largest) if held.mode == "max" else None,
+    )
+    return out, rows, sizes, largest
+
+
+def _bags(
+    held: _Held, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
+) -> tuple[Any, ...]:
+    x = _arrays.exported
+    return (
+        ids.numel(),
+        x(ids),
+        ids.numel() if offsets is None else offsets.numel() - 1,
+        None if offsets is None else x(offsets),
+        None if weights is None else x(weights),
+        held.mode,
+        held.table._scale,
+    )
+
+
+def _backward(
+    grad: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    rows: Tensor,
+    sizes: Tensor,
+    largest: Tensor,
+    number: int,
+    of_weights: bool,
+) -> Tensor:
+    """Move the rows, or keep the gradients for ``step``; return the gradient of the weights."""
+    held = _TABLES[number]
+    grad = grad.float().contiguous()
+    grad_weights = torch.empty(ids.numel() if of_weights else 0)
+    x = _arrays.exported
+    if of_weights:  # before the rows move
+        held.table._native.weight_gradient(
+            _bags(held, ids, offsets, weights), x(rows), x(grad), x(grad_weights)
+        )
+    saved = (grad, ids, offsets, weights, rows, sizes, largest)
+    if held.table.optimizer is None:
+        return grad_weights
+    if held.fused:
+        _apply(held, held.table._rule("backward", None), saved)
+    else:
+        held.pending.append(saved)  # type: ignore[arg-type]
+    return grad_weights
+
+
+def _apply(held: _Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
+    grad, ids, offsets, weights, rows, sizes, largest = saved
+    _rows.check_finite("HashEmbedding.backward", grad)
+    top = largest if held.mode == "max" else None
+    return held.table._update(rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, None)
+
+
+@torch.library.custom_op("hotloop::table_lookup", mutates_args=())
+def _lookup_op(
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    number: int,
+    insert: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _forward(ids, offsets, weights, number, insert)
+
+
+@_lookup_op.register_fake
+def _(
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    number: int,
+    insert: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    held = _TABLES[number]
+    table = held.table
+    bags = ids.shape[0] if offsets is None else offsets.shape[0] - 1
+    dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
+    return (
+        ids.new_empty((bags, table.dim), dtype=dtype),
+        ids.new_empty((ids.shape[0] if insert else 0,), dtype=torch.int32),
+        ids.new_empty((bags,), dtype=torch.int64),
+        ids.new_empty((bags if held.mode == "max" else 0, table.dim), dtype=torch.int64),
+    )
+
+
+# The gradient of the anchor is what keeps the operator in a compiled graph: a pure function without a used result
+# would be dropped.
+@torch.library.custom_op("hotloop::table_update", mutates_args=())
+def _update_op(
+    grad: Tensor,
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    rows: Tensor,
+    sizes: Tensor,
+    largest: Tensor,
+    number: int,
+    of_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_weights = _backward(grad, ids, offsets, weights, rows, sizes, largest, number, of_weights)
+    return torch.zeros_like(anchor), grad_weights
+
+
+@_update_op.register_fake
+def _(
+    grad: Tensor,
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    rows: Tensor,
+    sizes: Tensor,
+    largest: Tensor,
+    number: int,
+    of_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(anchor), anchor.new_empty((ids.shape[0] if of_weights else 0,))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    anchor, ids, offsets, weights, ctx.number, ctx.insert = inputs
+    ctx.save_for_backward(anchor, ids, offsets, weights, *output[1:])
+
+
+def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    anchor, ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
+    if not ctx.insert:
+        raise RuntimeError(
+            "[HashEmbedding] backward: expected a lookup in training mode, got one of eval(). Call train() first."
+        )
+    of_weights = weights is not None and ctx.needs_input_grad[3]
+    grad_anchor, grad_weights = _update_op(
+        grad, anchor, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
+    )
+    return grad_anchor, None, None, grad_weights if of_weights else None, None, None
+
+
+_lookup_op.register_autograd(_op_backward, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """The eager route: the same without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any) -> Any:
+        out, rows, sizes, largest = _forward(ids, offsets, weights, number, True)
+        ctx.save_for_backward(ids, offsets, weights, rows, sizes, largest)
+        ctx.number = number
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
+        of_weights = weights is not None and ctx.needs_input_grad[3]
+        grad_weights = _backward(
+            grad, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
+        )
+        return None, None, None, grad_weights if of_weights else None, None
+
+
+class _HashModule(nn.Module):
+    _mode = "sum"
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        *,
+        table: Table | None,
+        optimizer: RowOptimizer | None,
+        padding_idx: int | None,
+        update: str,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        op = type(self).__name__
+        _numbers.choice(op, "update", update, ("backward", "step"))
+        if table is None:
+            table = Table(embedding_dim, optimizer=optimizer, **settings)
+        elif settings or optimizer is not None:
+            raise ValueError(f"[{op}] table: expected a table or its settings, got both.")
+        if table.dim != embedding_dim:
+            raise ValueError(
+                f"[{op}] table: expected dim {embedding_dim} like embedding_dim, got {table.dim}."
+            )
+        self.table = table
+        self.embedding_dim = embedding_dim
+        self.padding_idx = (
+            None
+            if padding_idx is None
+            else _numbers.integer(
+                op, "padding_idx", padding_idx, at_least=-(2**63), at_most=2**63 - 1
+            )
+        )
+        self.update = update
+        self._held = _Held(table, self._mode)
+        self._held.fused = update == "backward"
+        # Autograd only calls backward for what a tensor with a gradient went into.
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        number = self._held.number
+        training = self.training and self.table.optimizer is not None
+        if not (training and torch.is_grad_enabled()):
+            if torch.compiler.is_compiling():
+                looked: Tensor = _lookup_op(self._anchor, ids, offsets, weights, number, training)[
+                    0
+                ]
+                return looked
+            return _forward(ids, offsets, weights, number, training)[0]
+        anchor = self._anchor
+        if torch.compiler.is_compiling():
+            trained: Tensor = _lookup_op(anchor, ids, offsets, weights, number, True)[0]
+            return trained
+        out: Tensor = _Direct.apply(anchor, ids, offsets, weights, number)
+        return out
+
+    def step(self, *, optimizer: RowOptimizer | None = None) -> int:
+        """Apply the gradients kept since the last step (``update="step"``), backward by backward, in order.
+
+        Returns how many gradients found no row. ``zero_grad`` drops them instead.
+        """
+        rule = self.table._rule(f"{type(self).__name__}.step", optimizer)
+        for saved in self._held.pending:
+            _rows.check_finite(f"{type(self).__name__}.step", saved[0])
+        kept, self._held.pending = self._held.pending, []
+        return sum(_apply(self._held, rule, saved) for saved in kept)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self._held.pending = []
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """All rows, for ``state_dict``; large tables are better saved by ``table.save``."""
+        rows = self.table.export()
+        return {name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        arrays = {name: t.numpy() for name, t in state.items()}
+        self.table.clear()
+        values = _rows.stored("load_state_dict", arrays["values"], arrays["keys"], self.table)
+        table = self.table
+        columns = (
+            arrays["keys"],
+            values,
+            arrays["state"] if table.state_width else None,
+            arrays["scores"] if table.evict_strategy != "none" else None,
+            arrays["last_use"] if "use" in table.track else None,
+        )
+        table._native.import_rows(len(arrays["keys"]), columns)
+
+    def extra_repr(self) -> str:
+        rule = self.table.optimizer
+        return f"{self.embedding_dim}, rows={len(self.table)}, optimizer={rule!r}, update={self.update!r}"
+
+
+def _plain(x: Any) -> Any:
+    return x.view("int32") if x.dtype == "uint32" else x
+
+
+def _ids(op: str, name: str, value: Any, *ndims: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"[{op}] {name}: expected an int64 or int32 tensor, got {got}.")
+    if ndims and value.ndim not in ndims:
+        raise ValueError(
+            f"[{op}] {name}: expected {' or '.join(map(str, ndims))} dimension(s), got shape {tuple(value.shape)}."
+        )
+    if value.device.type != "cpu":
+        raise NotImplementedError(
+            f"[{op}] {name}: expected a tensor on the CPU, got {value.device}."
+        )
+    return value.long()
+
+
+class HashEmbedding(_HashModule):
+    """``nn.Embedding`` over a dynamic table: any 64-bit id has a row of its own, made when training first meets it.
+
+    ``forward(input)``: (...) int64 or int32 -> (..., embedding_dim). In ``train()`` unknown ids get rows (if
+    ``admission`` lets them) and backward applies the row optimizer; in ``eval()``, and without an optimizer, nothing
+    changes. Ids without a row, and ``padding_idx``, give zeros and take no gradient. The rows are no ``Parameter``:
+    other optimizers do not see them, DDP does not reduce them; under DDP give every rank a shard of the ids.
+
+    Args:
+        embedding_dim: width of a row.
+        table: an existing ``Table``, or None to make one of the settings.
+        optimizer: row optimizer, e.g. ``RowwiseAdagrad(lr=0.02)``.
+        padding_idx: id that gives zeros. Default None.
+        update: "backward" applies gradients in backward, fused; "step" keeps them until ``step()``, for clipping or
+            loss scaling. Default "backward".
+        **settings: of ``Table``.
+
+    Example:
+        >>> layer = HashEmbedding(4, optimizer=SGD(lr=0.1))
+        >>> layer(torch.tensor([[5, -3], [2**62, 5]])).shape
+        torch.Size([2, 2, 4])
+
+    Reference:
+        Liu et al. 2022, "Monolith", arXiv:2209.07663.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        *,
+        table: Table | None = None,
+        optimizer: RowOptimizer | None = None,
+        padding_idx: int | None = None,
+        update: str = "backward",
+        **settings: Any,
+    ) -> None:
+        super().__init__(
+            embedding_dim,
+            table=table,
+            optimizer=optimizer,
+            padding_idx=padding_idx,
+            update=update,
+            **settings,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        ids = _ids("HashEmbedding", "input", input)
+        flat = ids.reshape(-1)
+        if self.padding_idx is None:
+            out = self._look_up(flat.contiguous(), None, None)
+        else:  # bags of one or none
+            keep = flat != self.padding_idx
+            offsets = nn.functional.pad(keep.cumsum(0), (1, 0))
+            out = self._look_up(flat[keep], offsets, None)
+        return out.reshape(*ids.shape, self.embedding_dim)
+
+
+class HashEmbeddingBag(_HashModule):
+    """``nn.EmbeddingBag`` over a dynamic table; see ``HashEmbedding`` for what training does.
+
+    ``forward(input, offsets=None, per_sample_weights=None)``: input (B, N), or (n,) with offsets (B,) (or (B + 1,) with
+    ``include_last_offset``) -> (B, embedding_dim). Lookup, pooling, gradient and update are fused: there is
+    no (n, dim) array. Ids without a row and ``padding_idx`` are left out, of the count of a mean too.
+
+    Args:
+        embedding_dim, table, optimizer, padding_idx, update, settings: as in ``HashEmbedding``.
+        mode: "sum", "mean" or "max". Default "mean", as in torch.
+        include_last_offset: offsets end with n. Default False.
+
+    Example:
+        >>> layer = HashEmbeddingBag(4, mode="sum", optimizer=SGD(lr=0.1))
+        >>> layer(torch.tensor([5, 7, 5]), torch.tensor([0, 2])).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        *,
+        mode: str = "mean",
+        table: Table | None = None,
+        optimizer: RowOptimizer | None = None,
+        padding_idx: int | None = None,
+        include_last_offset: bool = False,
+        update: str = "backward",
+        **settings: Any,
+    ) -> None:
+        _numbers.choice("HashEmbeddingBag", "mode", mode, MODES)
+        self._mode = mode
+        super().__init__(
+            embedding_dim,
+            table=table,
+            optimizer=optimizer,
+            padding_idx=padding_idx,
+            update=update,
+            **settings,
+        )
+        self.mode = mode
+        self.include_last_offset = include_last_offset
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        op = "HashEmbeddingBag"
+        ids = _ids(op, "input", input, 1, 2)
+        weights = self._weights(per_sample_weights, input)
+        if ids.ndim == 2:
+            if offsets is not None:
+                raise ValueError(f"[{op}] offsets: expected None with a two-dimensional input.")
+            bags, per_bag = ids.shape
+            bounds = torch.arange(bags + 1) * per_bag
+        else:
+            bounds = self._bounds(offsets, ids)
+        flat = ids.reshape(-1).contiguous()
+        if self.padding_idx is not None:
+            keep = flat != self.padding_idx
+            kept = nn.functional.pad(keep.cumsum(0), (1, 0))
+            bounds, flat = kept[bounds], flat[keep]
+            weights = None if weights is None else weights[keep]
+        return self._look_up(flat, bounds, weights)
+
+    def _weights(self, weights: Tensor | None, input: Tensor) -> Tensor | None:
+        op = "HashEmbeddingBag"
+        if weights is None:
+            return None
+        if self.mode != "sum":
+            raise ValueError(
+                f'[{op}] per_sample_weights: expected mode "sum", got "{self.mode}". torch has the same rule.'
+            )
+        if weights.shape != input.shape:
+            raise ValueError(
+                f"[{op}] per_sample_weights: expected shape {tuple(input.shape)} like input, "
+                f"got {tuple(weights.shape)}."
+            )
+        return weights.reshape(-1).float().contiguous()
+
+    def _bounds(self, offsets: Tensor | None, ids: Tensor) -> Tensor:
+        op = "HashEmbeddingBag"
+        if offsets is None:
+            raise ValueError(
+                f"[{op}] offsets: expected where the bags of a one-dimensional input begin, got None."
+            )
+        offsets = _ids(op, "offsets", offsets, 1)
+        n = ids.shape[0]
+        if not self.include_last_offset:
+            offsets = nn.functional.pad(offsets, (0, 1), value=n)
+        if not torch.compiler.is_compiling():
+            steps = offsets.diff()
+            if (
+                offsets.numel() == 0
+                or int(offsets[0]) != 0
+                or int(offsets[-1]) != n
+                or bool((steps < 0).any())
+            ):
+                raise ValueError(
+                    f"[{op}] offsets: expected 0 first, then no decrease, at most {n}, got {offsets.tolist()[:8]}."
+                )
+        return offsets.contiguous()

@@ -1,0 +1,617 @@
+"""``Table``: 64-bit keys to rows of values and optimizer state, grown, filtered, evicted, saved."""
+
+from __future__ import annotations
+
+import os
+import time as _time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _arrays, _environment, _native, _numbers
+from . import _keys, _rows
+from .filters import CountFilter, ProbabilisticFilter
+from .initializers import Constant, Initializer, Normal, Uniform
+from .optimizers import RowOptimizer
+
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+EVICT_STRATEGIES = ("none", "lru", "lfu", "epoch_lru", "epoch_lfu", "custom")
+TRACKED = ("use", "changes")
+MAX_LOAD_FACTOR = 0.85
+"""Share of the slots that are filled before the index doubles: 15 bytes per row, 1.1 lines per lookup."""
+MAX_ROWS = 2**32 - 16
+
+
+class TableFullError(RuntimeError):
+    """A table with a bound and no eviction strategy has no room for a batch; nothing was written."""
+
+
+class Found(NamedTuple):
+    """values (n, dim), and which keys were there (n,) bool."""
+
+    values: Any
+    found: Any
+
+
+class Evicted(NamedTuple):
+    """Rows that had to leave, in the order in which they did: keys (m,), values (m, dim), scores (m,)."""
+
+    keys: Any
+    values: Any
+    scores: Any
+
+
+class Rows(NamedTuple):
+    """Rows of a table: keys (m,), values (m, dim), state (m, s) float32, scores (m,), last_use (m,) in seconds."""
+
+    keys: Any
+    values: Any
+    state: Any
+    scores: Any
+    last_use: Any
+
+
+class Table:
+    """Map 64-bit keys to rows of ``dim`` numbers; no two keys share a row and no key is reserved.
+
+    Values and optimizer state lie in one row. Batches run on torch's or OpenMP's threads, and calls from many threads
+    may overlap: a reader sees each row whole and never waits, not even for growth. Of a batch, repeated keys take
+    effect in order. Arrays may be NumPy, torch or CuPy (on the CPU); results are of the kind of ``keys``.
+
+    A row costs 15 bytes beyond values and state at a load of 0.85, 8 more with an eviction strategy and 4 more for each
+    of ``track``. Shapes: keys (n,) int64, uint64 or int32; values (n, dim).
+
+    Args:
+        dim: numbers per row, 1 to 65536.
+        capacity: rows to make room for at first, >= 1; grows by itself. Default 1024, or less under a
+            max_capacity.
+        max_capacity: rows at most; then rows are evicted, or TableFullError is raised. Default None: 2^32 - 16.
+        evict_strategy: who leaves a full table: the row with the lowest score, ties by the lower key (as unsigned).
+            "lru": number of the call that last used it; "lfu": uses, or the sum of ``scores``; "custom": ``scores``;
+            "epoch_lru", "epoch_lfu": the caller's ``epoch`` first. A new key whose score is lower than every row's is
+            refused ("lfu" lets everything in). Default "none".
+        admission: a ``CountFilter`` or ``ProbabilisticFilter`` that unknown keys must pass in ``find_or_insert`` and
+            ``lookup``. Default None.
+        dtype: how values are stored. "int8" is for serving: see ``quantized``. Default "float32".
+        optimizer: the rule of ``update``, e.g. ``RowwiseAdagrad(lr=0.02)``. Default None.
+        initializer: ``Uniform``, ``Normal`` or ``Constant``: first values from (seed, key). Default
+            ``Uniform(-0.05, 0.05)``.
+        track: "use" keeps the second of the last write or training lookup, for ``expire``; "changes" keeps what
+            ``delta`` needs. Default ().
+
+    Raises:
+        TypeError, ValueError: a setting is not as stated.
+
+    Example:
+        >>> table = Table(2, initializer=Constant(1.0))
+        >>> keys = np.array([7, -1, 7])
+        >>> table.find_or_insert(keys).values.tolist()
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+        >>> len(table)
+        2
+
+    Reference:
+        Liu et al. 2022, "Monolith", arXiv:2209.07663; the verbs are those of NVIDIA HierarchicalKV. Differs from both:
+        buckets of twelve one-byte tags probed in order instead of cuckoo moves, exact instead of per-bucket eviction.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        capacity: int | None = None,
+        max_capacity: int | None = None,
+        evict_strategy: str = "none",
+        admission: CountFilter | ProbabilisticFilter | None = None,
+        dtype: str = "float32",
+        optimizer: RowOptimizer | None = None,
+        initializer: Initializer | None = None,
+        track: Sequence[str] = (),
+    ) -> None:
+        op = "Table"
+        self.dim = _numbers.integer(op, "dim", dim, at_least=1, at_most=65536)
+        self.max_capacity = (
+            None
+            if max_capacity is None
+            else _numbers.integer(op, "max_capacity", max_capacity, at_least=1, at_most=MAX_ROWS)
+        )
+        most = self.max_capacity or MAX_ROWS
+        capacity = _numbers.integer(
+            op,
+            "capacity",
+            min(1024, most) if capacity is None else capacity,
+            at_least=1,
+            at_most=most,
+        )
+        _numbers.choice(op, "evict_strategy", evict_strategy, EVICT_STRATEGIES)
+        _numbers.choice(op, "dtype", dtype, DTYPES)
+        track = (track,) if isinstance(track, str) else tuple(track)
+        for name in track:
+            _numbers.choice(op, "track", name, TRACKED)
+        _kind(op, "admission", admission, CountFilter, ProbabilisticFilter)
+        _kind(op, "optimizer", optimizer, RowOptimizer)
+        _kind(op, "initializer", initializer, Constant, Uniform, Normal)
+        if evict_strategy != "none" and self.max_capacity is None:
+            raise ValueError(
+                f"[{op}] max_capacity: expected a bound with evict_strategy {evict_strategy!r}, got None. "
+                "Nobody is evicted from a table that grows."
+            )
+        if dtype == "int8" and optimizer is not None:
+            raise ValueError(
+                f"[{op}] optimizer: expected None with dtype int8, got {optimizer!r}. "
+                "Train in float32 and serve table.quantized()."
+            )
+        self.evict_strategy = evict_strategy
+        self.admission = admission
+        self.dtype = dtype
+        self.optimizer = optimizer
+        self.initializer: Initializer = Uniform() if initializer is None else initializer
+        self.track = tuple(name for name in TRACKED if name in track)
+        self.value_range = 1.0  # of int8 rows
+        self.table_id = uuid.uuid4().hex
+        self._step = 0  # of probabilistic admission
+        self._position = 0  # of the source, for a replica
+        kind, first, second, seed = self.initializer._numbers()
+        self._native = _native.core().Table(
+            {
+                "dim": self.dim,
+                "dtype": dtype,
+                "rule": None if optimizer is None else optimizer._rule(),
+                "strategy": evict_strategy,
+                "times": "use" in track,
+                "versions": "changes" in track,
+                "initializer": kind,
+                "first": first,
+                "second": second,
+                "seed": seed,
+                "capacity": capacity,
+                "max_rows": self.max_capacity,
+                "max_load_factor": MAX_LOAD_FACTOR,
+            }
+        )
+
+    # --- what it is
+
+    def __len__(self) -> int:
+        return int(self._native.size)
+
+    @property
+    def size(self) -> int:
+        """Rows in the table."""
+        return int(self._native.size)
+
+    @property
+    def capacity(self) -> int:
+        """Rows before the index grows, or is full."""
+        return int(self._native.capacity)
+
+    @property
+    def load_factor(self) -> float:
+        """Rows per slot of the index."""
+        return float(self._native.size / self._native.slots)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of address space in use: index, and rows in whole chunks of about 4 MiB."""
+        return int(self._native.bytes)
+
+    @property
+    def state_width(self) -> int:
+        """float32 numbers of optimizer state per row."""
+        return int(self._native.state_floats)
+
+    def __repr__(self) -> str:
+        return (
+            f"Table(dim={self.dim}, size={self.size}, capacity={self.capacity}, dtype={self.dtype!r}, "
+            f"optimizer={self.optimizer!r}, evict_strategy={self.evict_strategy!r})"
+        )
+
+    # --- reading
+
+    def find(self, keys: Any) -> Found:
+        """Return the rows of keys, zeros where there is none, and which were there; changes nothing."""
+        op = "Table.find"
+        keys = self._keys(op, keys)
+        n = int(keys.shape[0])
+        found = _rows.flags(keys, n)
+        if _rows.readable(keys, self.dtype):
+            values = _rows.zeros(keys, (n, self.dim), self.dtype)
+            self._native.find(n, _e(keys), _e(values), _rows.exported_flags(found), None)
+        else:
+            values, sizes = self._pool(keys, None)
+            found[:] = sizes != 0
+        return Found(values, found)
+
+    def contains(self, keys: Any) -> Any:
+        """Return which keys are there, (n,) bool."""
+        keys = self._keys("Table.contains", keys)
+        found = _rows.flags(keys, int(keys.shape[0]))
+        self._native.find(int(keys.shape[0]), _e(keys), None, _rows.exported_flags(found), None)
+        return found
+
+    def scores(self, keys: Any) -> Any:
+        """Return what decides who is evicted, (n,) int64; 0 where there is no row."""
+        op = "Table.scores"
+        if self.evict_strategy == "none":
+            raise ValueError(f"[{op}] keys: expected a table with an evict_strategy, got 'none'.")
+        keys = self._keys(op, keys)
+        n = int(keys.shape[0])
+        scores, found = _arrays.empty(keys, (n,), "int64"), _rows.flags(keys, n)
+        self._native.find(n, _e(keys), None, _rows.exported_flags(found), _e(scores))
+        return scores
+
+    # --- writing
+
+    def find_or_insert(
+        self, keys: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+    ) -> Found:
+        """Return the rows of keys, those of unknown keys initialised; ``found`` says which were known.
+
+        Keys that are not let in (by ``admission``, or refused by a full table) get zeros.
+
+        Args:
+            keys: (n,).
+            scores: (n,) int64 >= 0: the score ("custom", required) or how much it grows ("lfu", default 1).
+            epoch: upper half of the score of the epoch strategies, 0 to 2^32 - 1.
+            time: second of this use, for ``expire``; default: now.
+        """
+        op = "Table.find_or_insert"
+        keys = self._keys(op, keys)
+        rows, found, _ = self._upsert(op, keys, None, scores, epoch, time, True, False)
+        values, _ = self._pool(keys, rows)
+        return Found(values, found)
+
+    def insert_or_assign(
+        self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+    ) -> Any:
+        """Give keys these values; unknown ones get a row. The last of repeated keys stays.
+
+        Optimizer state of known keys is kept. Arguments as in ``find_or_insert``; admission is not asked.
+
+        Returns:
+            (n,) bool: the key has a row now (False: refused by a full table).
+        Raises:
+            TableFullError: nothing was written.
+        """
+        op = "Table.insert_or_assign"
+        keys = self._keys(op, keys)
+        rows, _, _ = self._upsert(op, keys, values, scores, epoch, time, False, False)
+        return rows >= 0
+
+    def insert_and_evict(
+        self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+    ) -> Evicted:
+        """``insert_or_assign`` that returns who had to leave."""
+        op = "Table.insert_and_evict"
+        keys = self._keys(op, keys)
+        _, _, evicted = self._upsert(op, keys, values, scores, epoch, time, False, True)
+        return _rows.evicted(evicted, keys, self)
+
+    def assign(
+        self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+    ) -> Any:
+        """Give known keys these values; returns which were known, (n,) bool."""
+        return self._assign("Table.assign", keys, values, scores, epoch, time, False)
+
+    def accum_or_assign(
+        self,
+        keys: Any,
+        values: Any,
+        accum: Any,
+        *,
+        scores: Any = None,
+        epoch: int = 0,
+        time: int | None = None,
+    ) -> Any:
+        """Add to rows that the caller found, insert those it did not; returns which were applied, (n,) bool.
+
+        HierarchicalKV's rule: where ``accum`` (n,) bool is set and the key is there, values are added; where it is not
+        set and the key is not there, they are inserted; a mismatch (somebody inserted or evicted it meanwhile) is left
+        alone.
+        """
+        op = "Table.accum_or_assign"
+        keys = self._keys(op, keys)
+        accum = _rows.mask(op, "accum", accum, keys)
+        there = self.contains(keys)
+        done = _rows.flags(keys, int(keys.shape[0]))
+        add, insert = accum & there, ~accum & ~there
+        if bool(add.any()):
+            part = None if scores is None else scores[add]
+            done[add] = self._assign(op, keys[add], values[add], part, epoch, time, True)
+        if bool(insert.any()):
+            part = None if scores is None else scores[insert]
+            done[insert] = self.insert_or_assign(
+                keys[insert], values[insert], scores=part, epoch=epoch, time=time
+            )
+        return done
+
+    def erase(self, keys: Any) -> Any:
+        """Remove keys; returns which were there, (n,) bool."""
+        keys = self._keys("Table.erase", keys)
+        found = _rows.flags(keys, int(keys.shape[0]))
+        self._native.erase(int(keys.shape[0]), _e(keys), _rows.exported_flags(found))
+        return found
+
+    def clear(self) -> None:
+        """Remove all rows. Deltas that span it are refused: a replica starts again from a snapshot."""
+        self._native.clear()
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for this many rows at once."""
+        self._native.reserve(_numbers.integer("Table.reserve", "capacity", capacity, at_least=1))
+
+    def expire(self, before: int) -> int:
+        """Erase rows last used before this second; returns how many. Needs ``track="use"``.
+
+        A use is a write or a training lookup (``find_or_insert``, ``update``), not ``find``. Let ``before`` come from
+        the data's own clock, and a replay of old data expires nothing.
+        """
+        op = "Table.expire"
+        self._tracks(op, "use")
+        return int(
+            self._native.expire(
+                _numbers.integer(op, "before", before, at_least=0, at_most=2**32 - 1)
+            )
+        )
+
+    # --- training
+
+    def update(
+        self,
+        keys: Any,
+        grads: Any,
+        *,
+        optimizer: RowOptimizer | None = None,
+        time: int | None = None,
+    ) -> int:
+        """Apply the row optimizer: gradients of repeated keys are summed first, in order, then every row moves once.
+
+        Unknown keys are inserted first (if ``admission`` lets them), as Monolith does. Threads do not change
+        the bits.
+
+        Args:
+            keys: (n,). grads: (n, dim) float32, finite. time: as in ``find_or_insert``.
+            optimizer: another learning rate or decay for this call; the same state. Default: the table's.
+        Returns:
+            How many gradients found no row (not let in, or evicted by this very batch).
+        Raises:
+            ValueError: a gradient is NaN or infinite (nothing was written), or the table has no optimizer.
+        """
+        op = "Table.update"
+        keys = self._keys(op, keys)
+        grads = _rows.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
+        rule = self._rule(op, optimizer)
+        _rows.check_finite(op, grads)
+        rows, _, _ = self._upsert(op, keys, None, None, 0, time, True, False)
+        out = int((rows < 0).sum())
+        return out + self._update(rule, keys, None, None, "sum", rows, grads, None, None, time)
+
+    # --- all rows
+
+    def export_batches(self, rows: int = 1 << 16, *, since: int = 0) -> Iterator[Rows]:
+        """Yield all rows as NumPy arrays, about ``rows`` at a time, each whole, in the order of memory.
+
+        Rows written meanwhile appear as before or after; bfloat16 values are given as float32 if not saved.
+        """
+        rows = _numbers.integer("Table.export_batches", "rows", rows, at_least=1)
+        yield from _rows.export(self, rows, since)
+
+    def export(self) -> Rows:
+        """Return all rows at once, sorted by key (as signed)."""
+        parts = list(self.export_batches())
+        whole = [np.concatenate([p[i] for p in parts]) for i in range(5)] if parts else None
+        if whole is None:
+            return _rows.nothing(self)
+        order = np.argsort(whole[0], kind="stable")
+        return Rows(*(column[order] for column in whole))
+
+    def quantized(self, dtype: str = "int8", *, value_range: float = 1.0) -> Table:
+        """Return a copy for serving, without state: "int8", "float16" or "bfloat16".
+
+        int8 is fixed_r8: steps of value_range / 128; values outside [-value_range, value_range) are clipped, and
+        lookups give float32.
+        """
+        op = "Table.quantized"
+        _numbers.choice(op, "dtype", dtype, DTYPES[1:])
+        value_range = _numbers.number(op, "value_range", value_range, above=0, below=float("inf"))
+        copy = Table(
+            self.dim, capacity=max(self.size, 1), dtype=dtype, initializer=self.initializer
+        )
+        copy.value_range = value_range
+        for part in self.export_batches():
+            copy.insert_or_assign(part.keys, part.values)
+        return copy
+
+    # --- files (see _persist)
+
+    def save(self, directory: str | os.PathLike[str]) -> Any:
+        """Write a snapshot, all of it or none, streaming about 64 MiB at a time; see docs/table-format.md."""
+        from . import _persist
+
+        return _persist.save(self, directory)
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        capacity: int | None = None,
+        shard: tuple[int, int] | None = None,
+        max_capacity: int | None = None,
+    ) -> Table:
+        """Read a snapshot into a table of any capacity, or one shard (i, of): ``salted_hash_bucket(keys, of) == i``."""
+        from . import _persist
+
+        return _persist.load(cls, directory, capacity, shard, max_capacity)
+
+    def mark(self) -> int:
+        """Return a position: ``delta(since=...)`` tells what changed after it."""
+        self._tracks("Table.mark", "changes")
+        return int(self._native.mark())
+
+    def delta(self, since: int) -> Any:
+        """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes`` for a wire)."""
+        from . import _persist
+
+        self._tracks("Table.delta", "changes")
+        return _persist.delta(self, since)
+
+    def apply(self, delta: Any) -> bool:
+        """Bring a replica forward by a delta; False if it holds it already.
+
+        Raises:
+            DeltaError: it is another table's, or does not join this replica's position. Nothing was written.
+        """
+        from . import _persist
+
+        return _persist.apply(self, delta)
+
+    # --- within
+
+    def _keys(self, op: str, keys: Any) -> Any:
+        _environment.log_call(op, rows=getattr(keys, "shape", None))
+        keys = _keys.keys(op, keys, 1)
+        if _arrays.device(keys) != "cpu":
+            raise NotImplementedError(
+                f"[{op}] keys: expected an array on the CPU, got {_arrays.device(keys)}. Move it with .cpu()."
+            )
+        return keys
+
+    def _tracks(self, op: str, what: str) -> None:
+        if what not in self.track:
+            raise ValueError(
+                f"[{op}] track: expected a table made with track={what!r}, got {self.track!r}."
+            )
+
+    def _rule(self, op: str, optimizer: RowOptimizer | None) -> dict[str, Any]:
+        _kind(op, "optimizer", optimizer, RowOptimizer)
+        chosen = self.optimizer if optimizer is None else optimizer
+        if self.optimizer is None or chosen is None:
+            raise ValueError(
+                f"[{op}] optimizer: expected a table made with one, got None. Pass Table(..., optimizer=...)."
+            )
+        if chosen.state_layout(self.dim) != self.optimizer.state_layout(self.dim):
+            raise ValueError(
+                f"[{op}] optimizer: expected the state of {type(self.optimizer).__name__}, got {chosen!r}."
+            )
+        return chosen._rule()
+
+    def _moment(
+        self, op: str, keys: Any, scores: Any, epoch: int, time: int | None
+    ) -> tuple[Any, int, int]:
+        if scores is None and self.evict_strategy == "custom" and op != "Table.update":
+            raise ValueError(
+                f"[{op}] scores: expected one per key with evict_strategy 'custom', got None."
+            )
+        scores = None if scores is None else _rows.scores(op, scores, keys)
+        epoch = _numbers.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
+        if time is None:
+            time = int(_time.time()) if "use" in self.track else 0
+        time = _numbers.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
+        return None if scores is None else _e(scores), epoch, time
+
+    def _upsert(
+        self,
+        op: str,
+        keys: Any,
+        values: Any,
+        scores: Any,
+        epoch: int,
+        time: int | None,
+        ask: bool,
+        keep: bool,
+    ) -> tuple[Any, Any, Any]:
+        n = int(keys.shape[0])
+        if values is not None:
+            values = _rows.stored(op, values, keys, self)
+        moment = self._moment(op, keys, scores, epoch, time)
+        rows, found = _arrays.empty(keys, (n,), "int32"), _rows.flags(keys, n)
+        admission: Any = None
+        if ask and isinstance(self.admission, CountFilter):
+            admission = (self.admission._native, self.admission.threshold)
+        elif ask and isinstance(self.admission, ProbabilisticFilter):
+            self._step += 1
+            chance = self.admission
+            admission = (chance.seed, self._step, chance.threshold, chance.equal)
+        try:
+            evicted = self._native.upsert(
+                n,
+                _e(keys),
+                _keys.exported(values),
+                moment,
+                admission,
+                keep,
+                _e(rows),
+                _rows.exported_flags(found),
+            )
+        except _native.core().TableFull:
+            raise TableFullError(
+                f"[{op}] keys: expected room for the unknown keys of this batch, got {self.size} rows of "
+                f"{self.max_capacity} in use. Raise max_capacity or choose an evict_strategy."
+            ) from None
+        return rows, found, evicted
+
+    def _assign(
+        self, op: str, keys: Any, values: Any, scores: Any, epoch: int, time: int | None, add: bool
+    ) -> Any:
+        keys = self._keys(op, keys)
+        if add and self.dtype == "int8":
+            raise ValueError(
+                f"[{op}] values: expected a table of floats to add to, got dtype int8."
+            )
+        values = _rows.stored(op, values, keys, self)
+        moment = self._moment(op, keys, scores, epoch, time)
+        found = _rows.flags(keys, int(keys.shape[0]))
+        self._native.assign(
+            int(keys.shape[0]), _e(keys), _e(values), moment, add, _rows.exported_flags(found)
+        )
+        return found
+
+    def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
+        """Every key a bag of its own: (values, 1 where there was a row)."""
+        n = int(keys.shape[0])
+        wide = not _rows.readable(keys, self.dtype)
+        out = _arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
+        sizes = _arrays.empty(keys, (n,), "int64")
+        bags = (n, _e(keys), n, None, None, "sum", self._scale)
+        self._native.pool(bags, _keys.exported(rows), _e(out), _e(sizes), None)
+        return out, sizes
+
+    @property
+    def _scale(self) -> float:
+        return self.value_range / 128 if self.dtype == "int8" else 1.0
+
+    def _update(
+        self,
+        rule: dict[str, Any],
+        keys: Any,
+        offsets: Any,
+        weights: Any,
+        mode: str,
+        rows: Any,
+        grads: Any,
+        sizes: Any,
+        largest: Any,
+        time: int | None,
+    ) -> int:
+        if time is None:
+            time = int(_time.time()) if "use" in self.track else 0
+        x = _keys.exported
+        n = int(keys.shape[0])
+        count = n if offsets is None else int(offsets.shape[0]) - 1
+        bags = (n, x(keys), count, x(offsets), x(weights), mode, 1.0)
+        seed = getattr(self.initializer, "seed", 0)
+        return int(
+            self._native.update(rule, bags, x(rows), x(grads), x(sizes), x(largest), time, seed)
+        )
+
+
+_e = _arrays.exported
+
+
+def _kind(op: str, name: str, value: Any, *types: type) -> None:
+    if value is not None and not isinstance(value, types):
+        wanted = ", ".join(t.__name__ for t in types)
+        raise TypeError(f"[{op}] {name}: expected {wanted} or None, got {type(value).__name__}.")
