@@ -44,7 +44,7 @@ test: test-cpp test-python
 
 test-python: $(VENV)/built
 	$(BIN)/python -m pytest -m 'not gpu and not big and not peer and not slow' $(PYTEST_ARGS)
-	$(BIN)/python -m pytest --doctest-modules --pyargs hotloop.core hotloop.decode hotloop.logprob hotloop.preference hotloop.unlearn -q
+	$(BIN)/python -m pytest --doctest-modules --pyargs hotloop.core hotloop.decode hotloop.logprob hotloop.preference hotloop.table hotloop.unlearn -q
 
 test-cpp: $(VENV)/dev
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_WERROR=ON > build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)

@@ -1,7 +1,7 @@
 """The hot loops of learning from feedback, fused.
 
 Rooms are imported when first used, so ``import hotloop`` needs neither torch nor a compiler and takes
-milliseconds: ``hotloop.logprob``, ``hotloop.preference``, ``hotloop.unlearn``, ``hotloop.core``,
+milliseconds: ``hotloop.logprob``, ``hotloop.preference``, ``hotloop.table``, ``hotloop.unlearn``, ``hotloop.core``,
 ``hotloop.reference``. ``hotloop.catalog()`` lists every op.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_ROOMS = ("core", "decode", "logprob", "preference", "unlearn", "reference", "kernels")
+_ROOMS = ("core", "decode", "logprob", "preference", "table", "unlearn", "reference", "kernels")
 
 __all__ = ["__version__", "catalog", *_ROOMS]
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import logprob as logprob
     from . import preference as preference
     from . import reference as reference
+    from . import table as table
     from . import unlearn as unlearn
     from ._registry import catalog
 

@@ -84,6 +84,11 @@ def _decode(name: str, *papers: Paper, **kw: Any) -> Op:
     return Op(name, "decode", papers, impls, gradient=False, compiles="cuda" in impls, **kw)
 
 
+def _table(name: str, *papers: Paper, **kw: Any) -> Op:
+    """In place, or without a gradient; NumPy alone is enough."""
+    return Op(name, "table", papers, ("reference", "cpu"), gradient=False, compiles=False, **kw)
+
+
 _ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")
 _AUTONUMERICS = Paper("AutoNumerics-Zero", "2312.08472", "2^x on [0, 1], 10 operations in float64")
 _PHILOX = Paper("Parallel random numbers: as easy as 1, 2, 3", "SC11, 2011", "Philox 4x32-10")
@@ -113,6 +118,8 @@ _MIRROR = Paper("Mirror Speculative Decoding", "2510.13161", "kappa = 1 to 8, ga
 _MEDUSA = Paper("Medusa", "2401.10774", "epsilon = 0.3, alpha = 0.09, T = 0.7")
 _LANTERN = Paper("LANTERN", "2410.03355", "k = 1000, delta = 0.05 to 0.4")
 _VAS = Paper("Value Augmented Sampling", "2405.06639", "k = 20, beta = 3")
+_MONOLITH = Paper("Monolith", "2209.07663", "Adagrad 0.1, no eps; Adam eps = 0.01, b2 = 0.99")
+_ADAGRAD = Paper("Adaptive Subgradient Methods (Adagrad)", "JMLR 12, 2011")
 
 _OPS = (
     _core("elementary", Paper("Definition", "")),
@@ -309,6 +316,23 @@ _OPS = (
         Paper("Direct Preference Optimization and every other loss of this room", "2305.18290"),
         impls=("reference", "cpu", "triton"),
     ),
+    _table("sparse_sgd_update", Paper("A Stochastic Approximation Method", "AMS 22, 1951")),
+    _table("rowwise_adagrad_update", _ADAGRAD),
+    _table("sparse_adagrad_update", _ADAGRAD),
+    _table(
+        "sparse_adam_update",
+        Paper("Adam", "1412.6980", "lr = 1e-3, b1 = 0.9, b2 = 0.999, eps = 1e-8"),
+        Paper("Decoupled Weight Decay Regularization (AdamW)", "1711.05101"),
+    ),
+    _table(
+        "ftrl_proximal_update",
+        Paper("Ad Click Prediction: a View from the Trenches", "KDD 2013", "beta = 1"),
+    ),
+    _table("group_adagrad_update", _MONOLITH),
+    _table("merge_duplicates", _MONOLITH),
+    _table("sparse_dedup_optimize", _MONOLITH),
+    _table("serving_row_quantize", _MONOLITH),
+    _table("serving_row_dequantize", _MONOLITH, dtypes=("float32", "float16", "bfloat16")),
     _pair(
         "npo_loss",
         Paper("Negative Preference Optimization", "2404.05868", "beta = 0.1"),

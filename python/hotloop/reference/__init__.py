@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-_ROOMS = ("core", "decode", "logprob", "preference", "unlearn")
+_ROOMS = ("core", "decode", "logprob", "preference", "table", "unlearn")
 
 __all__ = list(_ROOMS)
 

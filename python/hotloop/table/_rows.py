@@ -1,0 +1,184 @@
+"""What the row optimizers share: checks of rows and state, the choice of an implementation, writing in place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import _arrays, _environment, _impl, _native
+from .._impl import Impl
+from .._numbers import integer
+from .optimizers import RowOptimizer
+
+CPU_DTYPES = ("float32", "float16", "bfloat16")
+
+
+class MergedGradients(NamedTuple):
+    """One row per distinct id, in the order of first occurrence."""
+
+    ids: Any
+    """(U,), dtype of the ids given."""
+    grads: Any
+    """(U, D) float32 (float64 for float64 grads): sums in the order of the batch."""
+    counts: Any
+    """(U,) int64: how often each id occurs."""
+    inverse: Any
+    """(N,) int64: the row of ``ids`` that each id of the batch is."""
+
+
+def choose(op: str, impl: Impl, like: Any, *floats: Any) -> str:
+    """Pick the implementation: the compiled loops for CPU arrays, none of ``floats`` float64; else the reference."""
+    device = _arrays.device(like)
+    wide = any(_arrays.dtype(x) == "float64" for x in floats)
+
+    def refuses() -> str | None:
+        if device != "cpu":
+            return f"device {device}"
+        return f"dtype float64 (supports {', '.join(CPU_DTYPES)})" if wide else None
+
+    chosen = _impl.choose(
+        op,
+        impl,
+        {"cpu": refuses, "reference": lambda: None},
+        lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
+    )
+    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    return chosen
+
+
+def _strides(x: Any) -> tuple[int, ...]:
+    strides = x.strides if isinstance(x, np.ndarray) or not hasattr(x, "stride") else x.stride()
+    return tuple(int(s) for s in strides)
+
+
+def check_writable(op: str, name: str, x: Any) -> None:
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ValueError(
+            f"[{op}] {name}: expected a writable array, got a read-only one. Pass a copy and use that."
+        )
+    if any(s == 0 and n > 1 for s, n in zip(_strides(x), x.shape)):
+        raise ValueError(
+            f"[{op}] {name}: expected every element to have its own memory, got an expanded array. Pass a copy."
+        )
+
+
+def check_rows(op: str, weight: Any, grad: Any) -> None:
+    """weight (U, D) to be written, grad (U, D) float32 beside it; float64 only where the weight is."""
+    _arrays.checked(op, "weight", weight, _arrays.FLOATS, 2)
+    check_writable(op, "weight", weight)
+    wide = _arrays.dtype(weight) == "float64"
+    _arrays.checked(op, "grad", grad, ("float32", "float64") if wide else ("float32",), 2)
+    _arrays.same_place(op, "grad", grad, "weight", weight)
+    if tuple(grad.shape) != tuple(weight.shape):
+        raise ValueError(
+            f"[{op}] grad: expected shape {tuple(weight.shape)} like weight, got {tuple(grad.shape)}. "
+            "Pass one summed gradient per row."
+        )
+    check_finite(op, "grad", grad)
+
+
+def check_state(op: str, name: str, value: Any, weight: Any, *, scalar: bool) -> None:
+    """A scalar per row, (U,) or (U, 1), or a vector (U, D), float32; float64 too where the weight is."""
+    wide = _arrays.dtype(weight) == "float64"
+    _arrays.checked(op, name, value, ("float32", "float64") if wide else ("float32",))
+    _arrays.same_place(op, name, value, "weight", weight)
+    rows, dim = map(int, weight.shape)
+    wanted = ((rows,), (rows, 1)) if scalar else ((rows, dim),)
+    if tuple(value.shape) not in wanted:
+        shapes = " or ".join(map(str, wanted))
+        raise ValueError(f"[{op}] {name}: expected shape {shapes}, got {tuple(value.shape)}.")
+    check_writable(op, name, value)
+
+
+def check_finite(op: str, name: str, value: Any) -> None:
+    if not _environment.checks_on():
+        return
+    bad = np.argwhere(~np.isfinite(_arrays.to_numpy(value)))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"[{op}] {name}: expected finite values, got {float(value[at])} at {list(at)} ({len(bad)} of "
+            f"{int(np.prod(value.shape))}). Unset HOTLOOP_CHECK to let it pass."
+        )
+
+
+def check_seed(op: str, seed: Any) -> None:
+    if seed is not None:
+        integer(op, "rounding_seed", seed, at_least=0, at_most=2**64 - 1)
+
+
+def is_torch(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def assign(target: Any, value: Any) -> None:
+    """Write a NumPy array, or one of the target's own library, into the target."""
+    if isinstance(target, np.ndarray):
+        with np.errstate(over="ignore", invalid="ignore"):
+            target[...] = value
+    elif is_torch(target):
+        torch = sys.modules["torch"]
+        with torch.no_grad():
+            target.copy_(torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+    else:
+        target[...] = sys.modules["cupy"].asarray(value)
+
+
+def in_place(arrays: list[Any], call: Callable[[list[Any]], None]) -> None:
+    """Call with arrays whose last dimension is contiguous, and make what was written there appear in ``arrays``."""
+    inner = [_arrays.unit_stride(x) for x in arrays]
+    call([_arrays.exported(x) for x in inner])
+    for x, y in zip(arrays, inner):
+        if y is not x:
+            assign(x, y)
+        elif is_torch(x):
+            # The loops write past autograd, which must refuse to go back through what was overwritten.
+            sys.modules["torch"].autograd.graph.increment_version(x)
+
+
+def as_column(x: Any) -> Any:
+    return (
+        x.reshape(-1, 1)
+        if x.ndim == 1 and int(x.shape[0]) <= 1
+        else x[:, None]
+        if x.ndim == 1
+        else x
+    )
+
+
+def update(
+    rule: RowOptimizer,
+    weight: Any,
+    grad: Any,
+    state: dict[str, Any],
+    *,
+    rows: Any = None,
+    distinct: bool = True,
+    rounding_seed: int | None = None,
+    step: int = 0,
+) -> None:
+    """Run the compiled loop. ``state`` in the order of ``rule.state_layout``; a step of all rows leaves "step" out."""
+    packed = rule._rule()
+    packed["stochastic_rounding"] = rounding_seed is not None
+    packed["step"] = step
+    columns = {name: as_column(x) for name, x in state.items()}
+    names = list(rule.state_layout(int(weight.shape[1])))
+    written = [weight, *columns.values()]
+
+    def run(inner: list[Any]) -> None:
+        given = dict(zip(columns, inner[1:]))
+        _native.core().table_update_rows(
+            packed,
+            inner[0],
+            _arrays.exported(_arrays.unit_stride(grad)),
+            [given.get(name) for name in names],
+            None if rows is None else _arrays.exported(rows),
+            distinct,
+            int(rounding_seed or 0),
+        )
+
+    in_place(written, run)
