@@ -76,6 +76,9 @@ class RowSource {
   }
   void give(std::uint32_t r) { rows_.push_back(r); }
 
+  // Room in the index, reserved by the dozen as well (Table::take_room), and how many rows were entered.
+  std::int64_t room = 0, entered = 0;
+
  private:
   Arena& arena_;
   std::vector<std::uint32_t> rows_;

@@ -55,6 +55,12 @@ HOTLOOP_INLINE float decayed_gradient(const RuleSpec& p, float g, float w) {
   return p.l2_decay == 0.0f ? g : g + p.l2_decay * w;
 }
 
+// x moved towards `to` by the share `rest`, from the end that is nearer: all of the way is exactly `to`.
+HOTLOOP_INLINE float toward(float x, float to, float rest) {
+  const float way = to - x;
+  return rest < 0.5f ? x + rest * way : to - (1.0f - rest) * way;
+}
+
 struct Sgd {
   static HOTLOOP_INLINE float weight(const RuleSpec& p, float g, float w) { return p.keep * w - p.lr * g; }
 };
@@ -87,13 +93,13 @@ struct Adam {
     const float rate = p.lr / correction1;
     return {p.uncorrected_eps ? rate * root2 : rate, p.uncorrected_eps ? 1.0f : 1.0f / root2};
   }
-  static HOTLOOP_INLINE void second_moment(const RuleSpec& p, float square, float& v) { v += p.rest2 * (square - v); }
+  static HOTLOOP_INLINE void second_moment(const RuleSpec& p, float square, float& v) { v = toward(v, square, p.rest2); }
   static HOTLOOP_INLINE float denominator(const RuleSpec& p, const Row& row, float v) {
     return square_root(v) * row.scale + p.eps;
   }
   // What moves the weight; m is moved on.
   static HOTLOOP_INLINE float direction(const RuleSpec& p, float g, float& m) {
-    m += p.rest1 * (g - m);
+    m = toward(m, g, p.rest1);
     return p.of_gradient * g + p.of_average * m;
   }
   static HOTLOOP_INLINE float weight(const RuleSpec& p, const Row& row, float g, float w, float& m, float& v) {

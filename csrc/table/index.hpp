@@ -39,6 +39,10 @@ struct alignas(64) Bucket {
 
   // Slots whose tag may be this one: all that are, and rarely one more (a borrow); the key in the row decides.
   std::uint32_t match(std::uint8_t tag) const {
+#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
+    const __m128i tags = _mm_load_si128(reinterpret_cast<const __m128i*>(this));
+    return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_set1_epi8(static_cast<char>(tag))))) & kAll;
+#endif
     constexpr std::uint64_t kOnes = 0x0101010101010101ull, kHigh = 0x8080808080808080ull;
     const std::uint64_t pattern = kOnes * tag;
     const std::uint64_t a = __atomic_load_n(&tags_low, __ATOMIC_RELAXED) ^ pattern;

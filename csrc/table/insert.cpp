@@ -38,14 +38,26 @@ void divide(Keys keys, const std::int64_t* some, std::int64_t count, Work&& work
 
 }  // namespace
 
-Table::Entry Table::enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source, const Upsert& call,
-                          std::int64_t at) {
+// A counter that every insertion of every thread adds to would cost more than the insertion.
+bool Table::take_room(RowSource& source, std::int64_t at_once) {
+  if (source.room == 0) {
+    const std::int64_t before = reserved_.fetch_add(at_once, std::memory_order_relaxed);
+    source.room = std::clamp<std::int64_t>(capacity() - before, 0, at_once);
+    reserved_.fetch_sub(at_once - source.room, std::memory_order_relaxed);
+    if (source.room == 0) return false;
+  }
+  --source.room;
+  ++source.entered;
+  return true;
+}
+
+Table::Entry Table::enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source,
+                          std::int64_t room_at_once, const Upsert& call, std::int64_t at) {
   const std::uint32_t row = source.take();  // before the lock: it may throw
   Bucket& home = *index.home(hash);
   home.lock();
   const std::uint32_t there = row_of(index, key, hash);
-  const bool room = there == kNoRow && size_.fetch_add(1, std::memory_order_relaxed) < capacity();
-  if (there == kNoRow && !room) size_.fetch_sub(1, std::memory_order_relaxed);
+  const bool room = there == kNoRow && take_room(source, room_at_once);
   if (room) {
     {
       const SeqLocks::Writing writing(locks_, row);
@@ -78,8 +90,16 @@ bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std:
 }
 
 void Table::upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
-                        std::vector<std::int64_t>& deferred) {
+                        std::int64_t room_at_once, std::vector<std::int64_t>& deferred) {
   RowSource source(arena_);
+  struct Settle {  // whatever happens
+    Table& table;
+    RowSource& source;
+    ~Settle() {
+      table.size_.fetch_add(source.entered, std::memory_order_relaxed);
+      table.reserved_.fetch_sub(source.room, std::memory_order_relaxed);
+    }
+  } settle{*this, source};
   const bool touches = call.values || layout_.score >= 0 || layout_.time >= 0;
   look_up(
       index, count, touches ? layout_.stride : 8,
@@ -89,7 +109,7 @@ void Table::upsert_some(Index& index, const Upsert& call, const std::int64_t* po
       },
       [&](std::int64_t at, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
         for (;;) {
-          const Entry e = row != kNoRow ? Entry{row, true} : enter(index, key, hash, source, call, at);
+          const Entry e = row != kNoRow ? Entry{row, true} : enter(index, key, hash, source, room_at_once, call, at);
           if (e.row == kNoRow) deferred.push_back(at);
           // A row that was erased between the two looks is entered anew.
           row = kNoRow;
@@ -103,7 +123,7 @@ void Table::upsert_some(Index& index, const Upsert& call, const std::int64_t* po
 
 void Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count) {
   std::vector<std::int64_t> left;
-  for (;;) {
+  for (std::int64_t room_at_once = 64;;) {
     std::vector<std::int64_t> deferred;
     {
       const std::shared_lock together(structure_);
@@ -111,19 +131,25 @@ void Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::i
       std::mutex mutex;
       divide(call.keys, positions, count, [&](const std::int64_t* mine, std::int64_t n) {
         std::vector<std::int64_t> my_deferred;
-        upsert_some(*index, call, mine, n, my_deferred);
+        upsert_some(*index, call, mine, n, room_at_once, my_deferred);
         const std::lock_guard lock(mutex);
         deferred.insert(deferred.end(), my_deferred.begin(), my_deferred.end());
       });
     }
     if (deferred.empty()) return;
-    if (capacity() >= settings_.max_rows) throw TableFull();
     std::sort(deferred.begin(), deferred.end());
     left = std::move(deferred);
     positions = left.data();
     count = static_cast<std::int64_t>(left.size());
+    // The room that one thread lacked another may have put aside and not used.
+    if (size() < capacity() && room_at_once > 1) {
+      room_at_once = 1;
+      continue;
+    }
+    if (capacity() >= settings_.max_rows) throw TableFull();
     // At most four times, since what is left may be one key many times over.
     grow(std::min(size() + count, 4 * capacity()));
+    room_at_once = 64;
   }
 }
 
@@ -180,7 +206,7 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
   for (const std::int64_t at : positions) {
     for (;;) {
       deferred.clear();
-      upsert_some(*index, call, &at, 1, deferred);
+      upsert_some(*index, call, &at, 1, 1, deferred);
       if (deferred.empty()) break;
       const Evictor::Victim v = evictor_->lowest();
       const std::uint64_t score = next_score(settings_.strategy, call.stamp, at, true, 0);
@@ -249,6 +275,7 @@ bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& 
   home.unlock();
   if (!place) return false;
   size_.fetch_sub(1, std::memory_order_relaxed);
+  reserved_.fetch_sub(1, std::memory_order_relaxed);
   freed.push_back(place.row);
   if (settings_.versions) note_erased(key);
   return true;
@@ -314,6 +341,7 @@ void Table::clear() {
     index_ = std::move(index);
   }
   size_.fetch_sub(static_cast<std::int64_t>(freed.size()), std::memory_order_relaxed);
+  reserved_.fetch_sub(static_cast<std::int64_t>(freed.size()), std::memory_order_relaxed);
   arena_.give(freed);
   // All keys at once: a replica starts again from a snapshot.
   forget_erased(generation());

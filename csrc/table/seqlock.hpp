@@ -56,7 +56,9 @@ static inline void copy_words(char* to, const char* from, std::size_t& bytes, st
 // Out of a row (from) or into one (to). Parts of a row start at multiples of 4 bytes.
 inline void copy_out(void* to, const void* from, std::size_t bytes) {
   if constexpr (!kWordByWord) {
-    std::memcpy(to, from, bytes);
+    // A call of memcpy costs as much as a short row.
+    if (bytes == 8) std::memcpy(to, from, 8);
+    else std::memcpy(to, from, bytes);
   } else {
     std::size_t at = 0;
     copy_words<std::uint32_t>(static_cast<char*>(to), static_cast<const char*>(from), bytes, at, true);
@@ -107,14 +109,16 @@ class SeqLocks {
         spin(rounds);
         v = s_.load(std::memory_order_relaxed);
       }
+      held_ = v + 1;
       if constexpr (!kWordByWord) std::atomic_thread_fence(std::memory_order_release);
     }
-    ~Writing() { s_.fetch_add(1, std::memory_order_release); }
+    ~Writing() { s_.store(held_ + 1, std::memory_order_release); }
     Writing(const Writing&) = delete;
     Writing& operator=(const Writing&) = delete;
 
    private:
     std::atomic<std::uint32_t>& s_;
+    std::uint32_t held_ = 0;
   };
 
  private:

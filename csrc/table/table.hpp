@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <exception>
@@ -158,7 +159,8 @@ class Table {
     std::uint32_t row;
     bool existed;
   };
-  Entry enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source, const Upsert& call, std::int64_t at);
+  Entry enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source, std::int64_t room_at_once,
+              const Upsert& call, std::int64_t at);
   void fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const;
   void initialize(char* row, std::uint64_t key) const;
   // Time, version and score of a row that was used, under its lock. at: position in the batch; -1: an update that is
@@ -166,8 +168,9 @@ class Table {
   void touch(std::uint32_t row, const Stamp& stamp, std::int64_t at, bool fresh, bool changed);
   bool write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at);
   bool remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed);
+  bool take_room(RowSource& source, std::int64_t at_once);
   void upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
-                   std::vector<std::int64_t>& deferred);
+                   std::int64_t room_at_once, std::vector<std::int64_t>& deferred);
   void upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
   void upsert_within(const Upsert& call);
   void upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions);
@@ -184,50 +187,79 @@ class Table {
   mutable std::shared_mutex structure_;
   std::mutex admission_mutex_;
   std::unique_ptr<Evictor> evictor_;
-  std::atomic<std::int64_t> size_{0}, limit_{0};
+  std::atomic<std::int64_t> size_{0};      // rows, but for those of batches under way
+  std::atomic<std::int64_t> reserved_{0};  // rows, and room that threads have put aside
+  std::atomic<std::int64_t> limit_{0};
   std::atomic<std::uint64_t> tick_{0}, generation_{1};
   mutable std::mutex erased_mutex_;
   std::vector<std::pair<std::uint64_t, std::uint64_t>> erased_;  // (generation, key), oldest first
   std::uint64_t erased_from_ = 0;                                // what is known begins after this generation
 };
 
-inline std::int64_t prefetch_row(const char* row, std::int64_t bytes) {
+inline void prefetch_row(const char* row, std::int64_t bytes) {
   for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
-  __builtin_prefetch(row + bytes - 1);
-  return bytes;
+  if ((reinterpret_cast<std::uintptr_t>(row) & 63) + static_cast<std::uintptr_t>(bytes & 63) > 64) __builtin_prefetch(row + bytes - 1);
 }
 
 template <class At, class Resolve>
 void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_bytes, At&& at, Resolve&& resolve) const {
-  // Three steps for a group of keys: fetch their buckets, read the buckets and fetch the rows, read the rows. The
-  // memory answers a dozen lines in the time of one.
-  constexpr int kGroup = 32;
+  // Steps, each a group of keys behind the one before it: fetch the buckets; read them and fetch the rows, or the next
+  // buckets of keys that went past; the same for those, twice; read the rows. Memory answers a dozen lines in the time
+  // of one, and a line has the time of a group to arrive.
+  constexpr int kGroup = 16, kLooks = 3, kRing = 8;
+  static_assert(kLooks + 2 <= kRing);
   struct Pending {
     std::int64_t position;
     std::uint64_t key, hash;
-    Bucket* bucket;
+    Bucket* bucket;  // null: nowhere
     std::uint32_t row;
-  } group[kGroup];
-  for (std::int64_t begin = 0; begin < count; begin += kGroup) {
-    const int n = static_cast<int>(count - begin < kGroup ? count - begin : kGroup);
-    for (int i = 0; i < n; ++i) {
-      Pending& p = group[i];
-      std::tie(p.position, p.key) = at(begin + i);
+  } ring[kRing][kGroup];
+  std::uint8_t past[kRing][kGroup];
+  int pasts[kRing] = {};
+  const auto size = [&](std::int64_t group) {
+    return static_cast<int>(std::clamp<std::int64_t>(count - group * kGroup, 0, kGroup));
+  };
+  // Whether the key is past this bucket; the next one is on its way then.
+  const auto look = [&](Pending& p) {
+    const std::uint32_t header = p.bucket->read_header();
+    std::uint32_t m = p.bucket->match(Index::tag(p.hash)) & header;
+    if (m != 0) {
+      p.row = p.bucket->row(std::countr_zero(m));
+      prefetch_row(arena_.row(p.row), row_bytes);
+      while ((m &= m - 1) != 0) __builtin_prefetch(arena_.row(p.bucket->row(std::countr_zero(m))));
+      return false;
+    }
+    p.bucket = header >= Bucket::kPassed ? index.next(p.bucket) : nullptr;
+    __builtin_prefetch(p.bucket);
+    return p.bucket != nullptr;
+  };
+  const std::int64_t groups = (count + kGroup - 1) / kGroup;
+  for (std::int64_t g = 0; g < groups + kLooks + 1; ++g) {
+    Pending* const first = ring[g % kRing];
+    for (int i = 0, n = size(g); i < n; ++i) {
+      Pending& p = first[i];
+      std::tie(p.position, p.key) = at(g * kGroup + i);
       p.hash = place_hash(p.key);
       p.bucket = index.home(p.hash);
+      p.row = kNoRow;
       __builtin_prefetch(p.bucket);
+      past[g % kRing][i] = static_cast<std::uint8_t>(i);
     }
-    for (int i = 0; i < n; ++i) {
-      Pending& p = group[i];
-      const std::uint32_t header = p.bucket->read_header();
-      const std::uint32_t m = p.bucket->match(Index::tag(p.hash)) & header;
-      p.row = m != 0 ? p.bucket->row(std::countr_zero(m)) : kNoRow;
-      if (p.row != kNoRow) prefetch_row(arena_.row(p.row), row_bytes);
-      else if (header >= Bucket::kPassed) __builtin_prefetch(index.next(p.bucket));
-      else p.bucket = nullptr;  // nowhere
+    pasts[g % kRing] = size(g);
+    for (int step = 1; step <= kLooks && step <= g; ++step) {
+      const std::int64_t slot = (g - step) % kRing;
+      int left = 0;
+      for (int i = 0; i < pasts[slot]; ++i) {
+        const std::uint8_t which = past[slot][i];
+        past[slot][left] = which;
+        left += look(ring[slot][which]);
+      }
+      pasts[slot] = left;
     }
-    for (int i = 0; i < n; ++i) {
-      Pending& p = group[i];
+    if (g <= kLooks) continue;
+    Pending* const last = ring[(g - kLooks - 1) % kRing];
+    for (int i = 0, n = size(g - kLooks - 1); i < n; ++i) {
+      Pending& p = last[i];
       if (p.bucket != nullptr && (p.row == kNoRow || arena_.key(p.row) != p.key)) p.row = row_of(index, p.key, p.hash);
       resolve(p.position, p.key, p.hash, p.row);
     }

@@ -129,6 +129,8 @@ _RELOOP2 = Paper(
 
 _MONOLITH = Paper("Monolith", "2209.07663", "15 sightings at most, 3e8 ids, 7 splits")
 _UNIFIED = Paper("Unified Embedding", "2305.12102", "2 to 6 chunks per feature")
+_ADAGRAD = Paper("Adaptive Subgradient Methods (Adagrad)", "JMLR 12, 2011")
+
 
 _OPS = (
     _core("elementary", Paper("Definition", "")),
@@ -331,6 +333,23 @@ _OPS = (
         Paper("Direct Preference Optimization and every other loss of this room", "2305.18290"),
         impls=("reference", "cpu", "triton"),
     ),
+    _table("sparse_sgd_update", Paper("A Stochastic Approximation Method", "AMS 22, 1951")),
+    _table("rowwise_adagrad_update", _ADAGRAD),
+    _table("sparse_adagrad_update", _ADAGRAD),
+    _table(
+        "sparse_adam_update",
+        Paper("Adam", "1412.6980", "lr = 1e-3, b1 = 0.9, b2 = 0.999, eps = 1e-8"),
+        Paper("Decoupled Weight Decay Regularization (AdamW)", "1711.05101"),
+    ),
+    _table(
+        "ftrl_proximal_update",
+        Paper("Ad Click Prediction: a View from the Trenches", "KDD 2013", "beta = 1"),
+    ),
+    _table("group_adagrad_update", _MONOLITH),
+    _table("merge_duplicates", _MONOLITH),
+    _table("sparse_dedup_optimize", _MONOLITH),
+    _table("serving_row_quantize", _MONOLITH),
+    _table("serving_row_dequantize", _MONOLITH, dtypes=("float32", "float16", "bfloat16")),
     _pair(
         "npo_loss",
         Paper("Negative Preference Optimization", "2404.05868", "beta = 0.1"),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ._delta import Delta, DeltaError
 from ._memory import Compensated
 from ._parts import FormatError
+from ._rows import MergedGradients
+from .batches import merge_duplicates, sparse_dedup_optimize
 from .error_memory import ErrorMemory, error_memory_compensate
 from .error_sketch import (
     ErrorSketch,
@@ -26,7 +28,16 @@ from .filters import (
 )
 from .hashing import hash_strings, salted_hash_bucket
 from .initializers import Constant, Normal, Uniform
-from .optimizers import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowwiseAdagrad
+from .optimizers import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
+from .row_updates import (
+    ftrl_proximal_update,
+    group_adagrad_update,
+    rowwise_adagrad_update,
+    sparse_adagrad_update,
+    sparse_adam_update,
+    sparse_sgd_update,
+)
+from .serving import serving_row_dequantize, serving_row_quantize
 from .table import Evicted, Found, Rows, Table, TableFullError
 
 if TYPE_CHECKING:
@@ -55,8 +66,10 @@ __all__ = [
     "HashEmbedding",
     "HashEmbeddingBag",
     "ManagedSlots",
+    "MergedGradients",
     "Normal",
     "ProbabilisticFilter",
+    "RowOptimizer",
     "Rows",
     "RowwiseAdagrad",
     "SketchCompensated",
@@ -66,15 +79,25 @@ __all__ = [
     "Uniform",
     "error_memory_compensate",
     "frequency_admission_filter",
+    "ftrl_proximal_update",
+    "group_adagrad_update",
     "hash_strings",
     "lsh_buckets",
     "lsh_error_sketch",
     "lsh_error_sketch_write",
     "lsh_projections",
     "mch_evict_batch",
+    "merge_duplicates",
     "multiplexed_embedding_lookup",
     "probabilistic_admission_filter",
+    "rowwise_adagrad_update",
     "salted_hash_bucket",
+    "serving_row_dequantize",
+    "serving_row_quantize",
+    "sparse_adagrad_update",
+    "sparse_adam_update",
+    "sparse_dedup_optimize",
+    "sparse_sgd_update",
 ]
 
 _WITH_TORCH = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _numbers
-from . import _delta, _rows, _snapshot, hashing, initializers, optimizers
+from . import _columns, _delta, _snapshot, hashing, initializers, optimizers
 from ._parts import FormatError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _config(table: Table, position: int) -> dict[str, Any]:
 
 def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
     keys, values, state, scores, use = block
-    arrays = {"keys": keys, "values": _rows.filed(values, table)}
+    arrays = {"keys": keys, "values": _columns.filed(values, table)}
     if table.state_width:
         arrays["state"] = state
     if table.evict_strategy != "none":
@@ -67,7 +67,7 @@ def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
 def save(table: Table, directory: str | os.PathLike[str]) -> Any:
     # Rows that change from here on are in the next delta as well.
     position = int(table._native.mark()) if "changes" in table.track else 0
-    blocks = (_arrays_of(table, block) for block in _rows.blocks(table, _BLOCK, 0))
+    blocks = (_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0))
     return _snapshot.save(directory, _config(table, position), blocks)
 
 
@@ -125,7 +125,7 @@ def _stand(table: Table, position: int) -> None:
 
 def _import(op: str, table: Table, block: Any) -> None:
     keys = np.ascontiguousarray(block["keys"])
-    values = _rows.unfiled(block["values"], table)
+    values = _columns.unfiled(block["values"], table)
     n = len(keys)
     if values.shape != (n, table.dim):
         raise FormatError(f"[{op}] values: expected shape ({n}, {table.dim}), got {values.shape}.")
@@ -156,9 +156,9 @@ def delta(table: Table, since: int) -> _delta.Delta:
             f"[{op}] since: expected a mark whose erasures are still known, got {since}. "
             "Start the replica again from a snapshot."
         ) from None
-    blocks = [_arrays_of(table, b) for b in _rows.blocks(table, _BLOCK, since)]
+    blocks = [_arrays_of(table, b) for b in _columns.blocks(table, _BLOCK, since)]
     if not blocks:
-        empty = np.empty((0, table.dim), _rows._storage(table))
+        empty = np.empty((0, table.dim), _columns._storage(table))
         state = np.empty((0, table.state_width), np.float32)
         nil = np.empty(0, np.int64)
         blocks = [_arrays_of(table, (nil, empty, state, nil, np.empty(0, np.int32)))]

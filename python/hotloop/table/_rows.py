@@ -1,208 +1,184 @@
-"""Values, scores and masks of rows: from what a caller has to what a table stores, and back."""
+"""What the row optimizers share: checks of rows and state, the choice of an implementation, writing in place."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _native
-from . import _keys, _parts
+from .. import _arrays, _environment, _impl, _native
+from .._impl import Impl
+from .._numbers import integer
+from .optimizers import RowOptimizer
 
-if TYPE_CHECKING:
-    from .table import Evicted, Rows, Table
-
-# What NumPy has no type for is given out as float32.
-_NUMPY = {"float32": np.float32, "float16": np.float16}
+CPU_DTYPES = ("float32", "float16", "bfloat16")
 
 
-def readable(like: Any, dtype: str) -> bool:
-    """Whether rows can be given out as they are stored."""
-    return dtype in _NUMPY or (dtype == "bfloat16" and not isinstance(like, np.ndarray))
+class MergedGradients(NamedTuple):
+    """One row per distinct id, in the order of first occurrence."""
+
+    ids: Any
+    """(U,), dtype of the ids given."""
+    grads: Any
+    """(U, D) float32 (float64 for float64 grads): sums in the order of the batch."""
+    counts: Any
+    """(U,) int64: how often each id occurs."""
+    inverse: Any
+    """(N,) int64: the row of ``ids`` that each id of the batch is."""
 
 
-def zeros(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    out = _arrays.empty(like, shape, dtype)
-    out[...] = 0
-    return out
+def choose(op: str, impl: Impl, like: Any, *floats: Any) -> str:
+    """Pick the implementation: the compiled loops for CPU arrays, none of ``floats`` float64; else the reference."""
+    device = _arrays.device(like)
+    wide = any(_arrays.dtype(x) == "float64" for x in floats)
+
+    def refuses() -> str | None:
+        if device != "cpu":
+            return f"device {device}"
+        return f"dtype float64 (supports {', '.join(CPU_DTYPES)})" if wide else None
+
+    chosen = _impl.choose(
+        op,
+        impl,
+        {"cpu": refuses, "reference": lambda: None},
+        lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
+    )
+    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    return chosen
 
 
-def flags(like: Any, n: int) -> Any:
-    out = _arrays.empty(like, (n,), "bool")
-    out[...] = False
-    return out
+def _strides(x: Any) -> tuple[int, ...]:
+    strides = x.strides if isinstance(x, np.ndarray) or not hasattr(x, "stride") else x.stride()
+    return tuple(int(s) for s in strides)
 
 
-def exported_flags(found: Any) -> Any:
-    """A bool array as the bytes the loops write."""
-    if isinstance(found, np.ndarray):
-        return found.view(np.uint8)
-    torch = sys.modules["torch"]
-    return _arrays.exported(found.view(torch.uint8))
-
-
-def mask(op: str, name: str, value: Any, keys: Any) -> Any:
-    _arrays.checked(op, name, value, ("bool",), 1)
-    _like_keys(op, name, value, keys)
-    return value
-
-
-def scores(op: str, value: Any, keys: Any) -> Any:
-    _arrays.checked(op, "scores", value, ("int64", "uint64"), 1)
-    _like_keys(op, "scores", value, keys)
-    return _keys.as_int64(value)
-
-
-def _like_keys(op: str, name: str, value: Any, keys: Any) -> None:
-    _arrays.same_place(op, name, value, "keys", keys)
-    if value.shape[0] != keys.shape[0]:
+def check_writable(op: str, name: str, x: Any) -> None:
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
         raise ValueError(
-            f"[{op}] {name}: expected shape ({keys.shape[0]},) like keys, got {tuple(value.shape)}."
+            f"[{op}] {name}: expected a writable array, got a read-only one. Pass a copy and use that."
+        )
+    if any(s == 0 and n > 1 for s, n in zip(_strides(x), x.shape)):
+        raise ValueError(
+            f"[{op}] {name}: expected every element to have its own memory, got an expanded array. Pass a copy."
         )
 
 
-def _matrix(
-    op: str, name: str, value: Any, keys: Any, shape: tuple[int, int], dtypes: tuple[str, ...]
-) -> Any:
-    _arrays.checked(op, name, value, dtypes, 2)
-    _arrays.same_place(op, name, value, "keys", keys)
-    if tuple(value.shape) != shape:
-        raise ValueError(f"[{op}] {name}: expected shape {shape}, got {tuple(value.shape)}.")
-    if hasattr(value, "detach"):
-        value = value.detach()
-    return _arrays.unit_stride(value)
-
-
-def stored(op: str, values: Any, keys: Any, table: Table) -> Any:
-    """Values as the table stores them: the same type, or float32 converted (round to nearest even)."""
-    dtypes = ("float32", "int8") if table.dtype == "int8" else tuple({"float32", table.dtype})
-    values = _matrix(op, "values", values, keys, (int(keys.shape[0]), table.dim), dtypes)
-    given = _arrays.dtype(values)
-    if table.dtype == "int8":
-        if given == "float32":
-            values = _int8(values, table.value_range)
-        return values.view(
-            np.uint8 if isinstance(values, np.ndarray) else sys.modules["torch"].uint8
+def check_rows(op: str, weight: Any, grad: Any) -> None:
+    """weight (U, D) to be written, grad (U, D) float32 beside it; float64 only where the weight is."""
+    _arrays.checked(op, "weight", weight, _arrays.FLOATS, 2)
+    check_writable(op, "weight", weight)
+    wide = _arrays.dtype(weight) == "float64"
+    _arrays.checked(op, "grad", grad, ("float32", "float64") if wide else ("float32",), 2)
+    _arrays.same_place(op, "grad", grad, "weight", weight)
+    if tuple(grad.shape) != tuple(weight.shape):
+        raise ValueError(
+            f"[{op}] grad: expected shape {tuple(weight.shape)} like weight, got {tuple(grad.shape)}. "
+            "Pass one summed gradient per row."
         )
-    if given == table.dtype:
-        return values
-    if not isinstance(values, np.ndarray):
-        return values.to(getattr(sys.modules["torch"], table.dtype))
+    check_finite(op, "grad", grad)
+
+
+def check_state(op: str, name: str, value: Any, weight: Any, *, scalar: bool) -> None:
+    """A scalar per row, (U,) or (U, 1), or a vector (U, D), float32; float64 too where the weight is."""
+    wide = _arrays.dtype(weight) == "float64"
+    _arrays.checked(op, name, value, ("float32", "float64") if wide else ("float32",))
+    _arrays.same_place(op, name, value, "weight", weight)
+    rows, dim = map(int, weight.shape)
+    wanted = ((rows,), (rows, 1)) if scalar else ((rows, dim),)
+    if tuple(value.shape) not in wanted:
+        shapes = " or ".join(map(str, wanted))
+        raise ValueError(f"[{op}] {name}: expected shape {shapes}, got {tuple(value.shape)}.")
+    check_writable(op, name, value)
+
+
+def check_finite(op: str, name: str, value: Any) -> None:
+    if not _environment.checks_on():
+        return
+    bad = np.argwhere(~np.isfinite(_arrays.to_numpy(value)))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"[{op}] {name}: expected finite values, got {float(value[at])} at {list(at)} ({len(bad)} of "
+            f"{int(np.prod(value.shape))}). Unset HOTLOOP_CHECK to let it pass."
+        )
+
+
+def check_seed(op: str, seed: Any) -> None:
+    if seed is not None:
+        integer(op, "rounding_seed", seed, at_least=0, at_most=2**64 - 1)
+
+
+def is_torch(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def assign(target: Any, value: Any) -> None:
+    """Write a NumPy array, or one of the target's own library, into the target."""
+    if isinstance(target, np.ndarray):
+        with np.errstate(over="ignore", invalid="ignore"):
+            target[...] = value
+    elif is_torch(target):
+        torch = sys.modules["torch"]
+        with torch.no_grad():
+            target.copy_(torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+    else:
+        target[...] = sys.modules["cupy"].asarray(value)
+
+
+def in_place(arrays: list[Any], call: Callable[[list[Any]], None]) -> None:
+    """Call with arrays whose last dimension is contiguous, and make what was written there appear in ``arrays``."""
+    inner = [_arrays.unit_stride(x) for x in arrays]
+    call([_arrays.exported(x) for x in inner])
+    for x, y in zip(arrays, inner):
+        if y is not x:
+            assign(x, y)
+        elif is_torch(x):
+            # The loops write past autograd, which must refuse to go back through what was overwritten.
+            sys.modules["torch"].autograd.graph.increment_version(x)
+
+
+def as_column(x: Any) -> Any:
     return (
-        bfloat16_bits(values).view(np.float16)
-        if table.dtype == "bfloat16"
-        else values.astype(np.float16)
+        x.reshape(-1, 1)
+        if x.ndim == 1 and int(x.shape[0]) <= 1
+        else x[:, None]
+        if x.ndim == 1
+        else x
     )
 
 
-def _int8(values: Any, value_range: float) -> Any:
-    codes = _arrays.empty(values, tuple(values.shape), "int8")
-    bits = codes.view(np.uint8 if isinstance(codes, np.ndarray) else sys.modules["torch"].uint8)
-    _native.core().table_quantize(
-        _arrays.exported(values), _arrays.exported(bits), value_range, True
-    )
-    return codes
+def update(
+    rule: RowOptimizer,
+    weight: Any,
+    grad: Any,
+    state: dict[str, Any],
+    *,
+    rows: Any = None,
+    distinct: bool = True,
+    rounding_seed: int | None = None,
+    step: int = 0,
+) -> None:
+    """Run the compiled loop. ``state`` in the order of ``rule.state_layout``; a step of all rows leaves "step" out."""
+    packed = rule._rule()
+    packed["stochastic_rounding"] = rounding_seed is not None
+    packed["step"] = step
+    columns = {name: as_column(x) for name, x in state.items()}
+    names = list(rule.state_layout(int(weight.shape[1])))
+    written = [weight, *columns.values()]
 
-
-def bfloat16_bits(x: np.ndarray) -> np.ndarray:
-    """float32 to the bits of bfloat16, rounded to nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
-
-
-def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def gradients(op: str, grads: Any, keys: Any, shape: tuple[int, int]) -> Any:
-    return _matrix(op, "grads", grads, keys, shape, ("float32",))
-
-
-def check_finite(op: str, grads: Any) -> None:
-    if grads.shape[0] and not _native.core().table_all_finite(_arrays.exported(grads)):
-        numbers = _arrays.to_numpy(grads)
-        row, column = np.argwhere(~np.isfinite(numbers))[0]
-        raise ValueError(
-            f"[{op}] grads: expected finite numbers, got {numbers[row, column]} at [{row}, {column}]. "
-            "Nothing was written; clip or skip this batch."
+    def run(inner: list[Any]) -> None:
+        given = dict(zip(columns, inner[1:]))
+        _native.core().table_update_rows(
+            packed,
+            inner[0],
+            _arrays.exported(_arrays.unit_stride(grad)),
+            [given.get(name) for name in names],
+            None if rows is None else _arrays.exported(rows),
+            distinct,
+            int(rounding_seed or 0),
         )
 
-
-def evicted(raw: tuple[bytes, bytes, bytes], keys: Any, table: Table) -> Evicted:
-    from .table import Evicted
-
-    gone = np.frombuffer(raw[0], np.int64)
-    values = shown(np.frombuffer(raw[1], np.uint8).reshape(len(gone), -1), table)
-    kept = (gone, values, np.frombuffer(raw[2], np.int64))
-    return Evicted(*(_arrays.from_numpy(x.copy(), keys) for x in kept))
-
-
-def shown(raw: np.ndarray, table: Table) -> np.ndarray:
-    """Stored bytes (m, dim * itemsize) as NumPy numbers."""
-    m = raw.shape[0]
-    if table.dtype == "bfloat16":
-        return from_bfloat16(raw.view(np.uint16)).reshape(m, table.dim)
-    if table.dtype == "int8":
-        return raw.view(np.int8).reshape(m, table.dim).astype(np.float32) * np.float32(table._scale)
-    return raw.view(_NUMPY[table.dtype]).reshape(m, table.dim)
-
-
-def _storage(table: Table) -> np.dtype[Any]:
-    return np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "f2", "int8": "u1"}[table.dtype])
-
-
-def blocks(table: Table, rows: int, since: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """(keys, stored values, state, scores, last use) of consecutive stretches of memory."""
-    native = table._native
-    begin = 0
-    while begin < native.end:
-        end = min(begin + rows, native.end)
-        n = end - begin
-        columns = (
-            np.empty(n, np.int64),
-            np.empty((n, table.dim), _storage(table)),
-            np.empty((n, table.state_width), np.float32),
-            np.empty(n, np.int64),
-            np.empty(n, np.int32),
-        )
-        m = native.export(begin, end, since, columns)
-        begin = end
-        if m:
-            yield tuple(c[:m] for c in columns)
-
-
-def export(table: Table, rows: int, since: int) -> Iterator[Rows]:
-    from .table import Rows
-
-    for keys, values, state, score, use in blocks(table, rows, since):
-        raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(keys), -1)
-        yield Rows(keys, shown(raw, table), state, score, use.view(np.uint32))
-
-
-def nothing(table: Table) -> Rows:
-    from .table import Rows
-
-    raw = np.empty((0, table.dim * _storage(table).itemsize), np.uint8)
-    return Rows(
-        np.empty(0, np.int64),
-        shown(raw, table),
-        np.empty((0, table.state_width), np.float32),
-        np.empty(0, np.int64),
-        np.empty(0, np.uint32),
-    )
-
-
-def filed(values: np.ndarray, table: Table) -> Any:
-    """Stored values as an array of the file format."""
-    if table.dtype == "bfloat16":
-        return _parts.RawArray("bfloat16", values.view(np.uint16))
-    return values.view(np.int8) if table.dtype == "int8" else values
-
-
-def unfiled(values: Any, table: Table) -> np.ndarray:
-    if isinstance(values, _parts.RawArray):
-        return values.bits.view(np.float16)
-    return values.view(np.uint8) if table.dtype == "int8" else values
+    in_place(written, run)

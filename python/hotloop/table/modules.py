@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arrays, _numbers
-from . import _rows
+from . import _columns
 from .optimizers import RowOptimizer
 from .table import Table
 
@@ -106,7 +106,7 @@ def _backward(
 
 def _apply(held: _Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
     grad, ids, offsets, weights, rows, sizes, largest = saved
-    _rows.check_finite("HashEmbedding.backward", grad)
+    _columns.check_finite("HashEmbedding.backward", grad)
     top = largest if held.mode == "max" else None
     return held.table._update(rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, None)
 
@@ -284,7 +284,7 @@ class _HashModule(nn.Module):
         """
         rule = self.table._rule(f"{type(self).__name__}.step", optimizer)
         for saved in self._held.pending:
-            _rows.check_finite(f"{type(self).__name__}.step", saved[0])
+            _columns.check_finite(f"{type(self).__name__}.step", saved[0])
         kept, self._held.pending = self._held.pending, []
         return sum(_apply(self._held, rule, saved) for saved in kept)
 
@@ -300,7 +300,7 @@ class _HashModule(nn.Module):
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         arrays = {name: t.numpy() for name, t in state.items()}
         self.table.clear()
-        values = _rows.stored("load_state_dict", arrays["values"], arrays["keys"], self.table)
+        values = _columns.stored("load_state_dict", arrays["values"], arrays["keys"], self.table)
         table = self.table
         columns = (
             arrays["keys"],

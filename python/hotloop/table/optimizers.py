@@ -27,6 +27,7 @@ def _flag(op: str, name: str, value: Any) -> bool:
 class RowOptimizer:
     """What the rules have in common. Not an optimizer by itself: use one of its subclasses."""
 
+    stochastic_rounding: bool
     _NAME: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

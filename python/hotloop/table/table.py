@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _arrays, _environment, _native, _numbers
-from . import _keys, _rows
+from . import _columns, _keys
 from .filters import CountFilter, ProbabilisticFilter
 from .initializers import Constant, Initializer, Normal, Uniform
 from .optimizers import RowOptimizer
@@ -215,10 +215,10 @@ class Table:
         op = "Table.find"
         keys = self._keys(op, keys)
         n = int(keys.shape[0])
-        found = _rows.flags(keys, n)
-        if _rows.readable(keys, self.dtype):
-            values = _rows.zeros(keys, (n, self.dim), self.dtype)
-            self._native.find(n, _e(keys), _e(values), _rows.exported_flags(found), None)
+        found = _columns.flags(keys, n)
+        if _columns.readable(keys, self.dtype):
+            values = _columns.zeros(keys, (n, self.dim), self.dtype)
+            self._native.find(n, _e(keys), _e(values), _columns.exported_flags(found), None)
         else:
             values, sizes = self._pool(keys, None)
             found[:] = sizes != 0
@@ -227,8 +227,8 @@ class Table:
     def contains(self, keys: Any) -> Any:
         """Return which keys are there, (n,) bool."""
         keys = self._keys("Table.contains", keys)
-        found = _rows.flags(keys, int(keys.shape[0]))
-        self._native.find(int(keys.shape[0]), _e(keys), None, _rows.exported_flags(found), None)
+        found = _columns.flags(keys, int(keys.shape[0]))
+        self._native.find(int(keys.shape[0]), _e(keys), None, _columns.exported_flags(found), None)
         return found
 
     def scores(self, keys: Any) -> Any:
@@ -238,8 +238,8 @@ class Table:
             raise ValueError(f"[{op}] keys: expected a table with an evict_strategy, got 'none'.")
         keys = self._keys(op, keys)
         n = int(keys.shape[0])
-        scores, found = _arrays.empty(keys, (n,), "int64"), _rows.flags(keys, n)
-        self._native.find(n, _e(keys), None, _rows.exported_flags(found), _e(scores))
+        scores, found = _arrays.empty(keys, (n,), "int64"), _columns.flags(keys, n)
+        self._native.find(n, _e(keys), None, _columns.exported_flags(found), _e(scores))
         return scores
 
     # --- writing
@@ -287,7 +287,7 @@ class Table:
         op = "Table.insert_and_evict"
         keys = self._keys(op, keys)
         _, _, evicted = self._upsert(op, keys, values, scores, epoch, time, False, True)
-        return _rows.evicted(evicted, keys, self)
+        return _columns.evicted(evicted, keys, self)
 
     def assign(
         self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
@@ -313,9 +313,9 @@ class Table:
         """
         op = "Table.accum_or_assign"
         keys = self._keys(op, keys)
-        accum = _rows.mask(op, "accum", accum, keys)
+        accum = _columns.mask(op, "accum", accum, keys)
         there = self.contains(keys)
-        done = _rows.flags(keys, int(keys.shape[0]))
+        done = _columns.flags(keys, int(keys.shape[0]))
         add, insert = accum & there, ~accum & ~there
         if bool(add.any()):
             part = None if scores is None else scores[add]
@@ -330,8 +330,8 @@ class Table:
     def erase(self, keys: Any) -> Any:
         """Remove keys; returns which were there, (n,) bool."""
         keys = self._keys("Table.erase", keys)
-        found = _rows.flags(keys, int(keys.shape[0]))
-        self._native.erase(int(keys.shape[0]), _e(keys), _rows.exported_flags(found))
+        found = _columns.flags(keys, int(keys.shape[0]))
+        self._native.erase(int(keys.shape[0]), _e(keys), _columns.exported_flags(found))
         return found
 
     def clear(self) -> None:
@@ -381,9 +381,9 @@ class Table:
         """
         op = "Table.update"
         keys = self._keys(op, keys)
-        grads = _rows.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
+        grads = _columns.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
         rule = self._rule(op, optimizer)
-        _rows.check_finite(op, grads)
+        _columns.check_finite(op, grads)
         rows, _, _ = self._upsert(op, keys, None, None, 0, time, True, False)
         out = int((rows < 0).sum())
         return out + self._update(rule, keys, None, None, "sum", rows, grads, None, None, time)
@@ -396,14 +396,14 @@ class Table:
         Rows written meanwhile appear as before or after; bfloat16 values are given as float32 if not saved.
         """
         rows = _numbers.integer("Table.export_batches", "rows", rows, at_least=1)
-        yield from _rows.export(self, rows, since)
+        yield from _columns.export(self, rows, since)
 
     def export(self) -> Rows:
         """Return all rows at once, sorted by key (as signed)."""
         parts = list(self.export_batches())
         whole = [np.concatenate([p[i] for p in parts]) for i in range(5)] if parts else None
         if whole is None:
-            return _rows.nothing(self)
+            return _columns.nothing(self)
         order = np.argsort(whole[0], kind="stable")
         return Rows(*(column[order] for column in whole))
 
@@ -505,7 +505,7 @@ class Table:
             raise ValueError(
                 f"[{op}] scores: expected one per key with evict_strategy 'custom', got None."
             )
-        scores = None if scores is None else _rows.scores(op, scores, keys)
+        scores = None if scores is None else _columns.scores(op, scores, keys)
         epoch = _numbers.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
         if time is None:
             time = int(_time.time()) if "use" in self.track else 0
@@ -525,9 +525,9 @@ class Table:
     ) -> tuple[Any, Any, Any]:
         n = int(keys.shape[0])
         if values is not None:
-            values = _rows.stored(op, values, keys, self)
+            values = _columns.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
-        rows, found = _arrays.empty(keys, (n,), "int32"), _rows.flags(keys, n)
+        rows, found = _arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
         admission: Any = None
         if ask and isinstance(self.admission, CountFilter):
             admission = (self.admission._native, self.admission.threshold)
@@ -544,7 +544,7 @@ class Table:
                 admission,
                 keep,
                 _e(rows),
-                _rows.exported_flags(found),
+                _columns.exported_flags(found),
             )
         except _native.core().TableFull:
             raise TableFullError(
@@ -561,18 +561,18 @@ class Table:
             raise ValueError(
                 f"[{op}] values: expected a table of floats to add to, got dtype int8."
             )
-        values = _rows.stored(op, values, keys, self)
+        values = _columns.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
-        found = _rows.flags(keys, int(keys.shape[0]))
+        found = _columns.flags(keys, int(keys.shape[0]))
         self._native.assign(
-            int(keys.shape[0]), _e(keys), _e(values), moment, add, _rows.exported_flags(found)
+            int(keys.shape[0]), _e(keys), _e(values), moment, add, _columns.exported_flags(found)
         )
         return found
 
     def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
         """Every key a bag of its own: (values, 1 where there was a row)."""
         n = int(keys.shape[0])
-        wide = not _rows.readable(keys, self.dtype)
+        wide = not _columns.readable(keys, self.dtype)
         out = _arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
         sizes = _arrays.empty(keys, (n,), "int64")
         bags = (n, _e(keys), n, None, None, "sum", self._scale)

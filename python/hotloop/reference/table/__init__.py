@@ -3,28 +3,45 @@
 from typing import Any
 
 from .error_memory import error_memory_compensate
-from .error_sketch import (
-    lsh_buckets,
-    lsh_error_sketch,
-    lsh_error_sketch_write,
-    lsh_projections,
-)
+from .error_sketch import lsh_buckets, lsh_error_sketch, lsh_error_sketch_write, lsh_projections
 from .eviction import mch_evict_batch
 from .filters import frequency_admission_filter, probabilistic_admission_filter
 from .hashing import hash_strings, salted_hash_bucket
+from .optimizers import (
+    ftrl_proximal_update,
+    group_adagrad_update,
+    merge_duplicates,
+    rowwise_adagrad_update,
+    serving_row_dequantize,
+    serving_row_quantize,
+    sparse_adagrad_update,
+    sparse_adam_update,
+    sparse_dedup_optimize,
+    sparse_sgd_update,
+)
 
 __all__ = [
     "error_memory_compensate",
     "frequency_admission_filter",
+    "ftrl_proximal_update",
+    "group_adagrad_update",
     "hash_strings",
     "lsh_buckets",
     "lsh_error_sketch",
     "lsh_error_sketch_write",
     "lsh_projections",
     "mch_evict_batch",
+    "merge_duplicates",
     "multiplexed_embedding_lookup",
     "probabilistic_admission_filter",
+    "rowwise_adagrad_update",
     "salted_hash_bucket",
+    "serving_row_dequantize",
+    "serving_row_quantize",
+    "sparse_adagrad_update",
+    "sparse_adam_update",
+    "sparse_dedup_optimize",
+    "sparse_sgd_update",
 ]
 
 

@@ -1,0 +1,208 @@
+"""Values, scores and masks of rows: from what a caller has to what a table stores, and back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _arrays, _native
+from . import _keys, _parts
+
+if TYPE_CHECKING:
+    from .table import Evicted, Rows, Table
+
+# What NumPy has no type for is given out as float32.
+_NUMPY = {"float32": np.float32, "float16": np.float16}
+
+
+def readable(like: Any, dtype: str) -> bool:
+    """Whether rows can be given out as they are stored."""
+    return dtype in _NUMPY or (dtype == "bfloat16" and not isinstance(like, np.ndarray))
+
+
+def zeros(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    out = _arrays.empty(like, shape, dtype)
+    out[...] = 0
+    return out
+
+
+def flags(like: Any, n: int) -> Any:
+    out = _arrays.empty(like, (n,), "bool")
+    out[...] = False
+    return out
+
+
+def exported_flags(found: Any) -> Any:
+    """A bool array as the bytes the loops write."""
+    if isinstance(found, np.ndarray):
+        return found.view(np.uint8)
+    torch = sys.modules["torch"]
+    return _arrays.exported(found.view(torch.uint8))
+
+
+def mask(op: str, name: str, value: Any, keys: Any) -> Any:
+    _arrays.checked(op, name, value, ("bool",), 1)
+    _like_keys(op, name, value, keys)
+    return value
+
+
+def scores(op: str, value: Any, keys: Any) -> Any:
+    _arrays.checked(op, "scores", value, ("int64", "uint64"), 1)
+    _like_keys(op, "scores", value, keys)
+    return _keys.as_int64(value)
+
+
+def _like_keys(op: str, name: str, value: Any, keys: Any) -> None:
+    _arrays.same_place(op, name, value, "keys", keys)
+    if value.shape[0] != keys.shape[0]:
+        raise ValueError(
+            f"[{op}] {name}: expected shape ({keys.shape[0]},) like keys, got {tuple(value.shape)}."
+        )
+
+
+def _matrix(
+    op: str, name: str, value: Any, keys: Any, shape: tuple[int, int], dtypes: tuple[str, ...]
+) -> Any:
+    _arrays.checked(op, name, value, dtypes, 2)
+    _arrays.same_place(op, name, value, "keys", keys)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"[{op}] {name}: expected shape {shape}, got {tuple(value.shape)}.")
+    if hasattr(value, "detach"):
+        value = value.detach()
+    return _arrays.unit_stride(value)
+
+
+def stored(op: str, values: Any, keys: Any, table: Table) -> Any:
+    """Values as the table stores them: the same type, or float32 converted (round to nearest even)."""
+    dtypes = ("float32", "int8") if table.dtype == "int8" else tuple({"float32", table.dtype})
+    values = _matrix(op, "values", values, keys, (int(keys.shape[0]), table.dim), dtypes)
+    given = _arrays.dtype(values)
+    if table.dtype == "int8":
+        if given == "float32":
+            values = _int8(values, table.value_range)
+        return values.view(
+            np.uint8 if isinstance(values, np.ndarray) else sys.modules["torch"].uint8
+        )
+    if given == table.dtype:
+        return values
+    if not isinstance(values, np.ndarray):
+        return values.to(getattr(sys.modules["torch"], table.dtype))
+    return (
+        bfloat16_bits(values).view(np.float16)
+        if table.dtype == "bfloat16"
+        else values.astype(np.float16)
+    )
+
+
+def _int8(values: Any, value_range: float) -> Any:
+    codes = _arrays.empty(values, tuple(values.shape), "int8")
+    bits = codes.view(np.uint8 if isinstance(codes, np.ndarray) else sys.modules["torch"].uint8)
+    _native.core().table_quantize(
+        _arrays.exported(values), _arrays.exported(bits), value_range, True
+    )
+    return codes
+
+
+def bfloat16_bits(x: np.ndarray) -> np.ndarray:
+    """float32 to the bits of bfloat16, rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def gradients(op: str, grads: Any, keys: Any, shape: tuple[int, int]) -> Any:
+    return _matrix(op, "grads", grads, keys, shape, ("float32",))
+
+
+def check_finite(op: str, grads: Any) -> None:
+    if grads.shape[0] and not _native.core().table_all_finite(_arrays.exported(grads)):
+        numbers = _arrays.to_numpy(grads)
+        row, column = np.argwhere(~np.isfinite(numbers))[0]
+        raise ValueError(
+            f"[{op}] grads: expected finite numbers, got {numbers[row, column]} at [{row}, {column}]. "
+            "Nothing was written; clip or skip this batch."
+        )
+
+
+def evicted(raw: tuple[bytes, bytes, bytes], keys: Any, table: Table) -> Evicted:
+    from .table import Evicted
+
+    gone = np.frombuffer(raw[0], np.int64)
+    values = shown(np.frombuffer(raw[1], np.uint8).reshape(len(gone), -1), table)
+    kept = (gone, values, np.frombuffer(raw[2], np.int64))
+    return Evicted(*(_arrays.from_numpy(x.copy(), keys) for x in kept))
+
+
+def shown(raw: np.ndarray, table: Table) -> np.ndarray:
+    """Stored bytes (m, dim * itemsize) as NumPy numbers."""
+    m = raw.shape[0]
+    if table.dtype == "bfloat16":
+        return from_bfloat16(raw.view(np.uint16)).reshape(m, table.dim)
+    if table.dtype == "int8":
+        return raw.view(np.int8).reshape(m, table.dim).astype(np.float32) * np.float32(table._scale)
+    return raw.view(_NUMPY[table.dtype]).reshape(m, table.dim)
+
+
+def _storage(table: Table) -> np.dtype[Any]:
+    return np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "f2", "int8": "u1"}[table.dtype])
+
+
+def blocks(table: Table, rows: int, since: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """(keys, stored values, state, scores, last use) of consecutive stretches of memory."""
+    native = table._native
+    begin = 0
+    while begin < native.end:
+        end = min(begin + rows, native.end)
+        n = end - begin
+        columns = (
+            np.empty(n, np.int64),
+            np.empty((n, table.dim), _storage(table)),
+            np.empty((n, table.state_width), np.float32),
+            np.empty(n, np.int64),
+            np.empty(n, np.int32),
+        )
+        m = native.export(begin, end, since, columns)
+        begin = end
+        if m:
+            yield tuple(c[:m] for c in columns)
+
+
+def export(table: Table, rows: int, since: int) -> Iterator[Rows]:
+    from .table import Rows
+
+    for keys, values, state, score, use in blocks(table, rows, since):
+        raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(keys), -1)
+        yield Rows(keys, shown(raw, table), state, score, use.view(np.uint32))
+
+
+def nothing(table: Table) -> Rows:
+    from .table import Rows
+
+    raw = np.empty((0, table.dim * _storage(table).itemsize), np.uint8)
+    return Rows(
+        np.empty(0, np.int64),
+        shown(raw, table),
+        np.empty((0, table.state_width), np.float32),
+        np.empty(0, np.int64),
+        np.empty(0, np.uint32),
+    )
+
+
+def filed(values: np.ndarray, table: Table) -> Any:
+    """Stored values as an array of the file format."""
+    if table.dtype == "bfloat16":
+        return _parts.RawArray("bfloat16", values.view(np.uint16))
+    return values.view(np.int8) if table.dtype == "int8" else values
+
+
+def unfiled(values: Any, table: Table) -> np.ndarray:
+    if isinstance(values, _parts.RawArray):
+        return values.bits.view(np.float16)
+    return values.view(np.uint8) if table.dtype == "int8" else values

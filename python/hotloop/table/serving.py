@@ -1,0 +1,157 @@
+"""Rows in fewer bytes, for tables that only serve."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import _arrays, _native
+from .._impl import Impl
+from .._numbers import choice, number
+from ..reference.table import optimizers as _reference
+from . import _rows
+
+QUANTIZE_MODES = ("int8", "float16", "bfloat16")
+CODE_DTYPES = ("int8", "float16", "bfloat16")
+VALUE_RANGE = 1.0
+
+
+def _is_numpy_like(x: Any) -> bool:
+    return not _rows.is_torch(x)
+
+
+def _no_bfloat16(op: str, name: str, like: Any) -> None:
+    if _is_numpy_like(like):
+        raise TypeError(
+            f"[{op}] {name}: expected int8 or float16 for a {_arrays.kind(op, 'rows', like)} array, which has no "
+            "bfloat16, got 'bfloat16'. Pass a torch tensor."
+        )
+
+
+def _bytes_of(codes: Any) -> Any:
+    """int8 codes as the uint8 the loops read; the same memory."""
+    if isinstance(codes, np.ndarray):
+        return codes.view(np.uint8)
+    import torch
+
+    return codes.view(torch.uint8)
+
+
+def _two_dimensional(x: Any) -> Any:
+    return x.reshape(1, -1) if x.ndim == 1 else x
+
+
+def serving_row_quantize(
+    rows: Any, *, mode: str = "int8", value_range: float = VALUE_RANGE, impl: Impl = "auto"
+) -> Any:
+    """Store rows in fewer bytes: int8 on a fixed grid, or half precision.
+
+    "int8": step = value_range / 128; q = x / step rounded half away from zero and clipped to [-128, 127]; NaN becomes
+    0. Inside [-value_range, value_range - step] the error is at most step / 2. x / step is one division in float32
+    (float64 for float64 rows). "float16", "bfloat16": the conversion of NumPy or torch, to nearest even, with either
+    ``impl``.
+
+    Args:
+        rows: (N, D) or (D,), float32, float16, bfloat16 or float64 (int8 of float64: reference).
+        mode: "int8", "float16" or "bfloat16" (torch only). Default "int8".
+        value_range: magnitude of the largest code, > 0; not used by the half types. Default 1.
+        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
+
+    Returns:
+        Array of the shape, library and device of rows: int8, float16 or bfloat16.
+
+    Raises:
+        TypeError, ValueError: an array of another dtype or shape; an unknown mode; value_range out of range; with
+            HOTLOOP_CHECK=1 NaN or infinity in rows.
+        NotImplementedError: a forced ``impl`` that cannot run.
+
+    Example:
+        >>> import numpy as np
+        >>> serving_row_quantize(np.array([0.25, -2.0, 0.004, np.nan])).tolist()
+        [32, -128, 1, 0]
+
+    Reference:
+        Monolith, Liu et al. 2022, arXiv:2209.07663 (fixed_r8 of hash_table/compressor/fake_quantizer.h).
+    """
+    op = "serving_row_quantize"
+    _arrays.checked(op, "rows", rows, _arrays.FLOATS, 1, 2)
+    choice(op, "mode", mode, QUANTIZE_MODES)
+    value_range = number(op, "value_range", value_range, above=0, below=math.inf)
+    _rows.check_finite(op, "rows", rows)
+    if mode == "bfloat16":
+        _no_bfloat16(op, "mode", rows)
+    floats = (rows,) if mode == "int8" else ()
+    if _rows.choose(op, impl, rows, *floats) == "reference":
+        return _reference.serving_row_quantize(rows, mode=mode, value_range=value_range)
+    if mode != "int8":
+        return _reference.converted(rows, mode)
+    matrix = _arrays.unit_stride(_two_dimensional(rows))
+    out = _arrays.empty(rows, tuple(map(int, rows.shape)), "int8")
+    _native.core().table_quantize(
+        _arrays.exported(matrix),
+        _arrays.exported(_bytes_of(_two_dimensional(out))),
+        value_range,
+        True,
+    )
+    return out
+
+
+def serving_row_dequantize(
+    codes: Any, *, value_range: float = VALUE_RANGE, dtype: str = "float32", impl: Impl = "auto"
+) -> Any:
+    """Rows from what ``serving_row_quantize`` stored.
+
+    int8: x = q value_range / 128. Half types: their value.
+
+    Args:
+        codes: (N, D) or (D,), int8, float16 or bfloat16.
+        value_range: as when stored, > 0; not used by the half types. Default 1.
+        dtype: "float32", "float16", "bfloat16" (torch only) or "float64" (from int8: reference). Default "float32".
+        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
+
+    Returns:
+        Array of the shape, library and device of codes, of this dtype.
+
+    Raises:
+        TypeError, ValueError: an array of another dtype or shape; an unknown dtype; value_range out of range.
+        NotImplementedError: a forced ``impl`` that cannot run.
+
+    Example:
+        >>> import numpy as np
+        >>> serving_row_dequantize(np.array([32, -128, 1], np.int8)).tolist()
+        [0.25, -1.0, 0.0078125]
+
+    Reference:
+        Monolith, Liu et al. 2022, arXiv:2209.07663 (fixed_r8 of hash_table/compressor/fake_quantizer.h).
+    """
+    op = "serving_row_dequantize"
+    _arrays.checked(op, "codes", codes, CODE_DTYPES, 1, 2)
+    choice(op, "dtype", dtype, _arrays.FLOATS)
+    value_range = number(op, "value_range", value_range, above=0, below=math.inf)
+    if dtype == "bfloat16":
+        _no_bfloat16(op, "dtype", codes)
+    from_int8 = _arrays.dtype(codes) == "int8"
+
+    chosen = _rows.choose(op, impl, codes, *(_Dtype(dtype),) if from_int8 else ())
+    if chosen == "reference":
+        return _reference.serving_row_dequantize(codes, value_range=value_range, dtype=dtype)
+    if not from_int8:
+        return _reference.converted(codes, dtype)
+    matrix = _arrays.unit_stride(_two_dimensional(codes))
+    out = _arrays.empty(codes, tuple(map(int, codes.shape)), dtype)
+    _native.core().table_quantize(
+        _arrays.exported(_two_dimensional(out)),
+        _arrays.exported(_bytes_of(matrix)),
+        value_range,
+        False,
+    )
+    return out
+
+
+class _Dtype:
+    """A result's dtype, where ``choose`` looks for an array's."""
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
