@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import time as _time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _environment, _native, _numbers
-from . import _columns, _keys
+from .. import _arrays, _native, _numbers
+from . import _columns
+from ._calls import Calls, of_kind
+from ._calls import TableFullError as TableFullError
 from .filters import CountFilter, ProbabilisticFilter
 from .initializers import Constant, Initializer, Normal, Uniform
 from .optimizers import RowOptimizer
@@ -24,8 +25,7 @@ MAX_LOAD_FACTOR = 0.85
 MAX_ROWS = 2**32 - 16
 
 
-class TableFullError(RuntimeError):
-    """A table with a bound and no eviction strategy has no room for a batch; nothing was written."""
+_e = _arrays.exported
 
 
 class Found(NamedTuple):
@@ -53,7 +53,7 @@ class Rows(NamedTuple):
     last_use: Any
 
 
-class Table:
+class Table(Calls):
     """Map 64-bit keys to rows of ``dim`` numbers; no two keys share a row and no key is reserved.
 
     Values and optimizer state lie in one row. Batches run on torch's or OpenMP's threads, and calls from many threads
@@ -130,9 +130,9 @@ class Table:
         track = (track,) if isinstance(track, str) else tuple(track)
         for name in track:
             _numbers.choice(op, "track", name, TRACKED)
-        _kind(op, "admission", admission, CountFilter, ProbabilisticFilter)
-        _kind(op, "optimizer", optimizer, RowOptimizer)
-        _kind(op, "initializer", initializer, Constant, Uniform, Normal)
+        of_kind(op, "admission", admission, CountFilter, ProbabilisticFilter)
+        of_kind(op, "optimizer", optimizer, RowOptimizer)
+        of_kind(op, "initializer", initializer, Constant, Uniform, Normal)
         if evict_strategy != "none" and self.max_capacity is None:
             raise ValueError(
                 f"[{op}] max_capacity: expected a bound with evict_strategy {evict_strategy!r}, got None. "
@@ -467,151 +467,3 @@ class Table:
         from . import _persist
 
         return _persist.apply(self, delta)
-
-    # --- within
-
-    def _keys(self, op: str, keys: Any) -> Any:
-        _environment.log_call(op, rows=getattr(keys, "shape", None))
-        keys = _keys.keys(op, keys, 1)
-        if _arrays.device(keys) != "cpu":
-            raise NotImplementedError(
-                f"[{op}] keys: expected an array on the CPU, got {_arrays.device(keys)}. Move it with .cpu()."
-            )
-        return keys
-
-    def _tracks(self, op: str, what: str) -> None:
-        if what not in self.track:
-            raise ValueError(
-                f"[{op}] track: expected a table made with track={what!r}, got {self.track!r}."
-            )
-
-    def _rule(self, op: str, optimizer: RowOptimizer | None) -> dict[str, Any]:
-        _kind(op, "optimizer", optimizer, RowOptimizer)
-        chosen = self.optimizer if optimizer is None else optimizer
-        if self.optimizer is None or chosen is None:
-            raise ValueError(
-                f"[{op}] optimizer: expected a table made with one, got None. Pass Table(..., optimizer=...)."
-            )
-        if chosen.state_layout(self.dim) != self.optimizer.state_layout(self.dim):
-            raise ValueError(
-                f"[{op}] optimizer: expected the state of {type(self.optimizer).__name__}, got {chosen!r}."
-            )
-        return chosen._rule()
-
-    def _moment(
-        self, op: str, keys: Any, scores: Any, epoch: int, time: int | None
-    ) -> tuple[Any, int, int]:
-        if scores is None and self.evict_strategy == "custom" and op != "Table.update":
-            raise ValueError(
-                f"[{op}] scores: expected one per key with evict_strategy 'custom', got None."
-            )
-        scores = None if scores is None else _columns.scores(op, scores, keys)
-        epoch = _numbers.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
-        if time is None:
-            time = int(_time.time()) if "use" in self.track else 0
-        time = _numbers.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
-        return None if scores is None else _e(scores), epoch, time
-
-    def _upsert(
-        self,
-        op: str,
-        keys: Any,
-        values: Any,
-        scores: Any,
-        epoch: int,
-        time: int | None,
-        ask: bool,
-        keep: bool,
-    ) -> tuple[Any, Any, Any]:
-        n = int(keys.shape[0])
-        if values is not None:
-            values = _columns.stored(op, values, keys, self)
-        moment = self._moment(op, keys, scores, epoch, time)
-        rows, found = _arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
-        admission: Any = None
-        if ask and isinstance(self.admission, CountFilter):
-            admission = (self.admission._native, self.admission.threshold)
-        elif ask and isinstance(self.admission, ProbabilisticFilter):
-            self._step += 1
-            chance = self.admission
-            admission = (chance.seed, self._step, chance.threshold, chance.equal)
-        try:
-            evicted = self._native.upsert(
-                n,
-                _e(keys),
-                _keys.exported(values),
-                moment,
-                admission,
-                keep,
-                _e(rows),
-                _columns.exported_flags(found),
-            )
-        except _native.core().TableFull:
-            raise TableFullError(
-                f"[{op}] keys: expected room for the unknown keys of this batch, got {self.size} rows of "
-                f"{self.max_capacity} in use. Raise max_capacity or choose an evict_strategy."
-            ) from None
-        return rows, found, evicted
-
-    def _assign(
-        self, op: str, keys: Any, values: Any, scores: Any, epoch: int, time: int | None, add: bool
-    ) -> Any:
-        keys = self._keys(op, keys)
-        if add and self.dtype == "int8":
-            raise ValueError(
-                f"[{op}] values: expected a table of floats to add to, got dtype int8."
-            )
-        values = _columns.stored(op, values, keys, self)
-        moment = self._moment(op, keys, scores, epoch, time)
-        found = _columns.flags(keys, int(keys.shape[0]))
-        self._native.assign(
-            int(keys.shape[0]), _e(keys), _e(values), moment, add, _columns.exported_flags(found)
-        )
-        return found
-
-    def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
-        """Every key a bag of its own: (values, 1 where there was a row)."""
-        n = int(keys.shape[0])
-        wide = not _columns.readable(keys, self.dtype)
-        out = _arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
-        sizes = _arrays.empty(keys, (n,), "int64")
-        bags = (n, _e(keys), n, None, None, "sum", self._scale)
-        self._native.pool(bags, _keys.exported(rows), _e(out), _e(sizes), None)
-        return out, sizes
-
-    @property
-    def _scale(self) -> float:
-        return self.value_range / 128 if self.dtype == "int8" else 1.0
-
-    def _update(
-        self,
-        rule: dict[str, Any],
-        keys: Any,
-        offsets: Any,
-        weights: Any,
-        mode: str,
-        rows: Any,
-        grads: Any,
-        sizes: Any,
-        largest: Any,
-        time: int | None,
-    ) -> int:
-        if time is None:
-            time = int(_time.time()) if "use" in self.track else 0
-        x = _keys.exported
-        n = int(keys.shape[0])
-        count = n if offsets is None else int(offsets.shape[0]) - 1
-        bags = (n, x(keys), count, x(offsets), x(weights), mode, 1.0)
-        seed = getattr(self.initializer, "seed", 0)
-        return int(
-            self._native.update(rule, bags, x(rows), x(grads), x(sizes), x(largest), time, seed)
-        )
-
-
-_e = _arrays.exported
-
-
-def _kind(op: str, name: str, value: Any, *types: type) -> None:
-    if value is not None and not isinstance(value, types):
-        wanted = ", ".join(t.__name__ for t in types)
-        raise TypeError(f"[{op}] {name}: expected {wanted} or None, got {type(value).__name__}.")

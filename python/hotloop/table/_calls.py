@@ -1,0 +1,179 @@
+"""How a ``Table`` calls its compiled half: keys, moments, rules and errors made ready once for all verbs."""
+
+from __future__ import annotations
+
+import time as _time
+from typing import Any
+
+from .. import _arrays, _environment, _native, _numbers
+from . import _columns, _keys
+from .filters import CountFilter, ProbabilisticFilter
+from .optimizers import RowOptimizer
+
+
+class TableFullError(RuntimeError):
+    """A table with a bound and no eviction strategy has no room for a batch; nothing was written."""
+
+
+def of_kind(op: str, name: str, value: Any, *types: type) -> None:
+    """Refuse what is neither None nor of these types."""
+    if value is not None and not isinstance(value, types):
+        wanted = ", ".join(t.__name__ for t in types)
+        raise TypeError(f"[{op}] {name}: expected {wanted} or None, got {type(value).__name__}.")
+
+
+_e = _arrays.exported
+
+
+class Calls:
+    """What the verbs of a table share. ``Table`` sets these in its constructor."""
+
+    dim: int
+    dtype: str
+    evict_strategy: str
+    max_capacity: int | None
+    admission: CountFilter | ProbabilisticFilter | None
+    optimizer: RowOptimizer | None
+    initializer: Any
+    track: tuple[str, ...]
+    value_range: float
+    size: Any
+    _native: Any
+    _step: int
+
+    def _keys(self, op: str, keys: Any) -> Any:
+        _environment.log_call(op, rows=getattr(keys, "shape", None))
+        keys = _keys.keys(op, keys, 1)
+        if _arrays.device(keys) != "cpu":
+            raise NotImplementedError(
+                f"[{op}] keys: expected an array on the CPU, got {_arrays.device(keys)}. Move it with .cpu()."
+            )
+        return keys
+
+    def _tracks(self, op: str, what: str) -> None:
+        if what not in self.track:
+            raise ValueError(
+                f"[{op}] track: expected a table made with track={what!r}, got {self.track!r}."
+            )
+
+    def _rule(self, op: str, optimizer: RowOptimizer | None) -> dict[str, Any]:
+        of_kind(op, "optimizer", optimizer, RowOptimizer)
+        chosen = self.optimizer if optimizer is None else optimizer
+        if self.optimizer is None or chosen is None:
+            raise ValueError(
+                f"[{op}] optimizer: expected a table made with one, got None. Pass Table(..., optimizer=...)."
+            )
+        if chosen.state_layout(self.dim) != self.optimizer.state_layout(self.dim):
+            raise ValueError(
+                f"[{op}] optimizer: expected the state of {type(self.optimizer).__name__}, got {chosen!r}."
+            )
+        return chosen._rule()
+
+    def _moment(
+        self, op: str, keys: Any, scores: Any, epoch: int, time: int | None
+    ) -> tuple[Any, int, int]:
+        if scores is None and self.evict_strategy == "custom" and op != "Table.update":
+            raise ValueError(
+                f"[{op}] scores: expected one per key with evict_strategy 'custom', got None."
+            )
+        scores = None if scores is None else _columns.scores(op, scores, keys)
+        epoch = _numbers.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
+        if time is None:
+            time = int(_time.time()) if "use" in self.track else 0
+        time = _numbers.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
+        return None if scores is None else _e(scores), epoch, time
+
+    def _upsert(
+        self,
+        op: str,
+        keys: Any,
+        values: Any,
+        scores: Any,
+        epoch: int,
+        time: int | None,
+        ask: bool,
+        keep: bool,
+    ) -> tuple[Any, Any, Any]:
+        n = int(keys.shape[0])
+        if values is not None:
+            values = _columns.stored(op, values, keys, self)
+        moment = self._moment(op, keys, scores, epoch, time)
+        rows, found = _arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
+        admission: Any = None
+        if ask and isinstance(self.admission, CountFilter):
+            admission = (self.admission._native, self.admission.threshold)
+        elif ask and isinstance(self.admission, ProbabilisticFilter):
+            self._step += 1
+            chance = self.admission
+            admission = (chance.seed, self._step, chance.threshold, chance.equal)
+        try:
+            evicted = self._native.upsert(
+                n,
+                _e(keys),
+                _keys.exported(values),
+                moment,
+                admission,
+                keep,
+                _e(rows),
+                _columns.exported_flags(found),
+            )
+        except _native.core().TableFull:
+            raise TableFullError(
+                f"[{op}] keys: expected room for the unknown keys of this batch, got {self.size} rows of "
+                f"{self.max_capacity} in use. Raise max_capacity or choose an evict_strategy."
+            ) from None
+        return rows, found, evicted
+
+    def _assign(
+        self, op: str, keys: Any, values: Any, scores: Any, epoch: int, time: int | None, add: bool
+    ) -> Any:
+        keys = self._keys(op, keys)
+        if add and self.dtype == "int8":
+            raise ValueError(
+                f"[{op}] values: expected a table of floats to add to, got dtype int8."
+            )
+        values = _columns.stored(op, values, keys, self)
+        moment = self._moment(op, keys, scores, epoch, time)
+        found = _columns.flags(keys, int(keys.shape[0]))
+        self._native.assign(
+            int(keys.shape[0]), _e(keys), _e(values), moment, add, _columns.exported_flags(found)
+        )
+        return found
+
+    def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
+        """Every key a bag of its own: (values, 1 where there was a row)."""
+        n = int(keys.shape[0])
+        wide = not _columns.readable(keys, self.dtype)
+        out = _arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
+        sizes = _arrays.empty(keys, (n,), "int64")
+        bags = (n, _e(keys), n, None, None, "sum", self._scale)
+        self._native.pool(bags, _keys.exported(rows), _e(out), _e(sizes), None)
+        return out, sizes
+
+    @property
+    def _scale(self) -> float:
+        return self.value_range / 128 if self.dtype == "int8" else 1.0
+
+    def _update(
+        self,
+        rule: dict[str, Any],
+        keys: Any,
+        offsets: Any,
+        weights: Any,
+        mode: str,
+        rows: Any,
+        grads: Any,
+        sizes: Any,
+        largest: Any,
+        time: int | None,
+    ) -> int:
+        if time is None:
+            time = int(_time.time()) if "use" in self.track else 0
+        x = _keys.exported
+        n = int(keys.shape[0])
+        count = n if offsets is None else int(offsets.shape[0]) - 1
+        bags = (n, x(keys), count, x(offsets), x(weights), mode, 1.0)
+        seed = getattr(self.initializer, "seed", 0)
+        return int(
+            self._native.update(rule, bags, x(rows), x(grads), x(sizes), x(largest), time, seed)
+        )
