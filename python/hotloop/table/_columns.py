@@ -12,6 +12,7 @@ from .. import _arrays, _native
 from . import _keys, _parts
 
 if TYPE_CHECKING:
+    from ._calls import Calls
     from .table import Evicted, Rows, Table
 
 # What NumPy has no type for is given out as float32.
@@ -75,7 +76,7 @@ def _matrix(
     return _arrays.unit_stride(value)
 
 
-def stored(op: str, values: Any, keys: Any, table: Table) -> Any:
+def stored(op: str, values: Any, keys: Any, table: Calls) -> Any:
     """Values as the table stores them: the same type, or float32 converted (round to nearest even)."""
     dtypes = ("float32", "int8") if table.dtype == "int8" else tuple({"float32", table.dtype})
     values = _matrix(op, "values", values, keys, (int(keys.shape[0]), table.dim), dtypes)
@@ -110,11 +111,13 @@ def bfloat16_bits(x: np.ndarray) -> np.ndarray:
     """float32 to the bits of bfloat16, rounded to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    out: np.ndarray = np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    return out
 
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    out: np.ndarray = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return out
 
 
 def gradients(op: str, grads: Any, keys: Any, shape: tuple[int, int]) -> Any:
@@ -146,7 +149,9 @@ def shown(raw: np.ndarray, table: Table) -> np.ndarray:
     if table.dtype == "bfloat16":
         return from_bfloat16(raw.view(np.uint16)).reshape(m, table.dim)
     if table.dtype == "int8":
-        return raw.view(np.int8).reshape(m, table.dim).astype(np.float32) * np.float32(table._scale)
+        codes: np.ndarray = raw.view(np.int8).reshape(m, table.dim).astype(np.float32)
+        codes *= np.float32(table._scale)
+        return codes
     return raw.view(_NUMPY[table.dtype]).reshape(m, table.dim)
 
 
@@ -205,4 +210,5 @@ def filed(values: np.ndarray, table: Table) -> Any:
 def unfiled(values: Any, table: Table) -> np.ndarray:
     if isinstance(values, _parts.RawArray):
         return values.bits.view(np.float16)
-    return values.view(np.uint8) if table.dtype == "int8" else values
+    raw: np.ndarray = values.view(np.uint8) if table.dtype == "int8" else values
+    return raw
