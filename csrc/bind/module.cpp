@@ -8,4 +8,5 @@ PYBIND11_MODULE(_core, m) {
   hotloop::bind::register_logprob(m);
   hotloop::bind::register_preference(m);
   hotloop::bind::register_table_filters(m);
+  hotloop::bind::register_table_multiplex(m);
 }

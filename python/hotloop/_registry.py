@@ -86,8 +86,8 @@ def _decode(name: str, *papers: Paper, **kw: Any) -> Op:
 
 def _table(name: str, *papers: Paper, **kw: Any) -> Op:
     """NumPy, torch or CuPy arrays; what compiles is a registered operator."""
-    kw = {"dtypes": (), "gradient": False, "compiles": False} | kw
-    return Op(name, "table", papers, ("reference", "cpu"), **kw)
+    options: dict[str, Any] = {"dtypes": (), "gradient": False, "compiles": False} | kw
+    return Op(name, "table", papers, ("reference", "cpu"), **options)
 
 
 _ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")

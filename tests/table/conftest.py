@@ -1,11 +1,13 @@
-"""Poisoned outputs for NumPy too."""
+"""Poisoned outputs for NumPy too, and whatever a test forces is undone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hotloop import _arrays
 
 
@@ -23,3 +25,11 @@ def poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     monkeypatch.setattr(_arrays, "empty", empty)
+
+
+@pytest.fixture(autouse=True)
+def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("HOTLOOP_CHECK", raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
