@@ -11,4 +11,5 @@ PYBIND11_MODULE(_core, m) {
   hotloop::bind::register_table_updates(m);
   hotloop::bind::register_table_filters(m);
   hotloop::bind::register_table_memory(m);
+  hotloop::bind::register_table_multiplex(m);
 }

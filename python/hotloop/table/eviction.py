@@ -152,6 +152,7 @@ def mch_evict_batch(
     incoming = _arrays.to_numpy(k)
     c = np.ones(n, np.int64) if c is None else _arrays.to_numpy(c)
     last = np.full(n, now, np.int64) if last is None else _arrays.to_numpy(last)
+    done: Any
     admitted = _reference.admitted(incoming, c, now, admission, skew, probability, seed)
     if chosen == "reference":
         order = np.sort(incoming)

@@ -21,7 +21,8 @@ def mix64(k: np.ndarray) -> np.ndarray:
     k = k * np.uint64(0xFF51AFD7ED558CCD)
     k = k ^ (k >> np.uint64(33))
     k = k * np.uint64(0xC4CEB9FE1A85EC53)
-    return k ^ (k >> np.uint64(33))
+    mixed: np.ndarray = k ^ (k >> np.uint64(33))
+    return mixed
 
 
 def mix64_number(k: int) -> int:
@@ -38,7 +39,8 @@ def bucket_of(h: np.ndarray, buckets: int) -> np.ndarray:
     b = np.uint64(buckets)
     h1, h0, b1, b0 = h >> half, h & low, b >> half, b & low
     middle = h1 * b0 + ((h0 * b0) >> half)
-    return h1 * b1 + (middle >> half) + (((middle & low) + h0 * b1) >> half)
+    high: np.ndarray = h1 * b1 + (middle >> half) + (((middle & low) + h0 * b1) >> half)
+    return high
 
 
 def salted_hash_bucket(
