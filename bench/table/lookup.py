@@ -56,7 +56,7 @@ class Sorted:
 
 
 def filled(function: ours.Function, stored: World) -> Any:
-    table = function(stored.values.shape[1], capacity=stored.slots)
+    table = function(stored.values.shape[1], capacity=len(stored.keys))
     table.insert_or_assign(stored.keys, stored.values)
     return table
 

@@ -73,7 +73,7 @@ def _plain(rule: Rule) -> Contender:
 def _bag(function: ours.Function, stored: World, keys: Tensor, rule: Rule) -> Any:
     optimizer = getattr(importlib.import_module("hotloop.table"), _OURS[rule])(lr=_LR, eps=_EPS)
     dim = stored.values.shape[1]
-    bag = function(dim, mode="sum", capacity=stored.slots, optimizer=optimizer)
+    bag = function(dim, mode="sum", capacity=len(stored.keys), optimizer=optimizer)
     bag.table.insert_or_assign(keys, stored.values)
     return bag
 

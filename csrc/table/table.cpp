@@ -105,6 +105,7 @@ void Table::find(Keys keys, Values values, std::uint8_t* found, std::uint64_t* s
             is_there = row != kNoRow;
           }
           found[i] = is_there;
+          if (!is_there && values) std::memset(values.row(i), 0, static_cast<std::size_t>(layout_.value_bytes()));
           if (scores != nullptr) {
             scores[i] = is_there && layout_.score >= 0 ? load_relaxed<std::uint64_t>(arena_.row(row) + layout_.score) : 0;
           }

@@ -87,7 +87,7 @@ class Table {
   std::int64_t slots() const { return index()->buckets() * Bucket::kSlots; }
   std::int64_t bytes() const { return arena_.bytes() + static_cast<std::int64_t>(index()->bytes()); }
 
-  // found: (n,) out. Rows of values that are not found are left as they are. scores: optional, out.
+  // found: (n,) out. Rows of values that are not found become 0. scores: optional, out.
   void find(Keys keys, Values values, std::uint8_t* found, std::uint64_t* scores) const;
   // rows: (n,) out, kNoRow where absent.
   void locate(Keys keys, std::uint32_t* rows) const;

@@ -24,12 +24,6 @@ def readable(like: Any, dtype: str) -> bool:
     return dtype in _NUMPY or (dtype == "bfloat16" and not isinstance(like, np.ndarray))
 
 
-def zeros(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
-    out = _arrays.empty(like, shape, dtype)
-    out[...] = 0
-    return out
-
-
 def flags(like: Any, n: int) -> Any:
     out = _arrays.empty(like, (n,), "bool")
     out[...] = False

@@ -217,7 +217,7 @@ class Table(Calls):
         n = int(keys.shape[0])
         found = _columns.flags(keys, n)
         if _columns.readable(keys, self.dtype):
-            values = _columns.zeros(keys, (n, self.dim), self.dtype)
+            values = _arrays.empty(keys, (n, self.dim), self.dtype)
             self._native.find(n, _e(keys), _e(values), _columns.exported_flags(found), None)
         else:
             values, sizes = self._pool(keys, None)
