@@ -134,7 +134,9 @@ class Case:
     settings: dict[str, Any]
     scalars: tuple[str, ...] = ()
     start: float = 0.0  # of sums
-    eps: float = 1e-6  # beside the error of plain torch: states whose differences cancel ask for more
+    eps: float = (
+        1e-6  # beside the error of plain torch: states whose differences cancel ask for more
+    )
 
     def state(self, rows: int, dim: int, dtype: torch.dtype = torch.float32) -> State:
         shape = {c: (rows,) if c in self.scalars else (rows, dim) for c in self.columns}
@@ -159,7 +161,9 @@ def _adam(name: str, *, rowwise: bool = False, **settings: Any) -> Case:
     return Case(name, "sparse_adam_update", plain_adam, _ADAM, settings, scalars)
 
 
-def _sum(name: str, op: str, plain: Callable[..., Tensor], *, rowwise: bool, start: float = 0.0, **s: Any) -> Case:
+def _sum(
+    name: str, op: str, plain: Callable[..., Tensor], *, rowwise: bool, start: float = 0.0, **s: Any
+) -> Case:
     return Case(name, op, plain, ("state_sum",), s, ("state_sum",) if rowwise else (), start)
 
 

@@ -46,7 +46,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def run(
-    case: Case, shape: tuple[int, int], dtype: torch.dtype, impl: str, layout: str = "dense", **more: Any
+    case: Case,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    impl: str,
+    layout: str = "dense",
+    **more: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weight and state after three steps."""
     weight, grads = inputs(*shape)
@@ -166,7 +171,9 @@ def test_numpy_is_updated_in_place_to_the_same_bits(case: Case, dtype: Any) -> N
     assert _impl.last_impl(case.op) == impl
     assert w.dtype == dtype
     assert np.array_equal(w, wanted.numpy())
-    assert all(np.array_equal(x.reshape(wanted_state[k].shape), wanted_state[k]) for k, x in state.items())
+    assert all(
+        np.array_equal(x.reshape(wanted_state[k].shape), wanted_state[k]) for k, x in state.items()
+    )
 
 
 def test_negative_strides_and_an_element_inside() -> None:
@@ -198,7 +205,9 @@ def test_not_a_number_stays_where_it_is() -> None:
         weight, grads = inputs(2, 20)
         g = grads[0].clone()
         g[0, 3] = torch.nan
-        per_row = case.op in ("rowwise_adagrad_update",) or "group" in case.name or "rowwise" in case.name
+        per_row = (
+            case.op in ("rowwise_adagrad_update",) or "group" in case.name or "rowwise" in case.name
+        )
         for impl in ("cpu", "reference"):
             w, state = weight.clone(), case.state(2, 20)
             case.call(w, g, state, impl=impl)
