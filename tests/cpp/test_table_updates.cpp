@@ -1,5 +1,3 @@
-#include "table/updates.hpp"
-
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -13,6 +11,7 @@
 #include "check.hpp"
 #include "table/merge.hpp"
 #include "table/quantize.hpp"
+#include "table/updates.hpp"
 
 using namespace hotloop;
 using namespace hotloop::table;
@@ -53,7 +52,8 @@ float gradient(std::int64_t i, std::int64_t j) { return 0.01f * static_cast<floa
 class Guarded {
  public:
   Guarded(std::int64_t bytes, std::int64_t shift)
-      : memory_(static_cast<std::size_t>(bytes + shift) + 2 * kGuard, kFill), begin_(kGuard + static_cast<std::size_t>(shift)),
+      : memory_(static_cast<std::size_t>(bytes + shift) + 2 * kGuard, kFill),
+        begin_(kGuard + static_cast<std::size_t>(shift)),
         end_(begin_ + static_cast<std::size_t>(bytes)) {}
   unsigned char* data() { return memory_.data() + begin_; }
   bool untouched_beside() const {
@@ -126,7 +126,8 @@ TEST(packed_rows_and_arrays_agree) {
           call.dtype = dtype;
           call.seed = static_cast<std::uint64_t>(step);
           for (std::int64_t k = 0; k < scalars; ++k) call.scalars[k] = {columns.data() + k, 1};
-          for (std::int64_t k = 0; k < state_vectors(spec); ++k) call.vectors[k] = {columns.data() + scalars + k * dim, dim};
+          for (std::int64_t k = 0; k < state_vectors(spec); ++k)
+            call.vectors[k] = {columns.data() + scalars + k * dim, dim};
           update_rows(call);
         }
         CHECK(std::memcmp(packed.data(), arrays.data(), static_cast<std::size_t>(dim * item)) == 0);
@@ -177,7 +178,8 @@ TEST(merged_gradients) {
     for (std::int64_t i = 0; i < n; ++i) ids.push_back((i * i) % 37 - 5);
     const std::int64_t found = number_ids(ids.data(), n, inverse.data(), unique.data(), counts.data());
     for (std::int64_t dim : {1, 17}) {
-      std::vector<float> grads(static_cast<std::size_t>(n * dim), 1.0f), out(static_cast<std::size_t>(found * dim) + 1, kNan);
+      std::vector<float> grads(static_cast<std::size_t>(n * dim), 1.0f),
+          out(static_cast<std::size_t>(found * dim) + 1, kNan);
       MergeCall call;
       call.n = n;
       call.dim = call.grad_stride = dim;
