@@ -39,7 +39,8 @@ bool is_float(Dtype dtype) { return dtype == Dtype::kFloat32 || dtype == Dtype::
 // A float matrix whose rows are contiguous; None of its items lies outside what the loops will touch.
 const View& float_rows(Arguments& a, const py::object& object, const char* name, bool writable) {
   const View& view = a.tile(object, name, writable);
-  if (!is_float(view.dtype)) a.fail(name, std::string("expected float32, float16 or bfloat16, got ") + dtype_name(view.dtype));
+  if (!is_float(view.dtype))
+    a.fail(name, std::string("expected float32, float16 or bfloat16, got ") + dtype_name(view.dtype));
   return view;
 }
 
@@ -52,7 +53,8 @@ void update(const py::dict& rule, const py::object& weight, const py::object& gr
   call.spec = rule_spec(rule);
   const View& w = float_rows(a, weight, "weight", true);
   const View& g = a.tile(grad, "grad", false);
-  if (g.dtype != Dtype::kFloat32 || g.shape[1] != w.shape[1]) a.fail("grad", "expected float32 like weight, got " + g.shape_text());
+  if (g.dtype != Dtype::kFloat32 || g.shape[1] != w.shape[1])
+    a.fail("grad", "expected float32 like weight, got " + g.shape_text());
   call.n = g.shape[0];
   call.dim = w.shape[1];
   call.grad = static_cast<const float*>(g.data);
@@ -83,8 +85,8 @@ void update(const py::dict& rule, const py::object& weight, const py::object& gr
     call.rows = static_cast<const std::int64_t*>(a.dense(rows, "rows", Dtype::kInt64, {call.n}, false).data);
     for (std::int64_t i = 0; i < call.n; ++i) {
       if (call.rows[i] < 0 || call.rows[i] >= w.shape[0]) {
-        a.fail("ids", "expected 0 to " + std::to_string(w.shape[0] - 1) + ", got " + std::to_string(call.rows[i]) + " at [" +
-                          std::to_string(i) + "]");
+        a.fail("ids", "expected 0 to " + std::to_string(w.shape[0] - 1) + ", got " + std::to_string(call.rows[i]) +
+                          " at [" + std::to_string(i) + "]");
       }
     }
   }
@@ -92,7 +94,8 @@ void update(const py::dict& rule, const py::object& weight, const py::object& gr
   update_rows(call);
 }
 
-std::int64_t number(const py::object& ids, const py::object& inverse, const py::object& unique, const py::object& counts) {
+std::int64_t number(const py::object& ids, const py::object& inverse, const py::object& unique,
+                    const py::object& counts) {
   constexpr const char* kOp = "table_number_ids";
   Arguments a(kOp, 4);
   const Array first(ids, kOp, "ids");
@@ -177,12 +180,9 @@ RuleSpec rule_spec(const py::dict& rule) {
                                                        {"beta", &p.beta},
                                                        {"l1", &p.l1},
                                                        {"l2", &p.l2}};
-    const std::pair<const char*, bool*> flags[] = {{"decoupled", &p.decoupled},
-                                                   {"nesterov", &p.nesterov},
-                                                   {"uncorrected_eps", &p.uncorrected_eps},
-                                                   {"rowwise", &p.rowwise},
-                                                   {"group", &p.group},
-                                                   {"stochastic_rounding", &p.stochastic_rounding}};
+    const std::pair<const char*, bool*> flags[] = {
+        {"decoupled", &p.decoupled}, {"nesterov", &p.nesterov}, {"uncorrected_eps", &p.uncorrected_eps},
+        {"rowwise", &p.rowwise},     {"group", &p.group},       {"stochastic_rounding", &p.stochastic_rounding}};
     bool known = name == "rule" || name == "step";
     if (name == "rule") p.rule = rule_named(value.cast<std::string>());
     if (name == "step") p.step = value.cast<std::int64_t>();

@@ -134,8 +134,8 @@ HOTLOOP_INLINE float to_float(Float16 x) {
 }
 #endif
 #if !defined(__CUDA_ARCH__)
-// All ones where a > b, for numbers below 2^31. A mask and not a condition: GCC 12 turns several conditions on one value
-// into branches, and then vectorises nothing.
+// All ones where a > b, for numbers below 2^31. A mask and not a condition: GCC 12 turns several conditions on one
+// value into branches, and then vectorises nothing.
 HOTLOOP_INLINE std::uint32_t mask_above(std::uint32_t a, std::uint32_t b) {
   return static_cast<std::uint32_t>(static_cast<std::int32_t>(b - a) >> 31);
 }

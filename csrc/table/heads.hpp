@@ -19,11 +19,11 @@ struct RuleParameters {
   Rule rule = Rule::kSgd;
   double lr = 0, eps = 0, beta1 = 0, beta2 = 0, weight_decay = 0, initial_accumulator_value = 0;
   double beta = 0, l1 = 0, l2 = 0;
-  bool decoupled = false;       // weight decay apart from the gradient
-  bool nesterov = false;        // Adam
+  bool decoupled = false;        // weight decay apart from the gradient
+  bool nesterov = false;         // Adam
   bool uncorrected_eps = false;  // Adam: eps beside the square root before bias correction, as TensorFlow has it
-  bool rowwise = false;         // Adam: one second moment per row
-  bool group = false;           // FTRL: l1 on the norm of the row
+  bool rowwise = false;          // Adam: one second moment per row
+  bool group = false;            // FTRL: l1 on the norm of the row
   bool stochastic_rounding = false;
   std::int64_t step = 0;  // Adam: the step number of all rows; 0: each row counts its own
 };
@@ -32,9 +32,9 @@ struct RuleParameters {
 struct RuleSpec {
   Rule rule;
   float lr, eps, weight_decay, initial_accumulator_value, beta, l1, l2;
-  float l2_decay, keep;  // weight decay inside the gradient, and the factor on weights when it is apart
-  float rest1, rest2;                    // 1 - beta, rounded once
-  float of_gradient, of_average;         // Adam's direction: 0 and 1, with Nesterov's momentum 1 - beta1 and beta1
+  float l2_decay, keep;           // weight decay inside the gradient, and the factor on weights when it is apart
+  float rest1, rest2;             // 1 - beta, rounded once
+  float of_gradient, of_average;  // Adam's direction: 0 and 1, with Nesterov's momentum 1 - beta1 and beta1
   double log_beta1, log_beta2;
   bool uncorrected_eps, rowwise, group, stochastic_rounding;
   std::int64_t step;
@@ -93,7 +93,9 @@ struct Adam {
     const float rate = p.lr / correction1;
     return {p.uncorrected_eps ? rate * root2 : rate, p.uncorrected_eps ? 1.0f : 1.0f / root2};
   }
-  static HOTLOOP_INLINE void second_moment(const RuleSpec& p, float square, float& v) { v = toward(v, square, p.rest2); }
+  static HOTLOOP_INLINE void second_moment(const RuleSpec& p, float square, float& v) {
+    v = toward(v, square, p.rest2);
+  }
   static HOTLOOP_INLINE float denominator(const RuleSpec& p, const Row& row, float v) {
     return square_root(v) * row.scale + p.eps;
   }
@@ -117,7 +119,9 @@ struct Ftrl {
     const float sigma = ratio(g * g, (square_root(n) + before) * p.lr);
     z += g - sigma * w;
   }
-  static HOTLOOP_INLINE float denominator(const RuleSpec& p, float n) { return (p.beta + square_root(n)) / p.lr + p.l2; }
+  static HOTLOOP_INLINE float denominator(const RuleSpec& p, float n) {
+    return (p.beta + square_root(n)) / p.lr + p.l2;
+  }
   static HOTLOOP_INLINE float weight(const RuleSpec& p, float z, float n) {
     const float size = z < 0.0f ? -z : z;
     const float beyond = ratio(size - p.l1, denominator(p, n));

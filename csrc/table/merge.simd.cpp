@@ -7,7 +7,6 @@
 
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
-
 #include "core/simd_begin.hpp"
 
 namespace {

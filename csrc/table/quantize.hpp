@@ -27,7 +27,6 @@ void decode_rows_int8(const QuantizeCall& call);
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(
-    void table_encode_row(const float* x, std::int64_t dim, float range, std::int8_t* out);
-    void table_decode_row(const std::int8_t* q, std::int64_t dim, float range, float* out);
-    void table_quantize_rows(const table::QuantizeCall& call, bool encode);)
+HOTLOOP_FOR_EACH_SIMD(void table_encode_row(const float* x, std::int64_t dim, float range, std::int8_t* out);
+                      void table_decode_row(const std::int8_t* q, std::int64_t dim, float range, float* out);
+                      void table_quantize_rows(const table::QuantizeCall& call, bool encode);)

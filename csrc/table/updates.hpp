@@ -53,9 +53,10 @@ struct UpdateCall {
   std::int64_t value_stride = 0;
   StateColumn scalars[kMostScalars]{};
   StateColumn vectors[kMostVectors]{};
-  const std::int64_t* rows = nullptr;  // (n,), inside the arrays. Repeated ones are updated again, in the order of the batch.
-  bool distinct = true;                // no row is repeated
-  std::uint64_t seed = 0;              // row i of the batch rounds with the key `rounding_key(seed, i)`
+  const std::int64_t* rows =
+      nullptr;             // (n,), inside the arrays. Repeated ones are updated again, in the order of the batch.
+  bool distinct = true;    // no row is repeated
+  std::uint64_t seed = 0;  // row i of the batch rounds with the key `rounding_key(seed, i)`
 };
 void update_rows(const UpdateCall& call);
 
@@ -68,6 +69,5 @@ HOTLOOP_INLINE std::uint64_t rounding_key(std::uint64_t seed, std::int64_t item)
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(
-    table::UpdateRow table_update_row(const table::RuleSpec& spec, Dtype values);
-    void table_update_rows(const table::UpdateCall& call);)
+HOTLOOP_FOR_EACH_SIMD(table::UpdateRow table_update_row(const table::RuleSpec& spec, Dtype values);
+                      void table_update_rows(const table::UpdateCall& call);)

@@ -8,7 +8,6 @@
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
 #include "core/philox.hpp"
-
 #include "core/simd_begin.hpp"
 
 namespace {
@@ -323,7 +322,8 @@ struct Update {
   static void parts(const RuleSpec& p, std::int64_t dim, const float* grad, void* values, float* const* scalars,
                     float* const* vectors, std::uint64_t random) {
     if (dim > 0) {
-      update(Rule{}, p, grad, Weights<Storage, kStochastic>{static_cast<Storage*>(values), dim, random}, scalars, vectors);
+      update(Rule{}, p, grad, Weights<Storage, kStochastic>{static_cast<Storage*>(values), dim, random}, scalars,
+             vectors);
     }
   }
   template <int kScalars>
@@ -385,7 +385,9 @@ void table_update_rows(const UpdateCall& call) {
   note_simd_level();
   const UpdateParts update = kernel(call.spec, call.dtype).parts;
   const std::int64_t item = item_size(call.dtype);
-  const auto values_of = [&](std::int64_t row) { return static_cast<char*>(call.values) + row * call.value_stride * item; };
+  const auto values_of = [&](std::int64_t row) {
+    return static_cast<char*>(call.values) + row * call.value_stride * item;
+  };
   const auto one = [&](std::int64_t i) {
     if (call.rows != nullptr && i + kAhead < call.n) {
       const std::int64_t next = call.rows[i + kAhead];

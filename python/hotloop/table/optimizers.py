@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -111,11 +112,11 @@ class RowOptimizer:
 _R = TypeVar("_R", bound=RowOptimizer)
 
 
-def settings(op: str, cls: type[_R], **fields: Any) -> _R:
+def settings(op: str, cls: type[_R], **given: Any) -> _R:
     """A rule checked in the name of ``op``."""
     rule = object.__new__(cls)
-    for name in cls.__dataclass_fields__:  # type: ignore[attr-defined]
-        object.__setattr__(rule, name, fields.get(name, getattr(cls, name)))
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        object.__setattr__(rule, field.name, given.get(field.name, field.default))
     rule._check(op)
     return rule
 
@@ -213,7 +214,8 @@ class Adam(RowOptimizer):
         lr: learning rate, >= 0. Default 1e-3.
         betas: of the first and second moment, each in [0, 1). Default (0.9, 0.999).
         eps: >= 0. Default 1e-8 (Monolith: 0.01, with betas (0.9, 0.99)).
-        eps_mode: "torch" adds eps after bias correction, "tensorflow" (and Monolith) to sqrt(exp_avg_sq) before it.
+        eps_mode: "torch" adds eps after bias correction, as torch.optim.Adam; "tensorflow" to sqrt(exp_avg_sq) before
+            it, as Monolith and torch.optim.SparseAdam.
         weight_decay, weight_decay_mode, stochastic_rounding: as in ``RowwiseAdagrad``; "decoupled" is AdamW.
         nesterov: the first moment looks one step ahead, (1 - beta1) g + beta1 exp_avg, as in Monolith (no schedule of
             beta1 as torch.optim.NAdam has).

@@ -229,7 +229,7 @@ def sparse_adam_update(
     t <- t + 1; m <- m + (1 - b1)(g - m); v <- v + (1 - b2)(g^2 - v); u = m, with ``nesterov`` (1 - b1) g + b1 m;
     "torch": w <- w - lr u / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps);
     "tensorflow": w <- w - lr sqrt(1 - b2^t) / (1 - b1^t) u / (sqrt(v) + eps). Returns None.
-    t is the row's own count, unlike torch.optim.SparseAdam, whose t counts the steps of all rows: pass an int for that.
+    t is the row's own count. torch.optim.SparseAdam is an int ``step``, which counts for all rows, and "tensorflow".
 
     Args:
         weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
@@ -241,7 +241,7 @@ def sparse_adam_update(
         lr: learning rate, >= 0. Default 1e-3.
         betas: b1 and b2, each in [0, 1). Default (0.9, 0.999).
         eps: >= 0. Default 1e-8.
-        eps_mode: "torch" or "tensorflow" (also Monolith's). Default "torch".
+        eps_mode: "torch" or "tensorflow" (also that of Monolith and of torch.optim.SparseAdam). Default "torch".
         weight_decay: >= 0. Default 0.
         weight_decay_mode: "l2" or "decoupled" (AdamW). Default "l2".
         nesterov: Monolith's form, without the schedule of torch.optim.NAdam. Default False.

@@ -18,15 +18,11 @@ CODE_DTYPES = ("int8", "float16", "bfloat16")
 VALUE_RANGE = 1.0
 
 
-def _is_numpy_like(x: Any) -> bool:
-    return not _rows.is_torch(x)
-
-
-def _no_bfloat16(op: str, name: str, like: Any) -> None:
-    if _is_numpy_like(like):
+def _no_bfloat16(op: str, name: str, like: Any, others: str) -> None:
+    if not _rows.is_torch(like):
         raise TypeError(
-            f"[{op}] {name}: expected int8 or float16 for a {_arrays.kind(op, 'rows', like)} array, which has no "
-            "bfloat16, got 'bfloat16'. Pass a torch tensor."
+            f"[{op}] {name}: expected {others} for a {_arrays.kind(op, name, like)} array, which has no bfloat16, "
+            "got 'bfloat16'. Pass a torch tensor."
         )
 
 
@@ -81,7 +77,7 @@ def serving_row_quantize(
     value_range = number(op, "value_range", value_range, above=0, below=math.inf)
     _rows.check_finite(op, "rows", rows)
     if mode == "bfloat16":
-        _no_bfloat16(op, "mode", rows)
+        _no_bfloat16(op, "mode", rows, "int8 or float16")
     floats = (rows,) if mode == "int8" else ()
     if _rows.choose(op, impl, rows, *floats) == "reference":
         return _reference.serving_row_quantize(rows, mode=mode, value_range=value_range)
@@ -131,7 +127,7 @@ def serving_row_dequantize(
     choice(op, "dtype", dtype, _arrays.FLOATS)
     value_range = number(op, "value_range", value_range, above=0, below=math.inf)
     if dtype == "bfloat16":
-        _no_bfloat16(op, "dtype", codes)
+        _no_bfloat16(op, "dtype", codes, "float32, float64 or float16")
     from_int8 = _arrays.dtype(codes) == "int8"
 
     chosen = _rows.choose(op, impl, codes, *(_Dtype(dtype),) if from_int8 else ())
