@@ -17,6 +17,7 @@ _MODULES = (
     "bench.decode.tree",
     "bench.decode.sampling",
     "bench.decode.search",
+    "bench.table.error_memory",
 )
 
 
