@@ -361,6 +361,20 @@ _OPS = (
     _table("lsh_buckets", _SIMHASH, _RELOOP2),
     _table("lsh_error_sketch_write", _RELOOP2),
     _table("lsh_error_sketch", _RELOOP2),
+    _table(
+        "expert_space_routing",
+        Paper("OmniBind", "2407.11895", "D = 1536, temperature 1, text 0.1"),
+        impls=("reference",),
+        gradient=True,
+    ),
+    _table(
+        "multi_reward_embedding",
+        Paper(
+            "Optimizing Immediate Feedback and Retention (DT4IER)", "2404.03637", "K = 100, D = 128"
+        ),
+        impls=("reference",),
+        gradient=True,
+    ),
 )
 
 

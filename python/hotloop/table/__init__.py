@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from .modules import HashEmbeddingBag as HashEmbeddingBag
     from .multiplex import UnifiedEmbedding as UnifiedEmbedding
     from .multiplex import multiplexed_embedding_lookup as multiplexed_embedding_lookup
+    from .routing import expert_space_routing as expert_space_routing
+    from .routing import multi_reward_embedding as multi_reward_embedding
 
 __all__ = [
     "FTRL",
@@ -78,6 +80,7 @@ __all__ = [
     "UnifiedEmbedding",
     "Uniform",
     "error_memory_compensate",
+    "expert_space_routing",
     "frequency_admission_filter",
     "ftrl_proximal_update",
     "group_adagrad_update",
@@ -88,6 +91,7 @@ __all__ = [
     "lsh_projections",
     "mch_evict_batch",
     "merge_duplicates",
+    "multi_reward_embedding",
     "multiplexed_embedding_lookup",
     "probabilistic_admission_filter",
     "rowwise_adagrad_update",
@@ -104,6 +108,8 @@ _WITH_TORCH = {
     "HashEmbedding": "modules",
     "HashEmbeddingBag": "modules",
     "UnifiedEmbedding": "multiplex",
+    "expert_space_routing": "routing",
+    "multi_reward_embedding": "routing",
     "multiplexed_embedding_lookup": "multiplex",
 }
 

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import _arrays, _environment, _impl
 from .._impl import Impl
 from .._numbers import number
+from ..reference.table._shared import Compensated as Compensated
+from ..reference.table._shared import SketchCompensated as SketchCompensated
+from ..reference.table._shared import numpy_of as numpy_of
+from ..reference.table._shared import real as real
 
 NUMBERS = (*_arrays.FLOATS, *_arrays.INTEGERS, "uint8", "bool")
 """What labels and predictions may be."""
-
-
-class Compensated(NamedTuple):
-    """Compensated predictions and what they came from.
-
-    ``prediction`` (B,): y_pred. ``weights`` (B, k): the softmax weights a, largest first, 0 where there is no further
-    neighbour. ``neighbors`` (B, k) int64: their slots, -1 where there is none.
-    """
-
-    prediction: Any
-    weights: Any
-    neighbors: Any
-
-
-class SketchCompensated(NamedTuple):
-    """``prediction`` (B,): y_pred. ``weights`` (B, R): of each repeat, 0 where the bucket is empty."""
-
-    prediction: Any
-    weights: Any
 
 
 def choose(op: str, impl: Impl, like: Any) -> str:
@@ -98,11 +83,6 @@ def refuse(op: str, name: str, x: Any, bad: np.ndarray, wanted: str, hint: str) 
         raise ValueError(f"[{op}] {name}: expected {wanted}, got {got:g} at {list(at)}. {hint}")
 
 
-def real(value: Any) -> str:
-    """The dtype that an array of this dtype is computed in."""
-    return "float64" if _arrays.dtype(value) == "float64" else "float32"
-
-
 def detached(value: Any) -> Any:
     return value.detach() if hasattr(value, "detach") else value
 
@@ -117,7 +97,3 @@ def dense(value: Any, dtype: str) -> Any:
 
         return value.to(getattr(torch, dtype)).contiguous()
     return value.astype(dtype)
-
-
-def numpy_of(value: Any, dtype: Any) -> np.ndarray:
-    return np.ascontiguousarray(_arrays.to_numpy(value), dtype)

@@ -40,7 +40,7 @@ def lsh_projections(dim: int, *, repeats: int = 180, bits: int = 16, seed: int =
 
     Example:
         >>> (lsh_projections(2, repeats=1, bits=2) * 1000).astype(int).tolist()
-        [[[-255, 1178], [1914, -352]]]
+        [[[-255, 1177], [1914, -352]]]
 
     Reference:
         Charikar 2002, "Similarity estimation techniques from rounding algorithms", STOC; Wichura 1988, AS 241; as used
@@ -60,7 +60,7 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
     """Hash hidden vectors: one bucket per repeat, from the signs of projections (SimHash).
 
     bucket_r(h) = sum_{l < L} 2^l [<W_rl, h> > 0]. Two vectors at an angle a share a bit with probability 1 - a / pi,
-    and a bucket with that to the power L. h is rounded to float32; products and sums are rounded one by one in the
+    and a bucket with that to the power L. h is rounded to float32; products and sums are rounded one by one, in the
     order of the dimensions, so that a vector falls into the same bucket on every machine. A NaN is not above 0.
 
     Args:

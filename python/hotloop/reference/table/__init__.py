@@ -1,5 +1,6 @@
 """The ops of ``hotloop.table`` without tricks: NumPy, one row or query at a time; torch where there is a gradient."""
 
+import importlib
 from typing import Any
 
 from .error_memory import error_memory_compensate
@@ -22,6 +23,7 @@ from .optimizers import (
 
 __all__ = [
     "error_memory_compensate",
+    "expert_space_routing",
     "frequency_admission_filter",
     "ftrl_proximal_update",
     "group_adagrad_update",
@@ -32,6 +34,7 @@ __all__ = [
     "lsh_projections",
     "mch_evict_batch",
     "merge_duplicates",
+    "multi_reward_embedding",
     "multiplexed_embedding_lookup",
     "probabilistic_admission_filter",
     "rowwise_adagrad_update",
@@ -45,9 +48,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "multiplexed_embedding_lookup":  # needs torch
-        from .multiplex import multiplexed_embedding_lookup
+_WITH_TORCH = {
+    "expert_space_routing": "routing",
+    "multi_reward_embedding": "routing",
+    "multiplexed_embedding_lookup": "multiplex",
+}
 
-        return multiplexed_embedding_lookup
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH:
+        return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ... import _arrays
-from ...table._memory import Compensated, numpy_of, real
+from ._shared import Compensated, numpy_of, real
 
 
 def unit(x: np.ndarray) -> np.ndarray:

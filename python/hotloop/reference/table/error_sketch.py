@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ... import _arrays
-from ...table._memory import SketchCompensated, numpy_of, real
 from .. import core
+from ._shared import SketchCompensated, numpy_of, real
 from .error_memory import clamp, compensated, softmax
 
 UNIT = 2.0**-32
