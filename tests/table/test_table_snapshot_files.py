@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_file_cases import any_array, assert_same, flipped, join, rows
 
-SPAWN = multiprocessing.get_context("forkserver")
+FORKSERVER = multiprocessing.get_context("forkserver")
 
 
 def parts(directory: Path) -> list[str]:
@@ -291,6 +291,21 @@ def test_a_manifest_whose_parts_are_of_another_size_is_refused(tmp_path):
         verify(tmp_path)
 
 
+def test_a_part_that_says_it_is_another_is_refused_even_if_the_manifest_takes_it(tmp_path):
+    save(tmp_path, {}, [rows(5)])
+    part = json.loads((tmp_path / _snapshot.MANIFEST).read_bytes())["parts"][0]
+    path = tmp_path / part["file"]
+    arrays, metadata = _parts.decode(path.read_bytes(), "x")
+    for change in ({"part": "1"}, {"snapshot": "0" * 16}, {"kind": "delta"}):
+        data = b"".join(_parts.encode(arrays, {**metadata, **change}))
+        path.unlink()
+        path.write_bytes(data)
+        entry = {**part, "bytes": len(data), "crc32": _parts.stored_checksum(data)}
+        resealed(tmp_path, parts=[entry])
+        with pytest.raises(FormatError, match=r"expected metadata .*'kind': 'part', .* got"):
+            verify(tmp_path)
+
+
 def test_a_newer_snapshot_is_refused_as_such(tmp_path):
     save(tmp_path, {}, [rows(5)])
     resealed(tmp_path, version=2)
@@ -417,15 +432,15 @@ def _load_often(directory: str, until: object, seen: object, ready: object) -> N
 def test_savers_and_readers_at_once_see_whole_snapshots(tmp_path, savers):
     """The last save to finish stays; a reader gets one snapshot whole, however many are saved meanwhile."""
     save(tmp_path, {"saver": 0, "first": 0}, [rows(40)], part_bytes=400)
-    until, seen = SPAWN.Event(), SPAWN.Queue()
-    ready = SPAWN.Barrier(savers + 2)
+    until, seen = FORKSERVER.Event(), FORKSERVER.Queue()
+    ready = FORKSERVER.Barrier(savers + 2)
     times = 60 // savers
     processes = [
-        SPAWN.Process(target=_save_often, args=(str(tmp_path), saver, times, ready))
+        FORKSERVER.Process(target=_save_often, args=(str(tmp_path), saver, times, ready))
         for saver in range(1, savers + 1)
     ]
     readers = [
-        SPAWN.Process(target=_load_often, args=(str(tmp_path), until, seen, ready))
+        FORKSERVER.Process(target=_load_often, args=(str(tmp_path), until, seen, ready))
         for _ in range(2)
     ]
     for process in processes + readers:
@@ -463,25 +478,22 @@ def test_a_save_under_way_is_not_swept_by_another(tmp_path):
 
 def test_a_snapshot_committed_while_another_tidies_up_is_kept(tmp_path, monkeypatch):
     """A manifest read before the lock is taken may be older than the snapshot that is about to be deleted."""
-    save(tmp_path, {"who": "first"}, [rows(9)])
+    directory, other = tmp_path / "snapshot", tmp_path / "other"
+    save(directory, {"who": "first"}, [rows(9)])
+    save(other, {"who": "second"}, [rows(40)], part_bytes=400)
+    for name in parts(other):  # its writer is done with the parts, and the manifest is next
+        shutil.copy(other / name, directory / name)
     real, committed = _files.claim, []
 
     def claim(path):
-        if not committed:
-            committed.append(True)
-            monkeypatch.setattr(_files, "claim", real)
-            other = tmp_path / ".." / "other"
-            save(other, {"who": "second"}, [rows(40)])
-            for name in [*parts(other), _snapshot.MANIFEST]:
-                shutil.copy(other / name, tmp_path / name)
+        committed.append(path)
+        shutil.copy(other / _snapshot.MANIFEST, directory / _snapshot.MANIFEST)
         return real(path)
 
-    orphan = tmp_path / f"part-{'0' * 16}-000000.safetensors"
-    orphan.write_text("left by a killed save")
     monkeypatch.setattr(_files, "claim", claim)
-    _snapshot._tidy(tmp_path)
+    _snapshot._tidy(directory)
     assert committed
-    assert loaded(tmp_path)[0] == {"who": "second"}
+    assert loaded(directory)[0] == {"who": "second"}
 
 
 def test_a_reader_that_is_overtaken_starts_over(tmp_path, monkeypatch):
