@@ -21,7 +21,7 @@ class Arguments {
   const View& tile(const py::object& object, const char* name, bool writable) {
     const View& view = arrays_.emplace_back(object, op_, name, device_).view;
     check_view(view, op_, name, 2, writable);
-    if (view.shape[1] > 1 && view.stride[1] != 1) fail(name, "expected contiguous rows");
+    if (view.size() > 0 && view.shape[1] > 1 && view.stride[1] != 1) fail(name, "expected contiguous rows");
     return view;
   }
   // Any array of two or more dimensions whose last one is contiguous.

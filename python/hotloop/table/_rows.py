@@ -135,7 +135,8 @@ def evicted(raw: tuple[bytes, bytes, bytes], keys: Any, table: Table) -> Evicted
     from .table import Evicted
 
     gone = np.frombuffer(raw[0], np.int64)
-    values = shown(np.frombuffer(raw[1], np.uint8).reshape(len(gone), -1), table)
+    width = table.dim * _storage(table).itemsize
+    values = shown(np.frombuffer(raw[1], np.uint8).reshape(len(gone), width), table)
     kept = (gone, values, np.frombuffer(raw[2], np.int64))
     return Evicted(*(_arrays.from_numpy(x.copy(), keys) for x in kept))
 
