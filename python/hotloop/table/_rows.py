@@ -75,10 +75,15 @@ def _matrix(
     return _arrays.unit_stride(value)
 
 
+def given_values(op: str, values: Any, keys: Any, table: Table) -> Any:
+    """Checked, not converted."""
+    dtypes = ("float32",) if table.dtype == "float32" else ("float32", table.dtype)
+    return _matrix(op, "values", values, keys, (int(keys.shape[0]), table.dim), dtypes)
+
+
 def stored(op: str, values: Any, keys: Any, table: Table) -> Any:
     """Values as the table stores them: the same type, or float32 converted (round to nearest even)."""
-    dtypes = ("float32", "int8") if table.dtype == "int8" else tuple({"float32", table.dtype})
-    values = _matrix(op, "values", values, keys, (int(keys.shape[0]), table.dim), dtypes)
+    values = given_values(op, values, keys, table)
     given = _arrays.dtype(values)
     if table.dtype == "int8":
         if given == "float32":
