@@ -64,9 +64,21 @@ def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
     return arrays
 
 
+def _position(table: Table) -> int:
+    """A replica that was only brought forward stands where it stands; other tables take a new mark."""
+    at = table._position
+    if at:
+        try:
+            if not table._native.erased_since(at) and not any(_rows.blocks(table, _BLOCK, at)):
+                return at
+        except IndexError:
+            pass  # it was cleared
+    return int(table._native.mark())
+
+
 def save(table: Table, directory: str | os.PathLike[str]) -> Any:
     # Rows that change from here on are in the next delta as well.
-    position = int(table._native.mark()) if "changes" in table.track else 0
+    position = _position(table) if "changes" in table.track else table._position
     blocks = (_arrays_of(table, block) for block in _rows.blocks(table, _BLOCK, 0))
     return _snapshot.save(directory, _config(table, position), blocks)
 
