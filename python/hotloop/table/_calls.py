@@ -56,6 +56,12 @@ class Calls:
                 f"[{op}] track: expected a table made with track={what!r}, got {self.track!r}."
             )
 
+    def _adds(self, op: str) -> None:
+        if self.dtype == "int8":
+            raise ValueError(
+                f"[{op}] values: expected a table of floats to add to, got dtype int8."
+            )
+
     def _rule(self, op: str, optimizer: RowOptimizer | None) -> dict[str, Any]:
         of_kind(op, "optimizer", optimizer, RowOptimizer)
         chosen = self.optimizer if optimizer is None else optimizer
@@ -128,10 +134,6 @@ class Calls:
         self, op: str, keys: Any, values: Any, scores: Any, epoch: int, time: int | None, add: bool
     ) -> Any:
         keys = self._keys(op, keys)
-        if add and self.dtype == "int8":
-            raise ValueError(
-                f"[{op}] values: expected a table of floats to add to, got dtype int8."
-            )
         values = _columns.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
         found = _columns.flags(keys, int(keys.shape[0]))

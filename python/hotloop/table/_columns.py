@@ -70,10 +70,15 @@ def _matrix(
     return _arrays.unit_stride(value)
 
 
+def given_values(op: str, values: Any, keys: Any, table: Calls) -> Any:
+    """Checked, not converted."""
+    dtypes = ("float32",) if table.dtype == "float32" else ("float32", table.dtype)
+    return _matrix(op, "values", values, keys, (int(keys.shape[0]), table.dim), dtypes)
+
+
 def stored(op: str, values: Any, keys: Any, table: Calls) -> Any:
     """Values as the table stores them: the same type, or float32 converted (round to nearest even)."""
-    dtypes = ("float32", "int8") if table.dtype == "int8" else tuple({"float32", table.dtype})
-    values = _matrix(op, "values", values, keys, (int(keys.shape[0]), table.dim), dtypes)
+    values = given_values(op, values, keys, table)
     given = _arrays.dtype(values)
     if table.dtype == "int8":
         if given == "float32":
@@ -132,7 +137,8 @@ def evicted(raw: tuple[bytes, bytes, bytes], keys: Any, table: Table) -> Evicted
     from .table import Evicted
 
     gone = np.frombuffer(raw[0], np.int64)
-    values = shown(np.frombuffer(raw[1], np.uint8).reshape(len(gone), -1), table)
+    width = table.dim * _storage(table).itemsize
+    values = shown(np.frombuffer(raw[1], np.uint8).reshape(len(gone), width), table)
     kept = (gone, values, np.frombuffer(raw[2], np.int64))
     return Evicted(*(_arrays.from_numpy(x.copy(), keys) for x in kept))
 

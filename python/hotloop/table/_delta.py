@@ -106,6 +106,10 @@ class Delta:
     def state(self) -> Array | None:
         return self.rows.get("state")
 
+    def to_bytes(self) -> bytes:
+        """Return what ``Table.apply`` takes on another machine."""
+        return encode_delta(self)
+
 
 def encode_delta(delta: Delta) -> bytes:
     """Return a delta's bytes, for ``publish`` or any other transport."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _numbers
+from .. import _native, _numbers
 from . import _columns, _delta, _snapshot, hashing, initializers, optimizers
 from ._parts import FormatError
 
@@ -64,9 +64,21 @@ def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
     return arrays
 
 
+def _position(table: Table) -> int:
+    """A replica that was only brought forward stands where it stands; other tables take a new mark."""
+    at = table._position
+    if at:
+        try:
+            if not table._native.erased_since(at) and not any(_columns.blocks(table, _BLOCK, at)):
+                return at
+        except IndexError:
+            pass  # it was cleared
+    return int(table._native.mark())
+
+
 def save(table: Table, directory: str | os.PathLike[str]) -> Any:
     # Rows that change from here on are in the next delta as well.
-    position = int(table._native.mark()) if "changes" in table.track else 0
+    position = _position(table) if "changes" in table.track else table._position
     blocks = (_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0))
     return _snapshot.save(directory, _config(table, position), blocks)
 
@@ -84,6 +96,8 @@ def load(
         bound = config["max_capacity"] if max_capacity is None else max_capacity
         rows = blocks.summary.rows
         if shard is not None:
+            if not isinstance(shard, tuple) or len(shard) != 2:
+                raise TypeError(f"[{op}] shard: expected (index, of), got {shard!r}.")
             index, of = shard
             of = _numbers.integer(op, "shard", of, at_least=1)
             index = _numbers.integer(op, "shard", index, at_least=0, at_most=of - 1)
@@ -138,7 +152,15 @@ def _import(op: str, table: Table, block: Any) -> None:
         columns.append(
             column.view(np.int32) if name == "last_use" and column is not None else column
         )
-    table._native.import_rows(n, tuple(columns))
+    try:
+        table._native.import_rows(n, tuple(columns))
+    except _native.core().TableFull:
+        from .table import TableFullError
+
+        raise TableFullError(
+            f"[{op}] max_capacity: expected room for {n} more rows, got {table.max_capacity} with {table.size} in "
+            "use. Pass a larger one to Table.load."
+        ) from None
 
 
 def delta(table: Table, since: int) -> _delta.Delta:

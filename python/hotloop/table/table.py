@@ -23,6 +23,8 @@ TRACKED = ("use", "changes")
 MAX_LOAD_FACTOR = 0.85
 """Share of the slots that are filled before the index doubles: 15 bytes per row, 1.1 lines per lookup."""
 MAX_ROWS = 2**32 - 16
+NO_ROW = -1
+"""Of the numbers of rows, which are the 32 bits of a uint32 in an int32."""
 
 
 _e = _arrays.exported
@@ -278,7 +280,7 @@ class Table(Calls):
         op = "Table.insert_or_assign"
         keys = self._keys(op, keys)
         rows, _, _ = self._upsert(op, keys, values, scores, epoch, time, False, False)
-        return rows >= 0
+        return rows != NO_ROW
 
     def insert_and_evict(
         self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
@@ -314,6 +316,10 @@ class Table(Calls):
         op = "Table.accum_or_assign"
         keys = self._keys(op, keys)
         accum = _columns.mask(op, "accum", accum, keys)
+        # All is checked before anything is written.
+        self._adds(op)
+        values = _columns.given_values(op, values, keys, self)
+        self._moment(op, keys, scores, epoch, time)
         there = self.contains(keys)
         done = _columns.flags(keys, int(keys.shape[0]))
         add, insert = accum & there, ~accum & ~there
@@ -322,9 +328,10 @@ class Table(Calls):
             done[add] = self._assign(op, keys[add], values[add], part, epoch, time, True)
         if bool(insert.any()):
             part = None if scores is None else scores[insert]
-            done[insert] = self.insert_or_assign(
-                keys[insert], values[insert], scores=part, epoch=epoch, time=time
+            rows, _, _ = self._upsert(
+                op, keys[insert], values[insert], part, epoch, time, False, False
             )
+            done[insert] = rows != NO_ROW
         return done
 
     def erase(self, keys: Any) -> Any:
@@ -340,7 +347,10 @@ class Table(Calls):
 
     def reserve(self, capacity: int) -> None:
         """Make room for this many rows at once."""
-        self._native.reserve(_numbers.integer("Table.reserve", "capacity", capacity, at_least=1))
+        capacity = _numbers.integer(
+            "Table.reserve", "capacity", capacity, at_least=1, at_most=MAX_ROWS
+        )
+        self._native.reserve(capacity)
 
     def expire(self, before: int) -> int:
         """Erase rows last used before this second; returns how many. Needs ``track="use"``.
@@ -385,7 +395,7 @@ class Table(Calls):
         rule = self._rule(op, optimizer)
         _columns.check_finite(op, grads)
         rows, _, _ = self._upsert(op, keys, None, None, 0, time, True, False)
-        out = int((rows < 0).sum())
+        out = int((rows == NO_ROW).sum())
         return out + self._update(rule, keys, None, None, "sum", rows, grads, None, None, time)
 
     # --- all rows
@@ -395,7 +405,11 @@ class Table(Calls):
 
         Rows written meanwhile appear as before or after; bfloat16 values are given as float32 if not saved.
         """
-        rows = _numbers.integer("Table.export_batches", "rows", rows, at_least=1)
+        op = "Table.export_batches"
+        rows = _numbers.integer(op, "rows", rows, at_least=1)
+        since = _numbers.integer(op, "since", since, at_least=0, at_most=2**63 - 1)
+        if since:
+            self._tracks(op, "changes")
         yield from _columns.export(self, rows, since)
 
     def export(self) -> Rows:
