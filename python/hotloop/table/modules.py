@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _arrays, _numbers
 from . import _rows
 from .optimizers import RowOptimizer
-from .table import Table
+from .table import Rows, Table
 
 MODES = ("sum", "mean", "max")
 _TABLES: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
@@ -29,6 +29,18 @@ class _Held:
         self.pending: list[tuple[Tensor, ...]] = []
         self.number = next(_NUMBERS)
         _TABLES[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.pending:  # they name rows by where these lie
+            raise ValueError(
+                f"[HashEmbedding] copy: expected no gradients kept for step(), got those of {len(self.pending)} "
+                "lookup(s). Call step() or zero_grad() first."
+            )
+        return {"table": self.table, "mode": self.mode, "fused": self.fused}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["table"], state["mode"])  # type: ignore[misc]
+        self.fused = state["fused"]
 
 
 def _forward(
@@ -90,13 +102,19 @@ def _backward(
     grad = grad.float().contiguous()
     grad_weights = torch.empty(ids.numel() if of_weights else 0)
     x = _arrays.exported
+    frozen = rows.numel() != ids.numel()
     if of_weights:  # before the rows move
         held.table._native.weight_gradient(
-            _bags(held, ids, offsets, weights), x(rows), x(grad), x(grad_weights)
+            _bags(held, ids, offsets, weights),
+            None if frozen else x(rows),
+            x(grad),
+            x(grad_weights),
         )
-    saved = (grad, ids, offsets, weights, rows, sizes, largest)
-    if held.table.optimizer is None:
+        if held.table._scale != 1.0:  # the loop takes int8 rows as whole numbers
+            grad_weights *= held.table._scale
+    if frozen:
         return grad_weights
+    saved = (grad, ids, offsets, weights, rows, sizes, largest)
     if held.fused:
         _apply(held, held.table._rule("backward", None), saved)
     else:
@@ -106,6 +124,8 @@ def _backward(
 
 def _apply(held: _Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
     grad, ids, offsets, weights, rows, sizes, largest = saved
+    if ids.numel() == 0:  # and what has no elements has no address either
+        return 0
     _rows.check_finite("HashEmbedding.backward", grad)
     top = largest if held.mode == "max" else None
     return held.table._update(rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, None)
@@ -180,16 +200,12 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    anchor, ids, offsets, weights, ctx.number, ctx.insert = inputs
+    anchor, ids, offsets, weights, ctx.number, _ = inputs
     ctx.save_for_backward(anchor, ids, offsets, weights, *output[1:])
 
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     anchor, ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
-    if not ctx.insert:
-        raise RuntimeError(
-            "[HashEmbedding] backward: expected a lookup in training mode, got one of eval(). Call train() first."
-        )
     of_weights = weights is not None and ctx.needs_input_grad[3]
     grad_anchor, grad_weights = _update_op(
         grad, anchor, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
@@ -204,8 +220,10 @@ class _Direct(torch.autograd.Function):
     """The eager route: the same without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any) -> Any:
-        out, rows, sizes, largest = _forward(ids, offsets, weights, number, True)
+    def forward(
+        ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any, insert: Any
+    ) -> Any:
+        out, rows, sizes, largest = _forward(ids, offsets, weights, number, insert)
         ctx.save_for_backward(ids, offsets, weights, rows, sizes, largest)
         ctx.number = number
         return out
@@ -218,7 +236,7 @@ class _Direct(torch.autograd.Function):
         grad_weights = _backward(
             grad, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
         )
-        return None, None, None, grad_weights if of_weights else None, None
+        return None, None, None, grad_weights if of_weights else None, None, None
 
 
 class _HashModule(nn.Module):
@@ -237,6 +255,8 @@ class _HashModule(nn.Module):
         super().__init__()
         op = type(self).__name__
         _numbers.choice(op, "update", update, ("backward", "step"))
+        if table is not None and not isinstance(table, Table):
+            raise TypeError(f"[{op}] table: expected a Table or None, got {type(table).__name__}.")
         if table is None:
             table = Table(embedding_dim, optimizer=optimizer, **settings)
         elif settings or optimizer is not None:
@@ -263,18 +283,14 @@ class _HashModule(nn.Module):
     def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         number = self._held.number
         training = self.training and self.table.optimizer is not None
-        if not (training and torch.is_grad_enabled()):
-            if torch.compiler.is_compiling():
-                looked: Tensor = _lookup_op(self._anchor, ids, offsets, weights, number, training)[
-                    0
-                ]
-                return looked
-            return _forward(ids, offsets, weights, number, training)[0]
-        anchor = self._anchor
+        anchor = self._anchor if training else self._anchor.detach()
         if torch.compiler.is_compiling():
-            trained: Tensor = _lookup_op(anchor, ids, offsets, weights, number, True)[0]
-            return trained
-        out: Tensor = _Direct.apply(anchor, ids, offsets, weights, number)
+            looked: Tensor = _lookup_op(anchor, ids, offsets, weights, number, training)[0]
+            return looked
+        learns = training or (weights is not None and weights.requires_grad)
+        if not (learns and torch.is_grad_enabled()):
+            return _forward(ids, offsets, weights, number, training)[0]
+        out: Tensor = _Direct.apply(anchor, ids, offsets, weights, number, training)
         return out
 
     def step(self, *, optimizer: RowOptimizer | None = None) -> int:
@@ -298,18 +314,39 @@ class _HashModule(nn.Module):
         return {name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        arrays = {name: t.numpy() for name, t in state.items()}
-        self.table.clear()
-        values = _rows.stored("load_state_dict", arrays["values"], arrays["keys"], self.table)
-        table = self.table
+        """Take over all rows; settings are the module's own. A state that does not fit changes nothing.
+
+        A table whose rule keeps no state, or without one, leaves that of the rows behind.
+        """
+        op, table = f"{type(self).__name__}.load_state_dict", self.table
+        missing = [name for name in Rows._fields if name not in state]
+        if missing:
+            raise ValueError(
+                f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
+            )
+        arrays = {name: t.contiguous().numpy() for name, t in state.items()}
+        keys, n = arrays["keys"], len(arrays["keys"])
+        values = _rows.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
+        if table.state_width and arrays["state"].shape != (n, table.state_width):
+            raise ValueError(
+                f"[{op}] state: expected shape ({n}, {table.state_width}) of {table.optimizer!r}, "
+                f"got {arrays['state'].shape}. Make a module with the optimizer of the one saved."
+            )
+        if table.evict_strategy == "none" and n > (table.max_capacity or n):
+            raise ValueError(
+                f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
+            )
+        self._held.pending = []  # gradients of rows that are about to go
+        table.clear()
         columns = (
-            arrays["keys"],
-            values,
+            keys,
+            _arrays.exported(values),
             arrays["state"] if table.state_width else None,
             arrays["scores"] if table.evict_strategy != "none" else None,
             arrays["last_use"] if "use" in table.track else None,
         )
-        table._native.import_rows(len(arrays["keys"]), columns)
+        if n:
+            table._native.import_rows(n, columns)
 
     def extra_repr(self) -> str:
         rule = self.table.optimizer
@@ -340,7 +377,8 @@ class HashEmbedding(_HashModule):
 
     ``forward(input)``: (...) int64 or int32 -> (..., embedding_dim). In ``train()`` unknown ids get rows (if
     ``admission`` lets them) and backward applies the row optimizer; in ``eval()``, and without an optimizer, nothing
-    changes. Ids without a row, and ``padding_idx``, give zeros and take no gradient. The rows are no ``Parameter``:
+    changes; ``no_grad`` alone does not keep rows from being made. Ids without a row, and ``padding_idx``, give
+    zeros and take no gradient. The rows are no ``Parameter``:
     other optimizers do not see them, DDP does not reduce them; under DDP give every rank a shard of the ids.
 
     Args:
@@ -464,6 +502,9 @@ class HashEmbeddingBag(_HashModule):
             raise ValueError(
                 f'[{op}] per_sample_weights: expected mode "sum", got "{self.mode}". torch has the same rule.'
             )
+        if not isinstance(weights, Tensor) or not weights.is_floating_point():
+            got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+            raise TypeError(f"[{op}] per_sample_weights: expected a tensor of floats, got {got}.")
         if weights.shape != input.shape:
             raise ValueError(
                 f"[{op}] per_sample_weights: expected shape {tuple(input.shape)} like input, "

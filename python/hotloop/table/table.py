@@ -468,6 +468,12 @@ class Table:
 
         return _persist.apply(self, delta)
 
+    def __reduce__(self) -> Any:
+        """Pickled and copied with rows, state and filter, as a table of its own: with another ``table_id``."""
+        from . import _persist
+
+        return _persist.reduced(self)
+
     # --- within
 
     def _keys(self, op: str, keys: Any) -> Any:
