@@ -110,6 +110,31 @@ def test_copies_keep_int8_and_the_way_gradients_are_kept():
     assert not torch.equal(rows_of(copy.deepcopy(kept)), before)
 
 
+# --- the clock of the data
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("update", ["backward", "step"])
+def test_uses_have_the_second_they_are_given(update, compiled):
+    module = HashEmbedding(DIM, optimizer=SGD(), track="use", update=update)
+    call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    for second in (100, 200):
+        module.time = second
+        call(torch.tensor([1, second])).sum().backward()
+        if update == "step":
+            module.step()
+    assert module.time == 200
+    assert copy.deepcopy(module).time == 200
+    assert module.table.export().last_use.tolist() == [200, 100, 200]
+    assert module.table.expire(150) == 1
+    module.time = None  # the wall clock
+    module(torch.tensor([200]))
+    assert module.table.expire(10**9) == 1
+    text = "[HashEmbedding] time: expected an integer >= 0 and <= 4294967295, got -1."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        module.time = -1
+
+
 # --- errors
 
 

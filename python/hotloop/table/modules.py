@@ -26,6 +26,7 @@ class _Held:
         self.table = table
         self.mode = mode
         self.fused = True
+        self.time: int | None = None
         self.pending: list[tuple[Tensor, ...]] = []
         self.number = next(_NUMBERS)
         _TABLES[self.number] = self
@@ -36,11 +37,16 @@ class _Held:
                 f"[HashEmbedding] copy: expected no gradients kept for step(), got those of {len(self.pending)} "
                 "lookup(s). Call step() or zero_grad() first."
             )
-        return {"table": self.table, "mode": self.mode, "fused": self.fused}
+        return {
+            "table": self.table,
+            "mode": self.mode,
+            "fused": self.fused,
+            "time": self.time,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["table"], state["mode"])  # type: ignore[misc]
-        self.fused = state["fused"]
+        self.fused, self.time = state["fused"], state["time"]
 
 
 def _forward(
@@ -53,7 +59,7 @@ def _forward(
     bags = n if offsets is None else offsets.numel() - 1
     op = "HashEmbedding"
     if insert:
-        rows, _, _ = table._upsert(op, ids, None, None, 0, None, True, False)
+        rows, _, _ = table._upsert(op, ids, None, None, 0, held.time, True, False)
     else:
         rows = torch.empty(0, dtype=torch.int32)
     dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
@@ -128,7 +134,9 @@ def _apply(held: _Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
         return 0
     _rows.check_finite("HashEmbedding.backward", grad)
     top = largest if held.mode == "max" else None
-    return held.table._update(rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, None)
+    return held.table._update(
+        rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time
+    )
 
 
 @torch.library.custom_op("hotloop::table_lookup", mutates_args=())
@@ -293,6 +301,19 @@ class _HashModule(nn.Module):
         out: Tensor = _Direct.apply(anchor, ids, offsets, weights, number, training)
         return out
 
+    @property
+    def time(self) -> int | None:
+        """Second of the uses that follow, for ``table.expire`` on the data's own clock; None is now (the default)."""
+        return self._held.time
+
+    @time.setter
+    def time(self, second: int | None) -> None:
+        if second is not None:
+            second = _numbers.integer(
+                type(self).__name__, "time", second, at_least=0, at_most=2**32 - 1
+            )
+        self._held.time = second
+
     def step(self, *, optimizer: RowOptimizer | None = None) -> int:
         """Apply the gradients kept since the last step (``update="step"``), backward by backward, in order.
 
@@ -377,9 +398,11 @@ class HashEmbedding(_HashModule):
 
     ``forward(input)``: (...) int64 or int32 -> (..., embedding_dim). In ``train()`` unknown ids get rows (if
     ``admission`` lets them) and backward applies the row optimizer; in ``eval()``, and without an optimizer, nothing
-    changes; ``no_grad`` alone does not keep rows from being made. Ids without a row, and ``padding_idx``, give
-    zeros and take no gradient. The rows are no ``Parameter``:
-    other optimizers do not see them, DDP does not reduce them; under DDP give every rank a shard of the ids.
+    changes; ``no_grad`` alone does not keep rows from being made. Ids without a row, and ``padding_idx``, give zeros
+    and take no gradient. The rows are no ``Parameter``: other optimizers do not see them, a model's ``zero_grad`` does
+    not drop what ``update="step"`` keeps (the module's own does), DDP does not reduce them; under DDP give every rank
+    a shard of the ids. With ``track="use"``, set ``module.time`` to the second of the data that follow. ``deepcopy``
+    and ``pickle`` copy the table too, as a table of its own.
 
     Args:
         embedding_dim: width of a row.
