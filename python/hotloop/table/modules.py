@@ -414,6 +414,7 @@ class HashEmbedding(_HashModule):
         **settings: of ``Table``.
 
     Example:
+        >>> from hotloop.table import SGD
         >>> layer = HashEmbedding(4, optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([[5, -3], [2**62, 5]])).shape
         torch.Size([2, 2, 4])
@@ -466,6 +467,7 @@ class HashEmbeddingBag(_HashModule):
         include_last_offset: offsets end with n. Default False.
 
     Example:
+        >>> from hotloop.table import SGD
         >>> layer = HashEmbeddingBag(4, mode="sum", optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([5, 7, 5]), torch.tensor([0, 2])).shape
         torch.Size([2, 4])
