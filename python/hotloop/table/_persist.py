@@ -124,6 +124,34 @@ def load(
     return table
 
 
+def reduced(table: Table) -> tuple[Any, ...]:
+    """What pickle and copy make a table of: everything but who it is to its replicas."""
+    settings = {
+        "dim": table.dim,
+        "capacity": max(table.size, 1),
+        "max_capacity": table.max_capacity,
+        "evict_strategy": table.evict_strategy,
+        "admission": table.admission,
+        "dtype": table.dtype,
+        "optimizer": table.optimizer,
+        "initializer": table.initializer,
+        "track": table.track,
+    }
+    blocks = [_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0)]
+    numbers = (table.value_range, table._step, int(table._native.tick))
+    return restored, (type(table), settings, blocks, numbers)
+
+
+def restored(
+    cls: type[Table], settings: dict[str, Any], blocks: list[dict[str, Any]], numbers: Any
+) -> Table:
+    table = cls(**settings)
+    for block in blocks:
+        _import("Table.copy", table, block)
+    table.value_range, table._step, table._native.tick = numbers
+    return table
+
+
 def _part_of(block: dict[str, Any], index: int, of: int) -> dict[str, Any]:
     mine = hashing.salted_hash_bucket(np.asarray(block["keys"]), of) == index
     return {name: array[mine] for name, array in block.items()}

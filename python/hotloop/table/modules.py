@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _arrays, _numbers
 from . import _columns
 from .optimizers import RowOptimizer
-from .table import Table
+from .table import Rows, Table
 
 MODES = ("sum", "mean", "max")
 _TABLES: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
@@ -26,9 +26,27 @@ class _Held:
         self.table = table
         self.mode = mode
         self.fused = True
+        self.time: int | None = None
         self.pending: list[tuple[Tensor, ...]] = []
         self.number = next(_NUMBERS)
         _TABLES[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.pending:  # they name rows by where these lie
+            raise ValueError(
+                f"[HashEmbedding] copy: expected no gradients kept for step(), got those of {len(self.pending)} "
+                "lookup(s). Call step() or zero_grad() first."
+            )
+        return {
+            "table": self.table,
+            "mode": self.mode,
+            "fused": self.fused,
+            "time": self.time,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["table"], state["mode"])  # type: ignore[misc]
+        self.fused, self.time = state["fused"], state["time"]
 
 
 def _forward(
@@ -41,7 +59,7 @@ def _forward(
     bags = n if offsets is None else offsets.numel() - 1
     op = "HashEmbedding"
     if insert:
-        rows, _, _ = table._upsert(op, ids, None, None, 0, None, True, False)
+        rows, _, _ = table._upsert(op, ids, None, None, 0, held.time, True, False)
     else:
         rows = torch.empty(0, dtype=torch.int32)
     dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
@@ -90,13 +108,19 @@ def _backward(
     grad = grad.float().contiguous()
     grad_weights = torch.empty(ids.numel() if of_weights else 0)
     x = _arrays.exported
+    frozen = rows.numel() != ids.numel()
     if of_weights:  # before the rows move
         held.table._native.weight_gradient(
-            _bags(held, ids, offsets, weights), x(rows), x(grad), x(grad_weights)
+            _bags(held, ids, offsets, weights),
+            None if frozen else x(rows),
+            x(grad),
+            x(grad_weights),
         )
-    saved = (grad, ids, offsets, weights, rows, sizes, largest)
-    if held.table.optimizer is None:
+        if held.table._scale != 1.0:  # the loop takes int8 rows as whole numbers
+            grad_weights *= held.table._scale
+    if frozen:
         return grad_weights
+    saved = (grad, ids, offsets, weights, rows, sizes, largest)
     if held.fused:
         _apply(held, held.table._rule("backward", None), saved)
     else:
@@ -106,9 +130,13 @@ def _backward(
 
 def _apply(held: _Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
     grad, ids, offsets, weights, rows, sizes, largest = saved
+    if ids.numel() == 0:  # and what has no elements has no address either
+        return 0
     _columns.check_finite("HashEmbedding.backward", grad)
     top = largest if held.mode == "max" else None
-    return held.table._update(rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, None)
+    return held.table._update(
+        rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time
+    )
 
 
 @torch.library.custom_op("hotloop::table_lookup", mutates_args=())
@@ -180,16 +208,12 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    anchor, ids, offsets, weights, ctx.number, ctx.insert = inputs
+    anchor, ids, offsets, weights, ctx.number, _ = inputs
     ctx.save_for_backward(anchor, ids, offsets, weights, *output[1:])
 
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     anchor, ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
-    if not ctx.insert:
-        raise RuntimeError(
-            "[HashEmbedding] backward: expected a lookup in training mode, got one of eval(). Call train() first."
-        )
     of_weights = weights is not None and ctx.needs_input_grad[3]
     grad_anchor, grad_weights = _update_op(
         grad, anchor, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
@@ -204,8 +228,10 @@ class _Direct(torch.autograd.Function):
     """The eager route: the same without the dispatcher."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any) -> Any:
-        out, rows, sizes, largest = _forward(ids, offsets, weights, number, True)
+    def forward(
+        ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any, insert: Any
+    ) -> Any:
+        out, rows, sizes, largest = _forward(ids, offsets, weights, number, insert)
         ctx.save_for_backward(ids, offsets, weights, rows, sizes, largest)
         ctx.number = number
         return out
@@ -218,7 +244,7 @@ class _Direct(torch.autograd.Function):
         grad_weights = _backward(
             grad, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
         )
-        return None, None, None, grad_weights if of_weights else None, None
+        return None, None, None, grad_weights if of_weights else None, None, None
 
 
 class _HashModule(nn.Module):
@@ -237,6 +263,8 @@ class _HashModule(nn.Module):
         super().__init__()
         op = type(self).__name__
         _numbers.choice(op, "update", update, ("backward", "step"))
+        if table is not None and not isinstance(table, Table):
+            raise TypeError(f"[{op}] table: expected a Table or None, got {type(table).__name__}.")
         if table is None:
             table = Table(embedding_dim, optimizer=optimizer, **settings)
         elif settings or optimizer is not None:
@@ -263,19 +291,28 @@ class _HashModule(nn.Module):
     def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         number = self._held.number
         training = self.training and self.table.optimizer is not None
-        if not (training and torch.is_grad_enabled()):
-            if torch.compiler.is_compiling():
-                looked: Tensor = _lookup_op(self._anchor, ids, offsets, weights, number, training)[
-                    0
-                ]
-                return looked
-            return _forward(ids, offsets, weights, number, training)[0]
-        anchor = self._anchor
+        anchor = self._anchor if training else self._anchor.detach()
         if torch.compiler.is_compiling():
-            trained: Tensor = _lookup_op(anchor, ids, offsets, weights, number, True)[0]
-            return trained
-        out: Tensor = _Direct.apply(anchor, ids, offsets, weights, number)
+            looked: Tensor = _lookup_op(anchor, ids, offsets, weights, number, training)[0]
+            return looked
+        learns = training or (weights is not None and weights.requires_grad)
+        if not (learns and torch.is_grad_enabled()):
+            return _forward(ids, offsets, weights, number, training)[0]
+        out: Tensor = _Direct.apply(anchor, ids, offsets, weights, number, training)
         return out
+
+    @property
+    def time(self) -> int | None:
+        """Second of the uses that follow, for ``table.expire`` on the data's own clock; None is now (the default)."""
+        return self._held.time
+
+    @time.setter
+    def time(self, second: int | None) -> None:
+        if second is not None:
+            second = _numbers.integer(
+                type(self).__name__, "time", second, at_least=0, at_most=2**32 - 1
+            )
+        self._held.time = second
 
     def step(self, *, optimizer: RowOptimizer | None = None) -> int:
         """Apply the gradients kept since the last step (``update="step"``), backward by backward, in order.
@@ -298,18 +335,39 @@ class _HashModule(nn.Module):
         return {name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        arrays = {name: t.numpy() for name, t in state.items()}
-        self.table.clear()
-        values = _columns.stored("load_state_dict", arrays["values"], arrays["keys"], self.table)
-        table = self.table
+        """Take over all rows; settings are the module's own. A state that does not fit changes nothing.
+
+        A table whose rule keeps no state, or without one, leaves that of the rows behind.
+        """
+        op, table = f"{type(self).__name__}.load_state_dict", self.table
+        missing = [name for name in Rows._fields if name not in state]
+        if missing:
+            raise ValueError(
+                f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
+            )
+        arrays = {name: t.contiguous().numpy() for name, t in state.items()}
+        keys, n = arrays["keys"], len(arrays["keys"])
+        values = _columns.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
+        if table.state_width and arrays["state"].shape != (n, table.state_width):
+            raise ValueError(
+                f"[{op}] state: expected shape ({n}, {table.state_width}) of {table.optimizer!r}, "
+                f"got {arrays['state'].shape}. Make a module with the optimizer of the one saved."
+            )
+        if table.evict_strategy == "none" and n > (table.max_capacity or n):
+            raise ValueError(
+                f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
+            )
+        self._held.pending = []  # gradients of rows that are about to go
+        table.clear()
         columns = (
-            arrays["keys"],
-            values,
+            keys,
+            _arrays.exported(values),
             arrays["state"] if table.state_width else None,
             arrays["scores"] if table.evict_strategy != "none" else None,
             arrays["last_use"] if "use" in table.track else None,
         )
-        table._native.import_rows(len(arrays["keys"]), columns)
+        if n:
+            table._native.import_rows(n, columns)
 
     def extra_repr(self) -> str:
         rule = self.table.optimizer
@@ -340,8 +398,11 @@ class HashEmbedding(_HashModule):
 
     ``forward(input)``: (...) int64 or int32 -> (..., embedding_dim). In ``train()`` unknown ids get rows (if
     ``admission`` lets them) and backward applies the row optimizer; in ``eval()``, and without an optimizer, nothing
-    changes. Ids without a row, and ``padding_idx``, give zeros and take no gradient. The rows are no ``Parameter``:
-    other optimizers do not see them, DDP does not reduce them; under DDP give every rank a shard of the ids.
+    changes; ``no_grad`` alone does not keep rows from being made. Ids without a row, and ``padding_idx``, give zeros
+    and take no gradient. The rows are no ``Parameter``: other optimizers do not see them, a model's ``zero_grad`` does
+    not drop what ``update="step"`` keeps (the module's own does), DDP does not reduce them; under DDP give every rank
+    a shard of the ids. With ``track="use"``, set ``module.time`` to the second of the data that follow. ``deepcopy``
+    and ``pickle`` copy the table too, as a table of its own.
 
     Args:
         embedding_dim: width of a row.
@@ -353,6 +414,7 @@ class HashEmbedding(_HashModule):
         **settings: of ``Table``.
 
     Example:
+        >>> from hotloop.table import SGD
         >>> layer = HashEmbedding(4, optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([[5, -3], [2**62, 5]])).shape
         torch.Size([2, 2, 4])
@@ -405,6 +467,7 @@ class HashEmbeddingBag(_HashModule):
         include_last_offset: offsets end with n. Default False.
 
     Example:
+        >>> from hotloop.table import SGD
         >>> layer = HashEmbeddingBag(4, mode="sum", optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([5, 7, 5]), torch.tensor([0, 2])).shape
         torch.Size([2, 4])
@@ -464,6 +527,9 @@ class HashEmbeddingBag(_HashModule):
             raise ValueError(
                 f'[{op}] per_sample_weights: expected mode "sum", got "{self.mode}". torch has the same rule.'
             )
+        if not isinstance(weights, Tensor) or not weights.is_floating_point():
+            got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+            raise TypeError(f"[{op}] per_sample_weights: expected a tensor of floats, got {got}.")
         if weights.shape != input.shape:
             raise ValueError(
                 f"[{op}] per_sample_weights: expected shape {tuple(input.shape)} like input, "

@@ -481,3 +481,9 @@ class Table(Calls):
         from . import _persist
 
         return _persist.apply(self, delta)
+
+    def __reduce__(self) -> Any:
+        """Pickled and copied with rows, state and filter, as a table of its own: with another ``table_id``."""
+        from . import _persist
+
+        return _persist.reduced(self)

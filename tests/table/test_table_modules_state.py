@@ -1,0 +1,278 @@
+"""The state of HashEmbedding and HashEmbeddingBag: state_dict, copies, and what is refused with which text."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hotloop.table import SGD, Adagrad, Adam, CountFilter, Table
+from hotloop.table.modules import HashEmbedding, HashEmbeddingBag
+from module_cases import (
+    DIM,
+    UNIVERSE,
+    draw,
+    filled,
+    rows_of,
+)
+from torch import Tensor, nn
+
+# --- saved and copied
+
+
+def trained(**settings: object) -> HashEmbedding:
+    module = HashEmbedding(DIM, optimizer=Adam(lr=0.1), **settings)
+    for step in range(3):
+        module(draw(20, step)).square().sum().backward()
+    return module
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_state_dict_round_trip_goes_on_as_if_nothing_happened(dtype):
+    settings = {"dtype": dtype, "max_capacity": 64, "evict_strategy": "lfu", "track": ("use",)}
+    module = trained(**settings)
+    file = io.BytesIO()
+    torch.save(nn.Sequential(module).state_dict(), file)
+    file.seek(0)
+    other = HashEmbedding(DIM, optimizer=Adam(lr=0.1), **settings)
+    other(torch.tensor([4242]))  # goes
+    nn.Sequential(other).load_state_dict(torch.load(file, weights_only=True))
+    for name, a, b in zip(
+        ("keys", "values", "state", "scores", "use"), module.table.export(), other.table.export()
+    ):
+        assert np.array_equal(a, b), name
+    for step in range(2):
+        for one in (module, other):
+            one(draw(20, step)).square().sum().backward()
+    assert np.array_equal(module.table.export().values, other.table.export().values)
+
+
+def test_state_of_training_loads_into_a_module_that_serves():
+    module, serving = trained(), HashEmbedding(DIM)
+    serving.load_state_dict(module.state_dict())
+    assert torch.equal(serving(UNIVERSE), module.eval()(UNIVERSE))
+    empty = HashEmbedding(DIM)
+    serving.load_state_dict(empty.state_dict())
+    assert len(serving.table) == 0
+
+
+@pytest.mark.parametrize("how", ["pickle", "deepcopy", "torch.save"])
+def test_copies_go_on_alike_and_apart(how):
+    """Rows, optimizer state, filter and settings; two modules with one table still share it."""
+    filter_ = CountFilter(500, 1, splits=1)
+    table = Table(DIM, optimizer=Adam(lr=0.1), admission=filter_, dtype="bfloat16")
+    model = nn.ModuleList(
+        [HashEmbedding(DIM, table=table), HashEmbeddingBag(DIM, table=table, mode="max")]
+    )
+    for step in range(3):
+        model[0](draw(20, step)).square().sum().backward()
+    if how == "deepcopy":
+        twin = copy.deepcopy(model)
+    elif how == "pickle":
+        twin = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    assert twin[0].table is twin[1].table is not table
+    assert twin[0].table.table_id != table.table_id
+    assert twin[1].mode == "max"
+    new = torch.tensor([[5, 600, 601]])
+    for one in (model, twin, model, twin):
+        one[1](new).float().square().sum().backward()
+    ours, theirs = table.export(), twin[0].table.export()
+    assert 600 in ours.keys
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs))
+    twin[0](UNIVERSE).float().sum().backward()
+    assert not np.array_equal(
+        table.export().values, twin[0].table.export().values[: len(ours.keys)]
+    )
+
+
+def test_copies_keep_int8_and_the_way_gradients_are_kept():
+    table = trained().table.quantized("int8", value_range=0.3)
+    serving = HashEmbedding(DIM, table=table)
+    assert torch.equal(copy.deepcopy(serving)(UNIVERSE), serving(UNIVERSE))
+    kept = copy.deepcopy(filled(HashEmbedding(DIM, optimizer=SGD(lr=1.0), update="step")))
+    before = rows_of(kept)
+    kept(UNIVERSE).sum().backward()
+    assert torch.equal(rows_of(kept), before)
+    text = "[HashEmbedding] copy: expected no gradients kept for step(), got those of 1 lookup(s)."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        copy.deepcopy(kept)
+    kept.step()
+    assert not torch.equal(rows_of(copy.deepcopy(kept)), before)
+
+
+# --- the clock of the data
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("update", ["backward", "step"])
+def test_uses_have_the_second_they_are_given(update, compiled):
+    module = HashEmbedding(DIM, optimizer=SGD(), track="use", update=update)
+    call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    for second in (100, 200):
+        module.time = second
+        call(torch.tensor([1, second])).sum().backward()
+        if update == "step":
+            module.step()
+    assert module.time == 200
+    assert copy.deepcopy(module).time == 200
+    assert module.table.export().last_use.tolist() == [200, 100, 200]
+    assert module.table.expire(150) == 1
+    module.time = None  # the wall clock
+    module(torch.tensor([200]))
+    assert module.table.expire(10**9) == 1
+    text = "[HashEmbedding] time: expected an integer >= 0 and <= 4294967295, got -1."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        module.time = -1
+
+
+# --- errors
+
+
+def ids_(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: HashEmbedding(4, update="later"), ValueError,
+         "[HashEmbedding] update: expected one of backward, step, got 'later'."),
+        (lambda: HashEmbedding(4, table=Table(4), optimizer=SGD()), ValueError,
+         "[HashEmbedding] table: expected a table or its settings, got both."),
+        (lambda: HashEmbedding(4, table=Table(4), capacity=9), ValueError,
+         "[HashEmbedding] table: expected a table or its settings, got both."),
+        (lambda: HashEmbedding(4, table=Table(3)), ValueError,
+         "[HashEmbedding] table: expected dim 4 like embedding_dim, got 3."),
+        (lambda: HashEmbedding(4, table="mine"), TypeError,
+         "[HashEmbedding] table: expected a Table or None, got str."),
+        (lambda: HashEmbedding(4, padding_idx=2**63), ValueError,
+         "[HashEmbedding] padding_idx: expected an integer >= -9223372036854775808 and"),
+        (lambda: HashEmbedding(4, padding_idx=1.5), TypeError, "[HashEmbedding] padding_idx: "),
+        (lambda: HashEmbeddingBag(4, mode="min"), ValueError,
+         "[HashEmbeddingBag] mode: expected one of sum, mean, max, got 'min'."),
+        (lambda: HashEmbedding(0), ValueError, "[Table] dim: "),
+        (lambda: HashEmbedding(4).step(), ValueError,
+         "[HashEmbedding.step] optimizer: expected a table made with one, got None."),
+        (lambda: HashEmbedding(4, optimizer=SGD()).step(optimizer=Adam()), ValueError,
+         "[HashEmbedding.step] optimizer: expected the state of SGD, got Adam("),
+    ],
+)  # fmt: skip
+def test_errors_of_settings(make, kind, text):
+    with pytest.raises(kind, match=re.escape(text)):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("mode", "args", "kind", "text"),
+    [
+        (None, ([1, 2],), TypeError,
+         "[HashEmbedding] input: expected an int64 or int32 tensor, got list."),
+        (None, (torch.ones(2),), TypeError,
+         "[HashEmbedding] input: expected an int64 or int32 tensor, got torch.float32."),
+        (None, (torch.ones(2, dtype=torch.long, device="meta"),), NotImplementedError,
+         "[HashEmbedding] input: expected a tensor on the CPU, got meta."),
+        ("sum", (torch.tensor(3),), ValueError,
+         "[HashEmbeddingBag] input: expected 1 or 2 dimension(s), got shape ()."),
+        ("sum", (ids_(3),), ValueError,
+         "[HashEmbeddingBag] offsets: expected where the bags of a one-dimensional input begin, got"),
+        ("sum", (ids_(3)[None], ids_(0)), ValueError,
+         "[HashEmbeddingBag] offsets: expected None with a two-dimensional input."),
+        ("sum", (ids_(3), [0]), TypeError,
+         "[HashEmbeddingBag] offsets: expected an int64 or int32 tensor, got list."),
+        ("sum", (ids_(3), ids_(0)[None]), ValueError,
+         "[HashEmbeddingBag] offsets: expected 1 dimension(s), got shape (1, 1)."),
+        ("sum", (ids_(3, 4), ids_(1)), ValueError,
+         "[HashEmbeddingBag] offsets: expected 0 first, then no decrease, at most 2, got [1, 2]."),
+        ("sum", (ids_(3, 4), ids_(0, 2, 1)), ValueError, "offsets: expected 0 first"),
+        ("sum", (ids_(3, 4), ids_(0, 3)), ValueError, "offsets: expected 0 first"),
+        ("last", (ids_(3, 4), ids_(0, 1)), ValueError, "offsets: expected 0 first"),
+        ("last", (ids_(), ids_()), ValueError, "offsets: expected 0 first"),
+        ("mean", (ids_(3), ids_(0), torch.ones(1)), ValueError,
+         '[HashEmbeddingBag] per_sample_weights: expected mode "sum", got "mean".'),
+        ("sum", (ids_(3), ids_(0), torch.ones(2)), ValueError,
+         "[HashEmbeddingBag] per_sample_weights: expected shape (1,) like input, got (2,)."),
+        ("sum", (ids_(3), ids_(0), [1.0]), TypeError,
+         "[HashEmbeddingBag] per_sample_weights: expected a tensor of floats, got list."),
+        ("sum", (ids_(3), ids_(0), ids_(1)), TypeError,
+         "[HashEmbeddingBag] per_sample_weights: expected a tensor of floats, got torch.int64."),
+    ],
+)  # fmt: skip
+def test_errors_of_batches(mode, args, kind, text):
+    if mode is None:
+        module = HashEmbedding(4, optimizer=SGD())
+    else:
+        last = mode == "last"
+        module = HashEmbeddingBag(
+            4, mode="sum" if last else mode, optimizer=SGD(), include_last_offset=last
+        )
+    with pytest.raises(kind, match=re.escape(text)):
+        module(*args)
+    assert len(module.table) == 0
+
+
+def finish(loss: Tensor, module: nn.Module) -> None:
+    loss.backward()
+    module.step()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("update", ["backward", "step"])
+def test_a_gradient_that_is_not_finite_writes_nothing(update, compiled):
+    module = filled(HashEmbedding(DIM, optimizer=SGD(), update=update))
+    before = rows_of(module)
+    call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    out = call(UNIVERSE)
+    scale = torch.ones(len(UNIVERSE), 1)
+    scale[3] = torch.inf
+    op = "HashEmbedding." + update
+    text = f"[{op}] grads: expected finite numbers, got inf at [3, 0]. Nothing was written"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # under compile, torch shows where forward was
+        with pytest.raises(ValueError, match=re.escape(text)):
+            finish((out * scale).sum(), module)
+    assert torch.equal(before, rows_of(module))
+    if update == "step":  # still there, to be dropped
+        module.zero_grad()
+        assert module.step() == 0
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    module = filled(HashEmbedding(DIM, optimizer=Adagrad()))
+    before = rows_of(module)
+    other = HashEmbedding(DIM, optimizer=Adam())
+    other(UNIVERSE)
+    narrow = HashEmbedding(DIM - 1, optimizer=Adagrad())
+    narrow(UNIVERSE)
+    op = "[HashEmbedding.load_state_dict]"
+    for state, text in (
+        (other.state_dict(), f"{op} state: expected shape (12, 5) of Adagrad("),
+        (narrow.state_dict(), f"{op} values: expected shape (12, 5), got (12, 4)."),
+        (
+            {"_extra_state": {}},
+            f"{op} state: expected what state_dict() returns, got none of keys,",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            module.load_state_dict(state)
+        assert torch.equal(before, rows_of(module))
+    bounded = HashEmbedding(DIM, optimizer=Adagrad(), max_capacity=3)
+    text = f"{op} keys: expected at most max_capacity = 3 rows, got 12."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        bounded.load_state_dict(module.state_dict())
+
+
+def test_repr_names_what_matters():
+    module = filled(HashEmbedding(DIM, optimizer=SGD(lr=0.5), update="step"))
+    assert repr(module).startswith("HashEmbedding(5, rows=12, optimizer=SGD(lr=0.5")
+    assert repr(module).endswith("update='step')")
+    assert not list(module.parameters()) and not list(module.buffers())
