@@ -6,6 +6,7 @@ import torch
 from hotloop import _arrays
 from hotloop.reference.core import philox_uniform
 from hotloop.table import Constant, Normal, Table, Uniform
+from hotloop.table import _calls as calls_module
 from hotloop.table import table as table_module
 from hotloop.table.optimizers import SGD
 
@@ -386,7 +387,7 @@ def test_expiry_keeps_what_was_used_at_the_boundary():
 
 
 def test_now_is_the_default_time(monkeypatch):
-    monkeypatch.setattr(table_module._time, "time", lambda: 1234.9)
+    monkeypatch.setattr(calls_module._time, "time", lambda: 1234.9)
     table = Table(1, track="use")
     table.find_or_insert(np.array([1]))
     assert table.export().last_use.tolist() == [1234]
