@@ -539,7 +539,7 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
         data = log.facts
         say(
             f"{data['impressions']} impressions, {data['clicks']} clicks, {data['ids']} ids, "
-            f"{data['ids_seen_once']} of them seen once; about two minutes."
+            f"{data['ids_seen_once']} of them seen once; about a minute."
         )
         given.out.mkdir(parents=True, exist_ok=True)
         found = run(log, settings, settings.shares, say)
