@@ -13,9 +13,10 @@ TFRA_BASE ?= python3.11
 TFRA := .venv-tfra
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo test test-python test-cpp peers rivals bench lint format docs wheel clean
+.PHONY: help demo demo-online test test-python test-cpp peers rivals bench lint format docs wheel clean
 help:
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
+	@echo "make demo-online      clicks of a real log learned in one pass at equal memory (out/online/report.png)"
 	@echo "make test             every test that needs no GPU; slow sweeps: PYTEST_ARGS='-m slow'"
 	@echo "make bench [OPS=...]  measure against the rivals (out/bench)"
 	@echo "make rivals           install the rivals of the table benches (bench/README.md)"
@@ -62,6 +63,14 @@ rivals: $(VENV)/rivals
 
 demo: $(VENV)/built
 	$(BIN)/python -m examples.learn_from_preferences $(if $(TEXT),--text '$(TEXT)') $(DEMO_ARGS)
+
+# For the log it carries: its dependencies would bring another torch, and its code is not run.
+$(VENV)/obp: $(VENV)/dev
+	$(PIP) --no-deps obp==0.4.1
+	@touch $@
+
+demo-online: $(VENV)/built $(VENV)/obp
+	$(BIN)/python -m examples.online_recommender $(DEMO_ARGS)
 
 test: test-cpp test-python
 

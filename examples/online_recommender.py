@@ -7,11 +7,13 @@ The log is the small Open Bandit Dataset (Saito et al. 2020, arXiv:2008.07146) t
 impressions of one week on ZOZOTOWN, 287 clicks. A logistic model adds up one weight per feature. There are few users
 and items, so what fills memory are crosses of them, down to (segment, item, hour): most are seen once, as in any log.
 Rows of all learners are made from the same ids and trained by the same rule with the same rate; what differs is where
-an id's weight lies, at the same number of bytes.
+an id's weight lies, at the same number of bytes. Each learner chooses its rate on the first day, which is not counted.
 
 What this can show: what collisions, eviction, admission and expiry do to rows, bytes, speed and, within its interval,
-log-loss. What it cannot: 287 clicks decide little between learners; a week is short for expiry; and a model of one
-weight per id is the worst case for a collisionless table, whose keys and index cost three times the weight.
+log-loss. What it cannot: 287 clicks decide little, and hardly more than the click rate so far can be learned from them;
+a week is short for expiry; and a model of one weight per id is the worst case for a collisionless table, where key,
+score and index take three times what weight and state do. So that "no difference" can be told from "nothing to see", a
+control runs the same learners over the same impressions with clicks drawn from planted weights.
 """
 
 from __future__ import annotations
@@ -52,19 +54,20 @@ class ExampleError(Exception):
 @dataclass(frozen=True)
 class Settings:
     batch: int = 50
-    lr: float = 0.05
+    rates: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+    tuning: float = 1 / 7  # of the log: the first of seven days
     # Adagrad's first step is lr g / sqrt(this + g^2): without it every new id would jump by lr, whatever its gradient.
     initial_accumulator_value: float = 0.1
     prior: float = 0.01  # click rate guessed before the first impression, the same for all
     shares: tuple[float, ...] = (1 / 32, 1 / 8, 1 / 2, 1.0)  # of what a row for every id takes
     hash_seeds: int = 3  # of the hashed learner, whose losses are averaged
-    threshold: int = 1  # sightings before an id is admitted
+    threshold: int = (
+        1  # an id gets in if an earlier batch had it: a table asks once per id and batch
+    )
     filter_share: float = 0.15  # of a budget goes to the filter
     keep_seconds: int = 24 * HOUR
     block: int = 1000  # impressions in a block of the interval
-
-    def optimizer(self) -> Adagrad:
-        return Adagrad(lr=self.lr, initial_accumulator_value=self.initial_accumulator_value)
+    control_shares: tuple[float, ...] = (1 / 8, 1.0)
 
 
 # --- the log
@@ -184,13 +187,14 @@ class Learner(Protocol):
 class Hashed:
     """``nn.EmbeddingBag`` over buckets: ids that meet in one share its weight."""
 
-    def __init__(self, budget: float, settings: Settings, seed: int = 0) -> None:
+    def __init__(self, budget: float, settings: Settings, rate: float, seed: int = 0) -> None:
+        torch.sparse.check_sparse_tensor_invariants.disable()  # or torch warns that it does not
         self.rows, self.seed = int(budget // HASHED_BYTES), seed
         self.bag = nn.EmbeddingBag(self.rows, 1, mode="sum", sparse=True)
         nn.init.zeros_(self.bag.weight)
         self.optimizer = torch.optim.Adagrad(
             self.bag.parameters(),
-            lr=settings.lr,
+            lr=rate,
             initial_accumulator_value=settings.initial_accumulator_value,
         )
         self.used = torch.zeros(self.rows, dtype=torch.bool)  # for the report; not counted
@@ -216,7 +220,13 @@ class Collisionless:
     """``HashEmbeddingBag``: a row of its own for every id, as long as there is room."""
 
     def __init__(
-        self, budget: float | None, settings: Settings, *, admit: bool = False, expire: bool = False
+        self,
+        budget: float | None,
+        settings: Settings,
+        rate: float,
+        *,
+        admit: bool = False,
+        expire: bool = False,
     ) -> None:
         self.filter: CountFilter | None = None
         self.keep = settings.keep_seconds if expire else None
@@ -228,7 +238,9 @@ class Collisionless:
         self.bag = HashEmbeddingBag(
             1,
             mode="sum",
-            optimizer=settings.optimizer(),
+            optimizer=Adagrad(
+                lr=rate, initial_accumulator_value=settings.initial_accumulator_value
+            ),
             initializer=Constant(0.0),
             admission=self.filter,
             track=("use",) if expire else (),
@@ -275,14 +287,15 @@ def counter(most_bytes: int, threshold: int) -> CountFilter:
     return CountFilter(capacity, threshold, splits=1)
 
 
+UNBOUNDED = "collisionless, no bound"
 ARMS = ("hashed", "collisionless", "+ admission", "+ expiry", "+ both")
 
 
-def made(arm: str, budget: float, settings: Settings, seed: int) -> Learner:
-    if arm == "hashed":
-        return Hashed(budget, settings, seed)
+def made(arm: str, budget: float | None, settings: Settings, rate: float, seed: int = 0) -> Learner:
+    if arm == "hashed" and budget is not None:
+        return Hashed(budget, settings, rate, seed)
     admit, expire = arm in ("+ admission", "+ both"), arm in ("+ expiry", "+ both")
-    return Collisionless(budget, settings, admit=admit, expire=expire)
+    return Collisionless(budget, settings, rate, admit=admit, expire=expire)
 
 
 # --- predict, then learn
@@ -325,36 +338,77 @@ def base_rate(log: Log, settings: Settings) -> np.ndarray:
     return -(clicks * np.log(rate) + (1 - clicks) * np.log1p(-rate))
 
 
-def interval(values: np.ndarray, block: int) -> dict[str, Any]:
-    """Mean, and its 95 % interval by means of consecutive blocks, which neighbours may depend within."""
-    count = len(values) // block
+def planted(log: Log, seed: int = 0) -> Log:
+    """The same impressions; clicks drawn with a log-odds of -2 plus weights of two crosses, normal by the id's hash."""
+    features = log.facts["features"]
+    odds = np.full(len(log), -2.0)
+    for name in ("segment x item", "item x clock"):
+        bits = salted_hash_bucket(log.ids[:, features.index(name)].contiguous(), 10**6, seed=seed)
+        uniform = (bits.numpy() + 0.5) / 10**6
+        odds += np.array([statistics.NormalDist().inv_cdf(u) for u in uniform])
+    draws = np.random.default_rng(seed).random(len(log))
+    clicks = torch.from_numpy((draws < 1 / (1 + np.exp(-odds))).astype(np.float32))
+    facts = {**log.facts, "clicks": int(clicks.sum())}
+    return Log(log.ids, clicks, log.seconds, facts)
+
+
+def interval(values: np.ndarray, block: int, level: float = 0.95) -> dict[str, Any]:
+    """Mean, and its interval by means of consecutive blocks, within which neighbours may depend on each other."""
+    count, mean = len(values) // block, float(values.mean())
     if count < 2:
-        return {"mean": float(values.mean()), "low": None, "high": None, "blocks": count}
+        return {"mean": mean, "low": None, "high": None, "blocks": count}
     means = values[: count * block].reshape(count, block).mean(1)
-    z = statistics.NormalDist().inv_cdf(0.975)
+    z = statistics.NormalDist().inv_cdf(0.5 + level / 2)
     t = z + (z**3 + z) / (4 * (count - 1))  # Student's, to the first order
     half = t * float(means.std(ddof=1)) / math.sqrt(count)
-    mean = float(values.mean())
     return {"mean": mean, "low": mean - half, "high": mean + half, "blocks": count}
 
 
-def run(log: Log, settings: Settings, say: Any = lambda text: None) -> dict[str, Any]:
-    whole = log.facts["ids"] * row_bytes(bounded=True, tracked=False)
-    base = base_rate(log, settings)
-    results: list[dict[str, Any]] = []
+def first_day(log: Log, settings: Settings) -> int:
+    """How many impressions rates are chosen on, in whole batches."""
+    return int(len(log) * settings.tuning) // settings.batch * settings.batch
 
-    def row(
-        arm: str, budget: float | None, runs: list[tuple[Learner, Course]], against: Any
-    ) -> Any:
-        losses = np.mean([course.losses for _, course in runs], 0)
+
+def chosen_rate(arm: str, budget: float | None, log: Log, settings: Settings) -> float:
+    end = first_day(log, settings)
+    begin = Log(log.ids[:end], log.clicks[:end], log.seconds[:end], log.facts)
+    losses = {}
+    for rate in settings.rates:
+        learner = made(arm, budget, settings, rate)
+        losses[rate] = float(prequential(begin, learner, settings.batch).losses.mean())
+    return min(losses, key=lambda rate: losses[rate])
+
+
+def run(
+    log: Log, settings: Settings, shares: Sequence[float], say: Any = lambda text: None
+) -> dict[str, Any]:
+    whole = log.facts["ids"] * row_bytes(bounded=True, tracked=False)
+    counted = slice(first_day(log, settings), None)
+    base = base_rate(log, settings)[counted]
+    comparisons = len(shares) * (len(ARMS) - 1)
+    block, results = settings.block, []
+
+    def contend(arm: str, budget: float | None, against: Any) -> Any:
+        rate = chosen_rate(arm, budget, log, settings)
+        runs = []
+        for seed in range(settings.hash_seeds if arm == "hashed" else 1):
+            learner = made(arm, budget, settings, rate, seed)
+            runs.append((learner, prequential(log, learner, settings.batch)))
+        losses = np.mean([course.losses[counted] for _, course in runs], 0)
         seconds = statistics.median(course.seconds for _, course in runs)
+        minus = None if against is None else losses - against
         found = {
             "arm": arm,
             "budget_bytes": None if budget is None else int(budget),
-            "log_loss": interval(losses, settings.block),
-            "minus_base_rate": interval(losses - base, settings.block),
-            "minus_hashed": None if against is None else interval(losses - against, settings.block),
-            "by_seed": [float(course.losses.mean()) for _, course in runs],
+            "rate": rate,
+            "log_loss": interval(losses, block),
+            "minus_base_rate": interval(losses - base, block),
+            "minus_hashed": None if minus is None else interval(minus, block),
+            # Wide enough for all comparisons at once (Bonferroni).
+            "minus_hashed_all": None
+            if minus is None
+            else interval(minus, block, 1 - 0.05 / comparisons),
+            "by_seed": [float(course.losses[counted].mean()) for _, course in runs],
             "impressions_per_second": len(log) / seconds,
             "ids_per_second": log.ids.numel() / seconds,
             **runs[0][0].facts(),
@@ -364,30 +418,21 @@ def run(log: Log, settings: Settings, say: Any = lambda text: None) -> dict[str,
         say(line(found))
         return losses
 
-    say(f"{'':24s}{'budget':>9s}{'rows':>9s}{'in use':>9s}{'log-loss':>10s}  minus hashed, 95 %")
-    for share in settings.shares:
+    say(f"{'':23s}{'budget':>9s}{'rows':>8s}{'in use':>8s}{'log-loss':>10s}  minus hashed, 95 %")
+    for share in shares:
         against = None
         for arm in ARMS:
-            runs = []
-            for seed in range(settings.hash_seeds if arm == "hashed" else 1):
-                learner = made(arm, whole * share, settings, seed)
-                runs.append((learner, prequential(log, learner, settings.batch)))
-            losses = row(arm, whole * share, runs, against)
+            losses = contend(arm, whole * share, against)
             against = losses if arm == "hashed" else against
-    free = Collisionless(None, settings)
-    row("collisionless, no bound", None, [(free, prequential(log, free, settings.batch))], None)
+    contend(UNBOUNDED, None, None)
+    say(f"{'click rate so far':48s}{base.mean():10.5f}")
     return {
-        "settings": asdict(settings),
         "data": log.facts,
+        "counted_from": counted.start,
         "a_row_for_every_id_bytes": int(whole),
-        "base_rate": interval(base, settings.block),
+        "base_rate": interval(base, block),
         "results": results,
-        "machine": {
-            "cpu": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "verdict": verdict(results),
     }
 
 
@@ -396,67 +441,80 @@ def run(log: Log, settings: Settings, say: Any = lambda text: None) -> dict[str,
 
 def line(found: dict[str, Any]) -> str:
     budget = found["budget_bytes"] or found["bytes"]
-    text = f"{found['arm']:24s}{budget / 1024:7.0f} K{found['rows']:9d}{found['rows_in_use']:9d}"
+    text = f"{found['arm']:23s}{budget / 1024:7.0f} K{found['rows']:8d}{found['rows_in_use']:8d}"
     text += f"{found['log_loss']['mean']:10.5f}"
     difference = found["minus_hashed"]
     if difference is not None and difference["low"] is not None:
         text += "  {mean:+.5f} [{low:+.5f}, {high:+.5f}]".format(**difference)
-    return f"{text}  {found['impressions_per_second']:.0f}/s"
+    return f"{text}  rate {found['rate']:g}, {found['impressions_per_second']:.0f}/s"
 
 
-def verdict(report: dict[str, Any]) -> str:
-    """What the intervals allow to say."""
+def verdict(results: list[dict[str, Any]]) -> str:
+    """What the intervals allow to say, all comparisons taken together."""
     said = []
-    for found in report["results"]:
-        d = found["minus_hashed"]
+    for found in results:
+        d = found["minus_hashed_all"]
         if d is not None and d["low"] is not None and (d["low"] > 0 or d["high"] < 0):
             which = "worse" if d["low"] > 0 else "better"
-            said.append(f"{found['arm']} at {found['budget_bytes'] / 1024:.0f} K is {which}")
+            share = abs(d["mean"]) / (found["log_loss"]["mean"] - d["mean"])
+            at = f"{found['arm']} at {found['budget_bytes'] / 1024:.0f} K"
+            said.append(f"{at} is {which} by {share:.2%}")
     if not said:
-        return "No learner differs from the hashed one by more than its 95 % interval."
-    return f"Beyond their 95 % intervals against hashed: {'; '.join(said)}. All other differences are within."
+        return "All comparisons taken together, no learner differs from the hashed one."
+    return (
+        "All comparisons taken together, against hashed "
+        f"{'; '.join(said)}. Other differences are within their intervals."
+    )
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure = Figure(figsize=(15, 9), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, difference, use = figure.subplots(1, 3)
-    of = {arm: [r for r in report["results"] if r["arm"] == arm] for arm in ARMS}
-    for place, (arm, found) in enumerate(of.items()):
-        x = np.array([r["budget_bytes"] for r in found]) / 1024
-        loss.plot(x, [r["log_loss"]["mean"] for r in found], "o-", label=arm, color=f"C{place}")
-        if arm != "hashed" and found[0]["minus_hashed"]["low"] is not None:
-            d = [r["minus_hashed"] for r in found]
-            y = np.array([v["mean"] for v in d])
-            half = [v["high"] - v["mean"] for v in d]
-            near = x * 1.08 ** (place - 2.5)
-            difference.errorbar(near, y, half, fmt="o", capsize=3, color=f"C{place}", label=arm)
-        middle = found[len(found) // 2]
-        rows = middle["rows_over_time"]
-        use.plot(np.linspace(0, 100, len(rows)), rows, label=arm, color=f"C{place}")
-    free = next(r for r in report["results"] if r["arm"] == "collisionless, no bound")
-    loss.axhline(free["log_loss"]["mean"], color="black", lw=1, label=free["arm"])
-    loss.axhline(report["base_rate"]["mean"], color="grey", ls=":", label="click rate so far")
-    difference.axhline(0, color="black", lw=1)
-    for axes, title, label in (
-        (loss, "Log-loss of each impression before it is learned from", "log-loss"),
-        (difference, "Minus hashed at the same bytes, 95 % by blocks", "difference in log-loss"),
-    ):
-        axes.set(title=title, xlabel="memory, KiB", ylabel=label, xscale="log")
-        axes.legend(fontsize=8)
-    budget = of["hashed"][len(of["hashed"]) // 2]["budget_bytes"] / 1024
-    use.set(title=f"Rows in use at {budget:.0f} KiB", xlabel="% of the log", ylabel="rows")
-    use.legend(fontsize=8)
-    data, machine = report["data"], report["machine"]
+    axes = figure.subplots(2, 3)
+    for row, name in enumerate(("log", "control")):
+        draw(report[name], axes[row], "" if name == "log" else "Planted clicks: ")
+    data, machine = report["log"]["data"], report["machine"]
     figure.suptitle(
         f"Open Bandit Dataset, small: {data['impressions']} impressions, {data['clicks']} clicks, "
         f"{data['ids']} ids; {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
+
+
+def draw(found: dict[str, Any], axes: Any, what: str) -> None:
+    loss, difference, use = axes
+    of = {arm: [r for r in found["results"] if r["arm"] == arm] for arm in ARMS}
+    budgets = [r["budget_bytes"] / 1024 for r in of["hashed"]]
+    for place, (arm, rows) in enumerate(of.items()):
+        style = {"label": arm, "color": f"C{place}"}
+        loss.plot(budgets, [r["log_loss"]["mean"] for r in rows], "o-", **style)
+        if arm != "hashed" and rows[0]["minus_hashed"]["low"] is not None:
+            d = [r["minus_hashed"] for r in rows]
+            means = [v["mean"] for v in d]
+            near = [b * 1.08 ** (place - 2.5) for b in budgets]
+            half = [v["high"] - v["mean"] for v in d]
+            difference.errorbar(near, means, half, fmt="o", capsize=3, **style)
+        over_time = rows[len(rows) // 2]["rows_over_time"]
+        use.plot(np.linspace(0, 100, len(over_time)), over_time, **style)
+    free = next(r for r in found["results"] if r["arm"] == UNBOUNDED)
+    loss.axhline(free["log_loss"]["mean"], color="black", lw=1, label=UNBOUNDED)
+    loss.axhline(found["base_rate"]["mean"], color="grey", ls=":", label="click rate so far")
+    difference.axhline(0, color="black", lw=1)
+    for one, title, label in (
+        (loss, "log-loss, predicted before learned", "log-loss"),
+        (difference, "minus hashed, 95 % by blocks", "difference in log-loss"),
+    ):
+        one.set(title=what + title, xlabel="memory, KiB", ylabel=label, xscale="log")
+        one.set_xticks(budgets, [f"{b:.0f}" for b in budgets])
+        one.set_xticks([], minor=True)
+        one.legend(fontsize=8)
+    budget = budgets[len(budgets) // 2]
+    use.set(title=f"{what}rows in use at {budget:.0f} KiB", xlabel="% of the log", ylabel="rows")
+    use.legend(fontsize=8)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -472,6 +530,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None, settings: Settings | None = None) -> int:
     given = parser().parse_args(arguments)
+    settings = settings or Settings()
+    # A batch is a thousand ids: a second thread gains nothing, and on a busy machine it is waited for.
+    torch.set_num_threads(1)
     say = (lambda text: None) if given.quiet else (lambda text: print(text, flush=True))
     try:
         log = read(given.data or find_data())
@@ -481,18 +542,31 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
             f"{data['ids_seen_once']} of them seen once; about a minute."
         )
         given.out.mkdir(parents=True, exist_ok=True)
-        report = run(log, settings or Settings(), say)
+        found = run(log, settings, settings.shares, say)
+        say(
+            f"{found['verdict']}\n\nControl: the same impressions, clicks drawn from planted weights"
+        )
+        control = run(planted(log), settings, settings.control_shares, say)
+        say(control["verdict"])
     except ExampleError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; nothing was written.", file=sys.stderr)
         return 130
-    report["verdict"] = verdict(report)
+    report = {
+        "settings": asdict(settings),
+        "log": found,
+        "control": control,
+        "machine": {
+            "cpu": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+    }
     (given.out / REPORT).write_text(json.dumps(report, indent=1) + "\n")
     picture(report, given.out / PICTURE)
-    rate = report["base_rate"]["mean"]
-    say(f"{'click rate so far':51s}{rate:10.5f}\n{report['verdict']}")
     say(f"Report: {given.out / REPORT} and {given.out / PICTURE}")
     return 0
 
