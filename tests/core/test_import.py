@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hotloop import _native
+from hotloop import _native, catalog
 
 IMPORT = """
 import sys, time, json
@@ -30,6 +30,13 @@ def test_import_is_quick_and_pulls_in_neither_torch_nor_numpy() -> None:
     found = [json.loads(run(IMPORT)) for _ in range(5)]
     assert min(seconds for seconds, _ in found) <= 0.150
     assert all(names == [] for _, names in found)
+
+
+@pytest.mark.parametrize("room", sorted({op.room for op in catalog()}))
+def test_every_room_can_be_the_first_one(room: str) -> None:
+    """The rooms of losses know each other: none may depend on who came first."""
+    for name in (room, f"reference.{room}"):
+        run(f"import hotloop.{name}")
 
 
 def test_import_changes_no_logging_and_no_warning_filters() -> None:

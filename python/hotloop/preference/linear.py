@@ -21,7 +21,7 @@ from .._impl import Impl
 from ..logprob import _arguments, _statistics
 from ..logprob._cpu import LogitMap
 from ..logprob.head import IGNORE_INDEX, linear_logprob
-from ..unlearn import npo_loss
+from ..unlearn.losses import npo_loss
 from . import links, multi_term, optimistic, pairs, reference_free, squared, unpaired
 from .metrics import preference_metrics
 
