@@ -168,7 +168,8 @@ class Table {
   bool remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed);
   void upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
                    std::vector<std::int64_t>& deferred);
-  void upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
+  // Positions that found no room in a table that evicts; others throw TableFull.
+  std::vector<std::int64_t> upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
   void upsert_within(const Upsert& call);
   void upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions);
   void release(std::uint32_t row, std::uint64_t key);
@@ -224,7 +225,7 @@ void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_byt
       p.row = m != 0 ? p.bucket->row(std::countr_zero(m)) : kNoRow;
       if (p.row != kNoRow) prefetch_row(arena_.row(p.row), row_bytes);
       else if (header >= Bucket::kPassed) __builtin_prefetch(index.next(p.bucket));
-      else p.bucket = nullptr;  // nowhere
+      else if (m == 0) p.bucket = nullptr;  // nowhere
     }
     for (int i = 0; i < n; ++i) {
       Pending& p = group[i];
