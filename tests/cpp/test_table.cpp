@@ -2,9 +2,9 @@
 // all elements of a row are equal, and say whose they are.
 #include "table/table.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <thread>
 #include <vector>
 
@@ -20,7 +20,7 @@ constexpr std::int64_t kDim = 24;
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr int kRounds = 300;
 #else
-constexpr int kRounds = 3000;
+constexpr int kRounds = 20000;
 #endif
 
 Settings settings(Strategy strategy = Strategy::kNone, std::int64_t max_rows = kMaxRows) {
@@ -237,7 +237,8 @@ TEST(scans_expiry_and_clearing_beside_a_writer) {
   };
   const auto scan = [&] {
     constexpr std::size_t kMost = 4096;
-    Batch b(*std::make_unique<std::uint64_t>(3), 0, 1, kMost, 0);
+    std::uint64_t seed = 3;
+    Batch b(seed, 0, 1, kMost, 0);
     while (writing) {
       const std::uint32_t end = std::min<std::uint32_t>(table.arena().end(), kMost);
       const std::int64_t n = table.export_rows(0, end, 0, {.keys = b.keys.data(), .values = b.out()});
