@@ -10,10 +10,6 @@ else()
   set(HOTLOOP_SIMD_LEVELS 0)
 endif()
 
-if(HOTLOOP_SANITIZE STREQUAL "thread")
-  set(HOTLOOP_SIMD_LEVELS 0)  # what races does not depend on it, and the build takes half the time
-endif()
-
 set(HOTLOOP_OPTIMIZE -O3)
 if(HOTLOOP_SANITIZE)
   set(HOTLOOP_OPTIMIZE -O1)

@@ -18,7 +18,7 @@ namespace {
 constexpr std::int64_t kDim = 24;
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int kRounds = 300;
+constexpr int kRounds = 2000;
 #else
 constexpr int kRounds = 20000;
 #endif
