@@ -85,6 +85,9 @@ test-cpp: $(VENV)/dev
 	$(BIN)/cmake -S . -B build/cpp-sanitized -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_SANITIZE=address,undefined >> build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)
 	$(BIN)/cmake --build build/cpp-sanitized
 	$(BIN)/ctest --test-dir build/cpp-sanitized --output-on-failure
+	$(BIN)/cmake -S . -B build/cpp-threads -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_SANITIZE=thread >> build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)
+	$(BIN)/cmake --build build/cpp-threads --target test_table
+	$(BIN)/ctest --test-dir build/cpp-threads --output-on-failure
 	@rm -f build-cpp.log
 
 peers: $(VENV)/built $(VENV)/peers

@@ -34,12 +34,13 @@ void Evictor::scan() {
   for (; !kept.empty(); kept.pop()) run_.push_back(kept.top());
 }
 
-Evictor::Victim Evictor::lowest() {
+std::optional<Evictor::Victim> Evictor::lowest() {
   const std::lock_guard lock(mutex_);
   for (;;) {
     const bool from_heap = !fresh_.empty() && (run_.empty() || fresh_.top() < run_.back());
     if (!from_heap && run_.empty()) {
       scan();
+      if (!active_) return std::nullopt;
       continue;
     }
     const Victim v = from_heap ? fresh_.top() : run_.back();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <queue>
 #include <vector>
 
@@ -51,8 +52,8 @@ class Evictor {
     const std::lock_guard lock(mutex_);
     if (active_ && v < last_) fresh_.push(v);
   }
-  // The lowest row; the table is not empty. It stays the lowest until it is removed or used.
-  Victim lowest();
+  // The lowest row, if there is any. It stays the lowest until it is removed or used.
+  std::optional<Victim> lowest();
 
  private:
   void scan();

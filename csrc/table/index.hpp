@@ -32,10 +32,10 @@ struct alignas(64) Bucket {
   std::uint64_t tags_low;   // of slots 0 to 7
   std::uint32_t tags_high;  // of slots 8 to 11
   std::uint32_t header;     // bits 0-11: slot used; 12: locked; 13 and up: keys that went past
-  std::uint32_t rows[kSlots];
+  std::uint32_t rows[kSlots];  // plus one; 0 where nobody is, and where somebody took the slot and is not in it yet
 
   std::uint32_t read_header() const { return __atomic_load_n(&header, __ATOMIC_ACQUIRE); }
-  std::uint32_t row(int slot) const { return __atomic_load_n(&rows[slot], __ATOMIC_ACQUIRE); }
+  std::uint32_t row(int slot) const { return __atomic_load_n(&rows[slot], __ATOMIC_ACQUIRE) - 1u; }  // kNoRow for 0
 
   // Slots whose tag may be this one: all that are, and rarely one more (a borrow); the key in the row decides.
   std::uint32_t match(std::uint8_t tag) const {
@@ -69,10 +69,15 @@ struct alignas(64) Bucket {
   }
   void publish(int slot, std::uint8_t tag, std::uint32_t row) {
     unsigned char* tags = reinterpret_cast<unsigned char*>(this);
-    __atomic_store_n(&rows[slot], row, __ATOMIC_RELEASE);
+    __atomic_store_n(&rows[slot], row + 1u, __ATOMIC_RELEASE);
     __atomic_store_n(tags + slot, tag, __ATOMIC_RELEASE);
   }
-  void vacate(int slot) { __atomic_fetch_and(&header, ~(1u << slot), __ATOMIC_RELEASE); }
+  // The row goes first: in a slot that the next owner has taken but not filled, a search must not find the last one's,
+  // who may be back in another slot with the same row.
+  void vacate(int slot) {
+    __atomic_store_n(&rows[slot], 0u, __ATOMIC_RELAXED);
+    __atomic_fetch_and(&header, ~(1u << slot), __ATOMIC_RELEASE);
+  }
   void passed(bool more) {
     if (more) __atomic_fetch_add(&header, kPassed, __ATOMIC_RELEASE);
     else __atomic_fetch_sub(&header, kPassed, __ATOMIC_RELEASE);
@@ -117,7 +122,7 @@ class Index {
       for (std::uint32_t m = b->match(tag(hash)) & header; m != 0; m &= m - 1) {
         const int slot = std::countr_zero(m);
         const std::uint32_t row = b->row(slot);
-        if (is_mine(row)) return {b, slot, row};
+        if (row != kNoRow && is_mine(row)) return {b, slot, row};
       }
       if (header < Bucket::kPassed) break;
     }

@@ -121,7 +121,7 @@ void Table::upsert_some(Index& index, const Upsert& call, const std::int64_t* po
       });
 }
 
-void Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count) {
+std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count) {
   std::vector<std::int64_t> left;
   for (std::int64_t room_at_once = 64;;) {
     std::vector<std::int64_t> deferred;
@@ -136,7 +136,7 @@ void Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::i
         deferred.insert(deferred.end(), my_deferred.begin(), my_deferred.end());
       });
     }
-    if (deferred.empty()) return;
+    if (deferred.empty()) return {};
     std::sort(deferred.begin(), deferred.end());
     left = std::move(deferred);
     positions = left.data();
@@ -146,7 +146,10 @@ void Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::i
       room_at_once = 1;
       continue;
     }
-    if (capacity() >= settings_.max_rows) throw TableFull();
+    if (capacity() >= settings_.max_rows) {
+      if (evictor_ == nullptr) throw TableFull();
+      return left;
+    }
     // At most four times, since what is left may be one key many times over.
     grow(std::min(size() + count, 4 * capacity()));
     room_at_once = 64;
@@ -169,7 +172,11 @@ void Table::upsert_within(const Upsert& call) {
   std::vector<std::int64_t> known, unknown;
   for (std::int64_t i = 0; i < call.keys.count; ++i) (call.rows[i] != kNoRow ? known : unknown).push_back(i);
   if (unknown.empty()) {
-    upsert_all(call, nullptr, call.keys.count);
+    // Known keys may be evicted before it is their turn.
+    const std::vector<std::int64_t> left = upsert_all(call, nullptr, call.keys.count);
+    if (left.empty()) return;
+    const std::lock_guard one(admission_mutex_);
+    upsert_evicting(call, left);
     return;
   }
   const std::lock_guard one(admission_mutex_);
@@ -191,9 +198,15 @@ void Table::upsert_within(const Upsert& call) {
   }
   const bool full = size() + static_cast<std::int64_t>(counts.size()) > settings_.max_rows;
   if (full && evictor_ == nullptr) throw TableFull();
-  if (!known.empty()) upsert_all(call, known.data(), static_cast<std::int64_t>(known.size()));
-  if (!full) upsert_all(call, unknown.data(), static_cast<std::int64_t>(unknown.size()));
-  else upsert_evicting(call, unknown);
+  std::vector<std::int64_t> left;
+  if (!known.empty()) left = upsert_all(call, known.data(), static_cast<std::int64_t>(known.size()));
+  if (full) {
+    left.insert(left.end(), unknown.begin(), unknown.end());
+  } else {
+    const std::vector<std::int64_t> rest = upsert_all(call, unknown.data(), static_cast<std::int64_t>(unknown.size()));
+    left.insert(left.end(), rest.begin(), rest.end());
+  }
+  if (!left.empty()) upsert_evicting(call, left);
 }
 
 // One key after the other, in the order of the batch: who is evicted depends on it.
@@ -208,7 +221,9 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
       deferred.clear();
       upsert_some(*index, call, &at, 1, 1, deferred);
       if (deferred.empty()) break;
-      const Evictor::Victim v = evictor_->lowest();
+      const std::optional<Evictor::Victim> lowest = evictor_->lowest();
+      if (!lowest) continue;  // all rows were erased meanwhile
+      const Evictor::Victim v = *lowest;
       const std::uint64_t score = next_score(settings_.strategy, call.stamp, at, true, 0);
       // New keys of LFU begin low; refused, none would ever get in.
       if (settings_.strategy != Strategy::kLfu && score < v.score) {

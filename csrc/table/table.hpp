@@ -171,7 +171,8 @@ class Table {
   bool take_room(RowSource& source, std::int64_t at_once);
   void upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
                    std::int64_t room_at_once, std::vector<std::int64_t>& deferred);
-  void upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
+  // Positions that found no room in a table that evicts; others throw TableFull.
+  std::vector<std::int64_t> upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
   void upsert_within(const Upsert& call);
   void upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions);
   void release(std::uint32_t row, std::uint64_t key);
@@ -224,9 +225,13 @@ void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_byt
     const std::uint32_t header = p.bucket->read_header();
     std::uint32_t m = p.bucket->match(Index::tag(p.hash)) & header;
     if (m != 0) {
+      // A slot that is claimed and not yet filled has no row: `row_of` looks at all of them then.
       p.row = p.bucket->row(std::countr_zero(m));
-      prefetch_row(arena_.row(p.row), row_bytes);
-      while ((m &= m - 1) != 0) __builtin_prefetch(arena_.row(p.bucket->row(std::countr_zero(m))));
+      if (p.row != kNoRow) prefetch_row(arena_.row(p.row), row_bytes);
+      while ((m &= m - 1) != 0) {
+        const std::uint32_t other = p.bucket->row(std::countr_zero(m));
+        if (other != kNoRow) __builtin_prefetch(arena_.row(other));
+      }
       return false;
     }
     p.bucket = header >= Bucket::kPassed ? index.next(p.bucket) : nullptr;

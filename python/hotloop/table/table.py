@@ -403,7 +403,8 @@ class Table(Calls):
     def export_batches(self, rows: int = 1 << 16, *, since: int = 0) -> Iterator[Rows]:
         """Yield all rows as NumPy arrays, about ``rows`` at a time, each whole, in the order of memory.
 
-        Rows written meanwhile appear as before or after; bfloat16 values are given as float32 if not saved.
+        Rows written meanwhile appear as before or after; a key that is erased and inserted again meanwhile may appear
+        twice, the newer one later. bfloat16 values are given as float32 if not saved.
         """
         op = "Table.export_batches"
         rows = _numbers.integer(op, "rows", rows, at_least=1)
@@ -419,6 +420,8 @@ class Table(Calls):
         if whole is None:
             return _columns.nothing(self)
         order = np.argsort(whole[0], kind="stable")
+        ordered = whole[0][order]
+        order = order[np.append(ordered[1:] != ordered[:-1], True)]  # the newest of each key
         return Rows(*(column[order] for column in whole))
 
     def quantized(self, dtype: str = "int8", *, value_range: float = 1.0) -> Table:

@@ -1,0 +1,262 @@
+// Tables under threads: readers, writers, growers, erasers, evictors. What the sanitizers cannot see, the rows show:
+// all elements of a row are equal, and say whose they are.
+#include "table/table.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+
+using namespace hotloop;
+using namespace hotloop::table;
+
+namespace {
+
+constexpr std::int64_t kDim = 24;
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int kRounds = 2000;
+#else
+constexpr int kRounds = 20000;
+#endif
+
+Settings settings(Strategy strategy = Strategy::kNone, std::int64_t max_rows = kMaxRows) {
+  Settings s;
+  s.dim = kDim;
+  s.capacity = 1;
+  s.strategy = strategy;
+  s.max_rows = max_rows;
+  s.times = s.versions = true;
+  return s;
+}
+
+// A number of its own for every thread and step.
+std::uint64_t next(std::uint64_t& state) { return mix64(state += 0x9E3779B97F4A7C15ull); }
+
+// A batch of keys below `range`, from `first` on, with rows that hold key % 1000 + 1000 * mark.
+struct Batch {
+  Batch(std::uint64_t& random, std::uint64_t first, std::uint64_t range, std::size_t count, int mark)
+      : keys(count), values(count * kDim), rows(count), found(count) {
+    for (std::size_t i = 0; i < count; ++i) {
+      keys[i] = first + next(random) % range;
+      for (std::int64_t j = 0; j < kDim; ++j) {
+        values[i * kDim + static_cast<std::size_t>(j)] = static_cast<float>(keys[i] % 1000 + 1000u * static_cast<unsigned>(mark));
+      }
+    }
+  }
+  Keys view() const { return {keys.data(), static_cast<std::int64_t>(keys.size())}; }
+  Values out() { return {reinterpret_cast<char*>(values.data()), kDim * 4}; }
+  // Found rows are whole and their keys' own.
+  bool whole() const {
+    for (std::size_t i = 0; i < keys.size(); ++i) {
+      if (found[i] == 0) continue;
+      const float* const row = values.data() + i * kDim;
+      if (static_cast<std::uint64_t>(row[0]) % 1000 != keys[i] % 1000) return false;
+      for (std::int64_t j = 1; j < kDim; ++j) {
+        if (row[j] != row[0]) return false;
+      }
+    }
+    return true;
+  }
+  std::vector<std::uint64_t> keys;
+  std::vector<float> values;
+  std::vector<std::uint32_t> rows;
+  std::vector<std::uint8_t> found;
+};
+
+void insert(Table& table, Batch& b, std::uint32_t time = 1, Evicted* evicted = nullptr) {
+  table.upsert({.keys = b.view(), .values = b.out(), .stamp = {.time = time}, .evicted = evicted, .rows = b.rows.data(), .found = b.found.data()});
+}
+
+// Index and rows agree: whoever is in a row is found, and there are as many as the table says.
+bool consistent(const Table& table) {
+  std::int64_t live = 0;
+  for (std::uint32_t r = 0; r < table.arena().end(); ++r) {
+    if (!table.arena().live(r)) continue;
+    ++live;
+    const std::uint64_t key = table.arena().key(r);
+    if (table.row_of(*table.index(), key, place_hash(key)) != r) return false;
+  }
+  return live == table.size();
+}
+
+template <class... Works>
+void together(Works... works) {
+  std::vector<std::thread> threads;
+  (threads.emplace_back(works), ...);
+  for (std::thread& t : threads) t.join();
+}
+
+}  // namespace
+
+TEST(a_slot_that_is_taken_but_not_filled_is_nobodys) {
+  // The key left slot 0 and came back with the same row to slot 1, while somebody else has taken slot 0.
+  Index index(1);
+  const std::uint64_t hash = 0x1234;
+  const auto mine = [](std::uint32_t row) { return row == 7; };
+  index.place(hash, 7);
+  const Index::Place before = index.search(hash, mine);
+  CHECK(before && before.slot == 0);
+  index.remove(hash, before);
+  CHECK(!index.search(hash, mine));
+  CHECK(index.home(hash)->claim() == 0);
+  CHECK(!index.search(hash, mine));
+  index.place(hash, 7);
+  CHECK(index.search(hash, mine).slot == 1);
+}
+
+TEST(a_fresh_slot_that_is_taken_but_not_filled_is_nobodys) {
+  Index index(1);
+  CHECK(index.home(0)->claim() == 0);
+  CHECK(!index.search(0, [](std::uint32_t row) { return row == 0; }));
+}
+
+TEST(rows_are_whole_under_writers_erasers_and_growers) {
+  Table table(settings());
+  std::atomic<int> writing{2};
+  std::atomic<bool> whole{true};
+  const auto write = [&](std::uint64_t seed) {
+    for (int i = 0; i < kRounds; ++i) {
+      Batch b(seed, 0, 60, 16, i % 9);
+      insert(table, b);
+      Batch gone(seed, 0, 60, 8, 0);
+      table.erase(gone.view(), gone.found.data());
+      if (i % 8 == 0) {
+        Batch given(seed, 0, 60, 8, 3);
+        table.assign(given.view(), given.out(), {.time = 2}, false, given.found.data());
+      }
+    }
+    --writing;
+  };
+  const auto read = [&](std::uint64_t seed) {
+    while (writing > 0) {
+      Batch b(seed, 0, 60, 16, 0);
+      table.find(b.view(), b.out(), b.found.data(), nullptr);
+      if (!b.whole()) whole = false;
+    }
+  };
+  const auto grow = [&] {
+    for (std::int64_t rows = 2; writing > 0; rows += 13) {
+      if (rows < 20000) table.reserve(rows);
+      std::this_thread::yield();
+    }
+  };
+  together([&] { write(1); }, [&] { write(2); }, [&] { read(3); }, [&] { read(4); }, grow);
+  CHECK(whole.load());
+  CHECK(consistent(table));
+}
+
+TEST(writers_of_their_own_keys_lose_nothing) {
+  Table table(settings());
+  constexpr int kWriters = 3;
+  std::vector<std::vector<int>> last(kWriters, std::vector<int>(40, -1));
+  const auto write = [&](int who) {
+    std::uint64_t random = static_cast<std::uint64_t>(who) * 77;
+    const std::uint64_t first = static_cast<std::uint64_t>(who) * 1000;
+    for (int i = 0; i < kRounds; ++i) {
+      Batch b(random, first, 40, 6, i % 9);
+      if (i % 3 == 2) {
+        table.erase(b.view(), b.found.data());
+        for (const std::uint64_t key : b.keys) last[static_cast<std::size_t>(who)][key - first] = -1;
+      } else {
+        insert(table, b);
+        for (const std::uint64_t key : b.keys) last[static_cast<std::size_t>(who)][key - first] = i % 9;
+      }
+    }
+  };
+  together([&] { write(0); }, [&] { write(1); }, [&] { write(2); });
+  std::int64_t count = 0;
+  for (std::uint64_t who = 0; who < kWriters; ++who) {
+    for (std::uint64_t k = 0; k < 40; ++k) {
+      const std::uint64_t key = who * 1000 + k;
+      const int wanted = last[who][k];
+      float row[kDim];
+      std::uint8_t found = 0;
+      table.find({&key, 1}, {reinterpret_cast<char*>(row), sizeof row}, &found, nullptr);
+      CHECK((found != 0) == (wanted >= 0));
+      if (found != 0 && wanted >= 0) CHECK(row[kDim - 1] == static_cast<float>(k + 1000 * static_cast<std::uint64_t>(wanted)));
+      count += wanted >= 0;
+    }
+  }
+  CHECK(table.size() == count);
+  CHECK(consistent(table));
+}
+
+TEST(eviction_under_readers_and_erasers) {
+  for (const std::int64_t bound : {1, 3, 40}) {
+    Table table(settings(Strategy::kLru, bound));
+    const auto range = static_cast<std::uint64_t>(2 * bound + 1);
+    std::atomic<int> writing{2};
+    std::atomic<bool> whole{true}, fits{true};
+    const auto write = [&](std::uint64_t seed) {
+      try {
+        for (int i = 0; i < kRounds / 3; ++i) {
+          Evicted evicted;
+          Batch b(seed, 0, range, 8, i % 9);
+          insert(table, b, 1, &evicted);
+          Batch one(seed, 0, range, 1, 5);  // often known when it is looked up, and evicted when it is written
+          insert(table, one);
+          if (evicted.keys.size() != evicted.scores.size()) whole = false;
+        }
+      } catch (const TableFull&) {
+        fits = false;
+      }
+      --writing;
+    };
+    const auto read = [&] {
+      std::uint64_t seed = 9;
+      while (writing > 0) {
+        Batch b(seed, 0, range, 8, 0);
+        table.find(b.view(), b.out(), b.found.data(), nullptr);
+        if (!b.whole()) whole = false;
+        Batch gone(seed, 0, range, 2, 0);
+        table.erase(gone.view(), gone.found.data());
+      }
+    };
+    together([&] { write(1); }, [&] { write(2); }, read);
+    CHECK(whole.load());
+    CHECK(fits.load());
+    CHECK(table.size() <= bound);
+    CHECK(consistent(table));
+  }
+}
+
+TEST(scans_expiry_and_clearing_beside_a_writer) {
+  Table table(settings());
+  std::atomic<bool> writing{true}, whole{true};
+  const auto write = [&] {
+    std::uint64_t seed = 1;
+    for (int i = 0; i < kRounds; ++i) {
+      Batch b(seed, 0, 200, 16, i % 9);
+      insert(table, b, static_cast<std::uint32_t>(i % 7));
+    }
+    writing = false;
+  };
+  const auto scan = [&] {
+    constexpr std::size_t kMost = 4096;
+    std::uint64_t seed = 3;
+    Batch b(seed, 0, 1, kMost, 0);
+    while (writing) {
+      const std::uint32_t end = std::min<std::uint32_t>(table.arena().end(), kMost);
+      const std::int64_t n = table.export_rows(0, end, 0, {.keys = b.keys.data(), .values = b.out()});
+      for (std::size_t i = 0; i < kMost; ++i) b.found[i] = static_cast<std::int64_t>(i) < n;
+      if (!b.whole()) whole = false;
+      table.mark();
+    }
+  };
+  const auto remove = [&] {
+    for (std::uint32_t i = 0; writing; ++i) {
+      table.expire(i % 7);
+      if (i % 50 == 0) table.clear();
+      std::this_thread::yield();
+    }
+  };
+  together(write, scan, remove);
+  CHECK(whole.load());
+  CHECK(consistent(table));
+}
+
+TEST_MAIN
