@@ -16,7 +16,7 @@ from .._options import Options
 from ..contenders import ours, plain
 
 MEMORY, SKETCH = "error_memory_compensate", "lsh_error_sketch"
-_JUDGED = 32
+_JUDGED = 8
 """Queries that the reference answers, which takes them one by one."""
 _ERROR = 2e-5
 """Absolute, of a probability: a softmax of float32 similarities over a temperature of 0.1."""
@@ -129,8 +129,8 @@ def _memory_case(
         contenders=(
             *ours.contenders("hotloop.table", MEMORY, ("cpu",), forward),
             Contender("torch", "plain", lambda x: full_matrix(*arguments(x))),  # type: ignore[arg-type]
-            Contender("torch tiles", "plain", lambda x: tiles(*arguments(x))),  # type: ignore[arg-type]
-            Contender("numpy", "plain", lambda x: numpy_matrix(*arguments(x))),  # type: ignore[arg-type]
+            Contender("torch tiles", "rival", lambda x: tiles(*arguments(x))),  # type: ignore[arg-type]
+            Contender("numpy", "rival", lambda x: numpy_matrix(*arguments(x))),  # type: ignore[arg-type]
         ),
         cost=cost,
         roof=_heads.product_roof(batch, dim, slots, "float32", "cpu"),

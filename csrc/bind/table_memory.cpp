@@ -54,7 +54,8 @@ void run_lsh_buckets(const py::object& hidden, const py::object& projections, co
   call.dim = rows.shape[1];
   call.repeats = w.shape[0];
   call.bits = w.shape[1];
-  call.hidden = static_cast<const float*>(a.dense(hidden, "hidden", Dtype::kFloat32, {call.rows, call.dim}, false).data);
+  call.hidden =
+      static_cast<const float*>(a.dense(hidden, "hidden", Dtype::kFloat32, {call.rows, call.dim}, false).data);
   call.projections = static_cast<const float*>(
       a.dense(projections, "projections", Dtype::kFloat32, {call.repeats, call.bits, call.dim}, false).data);
   call.buckets =
@@ -68,8 +69,8 @@ void sketch_arguments(Arguments& a, SketchCall& call, const py::object& buckets,
   const View& ids = a.tile(buckets, "buckets", false);
   call.rows = ids.shape[0];
   call.repeats = ids.shape[1];
-  call.buckets =
-      static_cast<const std::int32_t*>(a.dense(buckets, "buckets", Dtype::kInt32, {call.rows, call.repeats}, false).data);
+  call.buckets = static_cast<const std::int32_t*>(
+      a.dense(buckets, "buckets", Dtype::kInt32, {call.rows, call.repeats}, false).data);
   const View& table = a.rows(sketch, "sketch");
   if (table.rank != 3) a.fail("sketch", "wrong shape " + table.shape_text());
   call.size = table.shape[1];

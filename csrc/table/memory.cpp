@@ -17,7 +17,7 @@ namespace hotloop::table {
 
 namespace {
 
-// Multiply-adds worth a thread: some 30 us.
+// Multiply-adds worth a thread: about 10 us at 100 per nanosecond.
 constexpr std::int64_t kGrainProducts = std::int64_t{1} << 20;
 // Candidates of the queries that go through the slots together. Each further pass packs all slots again.
 constexpr std::int64_t kPassBytes = 32 * 1024 * 1024;
@@ -27,7 +27,8 @@ template <class R>
 class Scratch {  // 64-byte aligned, not initialised
  public:
   explicit Scratch(std::int64_t count)
-      : data_(static_cast<R*>(::operator new(static_cast<std::size_t>(count) * sizeof(R) + 64, std::align_val_t{64}))) {}
+      : data_(static_cast<R*>(
+            ::operator new(static_cast<std::size_t>(count) * sizeof(R) + 64, std::align_val_t{64}))) {}
   R* get() const { return data_.get(); }
 
  private:
@@ -42,8 +43,8 @@ bool before(const Key& a, const Key& b) {
   return a > b;
 }
 
-// Moves the k largest to the front, the k-th of them to place k - 1. Partitions without a branch on the comparison: of
-// 360 random candidates the library's takes 3 times as long.
+// Moves the k largest to the front, the k-th of them to place k - 1. Partitions without a branch on the comparison,
+// which random candidates mispredict half of the time (docs/perf-notes.md).
 template <class Key>
 void select(Key* items, std::int64_t count, std::int64_t k) {
   while (count > 8) {
@@ -248,7 +249,8 @@ void lsh_buckets(const BucketCall& call) {
   const Scratch<float> panels((columns + kPanelAlign) / kPanelAlign * kPanelAlign * call.dim);
   pack_projections(call, panels.get());
   const std::int64_t groups = (call.rows + kGroup - 1) / kGroup;
-  parallel_for(groups, 1 + kGrainProducts / (kGroup * columns * call.dim + 1), [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t grain = 1 + kGrainProducts / (kGroup * columns * call.dim + 1);
+  parallel_for(groups, grain, [&](std::int64_t begin, std::int64_t end) {
     const Scratch<float> group(call.dim * kGroup), tile(kGroup * kMostTileSlots);
     bucket_rows(call, {begin, end, panels.get(), group.get(), tile.get()});
   });
@@ -270,8 +272,9 @@ void sketch_write(const SketchCall& call, const double* labels, const double* ba
     for (std::int64_t r = begin; r < end; ++r) {
       std::int64_t* table = call.sketch + r * call.size * kFields;
       for (std::int64_t b = 0; b < call.rows; ++b) {
-        if (b + kAhead < call.rows) __builtin_prefetch(table + kFields * call.buckets[(b + kAhead) * call.repeats + r], 1);
-        std::int64_t* record = table + kFields * call.buckets[b * call.repeats + r];
+        const auto at = [&](std::int64_t i) { return table + kFields * call.buckets[i * call.repeats + r]; };
+        if (b + kAhead < call.rows) __builtin_prefetch(at(b + kAhead), 1);
+        std::int64_t* record = at(b);
         record[0] += 1;
         record[1] += units[static_cast<std::size_t>(2 * b)];
         record[2] += units[static_cast<std::size_t>(2 * b + 1)];

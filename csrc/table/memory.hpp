@@ -18,7 +18,7 @@ namespace hotloop::table {
 inline constexpr std::int64_t kGroup = 8;  // queries in a tile
 // Slots in a tile: with eight float32 queries 16 KiB, half of a 32 KiB L1.
 inline constexpr std::int64_t kMostTileSlots = 512;
-// Panels of a block: half of the smallest L2 in use. From 64 to 256 KiB the time is the same within 5 %.
+// Panels of a block: half of a 256 KiB L2, the smallest in use; the other half is for queries and candidates.
 inline constexpr std::int64_t kBlockBytes = 128 * 1024;
 inline constexpr std::int64_t kPanelAlign = 32;  // slots: a multiple of every level's panel
 // Similarities that are looked at together, and of these the ones that are written down together.

@@ -100,7 +100,9 @@ void scan(const ScanCall<R>& call) {
     for (std::int64_t q0 = 0; q0 < call.count; q0 += kGroup) {
       const R* queries = call.queries + q0 * dim;
       const std::int64_t padded = (count + kPanelAlign - 1) / kPanelAlign * kPanelAlign;
-      for (std::int64_t s = 0; s < padded; s += kSlots) multiply_panel(queries, call.panels + s * dim, dim, call.tile + s);
+      for (std::int64_t s = 0; s < padded; s += kSlots) {
+        multiply_panel(queries, call.panels + s * dim, dim, call.tile + s);
+      }
       const std::int64_t here = call.count - q0 < kGroup ? call.count - q0 : kGroup;
       for (std::int64_t q = 0; q < here; ++q) {
         keep_candidates(call.tile + q * kMostTileSlots, count, from, call.found[q0 + q]);
