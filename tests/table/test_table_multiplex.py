@@ -26,7 +26,7 @@ def batch_of(batch, seed=0):
     few = torch.randint(-8, 4, (batch,), generator=g)
     strided = torch.randint(0, 100, (batch, 2), generator=g)[:, 0]
     dense = torch.randint(-8, 20, (batch, 3), generator=g)
-    return [wide, few, ragged(g, batch, 6), strided, few.int(), dense, ragged(g, batch, 200)]
+    return [wide, few, ragged(g, batch, 6), strided, few.int(), dense, ragged(g, batch, 70)]
 
 
 CHUNKS = [1, 3, 2, 2, 1, 2, 1]
