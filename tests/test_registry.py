@@ -110,11 +110,15 @@ def test_compiled_ops_are_registered():
         "decode_chain",
         "decode_tree",
         "decode_sample",
+        "multiplexed_lookup",
+        "salted_hash_bucket",
     ):
         _ = (
             hotloop.logprob,
             hotloop.preference,
             importlib.import_module("hotloop.decode._operators"),
+            importlib.import_module("hotloop.table._operators"),
+            importlib.import_module("hotloop.table.multiplex"),
         )
         assert hasattr(torch.ops.hotloop, name)
 

@@ -70,10 +70,11 @@ void compete(const MchCall& call, std::vector<std::int64_t>& newcomers, MchResul
     if (a.score != b.score) return a.score > b.score;
     return a.count != b.count ? a.count > b.count : a.id < b.id;
   });
-  // Free slots are taken first, in order; of the others only those below the best newcomer can lose.
+  // Free slots are taken first, the last ones in ascending order; of the others only those below the best newcomer
+  // can lose.
   std::vector<std::int64_t> free;
   std::vector<Candidate<Score>> losers;
-  for (std::int64_t s = 0; s + 1 < call.slots; ++s) {
+  for (std::int64_t s = call.slots - 2; s >= 0; --s) {
     if (call.slot_used[s] == 0) {
       if (free.size() < fresh.size()) free.push_back(s);
       continue;
@@ -81,6 +82,7 @@ void compete(const MchCall& call, std::vector<std::int64_t>& newcomers, MchResul
     const Score score = score_of(call.slot_counts[s], call.slot_last[s], call, Score{});
     if (score < fresh.front().score) losers.push_back({score, call.slot_counts[s], call.slot_ids[s], s});
   }
+  std::reverse(free.begin(), free.end());
   // Lowest score first; of equal ones the largest id, which is the order in which a stable sort drops them.
   const auto weaker = [](const auto& a, const auto& b) { return a.score != b.score ? a.score < b.score : a.id > b.id; };
   const std::size_t rest = fresh.size() - free.size();

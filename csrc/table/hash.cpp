@@ -5,7 +5,7 @@
 
 namespace hotloop::table {
 
-// 2^15 keys take about 50 us: less is not worth waking a thread.
+// 2^15 keys take about 100 us: less is not worth waking a thread.
 constexpr std::int64_t kKeysPerThread = std::int64_t{1} << 15;
 
 void salted_hash_bucket(std::int64_t n, const std::int64_t* keys, std::uint64_t salt, std::uint64_t buckets,

@@ -1,7 +1,7 @@
 // Looking up many features in a few shared tables: hashing, gathering, pooling and concatenation in one pass.
 //
 // Forward walks blocks of samples; inside a block, column by column (one column per chunk of a feature), it hashes the
-// block's keys into a buffer of 64 rows, asks for them ahead of time, and copies what it asked for one column before. No
+// block's keys into a buffer of row addresses, asks for the rows, and copies those it asked for one column before. No
 // index is ever stored. Backward lists every hit as (row, where its gradient stands), sorts that by row, stably and by
 // radix, and sums each row's gradients in float64, in the order of the samples: the result does not depend on the
 // number of threads. (Sums in float32 take the same time, within noise: the gradients' way from memory decides.)

@@ -76,10 +76,10 @@ def mch_evict_batch(
     best keep or get a slot:
     lfu: score = count;  lru: -(now - last + 1)^p;  distance_lfu: count / (now - last + 1)^p, p = ``decay_exponent``.
     Equal scores: slots before new ids; among slots the smaller id; among new ids the larger count, then the smaller id.
-    The k-th best new id takes the k-th best of the slots that lost. Before all this ``admission`` keeps ids out, known
-    ones too:
+    The k-th best new id takes the k-th best of the slots that lost, then the last free ones.
+    Before all this ``admission`` keeps ids out, known ones too:
     average: count > mean of the counts;  dynamic: count > ``skew`` * mean;
-    probabilistic: u < 1 - (1 - ``probability``)^count, u a Philox draw of (seed, id, now).
+    probabilistic: u < 1 - (1 - ``probability``)^count, u drawn as in ``probabilistic_admission_filter``.
 
     Differs from TorchRec: free slots are filled before any id loses one, whatever the scores (there they are ids like
     any other, with count 0 and step 0); scores are float64, or integers where the order allows (there float32, which
@@ -153,7 +153,13 @@ def mch_evict_batch(
     c = np.ones(n, np.int64) if c is None else _arrays.to_numpy(c)
     last = np.full(n, now, np.int64) if last is None else _arrays.to_numpy(last)
     done: Any
-    admitted = _reference.admitted(incoming, c, now, admission, skew, probability, seed)
+    admitted: Any
+    if admission == "probabilistic" and chosen == "cpu":
+        admitted = np.empty(n, bool)
+        t = _reference.sightings_of(probability)
+        _native.core().table_probabilistic(n, seed, incoming, now % 2**64, c, t, True, admitted)
+    else:
+        admitted = _reference.admitted(incoming, c, now, admission, skew, probability, seed)
     if chosen == "reference":
         order = np.sort(incoming)
         if (twice := order[1:][order[1:] == order[:-1]]).size:

@@ -44,8 +44,7 @@ def multiplexed_embedding_lookup(
     out[:, c d : (c + 1) d]. Chunks stand in the order of their numbers. (TensorFlow Recommenders sorts them by name,
     chunk 10 before chunk 2, and hashes with SipHash64: its outputs have the same law, not the same values.)
     A feature with several values per sample pools their rows: sum; mean: / n; sqrtn: / sqrt(n), n the values that are
-    no padding.
-    Padding, and a sample without values, gives zeros and has no gradient.
+    no padding. Padding, and a sample without values, gives zeros and has no gradient.
 
     The gradient of a row is the sum over all its hits, in the order of the samples and in float64, rounded once: the
     same for any number of threads.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import _arrays
-from ..core import philox
+from .filters import probabilistic_admission_filter
 
 
 def admitted(
@@ -27,14 +27,23 @@ def admitted(
         return np.asarray(counts > counts.mean())
     if admission == "dynamic":
         return np.asarray(counts > skew * counts.mean())
-    # One draw per (seed, id, step): the same ids, the same answer, in any order.
-    u = np.array(
-        [
-            philox(seed, 1, offset=now % 2**64, first_item=int(i) % 2**64)[0, 0] * 2.0**-32
-            for i in ids
-        ]
+    return np.asarray(
+        probabilistic_admission_filter(
+            ids,
+            counts,
+            threshold=sightings_of(probability),
+            step=now % 2**64,
+            equal=True,
+            seed=seed,
+        )
     )
-    return u < 1.0 - (1.0 - probability) ** counts
+
+
+def sightings_of(probability: float) -> float:
+    """The threshold T with 0.05^(1 / T) = 1 - probability."""
+    if probability in (0.0, 1.0):
+        return math.inf if probability == 0.0 else 0.0
+    return math.log(0.05) / math.log1p(-probability)
 
 
 def compete(
@@ -83,7 +92,7 @@ def compete(
     lost = [x[-1] for x in ranked[reserve:] if x[1] == 0]
     won = [x[-1] for x in ranked[:reserve] if x[1] == 1]
     free = [s for s in range(reserve) if not used[s]]
-    refilled = np.array((lost + free)[: len(won)], np.int64)
+    refilled = np.array(lost + free[len(free) + len(lost) - len(won) :], np.int64)
     evicted, was_used = slot_ids[refilled], used[refilled]
     for s, i in zip(refilled, won):
         slot_ids[s], slot_counts[s], slot_last[s], used[s] = ids[i], counts[i], last[i], True
