@@ -70,9 +70,6 @@ class Settings:
     control_shares: tuple[float, ...] = (1 / 8, 1.0)
 
 
-# --- the log
-
-
 @dataclass(frozen=True)
 class Log:
     ids: Tensor  # (n, features) int64
@@ -161,8 +158,6 @@ def cross(names: tuple[str, ...], base: dict[str, np.ndarray], n: int) -> np.nda
         ids = salted_hash_bucket(ids ^ base[name], 2**63 - 1, feature=place)
     return ids
 
-
-# --- learners
 
 INDEX_BYTES = 64 / 12 / 0.85
 """Of a collisionless row: a cache line of index holds twelve, and is filled to 0.85."""
@@ -298,9 +293,6 @@ def made(arm: str, budget: float | None, settings: Settings, rate: float, seed: 
     return Collisionless(budget, settings, rate, admit=admit, expire=expire)
 
 
-# --- predict, then learn
-
-
 @dataclass
 class Course:
     """losses (n,) of each impression as it came, before it was learned from."""
@@ -434,9 +426,6 @@ def run(
         "results": results,
         "verdict": verdict(results),
     }
-
-
-# --- what is shown
 
 
 def line(found: dict[str, Any]) -> str:

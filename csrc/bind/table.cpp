@@ -222,7 +222,8 @@ void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, con
   Pooled p;
   const View& view = a.tile(out, "out", true);
   if (view.shape[0] != b.count || view.shape[1] != t.settings().dim) a.fail("out", "wrong shape " + view.shape_text());
-  if (view.dtype != Dtype::kFloat32 && view.dtype != t.settings().dtype) a.fail("out", "wrong type");
+  const Dtype stored = t.settings().dtype;
+  if (view.dtype != Dtype::kFloat32 && (view.dtype != stored || stored == Dtype::kUInt8)) a.fail("out", "wrong type");
   p.out = {static_cast<char*>(view.data), view.stride[0] * item_size(view.dtype)};
   p.dtype = view.dtype;
   p.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, true);

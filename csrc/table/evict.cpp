@@ -12,6 +12,8 @@ bool Evictor::current(const Victim& v, std::uint64_t* score) const {
 void Evictor::scan() {
   // A 64th of the rows: a scan then costs an eviction as much as reading 64 scores.
   const auto most = static_cast<std::size_t>(std::max<std::int64_t>(64, table_.size() / 64));
+  bound_.store(~std::uint64_t{0}, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
   std::priority_queue<Victim> kept;
   const std::int64_t words = (std::int64_t{table_.arena_.end()} + 63) / 64;
   for (std::int64_t w = 0; w < words; ++w) {
@@ -31,6 +33,7 @@ void Evictor::scan() {
   fresh_ = {};
   active_ = !kept.empty();
   if (active_) last_ = kept.top();
+  bound_.store(active_ ? last_.score : 0, std::memory_order_relaxed);
   for (; !kept.empty(); kept.pop()) run_.push_back(kept.top());
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <optional>
 #include <queue>
@@ -17,8 +18,10 @@ inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int6
   switch (strategy) {
     case Strategy::kLru:
       return stamp.tick;
-    case Strategy::kEpochLru:
-      return (stamp.epoch << 32) | (stamp.tick & 0xFFFFFFFFu);
+    case Strategy::kEpochLru: {
+      const std::uint64_t epoch = at < 0 ? before >> 32 : stamp.epoch;  // an update knows no epoch
+      return (epoch << 32) | (stamp.tick & 0xFFFFFFFFu);
+    }
     case Strategy::kLfu:
       if (at < 0) return before;
       return fresh ? given : before + given;
@@ -47,8 +50,12 @@ class Evictor {
     bool operator>(const Victim& o) const { return o < *this; }
   };
 
-  // A row was given this score.
+  // A row was given this score, which every later look sees.
   void note(const Victim& v) {
+    // Most uses raise a score beyond all that is held here. The fence: either this sees that a scan has begun, and
+    // waits for its end, or the scan sees the score.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (v.score > bound_.load(std::memory_order_relaxed)) return;
     const std::lock_guard lock(mutex_);
     if (active_ && v < last_) fresh_.push(v);
   }
@@ -62,6 +69,7 @@ class Evictor {
   Table& table_;
   std::mutex mutex_;
   bool active_ = false;
+  std::atomic<std::uint64_t> bound_{0};  // the score of `last_`; during a scan, all there are
   Victim last_{};  // nobody beyond this one was kept by the scan
   std::vector<Victim> run_;  // lowest last
   std::priority_queue<Victim, std::vector<Victim>, std::greater<>> fresh_;

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "core/memory.hpp"
 #include "core/philox.hpp"
 #include "table/hash.hpp"
 
@@ -78,9 +79,6 @@ class CountFilter {
   void write(std::uint16_t* cell, int split, std::uint64_t hash, std::uint32_t count);
   void clear_split(int split);
 
-  struct Free {
-    void operator()(std::uint16_t* p) const { std::free(p); }
-  };
   std::int64_t capacity_, capacity_split_, total_, positions_;
   int splits_, steps_, head_ = 0;
   std::int64_t advances_ = 0, failures_ = 0;

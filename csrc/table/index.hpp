@@ -50,6 +50,18 @@ struct alignas(64) Bucket {
     return mask8((a - kOnes) & ~a & kHigh) | mask8((b - (kOnes & 0xFFFFFFFFull)) & ~b & (kHigh & 0xFFFFFFFFull)) << 8;
   }
 
+  // Held while a key of this home is inserted or erased; given back whatever happens.
+  class Holding {
+   public:
+    explicit Holding(Bucket& bucket) : bucket_(bucket) { bucket.lock(); }
+    ~Holding() { bucket_.unlock(); }
+    Holding(const Holding&) = delete;
+    Holding& operator=(const Holding&) = delete;
+
+   private:
+    Bucket& bucket_;
+  };
+
   void lock() {
     for (int rounds = 0; (__atomic_fetch_or(&header, kLock, __ATOMIC_ACQUIRE) & kLock) != 0;) {
       while ((__atomic_load_n(&header, __ATOMIC_RELAXED) & kLock) != 0) spin(rounds);
@@ -103,7 +115,7 @@ class Index {
   // The upper bits say where, the lowest byte is the tag.
   static std::uint8_t tag(std::uint64_t hash) { return static_cast<std::uint8_t>(hash); }
   Bucket* home(std::uint64_t hash) const {
-    return buckets_ + static_cast<std::int64_t>((static_cast<unsigned __int128>(hash) * static_cast<std::uint64_t>(count_)) >> 64);
+    return buckets_ + bucket_of(hash, static_cast<std::uint64_t>(count_));
   }
   Bucket* next(Bucket* b) const { return b + 1 == buckets_ + count_ ? buckets_ : b + 1; }
 

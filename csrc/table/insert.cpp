@@ -14,6 +14,8 @@ namespace {
 
 constexpr std::int64_t kGrain = 512;
 
+constexpr auto always = [](const char*) { return true; };
+
 // Calls work(positions, count) on threads that divide the keys among them, so that one meets all occurrences of a
 // key, in order. `some`: the positions in question, or null for all.
 template <class Work>
@@ -47,37 +49,34 @@ bool Table::take_room(RowSource& source, std::int64_t at_once) {
     if (source.room == 0) return false;
   }
   --source.room;
-  ++source.entered;
   return true;
 }
 
 Table::Entry Table::enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source,
                           std::int64_t room_at_once, const Upsert& call, std::int64_t at) {
   const std::uint32_t row = source.take();  // before the lock: it may throw
-  Bucket& home = *index.home(hash);
-  home.lock();
+  const Bucket::Holding holding(*index.home(hash));
   const std::uint32_t there = row_of(index, key, hash);
-  const bool room = there == kNoRow && take_room(source, room_at_once);
-  if (room) {
-    {
-      const SeqLocks::Writing writing(locks_, row);
-      char* const p = arena_.row(row);
-      if constexpr (kWordByWord) {
-        std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
-        fill(copy.data(), key, call, at);
-        copy_in(p, copy.data(), copy.size());
-      } else {
-        fill(p, key, call, at);
-      }
-      touch(row, call.stamp, at, true, true);
-      arena_.set_live(row, true);
-    }
-    index.place(hash, row);
+  if (there != kNoRow || !take_room(source, room_at_once)) {
+    source.give(row);
+    return {there, there != kNoRow};
   }
-  home.unlock();
-  if (room) return {row, false};
-  source.give(row);
-  return {there, there != kNoRow};
+  {
+    const SeqLocks::Writing writing(locks_, row);
+    char* const p = arena_.row(row);
+    if constexpr (kWordByWord) {
+      std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
+      fill(copy.data(), key, call, at);
+      copy_in(p, copy.data(), copy.size());
+    } else {
+      fill(p, key, call, at);
+    }
+    arena_.set_live(row, true);  // first: the evictor passes over rows that are not
+    touch(row, call.stamp, at, true, true);
+  }
+  index.place(hash, row);
+  ++source.entered;
+  return {row, false};
 }
 
 bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at) {
@@ -231,21 +230,47 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
         if (call.found != nullptr) call.found[at] = 0;
         break;
       }
-      if (call.evicted != nullptr) {
-        const std::size_t end = call.evicted->values.size();
-        call.evicted->values.resize(end + static_cast<std::size_t>(layout_.value_bytes()));
-        if (!read(v.key, v.row, call.evicted->values.data() + end)) {
-          call.evicted->values.resize(end);
-          continue;
-        }
+      const auto width = static_cast<std::size_t>(layout_.value_bytes());
+      if (call.evicted != nullptr) {  // room first: what is evicted must not be lost for want of it
         call.evicted->keys.push_back(v.key);
         call.evicted->scores.push_back(v.score);
+        call.evicted->values.resize(call.evicted->keys.size() * width);
       }
-      if (remove(*index, v.key, freed)) arena_.give(freed);
+      const bool gone = remove(*index, v.key, freed, [&](const char* row) {
+        if (load_relaxed<std::uint64_t>(row + layout_.score) != v.score) return false;  // used meanwhile
+        if (call.evicted != nullptr) {
+          copy_out(call.evicted->values.data() + call.evicted->values.size() - width, row + layout_.values, width);
+        }
+        return true;
+      });
+      if (!gone && call.evicted != nullptr) {
+        call.evicted->keys.pop_back();
+        call.evicted->scores.pop_back();
+        call.evicted->values.resize(call.evicted->values.size() - width);
+      }
+      arena_.give(freed);
     }
   }
   // A key of the batch may have been evicted by a later one.
   locate(call.keys, call.rows);
+}
+
+void Table::import_rows(Keys keys, const Export& rows) {
+  std::vector<std::uint32_t> at(static_cast<std::size_t>(keys.count));
+  upsert({.keys = keys, .values = rows.values, .stamp = {.scores = rows.scores}, .rows = at.data()});
+  divide(keys, nullptr, keys.count, [&](const std::int64_t* mine, std::int64_t n) {
+    for (std::int64_t k = 0; k < n; ++k) {
+      const std::int64_t i = mine != nullptr ? mine[k] : k;
+      const std::uint32_t r = at[static_cast<std::size_t>(i)];
+      if (r == kNoRow) continue;
+      const SeqLocks::Writing writing(locks_, r);
+      char* const p = arena_.row(r);
+      if (load_relaxed<std::uint64_t>(p) != keys[i]) continue;
+      if (rows.state) copy_in(p + layout_.state, rows.state.row(i), static_cast<std::size_t>(layout_.states) * 4);
+      if (rows.scores != nullptr && layout_.score >= 0) set_score(r, rows.scores[i]);
+      if (rows.times != nullptr && layout_.time >= 0) store_relaxed(p + layout_.time, rows.times[i]);
+    }
+  });
 }
 
 void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found) {
@@ -278,29 +303,34 @@ void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::
   });
 }
 
-bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed) {
+template <class If>
+bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed, If&& condition) {
   const std::uint64_t hash = place_hash(key);
-  Bucket& home = *index.home(hash);
-  home.lock();
-  const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.key(r) == key; });
-  if (place) {
+  {
+    const Bucket::Holding holding(*index.home(hash));
+    const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.key(r) == key; });
+    if (!place) return false;
+    freed.push_back(place.row);  // it may throw: nothing has happened yet
+    if (!release(place.row, key, condition)) {
+      freed.pop_back();
+      return false;
+    }
     index.remove(hash, place);
-    release(place.row, key);
   }
-  home.unlock();
-  if (!place) return false;
   size_.fetch_sub(1, std::memory_order_relaxed);
   reserved_.fetch_sub(1, std::memory_order_relaxed);
-  freed.push_back(place.row);
   if (settings_.versions) note_erased(key);
   return true;
 }
 
 // A freed row is left with a key that is nobody's: whoever still holds its number sees that it is no longer theirs.
-void Table::release(std::uint32_t row, std::uint64_t key) {
+template <class If>
+bool Table::release(std::uint32_t row, std::uint64_t key, If&& condition) {
   const SeqLocks::Writing writing(locks_, row);
+  if (!condition(arena_.row(row))) return false;
   store_relaxed<std::uint64_t>(arena_.row(row), ~key);
   arena_.set_live(row, false);
+  return true;
 }
 
 void Table::erase(Keys keys, std::uint8_t* found) {
@@ -315,7 +345,7 @@ void Table::erase(Keys keys, std::uint8_t* found) {
           return std::pair(at, keys[at]);
         },
         [&](std::int64_t at, std::uint64_t key, std::uint64_t, std::uint32_t row) {
-          found[at] = row != kNoRow && remove(*index, key, freed);
+          found[at] = row != kNoRow && remove(*index, key, freed, always);
         });
     arena_.give(freed);
   });
@@ -331,9 +361,9 @@ std::int64_t Table::expire(std::uint32_t time) {
     for (std::int64_t w = begin; w < end; ++w) {
       for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
         const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
-        const char* const p = arena_.row(r);
-        const std::uint64_t key = load_relaxed<std::uint64_t>(p);
-        if (load_relaxed<std::uint32_t>(p + layout_.time) < time) remove(*index, key, freed);
+        const auto old = [&](const char* row) { return load_relaxed<std::uint32_t>(row + layout_.time) < time; };
+        // Looked at again under the row's lock: it may be used, or another key's, by then.
+        if (old(arena_.row(r))) remove(*index, arena_.key(r), freed, old);
       }
     }
     expired += static_cast<std::int64_t>(freed.size());
@@ -348,7 +378,7 @@ void Table::clear() {
   std::vector<std::uint32_t> freed;
   for (std::uint32_t r = 0; r < arena_.end(); ++r) {
     if (!arena_.live(r)) continue;
-    release(r, arena_.key(r));
+    release(r, arena_.key(r), always);
     freed.push_back(r);
   }
   {

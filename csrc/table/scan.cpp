@@ -1,7 +1,6 @@
 #include <stdexcept>
 #include <unordered_set>
 
-#include "core/parallel.hpp"
 #include "table/table.hpp"
 
 namespace hotloop::table {
@@ -52,21 +51,10 @@ std::int64_t Table::export_rows(std::uint32_t begin, std::uint32_t end, std::uin
   return n;
 }
 
-void Table::import_rows(Keys keys, const Export& rows) {
-  std::vector<std::uint32_t> at(static_cast<std::size_t>(keys.count));
-  upsert({.keys = keys, .values = rows.values, .stamp = {.scores = rows.scores}, .rows = at.data()});
-  parallel_for(keys.count, 256, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::uint32_t r = at[static_cast<std::size_t>(i)];
-      if (r == kNoRow) continue;
-      const SeqLocks::Writing writing(locks_, r);
-      char* const p = arena_.row(r);
-      if (load_relaxed<std::uint64_t>(p) != keys[i]) continue;
-      if (rows.state) copy_in(p + layout_.state, rows.state.row(i), static_cast<std::size_t>(layout_.states) * 4);
-      if (rows.scores != nullptr && layout_.score >= 0) set_score(r, rows.scores[i]);
-      if (rows.times != nullptr && layout_.time >= 0) store_relaxed(p + layout_.time, rows.times[i]);
-    }
-  });
+std::uint64_t Table::mark() {
+  const std::uint64_t g = generation_.fetch_add(1, std::memory_order_seq_cst);
+  if (g >= 0xFFFFFFFEu) throw std::overflow_error("a table counts to 2^32 marks");  // a row has 32 bits for it
+  return g;
 }
 
 void Table::note_erased(std::uint64_t key) {

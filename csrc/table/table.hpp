@@ -108,7 +108,6 @@ class Table {
   template <class Edit>
   bool edit(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at, Edit&& edit);
 
-  // --- reading it all (scan.cpp)
   struct Export {
     std::uint64_t* keys = nullptr;
     Values values{}, state{};
@@ -120,9 +119,8 @@ class Table {
   // Puts rows back with state, score and time as exported.
   void import_rows(Keys keys, const Export& rows);
 
-  // --- changes (scan.cpp)
   // Later changes are told from earlier ones by the number that is returned.
-  std::uint64_t mark() { return generation_.fetch_add(1, std::memory_order_seq_cst); }
+  std::uint64_t mark();
   std::uint64_t generation() const { return generation_.load(std::memory_order_seq_cst); }
   void set_generation(std::uint64_t g) { generation_.store(g, std::memory_order_seq_cst); }
   // Keys erased after `since` that are not there now. Throws std::out_of_range if that is no longer known.
@@ -167,7 +165,9 @@ class Table {
   // no use of its own.
   void touch(std::uint32_t row, const Stamp& stamp, std::int64_t at, bool fresh, bool changed);
   bool write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at);
-  bool remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed);
+  // Erases a key if condition(its row) holds under the row's lock.
+  template <class If>
+  bool remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed, If&& condition);
   bool take_room(RowSource& source, std::int64_t at_once);
   void upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
                    std::int64_t room_at_once, std::vector<std::int64_t>& deferred);
@@ -175,7 +175,8 @@ class Table {
   std::vector<std::int64_t> upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
   void upsert_within(const Upsert& call);
   void upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions);
-  void release(std::uint32_t row, std::uint64_t key);
+  template <class If>
+  bool release(std::uint32_t row, std::uint64_t key, If&& condition);
   void note_erased(std::uint64_t key);
   void set_score(std::uint32_t row, std::uint64_t score);  // under the row's lock
 

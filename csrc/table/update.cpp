@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -41,6 +42,7 @@ std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* ro
   const std::int64_t dim = table.layout().dim;
   const std::int64_t first = bags.count > 0 ? bags.begin(0) : 0;
   const std::int64_t n = bags.count > 0 ? bags.end(bags.count - 1) - first : 0;
+  if (n > 0xFFFFFFFFll || bags.count > 0xFFFFFFFFll) throw std::length_error("[Table.update] keys: more than 2^32.");
   std::vector<std::uint32_t> bag_of(bags.offsets != nullptr ? static_cast<std::size_t>(n) : 0);
   if (bags.offsets != nullptr) {
     for (std::int64_t b = 0; b < bags.count; ++b) {

@@ -168,8 +168,6 @@ HOTLOOP_INLINE float sum_of_squares(const RuleSpec& p, const float* grad, const 
   return lanes.sum();
 }
 
-// -- one function per rule; s are the row's scalars, v its vectors ------------------------------------
-
 template <class W>
 HOTLOOP_INLINE void update(Sgd, const RuleSpec& p, const float* grad, const W& weights, float* const*, float* const*) {
   weights.edit([&](std::int64_t begin, std::int64_t count, float* w) {
@@ -306,8 +304,6 @@ HOTLOOP_INLINE void update(GroupAdagrad, const RuleSpec& p, const float* grad, c
     for (std::int64_t j = 0; j < count; ++j) w[j] = GroupAdagrad::shrunk(shrink, moved(g[j], w[j]));
   });
 }
-
-// -- the two ways in ----------------------------------------------------------------------------------
 
 using UpdateParts = void (*)(const RuleSpec&, std::int64_t dim, const float* grad, void* values, float* const* scalars,
                              float* const* vectors, std::uint64_t random);

@@ -1,45 +1,4 @@
-"""Poisoned outputs for NumPy too, and whatever a test forces is undone."""
-
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
-import pytest
-import torch
-from hotloop import _arrays, _native
-
-CORE = _native.core()
-LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs that are not written hold NaN, or the largest integer."""
-    real = _arrays.empty
-
-    def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
-        out = real(like, shape, dtype)
-        if isinstance(out, np.ndarray) and out.dtype != bool:
-            floating = np.issubdtype(out.dtype, np.floating)
-            out.fill(np.nan if floating else np.iinfo(out.dtype).max)
-        return out
-
-    monkeypatch.setattr(_arrays, "empty", empty)
-
-
-@pytest.fixture(autouse=True)
-def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("HOTLOOP_CHECK", raising=False)
-    threads = torch.get_num_threads()
-    yield
-    CORE.force_simd_level("auto")
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> str:
-    """Every instruction set that is compiled in and runs here, forced in turn."""
-    CORE.force_simd_level(request.param)
-    return str(request.param)
+import torch  # noqa: F401  torch.compile looks it up in the module that is called conftest
+from array_fixtures import LEVELS, level, poisoned_arrays, unforced  # noqa: F401

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hotloop import _arrays
 from hotloop.reference.core import philox_uniform
-from hotloop.table import Constant, Normal, Table, Uniform
+from hotloop.table import Adagrad, Constant, Normal, Table, Uniform, salted_hash_bucket
 from hotloop.table import _calls as calls_module
 from hotloop.table import table as table_module
 from hotloop.table.optimizers import SGD
@@ -273,9 +273,6 @@ def test_quantized_to_halves_rounds_to_even(dtype):
     np.testing.assert_array_equal(plain(served.find(keys).values), stored(values, dtype))
 
 
-# --- initialisers
-
-
 @pytest.mark.parametrize("initializer", [Uniform(-2, 3, seed=9), Normal(1, 0.5, seed=2**64 - 1)])
 @pytest.mark.parametrize("dim", DIMS)
 def test_first_values_follow_from_seed_and_key(level, dim, initializer):
@@ -360,9 +357,6 @@ def test_constant_rows(dtype):
     np.testing.assert_array_equal(plain(found.values), wanted)
 
 
-# --- expiry
-
-
 def test_expiry_keeps_what_was_used_at_the_boundary():
     table = Table(1, track="use", optimizer=SGD(lr=0.0))
     keys = np.arange(6)
@@ -408,9 +402,6 @@ def test_expiry_of_many_rows(threads):
     assert table.size == (times >= 20).sum()
 
 
-# --- size
-
-
 def test_memory_beyond_values_and_state_at_full_load():
     """16 bytes per row: key, its live bit and 64 / 12 / 0.85 of the index. Rows come in chunks of 4 MiB."""
     table = Table(32, capacity=400_000)
@@ -433,3 +424,37 @@ def test_what_it_says_of_itself():
     table.find_or_insert(np.arange(20))
     assert table.capacity == 20 == len(table)
     assert table.scores(np.array([3, 99])).tolist() == [1, 0]
+
+
+def test_a_shard_takes_its_part_of_every_delta(tmp_path):
+    source = Table(2, track=("changes",))
+    keys = np.arange(300)
+    source.insert_or_assign(keys[:100], np.zeros((100, 2), np.float32))
+    source.save(tmp_path / "t")
+    shards = [Table.load(tmp_path / "t", shard=(i, 3)) for i in range(3)]
+    source.insert_or_assign(keys[50:], np.ones((250, 2), np.float32))
+    source.erase(keys[:10])
+    delta = source.delta(shards[0]._position)
+    for i, shard in enumerate(shards):
+        assert shard.apply(delta)
+        assert (salted_hash_bucket(shard.export().keys, 3) == i).all()
+        shard.save(tmp_path / str(i))  # and it is a shard still when it comes back
+        again = Table.load(tmp_path / str(i))
+        source.insert_or_assign(keys + 1000 * (i + 1), np.ones((300, 2), np.float32))
+        assert again.apply(source.delta(again._position))
+        assert (salted_hash_bucket(again.export().keys, 3) == i).all()
+    both = np.sort(np.concatenate([shard.export().keys for shard in shards]))
+    np.testing.assert_array_equal(both, keys[10:])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_of_a_key_that_was_seen_twice_the_later_row_stays_whole(threads):
+    """Values and state of one moment, whatever the threads: a scan may meet a key that moved."""
+    torch.set_num_threads(threads)
+    table = Table(2, optimizer=Adagrad(lr=0.1))
+    keys = np.tile(np.arange(2000), 2)  # far apart: in the hands of two threads, unless a key has one
+    values = np.repeat(np.arange(4000, dtype=np.float32)[:, None], 2, 1)
+    table._native.import_rows(4000, (keys, values, values + 0.5, None, None))
+    rows = table.export()
+    np.testing.assert_array_equal(rows.values[:, 0], np.arange(2000, 4000))
+    np.testing.assert_array_equal(rows.state, rows.values + 0.5)

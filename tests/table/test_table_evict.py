@@ -169,6 +169,19 @@ def test_update_is_no_use_of_its_own_but_its_lookup_is():
     assert lost == 4 - int(table.contains(np.array([7, 8, 9, 10])).sum()) > 0
 
 
+@pytest.mark.parametrize("strategy", ["epoch_lru", "epoch_lfu"])
+def test_training_keeps_the_epoch(strategy):
+    """A backward pass knows no epoch: what it touches must not fall behind what is never used again."""
+    table = Table(2, max_capacity=4, evict_strategy=strategy, optimizer=SGD(lr=0.1))
+    keys = np.arange(2)
+    table.insert_or_assign(keys, np.zeros((2, 2), np.float32), epoch=3)
+    table.insert_or_assign(np.array([7]), np.zeros((1, 2), np.float32), epoch=4)
+    table.update(keys[:1], np.ones((1, 2), np.float32))
+    assert (table.scores(np.array([0, 1, 7])) >> 32).tolist() == [4, 3, 4]
+    new = np.arange(10, 12)
+    assert table.insert_and_evict(new, np.zeros((2, 2), np.float32)).keys.tolist() == [1]
+
+
 @pytest.mark.parametrize("optimizer", [None, SGD(lr=1.0)])
 def test_a_full_table_without_a_strategy_is_left_as_it_was(optimizer):
     table = Table(2, capacity=1, max_capacity=20, optimizer=optimizer, track=("use", "changes"))
@@ -197,9 +210,6 @@ def test_a_full_table_without_a_strategy_is_left_as_it_was(optimizer):
     assert len(table) == 20 and table.contains(np.array([100, 101])).all()
     with pytest.raises(TableFullError):
         table.find_or_insert(np.array([102]))
-
-
-# --- admission
 
 
 @pytest.mark.parametrize("verb", ["find_or_insert", "update"])

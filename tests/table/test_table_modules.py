@@ -27,8 +27,6 @@ from module_cases import (
 )
 from torch import Tensor, nn
 
-# --- against nn.Embedding
-
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 4), (2, 0), (2, 3, 5), (701,)])
 def test_embedding_forward_is_bit_for_bit_torchs(shape):
@@ -104,9 +102,6 @@ def test_first_rows_are_a_function_of_the_id_alone():
     for i in order:
         b(UNIVERSE[i])
     assert torch.equal(rows_of(a), rows_of(b))
-
-
-# --- against nn.EmbeddingBag
 
 
 def bag_case(mode: str, seed: int, weighted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -215,9 +210,6 @@ def test_admission_keeps_rare_ids_at_zero_and_without_gradient():
     assert rows_of(module, ids[:1]).unique().tolist() == [1.0]
 
 
-# --- when rows move
-
-
 @pytest.mark.parametrize("rule", ["sgd", "adagrad", "adam"])
 def test_step_does_what_backward_does(rule):
     fused = filled(HashEmbedding(DIM, optimizer=RULES[rule][0]))
@@ -305,9 +297,6 @@ def test_zero_gradients_move_nothing():
     assert torch.equal(before, rows_of(module))
 
 
-# --- what changes nothing
-
-
 @pytest.mark.parametrize("bag", [False, True])
 def test_eval_changes_nothing(bag):
     module = HashEmbeddingBag(DIM, optimizer=SGD()) if bag else HashEmbedding(DIM, optimizer=SGD())
@@ -362,9 +351,6 @@ def test_weights_of_frozen_rows_still_get_their_gradient(kind, compiled):
     k = 2**-8 if kind == "no optimizer" else 1e-6
     torch.testing.assert_close(weights.grad.double(), expected, atol=k * 0.3, rtol=k)
     assert np.array_equal(before, module.table.export().values)
-
-
-# --- other storage
 
 
 @pytest.mark.parametrize("bag", [False, True])

@@ -18,8 +18,6 @@ from module_cases import (
 )
 from torch import Tensor, nn
 
-# --- bits
-
 
 def bits_after(call, steps: int = 3) -> Tensor:
     """Rows, outputs and weight gradients of a run whose batches are worth several threads."""
@@ -56,9 +54,6 @@ def test_compiled_gives_the_bits_of_eager(backend, dynamic):
         lambda m: torch.compile(m, fullgraph=True, backend=backend, dynamic=dynamic)
     )
     assert torch.equal(compiled, bits_after(lambda module: module))
-
-
-# --- torch.compile
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
@@ -121,8 +116,6 @@ def test_compiled_step_mode_and_eval():
     assert not call(torch.tensor([888])).any()
     assert len(module.table) == len(UNIVERSE)
 
-
-# --- operators
 
 # All of the default ones. The operators keep their state outside the graph, which no schema says, and opcheck calls
 # them several times and expects one answer: that holds where backward moves nothing, so the rule has lr = 0 and the

@@ -22,8 +22,6 @@ from module_cases import (
 )
 from torch import Tensor, nn
 
-# --- saved and copied
-
 
 def trained(**settings: object) -> HashEmbedding:
     module = HashEmbedding(DIM, optimizer=Adam(lr=0.1), **settings)
@@ -110,9 +108,6 @@ def test_copies_keep_int8_and_the_way_gradients_are_kept():
     assert not torch.equal(rows_of(copy.deepcopy(kept)), before)
 
 
-# --- the clock of the data
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("update", ["backward", "step"])
 def test_uses_have_the_second_they_are_given(update, compiled):
@@ -133,9 +128,6 @@ def test_uses_have_the_second_they_are_given(update, compiled):
     text = "[HashEmbedding] time: expected an integer >= 0 and <= 4294967295, got -1."
     with pytest.raises(ValueError, match=re.escape(text)):
         module.time = -1
-
-
-# --- errors
 
 
 def ids_(*numbers: int) -> Tensor:

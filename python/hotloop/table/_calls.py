@@ -39,7 +39,9 @@ class Calls:
     value_range: float
     size: Any
     _native: Any
+    _epoch: int
     _step: int
+    _shard: tuple[int, int] | None
 
     def _keys(self, op: str, keys: Any) -> Any:
         _environment.log_call(op, rows=getattr(keys, "shape", None))
@@ -76,18 +78,19 @@ class Calls:
         return chosen._rule()
 
     def _moment(
-        self, op: str, keys: Any, scores: Any, epoch: int, time: int | None
+        self, op: str, keys: Any, scores: Any, epoch: int | None, time: int | None
     ) -> tuple[Any, int, int]:
         if scores is None and self.evict_strategy == "custom" and op != "Table.update":
             raise ValueError(
                 f"[{op}] scores: expected one per key with evict_strategy 'custom', got None."
             )
         scores = None if scores is None else _columns.scores(op, scores, keys)
-        epoch = _numbers.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
+        if epoch is not None:
+            self._epoch = _numbers.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
         if time is None:
             time = int(_time.time()) if "use" in self.track else 0
         time = _numbers.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
-        return None if scores is None else _e(scores), epoch, time
+        return None if scores is None else _e(scores), self._epoch, time
 
     def _upsert(
         self,
@@ -95,7 +98,7 @@ class Calls:
         keys: Any,
         values: Any,
         scores: Any,
-        epoch: int,
+        epoch: int | None,
         time: int | None,
         ask: bool,
         keep: bool,
@@ -131,7 +134,14 @@ class Calls:
         return rows, found, evicted
 
     def _assign(
-        self, op: str, keys: Any, values: Any, scores: Any, epoch: int, time: int | None, add: bool
+        self,
+        op: str,
+        keys: Any,
+        values: Any,
+        scores: Any,
+        epoch: int | None,
+        time: int | None,
+        add: bool,
     ) -> Any:
         keys = self._keys(op, keys)
         values = _columns.stored(op, values, keys, self)

@@ -49,6 +49,7 @@ def _config(table: Table, position: int) -> dict[str, Any]:
         "table_id": table.table_id,
         "position": position,
         "tick": int(table._native.tick),
+        "shard": None if table._shard is None else list(table._shard),
     }
 
 
@@ -115,6 +116,12 @@ def load(
         )
         table.value_range = config["value_range"]
         table.table_id = config["table_id"]
+        kept = config.get("shard")
+        if shard is not None and kept is not None:
+            raise ValueError(
+                f"[{op}] shard: expected None for a snapshot of shard {tuple(kept)}, got {shard!r}."
+            )
+        table._shard = (index, of) if shard is not None else None if kept is None else tuple(kept)
         for block in blocks:
             if shard is not None:
                 block = _part_of(block, index, of)
@@ -166,6 +173,11 @@ def _stand(table: Table, position: int) -> None:
 
 
 def _import(op: str, table: Table, block: Any) -> None:
+    _put(op, table, *_fitting(op, table, block))
+
+
+def _fitting(op: str, table: Table, block: Any) -> tuple[int, tuple[Any, ...]]:
+    """Number of rows, and their columns as the table takes them; refuses what does not fit."""
     keys = np.ascontiguousarray(block["keys"])
     values = _columns.unfiled(block["values"], table)
     n = len(keys)
@@ -180,8 +192,12 @@ def _import(op: str, table: Table, block: Any) -> None:
         columns.append(
             column.view(np.int32) if name == "last_use" and column is not None else column
         )
+    return n, tuple(columns)
+
+
+def _put(op: str, table: Table, n: int, columns: tuple[Any, ...]) -> None:
     try:
-        table._native.import_rows(n, tuple(columns))
+        table._native.import_rows(n, columns)
     except _native.core().TableFull:
         from .table import TableFullError
 
@@ -232,9 +248,11 @@ def apply(table: Table, delta: Any) -> bool:
         raise TypeError(f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}.")
     if not _delta.admit(table._position, table.table_id, delta, op=op):
         return False
+    rows = dict(delta.rows) if table._shard is None else _part_of(dict(delta.rows), *table._shard)
+    n, columns = _fitting(op, table, rows)
     if len(delta.erased):
         table.erase(np.asarray(delta.erased).view(np.int64))
-    if len(delta.keys):
-        _import(op, table, delta.rows)
+    if n:
+        _put(op, table, n, columns)
     _stand(table, delta.until)
     return True

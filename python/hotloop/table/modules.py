@@ -59,7 +59,7 @@ def _forward(
     bags = n if offsets is None else offsets.numel() - 1
     op = "HashEmbedding"
     if insert:
-        rows, _, _ = table._upsert(op, ids, None, None, 0, held.time, True, False)
+        rows, _, _ = table._upsert(op, ids, None, None, None, held.time, True, False)
     else:
         rows = torch.empty(0, dtype=torch.int32)
     dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)

@@ -8,7 +8,36 @@ from .._impl import Impl
 from .._numbers import integer
 from ..reference.table import optimizers as _reference
 from . import _rows
-from .optimizers import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowwiseAdagrad, settings
+from .optimizers import (
+    FTRL,
+    SGD,
+    Adagrad,
+    Adam,
+    GroupAdagrad,
+    RowOptimizer,
+    RowwiseAdagrad,
+    settings,
+)
+
+
+def _move(
+    op: str,
+    impl: Impl,
+    rule: RowOptimizer,
+    weight: Any,
+    grad: Any,
+    state: dict[str, Any],
+    rounding_seed: int | None,
+    step: int = 0,
+) -> None:
+    """Check state and seed, and run the rule. ``step``: Adam's t of all rows, or 0."""
+    for name, column in state.items():
+        _rows.check_state(op, name, column, weight, scalar=name in rule._scalars())
+    _rows.check_seed(op, rounding_seed)
+    if _rows.choose(op, impl, weight, weight) == "reference":
+        _reference.move(rule, weight, grad, state, rounding_seed, step=step)
+    else:
+        _rows.update(rule, weight, grad, state, rounding_seed=rounding_seed, step=step)
 
 
 def sparse_sgd_update(
@@ -54,13 +83,7 @@ def sparse_sgd_update(
     op = "sparse_sgd_update"
     rule = settings(op, SGD, lr=lr, weight_decay=weight_decay)
     _rows.check_rows(op, weight, grad)
-    _rows.check_seed(op, rounding_seed)
-    if _rows.choose(op, impl, weight, weight) == "reference":
-        _reference.sparse_sgd_update(
-            weight, grad, lr=rule.lr, weight_decay=rule.weight_decay, rounding_seed=rounding_seed
-        )
-        return
-    _rows.update(rule, weight, grad, {}, rounding_seed=rounding_seed)
+    _move(op, impl, rule, weight, grad, {}, rounding_seed)
 
 
 def rowwise_adagrad_update(
@@ -118,21 +141,7 @@ def rowwise_adagrad_update(
         weight_decay_mode=weight_decay_mode,
     )
     _rows.check_rows(op, weight, grad)
-    _rows.check_state(op, "state_sum", state_sum, weight, scalar=True)
-    _rows.check_seed(op, rounding_seed)
-    if _rows.choose(op, impl, weight, weight) == "reference":
-        _reference.rowwise_adagrad_update(
-            weight,
-            grad,
-            state_sum,
-            lr=rule.lr,
-            eps=rule.eps,
-            weight_decay=rule.weight_decay,
-            weight_decay_mode=rule.weight_decay_mode,
-            rounding_seed=rounding_seed,
-        )
-        return
-    _rows.update(rule, weight, grad, {"state_sum": state_sum}, rounding_seed=rounding_seed)
+    _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
 
 
 def sparse_adagrad_update(
@@ -189,21 +198,7 @@ def sparse_adagrad_update(
         weight_decay_mode=weight_decay_mode,
     )
     _rows.check_rows(op, weight, grad)
-    _rows.check_state(op, "state_sum", state_sum, weight, scalar=False)
-    _rows.check_seed(op, rounding_seed)
-    if _rows.choose(op, impl, weight, weight) == "reference":
-        _reference.sparse_adagrad_update(
-            weight,
-            grad,
-            state_sum,
-            lr=rule.lr,
-            eps=rule.eps,
-            weight_decay=rule.weight_decay,
-            weight_decay_mode=rule.weight_decay_mode,
-            rounding_seed=rounding_seed,
-        )
-        return
-    _rows.update(rule, weight, grad, {"state_sum": state_sum}, rounding_seed=rounding_seed)
+    _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
 
 
 def sparse_adam_update(
@@ -281,34 +276,13 @@ def sparse_adam_update(
         nesterov=nesterov,
         rowwise=rowwise,
     )
-    _rows.check_state(op, "exp_avg", exp_avg, weight, scalar=False)
-    _rows.check_state(op, "exp_avg_sq", exp_avg_sq, weight, scalar=rowwise)
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     common = 0
     if hasattr(step, "shape") and tuple(step.shape) != ():
-        _rows.check_state(op, "step", step, weight, scalar=True)
         state["step"] = step
     else:
         common = integer(op, "step", step, at_least=1, at_most=2**53)
-    _rows.check_seed(op, rounding_seed)
-    if _rows.choose(op, impl, weight, weight) == "reference":
-        _reference.sparse_adam_update(
-            weight,
-            grad,
-            exp_avg,
-            exp_avg_sq,
-            common or step,
-            lr=rule.lr,
-            betas=rule.betas,
-            eps=rule.eps,
-            eps_mode=rule.eps_mode,
-            weight_decay=rule.weight_decay,
-            weight_decay_mode=rule.weight_decay_mode,
-            nesterov=rule.nesterov,
-            rounding_seed=rounding_seed,
-        )
-        return
-    _rows.update(rule, weight, grad, state, rounding_seed=rounding_seed, step=common)
+    _move(op, impl, rule, weight, grad, state, rounding_seed, common)
 
 
 def ftrl_proximal_update(
@@ -364,24 +338,7 @@ def ftrl_proximal_update(
     op = "ftrl_proximal_update"
     rule = settings(op, FTRL, lr=lr, beta=beta, l1=l1, l2=l2, group=group)
     _rows.check_rows(op, weight, grad)
-    _rows.check_state(op, "z", z, weight, scalar=False)
-    _rows.check_state(op, "n", n, weight, scalar=False)
-    _rows.check_seed(op, rounding_seed)
-    if _rows.choose(op, impl, weight, weight) == "reference":
-        _reference.ftrl_proximal_update(
-            weight,
-            grad,
-            z,
-            n,
-            lr=rule.lr,
-            beta=rule.beta,
-            l1=rule.l1,
-            l2=rule.l2,
-            group=rule.group,
-            rounding_seed=rounding_seed,
-        )
-        return
-    _rows.update(rule, weight, grad, {"z": z, "n": n}, rounding_seed=rounding_seed)
+    _move(op, impl, rule, weight, grad, {"z": z, "n": n}, rounding_seed)
 
 
 def group_adagrad_update(
@@ -431,18 +388,4 @@ def group_adagrad_update(
     op = "group_adagrad_update"
     rule = settings(op, GroupAdagrad, lr=lr, beta=beta, l2=l2, weight_decay=weight_decay)
     _rows.check_rows(op, weight, grad)
-    _rows.check_state(op, "state_sum", state_sum, weight, scalar=True)
-    _rows.check_seed(op, rounding_seed)
-    if _rows.choose(op, impl, weight, weight) == "reference":
-        _reference.group_adagrad_update(
-            weight,
-            grad,
-            state_sum,
-            lr=rule.lr,
-            beta=rule.beta,
-            l2=rule.l2,
-            weight_decay=rule.weight_decay,
-            rounding_seed=rounding_seed,
-        )
-        return
-    _rows.update(rule, weight, grad, {"state_sum": state_sum}, rounding_seed=rounding_seed)
+    _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)

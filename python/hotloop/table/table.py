@@ -60,7 +60,7 @@ class Table(Calls):
 
     Values and optimizer state lie in one row. Batches run on torch's or OpenMP's threads, and calls from many threads
     may overlap: a reader sees each row whole and never waits, not even for growth. Of a batch, repeated keys take
-    effect in order. Arrays may be NumPy, torch or CuPy (on the CPU); results are of the kind of ``keys``.
+    effect in order. Arrays are NumPy or torch, on the CPU; results are of the kind of ``keys``.
 
     A row costs 15 bytes beyond values and state at a load of 0.85, 8 more with an eviction strategy and 4 more for each
     of ``track``. Shapes: keys (n,) int64, uint64 or int32; values (n, dim).
@@ -153,7 +153,9 @@ class Table(Calls):
         self.track = tuple(name for name in TRACKED if name in track)
         self.value_range = 1.0  # of int8 rows
         self.table_id = uuid.uuid4().hex
+        self._epoch = 0
         self._step = 0  # of probabilistic admission
+        self._shard: tuple[int, int] | None = None  # the part of a source that a replica holds
         self._position = 0  # of the source, for a replica
         kind, first, second, seed = self.initializer._numbers()
         self._native = _native.core().Table(
@@ -173,8 +175,6 @@ class Table(Calls):
                 "max_load_factor": MAX_LOAD_FACTOR,
             }
         )
-
-    # --- what it is
 
     def __len__(self) -> int:
         return int(self._native.size)
@@ -210,8 +210,6 @@ class Table(Calls):
             f"optimizer={self.optimizer!r}, evict_strategy={self.evict_strategy!r})"
         )
 
-    # --- reading
-
     def find(self, keys: Any) -> Found:
         """Return the rows of keys, zeros where there is none, and which were there; changes nothing."""
         op = "Table.find"
@@ -244,10 +242,8 @@ class Table(Calls):
         self._native.find(n, _e(keys), None, _columns.exported_flags(found), _e(scores))
         return scores
 
-    # --- writing
-
     def find_or_insert(
-        self, keys: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+        self, keys: Any, *, scores: Any = None, epoch: int | None = None, time: int | None = None
     ) -> Found:
         """Return the rows of keys, those of unknown keys initialised; ``found`` says which were known.
 
@@ -256,7 +252,8 @@ class Table(Calls):
         Args:
             keys: (n,).
             scores: (n,) int64 >= 0: the score ("custom", required) or how much it grows ("lfu", default 1).
-            epoch: upper half of the score of the epoch strategies, 0 to 2^32 - 1.
+            epoch: upper half of the score of the epoch strategies, 0 to 2^32 - 1. Default None: the last one given
+                to this table, which ``update`` and the modules take as well; 0 before the first.
             time: second of this use, for ``expire``; default: now.
         """
         op = "Table.find_or_insert"
@@ -266,7 +263,13 @@ class Table(Calls):
         return Found(values, found)
 
     def insert_or_assign(
-        self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+        self,
+        keys: Any,
+        values: Any,
+        *,
+        scores: Any = None,
+        epoch: int | None = None,
+        time: int | None = None,
     ) -> Any:
         """Give keys these values; unknown ones get a row. The last of repeated keys stays.
 
@@ -283,7 +286,13 @@ class Table(Calls):
         return rows != NO_ROW
 
     def insert_and_evict(
-        self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+        self,
+        keys: Any,
+        values: Any,
+        *,
+        scores: Any = None,
+        epoch: int | None = None,
+        time: int | None = None,
     ) -> Evicted:
         """``insert_or_assign`` that returns who had to leave."""
         op = "Table.insert_and_evict"
@@ -292,7 +301,13 @@ class Table(Calls):
         return _columns.evicted(evicted, keys, self)
 
     def assign(
-        self, keys: Any, values: Any, *, scores: Any = None, epoch: int = 0, time: int | None = None
+        self,
+        keys: Any,
+        values: Any,
+        *,
+        scores: Any = None,
+        epoch: int | None = None,
+        time: int | None = None,
     ) -> Any:
         """Give known keys these values; returns which were known, (n,) bool."""
         return self._assign("Table.assign", keys, values, scores, epoch, time, False)
@@ -304,7 +319,7 @@ class Table(Calls):
         accum: Any,
         *,
         scores: Any = None,
-        epoch: int = 0,
+        epoch: int | None = None,
         time: int | None = None,
     ) -> Any:
         """Add to rows that the caller found, insert those it did not; returns which were applied, (n,) bool.
@@ -366,8 +381,6 @@ class Table(Calls):
             )
         )
 
-    # --- training
-
     def update(
         self,
         keys: Any,
@@ -394,17 +407,15 @@ class Table(Calls):
         grads = _columns.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
         rule = self._rule(op, optimizer)
         _columns.check_finite(op, grads)
-        rows, _, _ = self._upsert(op, keys, None, None, 0, time, True, False)
+        rows, _, _ = self._upsert(op, keys, None, None, None, time, True, False)
         out = int((rows == NO_ROW).sum())
         return out + self._update(rule, keys, None, None, "sum", rows, grads, None, None, time)
-
-    # --- all rows
 
     def export_batches(self, rows: int = 1 << 16, *, since: int = 0) -> Iterator[Rows]:
         """Yield all rows as NumPy arrays, about ``rows`` at a time, each whole, in the order of memory.
 
         Rows written meanwhile appear as before or after; a key that is erased and inserted again meanwhile may appear
-        twice, the newer one later. bfloat16 values are given as float32 if not saved.
+        twice, the newer one later. bfloat16 and int8 values are given as float32.
         """
         op = "Table.export_batches"
         rows = _numbers.integer(op, "rows", rows, at_least=1)
@@ -441,8 +452,6 @@ class Table(Calls):
             copy.insert_or_assign(part.keys, part.values)
         return copy
 
-    # --- files (see _persist)
-
     def save(self, directory: str | os.PathLike[str]) -> Any:
         """Write a snapshot, all of it or none, streaming about 64 MiB at a time; see docs/table-format.md."""
         from . import _persist
@@ -458,7 +467,11 @@ class Table(Calls):
         shard: tuple[int, int] | None = None,
         max_capacity: int | None = None,
     ) -> Table:
-        """Read a snapshot into a table of any capacity, or one shard (i, of): ``salted_hash_bucket(keys, of) == i``."""
+        """Read a snapshot into a table of any capacity, or one shard (i, of): ``salted_hash_bucket(keys, of) == i``.
+
+        A shard stays one: it takes its part of every delta. ``admission`` is not in a snapshot: keep the filter's
+        ``state_dict`` beside it, and set ``table.admission`` again.
+        """
         from . import _persist
 
         return _persist.load(cls, directory, capacity, shard, max_capacity)

@@ -138,18 +138,24 @@ def _round_at_random(x: np.ndarray, dtype: str, bits: np.ndarray) -> Any:
     return np.where(np.isfinite(x), rounded, x)
 
 
-def _apply(
+def move(
     rule: RowOptimizer,
     weight: Any,
     grad: Any,
     state: dict[str, Any],
     rounding_seed: int | None,
     rows: np.ndarray | None = None,
+    step: int = 0,
 ) -> None:
-    """Steps of all rows, or one after another of ``rows``; written back in the dtype of each array."""
+    """Steps of all rows, or one after another of ``rows``; written back in the dtype of each array.
+
+    ``step``: Adam's t of all rows, or 0 where each row counts its own.
+    """
     if int(weight.shape[1]) == 0:
         return
-    step = _STEPS[type(rule)]
+    if step:
+        state = {**state, "step": np.full((int(weight.shape[0]), 1), step - 1.0)}
+    run = _STEPS[type(rule)]
     w, g = _wide(weight), _wide(grad)
     s = {k: _wide(_rows.as_column(x)) for k, x in state.items()}
     dtype = _arrays.dtype(weight)
@@ -163,11 +169,11 @@ def _apply(
 
     with np.errstate(all="ignore"):
         if rows is None:
-            w = stored(step(rule, w, g, s), 0)
+            w = stored(run(rule, w, g, s), 0)
         else:
             for i, row in enumerate(rows.tolist()):
                 one = {k: x[row : row + 1] for k, x in s.items()}
-                new = stored(step(rule, w[row : row + 1], g[i : i + 1], one), i)
+                new = stored(run(rule, w[row : row + 1], g[i : i + 1], one), i)
                 w[row] = _as_stored(new, weight)
                 for k, x in s.items():
                     x[row] = x[row].astype(_arrays.dtype(state[k]))
@@ -193,7 +199,7 @@ def sparse_sgd_update(
     weight_decay: float = SGD.weight_decay,
     rounding_seed: int | None = None,
 ) -> None:
-    _apply(SGD(lr=lr, weight_decay=weight_decay), weight, grad, {}, rounding_seed)
+    move(SGD(lr=lr, weight_decay=weight_decay), weight, grad, {}, rounding_seed)
 
 
 def rowwise_adagrad_update(
@@ -210,7 +216,7 @@ def rowwise_adagrad_update(
     rule = RowwiseAdagrad(
         lr=lr, eps=eps, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode
     )
-    _apply(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+    move(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
 
 
 def sparse_adagrad_update(
@@ -225,7 +231,7 @@ def sparse_adagrad_update(
     rounding_seed: int | None = None,
 ) -> None:
     rule = Adagrad(lr=lr, eps=eps, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode)
-    _apply(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+    move(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
 
 
 def sparse_adam_update(
@@ -244,8 +250,6 @@ def sparse_adam_update(
     nesterov: bool = Adam.nesterov,
     rounding_seed: int | None = None,
 ) -> None:
-    common = isinstance(step, int)
-    counts = np.full((int(weight.shape[0]), 1), float(step) - 1) if common else step
     rule = Adam(
         lr=lr,
         betas=betas,
@@ -256,8 +260,11 @@ def sparse_adam_update(
         nesterov=nesterov,
         rowwise=exp_avg_sq.ndim == 1 or exp_avg_sq.shape[1] != weight.shape[1],
     )
-    state = {"step": counts, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    _apply(rule, weight, grad, state, rounding_seed)
+    state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    common = step if isinstance(step, int) else 0
+    if not common:
+        state["step"] = step
+    move(rule, weight, grad, state, rounding_seed, step=common)
 
 
 def ftrl_proximal_update(
@@ -274,7 +281,7 @@ def ftrl_proximal_update(
     rounding_seed: int | None = None,
 ) -> None:
     rule = FTRL(lr=lr, beta=beta, l1=l1, l2=l2, group=group)
-    _apply(rule, weight, grad, {"z": z, "n": n}, rounding_seed)
+    move(rule, weight, grad, {"z": z, "n": n}, rounding_seed)
 
 
 def group_adagrad_update(
@@ -289,7 +296,7 @@ def group_adagrad_update(
     rounding_seed: int | None = None,
 ) -> None:
     rule = GroupAdagrad(lr=lr, beta=beta, l2=l2, weight_decay=weight_decay)
-    _apply(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+    move(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
 
 
 def merge_duplicates(ids: Any, grads: Any) -> MergedGradients:
@@ -324,7 +331,7 @@ def sparse_dedup_optimize(
         wide = _wide(grads).astype(_arrays.to_numpy(grads).dtype)
         counted = (wide, np.ones(n, np.int64), np.arange(n))
         merged = MergedGradients(ids, *(_arrays.from_numpy(x, ids) for x in counted))
-    _apply(optimizer, weight, merged.grads, state, rounding_seed, _arrays.to_numpy(merged.ids))
+    move(optimizer, weight, merged.grads, state, rounding_seed, _arrays.to_numpy(merged.ids))
     return merged
 
 
