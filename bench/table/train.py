@@ -71,7 +71,11 @@ def _plain(rule: Rule) -> Contender:
 
 
 def _bag(function: ours.Function, stored: World, keys: Tensor, rule: Rule) -> Any:
-    optimizer = getattr(importlib.import_module("hotloop.table"), _OURS[rule])(lr=_LR, eps=_EPS)
+    # torch.optim.SparseAdam adds eps where TensorFlow does.
+    mode = {"eps_mode": "tensorflow"} if rule == "adam" else {}
+    optimizer = getattr(importlib.import_module("hotloop.table"), _OURS[rule])(
+        lr=_LR, eps=_EPS, **mode
+    )
     dim = stored.values.shape[1]
     bag = function(dim, mode="sum", capacity=len(stored.keys), optimizer=optimizer)
     bag.table.insert_or_assign(keys, stored.values)
