@@ -78,14 +78,34 @@ def time_text(us: float) -> str:
     return f"{us / 1e3:.3g} ms" if us >= 1000 else f"{us:.3g} us"
 
 
-DECODE_SHOWN = (
-    "transformers",
-    "torch",
-    "torch by cdf",
-    "torch topk first",
-    "torch.compile",
-    "chain, as many rows",
-)
+# Rooms with a page of their own for results: the rivals that its table shows, and under how many threads.
+PAGES = {
+    "decode": (
+        (
+            "transformers",
+            "torch",
+            "torch by cdf",
+            "torch topk first",
+            "torch.compile",
+            "chain, as many rows",
+        ),
+        "two threads",
+    ),
+    "table": (
+        (
+            "libcuckoo",
+            "absl",
+            "tfra",
+            "torchrec mch",
+            "fbgemm",
+            "hotloop on row numbers",
+            "rows without keys",
+            "torch",
+            "numpy",
+        ),
+        "two threads where a case does not say one",
+    ),
+}
 
 
 def measured() -> list[dict[str, Any]]:
@@ -119,34 +139,38 @@ def results_table(ours: list[dict[str, Any]], shown: tuple[str, ...], what: str)
     return lines
 
 
-def decode_results() -> str:
-    ours = [row for row in measured() if row["op"].startswith("decode.")]
-    lines = results_table(ours, DECODE_SHOWN, "op")
-    return "\n".join([*lines, "", *conditions(ours)])
+def room_of(row: dict[str, Any]) -> str:
+    return str(row["op"]).partition(".")[0]
+
+
+def page_results(room: str) -> str:
+    shown, threads = PAGES[room]
+    ours = [row for row in measured() if room_of(row) == room]
+    return "\n".join([*results_table(ours, shown, "op"), "", *conditions(ours, threads)])
 
 
 def results() -> str:
-    ours = [row for row in measured() if not row["op"].startswith("decode.")]
+    ours = [row for row in measured() if room_of(row) not in PAGES]
     return "\n".join(
         [
             *results_table(ours, SHOWN, "forward + backward"),
             "",
-            *conditions(ours),
+            *conditions(ours, "two threads, pair losses one"),
             "This machine has no matrix unit: products are nearly all of a",
             "bfloat16 head, so ratios against rivals that do the same products stay near 1.",
-            "Decoding is measured in [docs/decode.md](docs/decode.md).",
+            "Decoding is measured in [docs/decode.md](docs/decode.md), tables in [docs/table.md](docs/table.md).",
         ]
     )
 
 
-def conditions(ours: list[dict[str, Any]]) -> list[str]:
+def conditions(ours: list[dict[str, Any]], threads: str) -> list[str]:
     first = ours[0]
     versions = ", ".join(
         f"{k} {v}" for k, v in first["versions"].items() if k not in ("python", "numpy", "triton")
     )
     days = sorted({row["time"][:10] for row in ours})
     return [
-        f"Medians of interleaved rounds on {first['device']}, two threads, pair losses one;",
+        f"Medians of interleaved rounds on {first['device']}, {threads};",
         f"{versions}; {days[-1]}. Above 1 we are faster. `python -m bench run all` measures it on your machine;",
         "the rows, with spread and commands, are in `bench/results/cpu.jsonl`, and what limits each is in",
         "`docs/perf-notes.md`.",
@@ -165,10 +189,13 @@ def documents() -> dict[Path, str]:
     readme = between(readme, "coverage", coverage())
     readme = between(readme, "variables", variables())
     readme = between(readme, "results", results())
-    decode = (ROOT / "docs" / "decode.md").read_text(encoding="utf-8")
+    pages = {ROOT / "docs" / f"{room}.md": page_results(room) for room in PAGES}
     return {
         ROOT / "README.md": readme,
-        ROOT / "docs" / "decode.md": between(decode, "results", decode_results()),
+        **{
+            path: between(path.read_text(encoding="utf-8"), "results", body)
+            for path, body in pages.items()
+        },
         ROOT / "docs" / "papers.md": papers(),
     }
 

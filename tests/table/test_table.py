@@ -452,7 +452,9 @@ def test_of_a_key_that_was_seen_twice_the_later_row_stays_whole(threads):
     """Values and state of one moment, whatever the threads: a scan may meet a key that moved."""
     torch.set_num_threads(threads)
     table = Table(2, optimizer=Adagrad(lr=0.1))
-    keys = np.tile(np.arange(2000), 2)  # far apart: in the hands of two threads, unless a key has one
+    keys = np.tile(
+        np.arange(2000), 2
+    )  # far apart: in the hands of two threads, unless a key has one
     values = np.repeat(np.arange(4000, dtype=np.float32)[:, None], 2, 1)
     table._native.import_rows(4000, (keys, values, values + 0.5, None, None))
     rows = table.export()
