@@ -74,8 +74,8 @@ class Table(Calls):
             "lru": number of the call that last used it; "lfu": uses, or the sum of ``scores``; "custom": ``scores``;
             "epoch_lru", "epoch_lfu": the caller's ``epoch`` first. A new key whose score is lower than every row's is
             refused ("lfu" lets everything in). Default "none".
-        admission: a ``CountFilter`` or ``ProbabilisticFilter`` that unknown keys must pass in ``find_or_insert`` and
-            ``lookup``. Default None.
+        admission: a ``CountFilter`` or ``ProbabilisticFilter`` that unknown keys must pass in ``find_or_insert``,
+            ``update`` and the modules; asked once per key and batch, with how often the batch holds it. Default None.
         dtype: how values are stored. "int8" is for serving: see ``quantized``. Default "float32".
         optimizer: the rule of ``update``, e.g. ``RowwiseAdagrad(lr=0.02)``. Default None.
         initializer: ``Uniform``, ``Normal`` or ``Constant``: first values from (seed, key). Default
