@@ -215,10 +215,7 @@ Bags bags_of(Arguments& a, const py::tuple& t) {
   return b;
 }
 
-void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, const py::object& out, const py::object& sizes, const py::object& largest) {
-  Arguments a("Table.pool", 7);
-  const Bags b = bags_of(a, bags);
-  const auto* r = numbers(a, rows, "rows", b.keys.count, false);
+Pooled pooled_of(Arguments& a, const Table& t, const Bags& b, const py::object& out, const py::object& sizes, const py::object& largest) {
   Pooled p;
   const View& view = a.tile(out, "out", true);
   if (view.shape[0] != b.count || view.shape[1] != t.settings().dim) a.fail("out", "wrong shape " + view.shape_text());
@@ -228,8 +225,33 @@ void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, con
   p.dtype = view.dtype;
   p.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, true);
   p.largest = static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
+  return p;
+}
+
+void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, const py::object& out, const py::object& sizes, const py::object& largest) {
+  Arguments a("Table.pool", 7);
+  const Bags b = bags_of(a, bags);
+  const auto* r = numbers(a, rows, "rows", b.keys.count, false);
+  const Pooled p = pooled_of(a, t, b, out, sizes, largest);
   py::gil_scoped_release release;
   pool_bags(t, b, r, p);
+}
+
+void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment, const py::object& admission, const py::object& rows,
+                        const py::object& found, const py::object& out, const py::object& sizes, const py::object& largest) {
+  Arguments a("Table.pool_or_insert", 9);
+  const Bags b = bags_of(a, bags);
+  const Moment m(moment);
+  const Admission admit = admission_of(admission);
+  Upsert call;
+  call.keys = b.keys;
+  call.stamp = m.stamp(a, b.keys.count);
+  call.admission = admit ? &admit : nullptr;
+  call.rows = numbers(a, rows, "rows", b.keys.count, true);
+  call.found = column<std::uint8_t>(a, found, "found", b.keys.count, true);
+  const Pooled p = pooled_of(a, t, b, out, sizes, largest);
+  py::gil_scoped_release release;
+  pool_or_insert(t, b, call, p);
 }
 
 const float* gradient_of(Arguments& a, const Table& t, const Bags& b, const py::object& grad, Size& stride) {
@@ -309,6 +331,7 @@ void register_table(py::module_& m) {
       .def("erased_since", [](const Table& t, std::uint64_t since) { return bytes_of(t.erased_since(since)); })
       .def("forget_erased", &Table::forget_erased)
       .def("pool", run_pool)
+      .def("pool_or_insert", run_pool_or_insert)
       .def("weight_gradient", run_weight_gradient)
       .def("update", run_update);
   m.def("table_all_finite", run_finite);

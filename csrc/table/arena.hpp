@@ -20,13 +20,16 @@ class Arena {
     return __atomic_load_n(&chunks_[r >> shift_], __ATOMIC_RELAXED) + static_cast<std::int64_t>(r & mask_) * stride_;
   }
   // The key of a row, or what a free one was left with: never a key that is looked for (see Table::release).
-  std::uint64_t key(std::uint32_t r) const { return load_relaxed<std::uint64_t>(row(r)); }
+  std::uint64_t key(std::uint32_t r) const { return row_key(row(r)); }
 
   bool live(std::uint32_t r) const { return ((live_words(r >> 6).load(std::memory_order_acquire) >> (r & 63u)) & 1u) != 0; }
   void set_live(std::uint32_t r, bool on) const {
     const std::uint64_t bit = std::uint64_t{1} << (r & 63u);
     if (on) live_words(r >> 6).fetch_or(bit, std::memory_order_release);
     else live_words(r >> 6).fetch_and(~bit, std::memory_order_release);
+  }
+  void set_live_bits(std::uint32_t word, std::uint64_t bits) const {
+    live_words(word).fetch_or(bits, std::memory_order_release);
   }
   std::uint64_t live_word(std::uint32_t word) const { return live_words(word).load(std::memory_order_acquire); }
 
@@ -61,7 +64,10 @@ class Arena {
 class RowSource {
  public:
   explicit RowSource(Arena& arena) : arena_(arena) {}
-  ~RowSource() { arena_.give(rows_); }
+  ~RowSource() {
+    set_live();
+    arena_.give(rows_);
+  }
   RowSource(const RowSource&) = delete;
   RowSource& operator=(const RowSource&) = delete;
 
@@ -76,11 +82,27 @@ class RowSource {
   }
   void give(std::uint32_t r) { rows_.push_back(r); }
 
+  // Notes a row as live; its bit is set with those of its neighbours, at the latest when the source goes.
+  void live(std::uint32_t r) {
+    if ((r >> 6) != word_) {
+      set_live();
+      word_ = r >> 6;
+    }
+    bits_ |= std::uint64_t{1} << (r & 63u);
+  }
+
   // Room in the index, reserved by the dozen as well (Table::take_room), and how many rows were entered.
   std::int64_t room = 0, entered = 0;
 
  private:
+  void set_live() {
+    if (bits_ != 0) arena_.set_live_bits(word_, bits_);
+    bits_ = 0;
+  }
+
   Arena& arena_;
+  std::uint32_t word_ = 0;
+  std::uint64_t bits_ = 0;
   std::vector<std::uint32_t> rows_;
   std::size_t take_ = 1;
 };

@@ -95,6 +95,15 @@ struct alignas(64) Bucket {
     else __atomic_fetch_sub(&header, kPassed, __ATOMIC_RELEASE);
   }
 
+  // For the only writer: plain loads and stores, in an order that readers may follow.
+  bool full() const { return (header & kAll) == kAll; }
+  void publish_alone(std::uint8_t tag, std::uint32_t row) {
+    const int slot = std::countr_zero(~header & kAll);
+    publish(slot, tag, row);
+    __atomic_store_n(&header, header | (1u << slot), __ATOMIC_RELEASE);
+  }
+  void passed_alone() { __atomic_store_n(&header, header + kPassed, __ATOMIC_RELEASE); }
+
  private:
   // Bit i from the high bit of byte i.
   static std::uint32_t mask8(std::uint64_t high) {
@@ -118,6 +127,16 @@ class Index {
     return buckets_ + bucket_of(hash, static_cast<std::uint64_t>(count_));
   }
   Bucket* next(Bucket* b) const { return b + 1 == buckets_ + count_ ? buckets_ : b + 1; }
+
+  // Threads may have the buckets to themselves, as equal ranges of them.
+  std::int64_t owner(std::uint64_t hash, std::int64_t threads) const {
+    const auto bucket = static_cast<std::int64_t>(bucket_of(hash, static_cast<std::uint64_t>(count_)));
+    return bucket * threads / count_;
+  }
+  // Behind the range of a thread.
+  const Bucket* end_of(std::int64_t thread, std::int64_t threads) const {
+    return buckets_ + ((thread + 1) * count_ + threads - 1) / threads;
+  }
 
   // Slot and bucket of a key, by a test of rows; false if it is not there.
   struct Place {
@@ -149,6 +168,18 @@ class Index {
     for (; (slot = b->claim()) < 0;) b = next(b);
     for (Bucket* p = first; p != b; p = next(p)) p->passed(true);
     b->publish(slot, tag(hash), row);
+  }
+  // The same for the only writer of the buckets before `end`. Room there is asked for first: null if there is none.
+  Bucket* room_before(const Bucket* end, std::uint64_t hash) const {
+    Bucket* b = home(hash);
+    for (; b->full();) {
+      if (++b == end) return nullptr;
+    }
+    return b;
+  }
+  void place_alone(Bucket* b, std::uint64_t hash, std::uint32_t row) {
+    for (Bucket* p = home(hash); p != b; ++p) p->passed_alone();
+    b->publish_alone(tag(hash), row);
   }
   void remove(std::uint64_t hash, const Place& place) {
     place.bucket->vacate(place.slot);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <unordered_map>
@@ -16,26 +17,92 @@ constexpr std::int64_t kGrain = 512;
 
 constexpr auto always = [](const char*) { return true; };
 
-// Calls work(positions, count) on threads that divide the keys among them, so that one meets all occurrences of a
-// key, in order. `some`: the positions in question, or null for all.
-template <class Work>
-void divide(Keys keys, const std::int64_t* some, std::int64_t count, Work&& work) {
-  const std::int64_t threads = std::clamp<std::int64_t>(count / kGrain, 1, max_threads());
-  if (threads == 1) {
-    work(some, count);
-    return;
-  }
-  parallel_for(threads, 1, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<std::int64_t> mine;
-    mine.reserve(static_cast<std::size_t>((end - begin) * count / threads + count / 16));
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t at = some != nullptr ? some[i] : i;
-      // Bits that decide neither home nor tag.
-      const auto share = static_cast<std::int64_t>(((place_hash(keys[at]) >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
-      if (share >= begin && share < end) mine.push_back(at);
+struct Counted {  // while it lives
+  explicit Counted(std::atomic<int>& count) : count_(count) { count_.fetch_add(1, std::memory_order_relaxed); }
+  ~Counted() { count_.fetch_sub(1, std::memory_order_relaxed); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+ private:
+  std::atomic<int>& count_;
+};
+
+std::int64_t threads_for(std::int64_t count) { return std::clamp<std::int64_t>(count / kGrain, 1, max_threads()); }
+
+// Bits that decide neither home nor tag.
+std::int64_t owner_by_hash(std::uint64_t key, std::int64_t threads) {
+  return static_cast<std::int64_t>(((place_hash(key) >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
+}
+
+// Calls work(thread, positions, count, outcomes) on threads that divide the keys among them by owner(key), so that one
+// meets all occurrences of a key, in order; then put(position, outcome). Outcomes lie apart for each thread until then:
+// two threads that write into one array in turns have every line of it in common. `some`: the positions in question, or
+// null for [begin, begin + count).
+template <class Owner, class Work, class Put>
+void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_t count, std::int64_t threads, Owner&& owner,
+            Work&& work, Put&& put) {
+  const auto position = [&](std::int64_t i) { return some != nullptr ? some[begin + i] : begin + i; };
+  const auto n = static_cast<std::size_t>(count), t = static_cast<std::size_t>(threads);
+  std::vector<std::int64_t> positions(n);
+  std::vector<Outcome> outcomes(n);
+  // ends[worker][reader]: what a thread has read for another lies before, in the order of the batch.
+  std::vector<std::size_t> ends(t * t);
+  const auto each_thread = [&](auto&& body) {
+    parallel_for(threads, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i) body(static_cast<std::size_t>(i));
+    });
+  };
+  const auto each_read = [&](std::size_t reader, auto&& body) {
+    for (std::int64_t i = count * static_cast<std::int64_t>(reader) / threads,
+                      last = count * static_cast<std::int64_t>(reader + 1) / threads;
+         i < last; ++i) {
+      body(static_cast<std::size_t>(i), position(i));
     }
-    work(mine.data(), static_cast<std::int64_t>(mine.size()));
+  };
+  if (threads == 1) {
+    each_read(0, [&](std::size_t i, std::int64_t at) { positions[i] = at; });
+    ends[0] = n;
+  } else {
+    std::vector<std::uint16_t> owners(n);
+    each_thread([&](std::size_t reader) {
+      std::vector<std::size_t> mine(t);
+      each_read(reader, [&](std::size_t i, std::int64_t at) {
+        owners[i] = static_cast<std::uint16_t>(owner(keys[at]));
+        ++mine[owners[i]];
+      });
+      for (std::size_t worker = 0; worker < t; ++worker) ends[worker * t + reader] = mine[worker];
+    });
+    std::exclusive_scan(ends.begin(), ends.end(), ends.begin(), std::size_t{0});
+    each_thread([&](std::size_t reader) {
+      std::vector<std::size_t> mine(t);
+      for (std::size_t worker = 0; worker < t; ++worker) mine[worker] = ends[worker * t + reader];
+      each_read(reader, [&](std::size_t i, std::int64_t at) { positions[mine[owners[i]]++] = at; });
+      for (std::size_t worker = 0; worker < t; ++worker) ends[worker * t + reader] = mine[worker];
+    });
+  }
+  const auto begin_of = [&](std::size_t worker, std::size_t reader) {
+    return worker + reader == 0 ? 0 : ends[worker * t + reader - 1];
+  };
+  each_thread([&](std::size_t worker) {
+    const std::size_t first = begin_of(worker, 0), last = ends[worker * t + t - 1];
+    work(static_cast<std::int64_t>(worker), positions.data() + first, static_cast<std::int64_t>(last - first),
+         outcomes.data() + first);
   });
+  each_thread([&](std::size_t reader) {
+    for (std::size_t worker = 0; worker < t; ++worker) {
+      for (std::size_t k = begin_of(worker, reader); k < ends[worker * t + reader]; ++k) put(positions[k], outcomes[k]);
+    }
+  });
+}
+
+// The same for long batches, by the slice: what a slice is divided into stays in the cache.
+constexpr std::int64_t kSlice = std::int64_t{1} << 16;
+template <class Work, class Put>
+void divide_all(Keys keys, Work&& work, Put&& put) {
+  for (std::int64_t begin = 0; begin < keys.count; begin += kSlice) {
+    const std::int64_t count = std::min(kSlice, keys.count - begin), threads = threads_for(count);
+    divide(keys, nullptr, begin, count, threads, [&](std::uint64_t key) { return owner_by_hash(key, threads); }, work, put);
+  }
 }
 
 }  // namespace
@@ -61,22 +128,56 @@ Table::Entry Table::enter(Index& index, std::uint64_t key, std::uint64_t hash, R
     source.give(row);
     return {there, there != kNoRow};
   }
-  {
-    const SeqLocks::Writing writing(locks_, row);
+  make_row(row, key, call, at);
+  index.place(hash, row);
+  ++source.entered;
+  return {row, false};
+}
+
+// The same without locks, for the only writer of the buckets before `end`. `crossed`: there is no slot before it.
+Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t key, std::uint64_t hash, RowSource& source,
+                                std::int64_t room_at_once, const Upsert& call, std::int64_t at, bool& crossed) {
+  const std::uint32_t there = row_of(index, key, hash);
+  if (there != kNoRow) return {there, true};
+  Bucket* const bucket = index.room_before(end, hash);
+  crossed = bucket == nullptr;
+  if (crossed || !take_room(source, room_at_once)) return {kNoRow, false};
+  const std::uint32_t row = source.take();
+  if (layout_.score >= 0 || layout_.version >= 0) {
+    make_row(row, key, call, at);
+  } else {
+    // Nobody writes to a row that no bucket names. Whoever still has its number from an earlier owner looks at the
+    // key, which comes last; whoever scans the rows looks at the live bits, which come later.
     char* const p = arena_.row(row);
     if constexpr (kWordByWord) {
       std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
       fill(copy.data(), key, call, at);
-      copy_in(p, copy.data(), copy.size());
+      copy_in(p + 8, copy.data() + 8, copy.size() - 8);
     } else {
       fill(p, key, call, at);
     }
-    arena_.set_live(row, true);  // first: the evictor passes over rows that are not
-    touch(row, call.stamp, at, true, true);
+    if (layout_.time >= 0) store_relaxed(p + layout_.time, call.stamp.time);
+    __atomic_store_n(reinterpret_cast<std::uint64_t*>(p), key, __ATOMIC_RELEASE);
+    source.live(row);
   }
-  index.place(hash, row);
+  index.place_alone(bucket, hash, row);
   ++source.entered;
   return {row, false};
+}
+
+void Table::make_row(std::uint32_t row, std::uint64_t key, const Upsert& call, std::int64_t at) {
+  const SeqLocks::Writing writing(locks_, row);
+  char* const p = arena_.row(row);
+  if constexpr (kWordByWord) {
+    std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
+    fill(copy.data(), key, call, at);
+    copy_in(p + 8, copy.data() + 8, copy.size() - 8);
+  } else {
+    fill(p, key, call, at);
+  }
+  __atomic_store_n(reinterpret_cast<std::uint64_t*>(p), key, __ATOMIC_RELEASE);
+  arena_.set_live(row, true);  // first: the evictor passes over rows that are not
+  touch(row, call.stamp, at, true, true);
 }
 
 bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at) {
@@ -88,8 +189,15 @@ bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std:
   return true;
 }
 
-void Table::upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
-                        std::int64_t room_at_once, std::vector<std::int64_t>& deferred) {
+bool Table::use(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at) {
+  const SeqLocks::Writing writing(locks_, row);
+  if (row_key(arena_.row(row)) != key) return false;
+  touch(row, stamp, at, false, false);
+  return true;
+}
+
+void Table::upsert_some(Index& index, const Bucket* end, const Upsert& call, const std::int64_t* positions, std::int64_t count,
+                        std::int64_t room_at_once, Outcome* outcomes, Left& left) {
   RowSource source(arena_);
   struct Settle {  // whatever happens
     Table& table;
@@ -99,65 +207,106 @@ void Table::upsert_some(Index& index, const Upsert& call, const std::int64_t* po
       table.reserved_.fetch_sub(source.room, std::memory_order_relaxed);
     }
   } settle{*this, source};
-  const bool touches = call.values || layout_.score >= 0 || layout_.time >= 0;
+  const bool touches = call.values || keeps_uses();
+  bool full = false;  // then nobody else enters in this turn: a key that was left must not come in after its next value
   look_up(
-      index, count, touches ? layout_.stride : 8,
-      [&](std::int64_t i) {
-        const std::int64_t at = positions != nullptr ? positions[i] : i;
-        return std::pair(at, call.keys[at]);
-      },
-      [&](std::int64_t at, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+      index, count, touches ? layout_.stride : 8, [&](std::int64_t i) { return std::pair(i, call.keys[positions[i]]); },
+      [&](std::int64_t i, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+        const std::int64_t at = positions[i];
         for (;;) {
-          const Entry e = row != kNoRow ? Entry{row, true} : enter(index, key, hash, source, room_at_once, call, at);
-          if (e.row == kNoRow) deferred.push_back(at);
+          bool crossed = false;
+          Entry e{row, true};
+          if (row == kNoRow && full) e = {row_of(index, key, hash), true};
+          else if (row == kNoRow && end == nullptr) e = enter(index, key, hash, source, room_at_once, call, at);
+          else if (row == kNoRow) e = enter_alone(index, end, key, hash, source, room_at_once, call, at, crossed);
+          if (e.row == kNoRow) {
+            (crossed ? left.crossed : left.no_room).push_back(at);
+            full |= !crossed;
+            e.existed = false;
+          }
           // A row that was erased between the two looks is entered anew.
           row = kNoRow;
           if (e.existed && touches && !write(key, e.row, call, at)) continue;
-          call.rows[at] = e.row;
-          if (call.found != nullptr) call.found[at] = e.existed;
+          outcomes[i] = {e.row, e.existed};
           return;
         }
       });
 }
 
-std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count) {
-  std::vector<std::int64_t> left;
-  for (std::int64_t room_at_once = 64;;) {
-    std::vector<std::int64_t> deferred;
-    {
-      const std::shared_lock together(structure_);
-      const std::shared_ptr<Index> index = this->index();
-      std::mutex mutex;
-      divide(call.keys, positions, count, [&](const std::int64_t* mine, std::int64_t n) {
-        std::vector<std::int64_t> my_deferred;
-        upsert_some(*index, call, mine, n, room_at_once, my_deferred);
+// Keys are entered by the slice. A call that is the only one to change the table's structure has it to itself for a
+// slice, and each thread a range of buckets: nothing is locked then.
+void Table::upsert_slice(const Upsert& call, const std::int64_t* positions, std::int64_t begin, std::int64_t count,
+                         std::int64_t room_at_once, std::vector<std::int64_t>& deferred) {
+  std::unique_lock alone(structure_, std::defer_lock);
+  std::shared_lock together(structure_, std::defer_lock);
+  if (writers_.load(std::memory_order_relaxed) > 1 || !alone.try_lock()) together.lock();
+  const std::shared_ptr<Index> index = this->index();
+  const std::int64_t threads = threads_for(count);
+  const auto put = [&](std::int64_t at, const Outcome& o) {
+    call.rows[at] = o.row;
+    if (call.found != nullptr) call.found[at] = o.existed;
+  };
+  std::mutex mutex;
+  Left left;
+  divide(
+      call.keys, positions, begin, count, threads,
+      [&](std::uint64_t key) { return alone ? index->owner(place_hash(key), threads) : owner_by_hash(key, threads); },
+      [&](std::int64_t thread, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
+        Left my_left;
+        upsert_some(*index, alone ? index->end_of(thread, threads) : nullptr, call, mine, n, room_at_once, outcomes, my_left);
         const std::lock_guard lock(mutex);
-        deferred.insert(deferred.end(), my_deferred.begin(), my_deferred.end());
-      });
-    }
-    if (deferred.empty()) return {};
-    std::sort(deferred.begin(), deferred.end());
-    left = std::move(deferred);
-    positions = left.data();
-    count = static_cast<std::int64_t>(left.size());
-    // The room that one thread lacked another may have put aside and not used.
-    if (size() < capacity() && room_at_once > 1) {
-      room_at_once = 1;
-      continue;
-    }
-    if (capacity() >= settings_.max_rows) {
-      if (evictor_ == nullptr) throw TableFull();
-      return left;
-    }
-    // At most four times, since what is left may be one key many times over.
-    grow(std::min(size() + count, 4 * capacity()));
-    room_at_once = 64;
+        left.no_room.insert(left.no_room.end(), my_left.no_room.begin(), my_left.no_room.end());
+        left.crossed.insert(left.crossed.end(), my_left.crossed.begin(), my_left.crossed.end());
+      },
+      put);
+  if (!left.crossed.empty()) {
+    std::sort(left.crossed.begin(), left.crossed.end());
+    std::vector<Outcome> outcomes(left.crossed.size());
+    upsert_some(*index, nullptr, call, left.crossed.data(), static_cast<std::int64_t>(outcomes.size()), room_at_once,
+                outcomes.data(), left);
+    for (std::size_t i = 0; i < outcomes.size(); ++i) put(left.crossed[i], outcomes[i]);
   }
+  deferred.insert(deferred.end(), left.no_room.begin(), left.no_room.end());
+}
+
+std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count) {
+  std::vector<std::int64_t> all_left, left, deferred;
+  for (std::int64_t begin = 0; begin < count; begin += kSlice) {
+    const std::int64_t rest = count - begin;
+    const std::int64_t* some = positions;
+    std::int64_t first = begin, n = std::min(kSlice, rest);
+    // A slice is through before the next begins: repeated keys take effect in order.
+    for (std::int64_t room_at_once = 64;;) {
+      deferred.clear();
+      upsert_slice(call, some, first, n, room_at_once, deferred);
+      if (deferred.empty()) break;
+      std::sort(deferred.begin(), deferred.end());
+      left.swap(deferred);
+      some = left.data();
+      first = 0;
+      n = static_cast<std::int64_t>(left.size());
+      // The room that one thread lacked another may have put aside and not used.
+      if (size() < capacity() && room_at_once > 1) {
+        room_at_once = 1;
+        continue;
+      }
+      if (capacity() >= settings_.max_rows) {
+        if (evictor_ == nullptr) throw TableFull();
+        all_left.insert(all_left.end(), left.begin(), left.end());
+        break;
+      }
+      // At most four times, since what is left may be one key many times over.
+      grow(std::min(size() + rest, 4 * capacity()));
+      room_at_once = 64;
+    }
+  }
+  return all_left;
 }
 
 void Table::upsert(const Upsert& given) {
   Upsert call = given;
-  call.stamp.tick = next_tick();
+  if (call.stamp.tick == 0) call.stamp.tick = next_tick();
+  const Counted one_more(writers_);
   if (call.admission == nullptr && settings_.max_rows >= kMaxRows) {
     upsert_all(call, nullptr, call.keys.count);
   } else {
@@ -213,13 +362,16 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
   grow(settings_.max_rows);
   const std::shared_lock together(structure_);
   const std::shared_ptr<Index> index = this->index();
-  std::vector<std::int64_t> deferred;
   std::vector<std::uint32_t> freed;
   for (const std::int64_t at : positions) {
     for (;;) {
-      deferred.clear();
-      upsert_some(*index, call, &at, 1, 1, deferred);
-      if (deferred.empty()) break;
+      Outcome outcome{};
+      Left left;
+      upsert_some(*index, nullptr, call, &at, 1, 1, &outcome, left);
+      if (left.no_room.empty()) {
+        if (call.found != nullptr) call.found[at] = outcome.existed;
+        break;  // `locate` below says in which row
+      }
       const std::optional<Evictor::Victim> lowest = evictor_->lowest();
       if (!lowest) continue;  // all rows were erased meanwhile
       const Evictor::Victim v = *lowest;
@@ -258,9 +410,9 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
 void Table::import_rows(Keys keys, const Export& rows) {
   std::vector<std::uint32_t> at(static_cast<std::size_t>(keys.count));
   upsert({.keys = keys, .values = rows.values, .stamp = {.scores = rows.scores}, .rows = at.data()});
-  divide(keys, nullptr, keys.count, [&](const std::int64_t* mine, std::int64_t n) {
+  const auto put_back = [&](std::int64_t, const std::int64_t* mine, std::int64_t n, Outcome*) {
     for (std::int64_t k = 0; k < n; ++k) {
-      const std::int64_t i = mine != nullptr ? mine[k] : k;
+      const std::int64_t i = mine[k];
       const std::uint32_t r = at[static_cast<std::size_t>(i)];
       if (r == kNoRow) continue;
       const SeqLocks::Writing writing(locks_, r);
@@ -270,21 +422,19 @@ void Table::import_rows(Keys keys, const Export& rows) {
       if (rows.scores != nullptr && layout_.score >= 0) set_score(r, rows.scores[i]);
       if (rows.times != nullptr && layout_.time >= 0) store_relaxed(p + layout_.time, rows.times[i]);
     }
-  });
+  };
+  divide_all(keys, put_back, [](std::int64_t, const Outcome&) {});
 }
 
 void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found) {
   stamp.tick = next_tick();
   const std::shared_ptr<Index> index = this->index();
-  divide(keys, nullptr, keys.count, [&](const std::int64_t* mine, std::int64_t n) {
+  const auto write_some = [&](std::int64_t, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
     std::vector<float> sum(accumulate ? static_cast<std::size_t>(2 * layout_.dim) : 0);
     look_up(
-        *index, n, layout_.stride,
-        [&](std::int64_t i) {
-          const std::int64_t at = mine != nullptr ? mine[i] : i;
-          return std::pair(at, keys[at]);
-        },
-        [&](std::int64_t at, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+        *index, n, layout_.stride, [&](std::int64_t i) { return std::pair(i, keys[mine[i]]); },
+        [&](std::int64_t i, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+          const std::int64_t at = mine[i];
           bool done = false;
           for (; !done && row != kNoRow; row = row_of(*index, key, hash)) {
             done = edit(key, row, stamp, at, [&](char* p) {
@@ -298,9 +448,10 @@ void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::
               store_floats(settings_.dtype, sum.data(), p + layout_.values, layout_.dim);
             });
           }
-          found[at] = done;
+          outcomes[i].existed = done;
         });
-  });
+  };
+  divide_all(keys, write_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
 }
 
 template <class If>
@@ -336,19 +487,16 @@ bool Table::release(std::uint32_t row, std::uint64_t key, If&& condition) {
 void Table::erase(Keys keys, std::uint8_t* found) {
   const std::shared_lock together(structure_);
   const std::shared_ptr<Index> index = this->index();
-  divide(keys, nullptr, keys.count, [&](const std::int64_t* mine, std::int64_t n) {
+  const auto erase_some = [&](std::int64_t, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
     std::vector<std::uint32_t> freed;
     look_up(
-        *index, n, 8,
-        [&](std::int64_t i) {
-          const std::int64_t at = mine != nullptr ? mine[i] : i;
-          return std::pair(at, keys[at]);
-        },
-        [&](std::int64_t at, std::uint64_t key, std::uint64_t, std::uint32_t row) {
-          found[at] = row != kNoRow && remove(*index, key, freed, always);
+        *index, n, 8, [&](std::int64_t i) { return std::pair(i, keys[mine[i]]); },
+        [&](std::int64_t i, std::uint64_t key, std::uint64_t, std::uint32_t row) {
+          outcomes[i].existed = row != kNoRow && remove(*index, key, freed, always);
         });
     arena_.give(freed);
-  });
+  };
+  divide_all(keys, erase_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
 }
 
 std::int64_t Table::expire(std::uint32_t time) {

@@ -39,6 +39,10 @@ struct Pooled {
 };
 void pool_bags(const Table& table, const Bags& bags, const std::uint32_t* rows, const Pooled& pooled);
 
+// The same for keys that get rows where they have none: an `upsert` without values of the keys of the bags, which
+// writes call.rows and call.found, and pools in one pass over the table what was there before.
+void pool_or_insert(Table& table, const Bags& bags, const Upsert& call, const Pooled& pooled);
+
 // The gradient of pool_bags with respect to the weights: grad_weights[i] = <row of position i, gradient of its bag>.
 void weight_gradient(const Table& table, const Bags& bags, const std::uint32_t* rows, const float* grad,
                      std::int64_t grad_stride, float* grad_weights);
@@ -56,12 +60,19 @@ struct Update {
 };
 std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* rows, const Update& update);
 
+struct WeightedRow {
+  const void* row;
+  float weight;
+};
+
 bool all_finite(const float* x, std::int64_t n);
 
 }  // namespace hotloop::table
 
 HOTLOOP_FOR_EACH_SIMD(
-    void table_add_row(Dtype dtype, const void* row, float weight, const float* sum, std::int64_t dim, float* out);
+    // out = sum + weight * row, for one row after the other; sum: null for zeros.
+    void table_add_rows(Dtype dtype, const table::WeightedRow* rows, std::int64_t count, std::int64_t dim, const float* sum,
+                        float* out);
     void table_max_row(Dtype dtype, const void* row, float scale, std::int64_t position, const float* best,
                        const std::int64_t* from, std::int64_t dim, float* out, std::int64_t* out_from);
     float table_dot_row(Dtype dtype, const void* row, const float* grad, std::int64_t dim);

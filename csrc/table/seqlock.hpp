@@ -39,6 +39,11 @@ static inline void store_relaxed(void* p, T x) {
   __atomic_store_n(static_cast<T*>(p), x, __ATOMIC_RELAXED);
 }
 
+// Who finds a key in a row finds what was written before it.
+static inline std::uint64_t row_key(const char* row) {
+  return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(row), __ATOMIC_ACQUIRE);
+}
+
 template <class Word>
 static inline void copy_words(char* to, const char* from, std::size_t& bytes, std::size_t& at, bool shared_source) {
   for (; at + sizeof(Word) <= bytes; at += sizeof(Word)) {
@@ -53,12 +58,16 @@ static inline void copy_words(char* to, const char* from, std::size_t& bytes, st
   }
 }
 
+// A call of memcpy costs as much as a short row.
+static inline void copy_bytes(void* to, const void* from, std::size_t bytes) {
+  if (bytes == 8) std::memcpy(to, from, 8);
+  else std::memcpy(to, from, bytes);
+}
+
 // Out of a row (from) or into one (to). Parts of a row start at multiples of 4 bytes.
 inline void copy_out(void* to, const void* from, std::size_t bytes) {
   if constexpr (!kWordByWord) {
-    // A call of memcpy costs as much as a short row.
-    if (bytes == 8) std::memcpy(to, from, 8);
-    else std::memcpy(to, from, bytes);
+    copy_bytes(to, from, bytes);
   } else {
     std::size_t at = 0;
     copy_words<std::uint32_t>(static_cast<char*>(to), static_cast<const char*>(from), bytes, at, true);
@@ -67,7 +76,7 @@ inline void copy_out(void* to, const void* from, std::size_t bytes) {
 }
 inline void copy_in(void* to, const void* from, std::size_t bytes) {
   if constexpr (!kWordByWord) {
-    std::memcpy(to, from, bytes);
+    copy_bytes(to, from, bytes);
   } else {
     std::size_t at = 0;
     copy_words<std::uint32_t>(static_cast<char*>(to), static_cast<const char*>(from), bytes, at, false);

@@ -86,7 +86,7 @@ bool Table::read(std::uint64_t key, std::uint32_t row, void* values) const {
   const char* const p = arena_.row(row);
   for (;;) {
     const std::uint32_t v = locks_.begin_read(row);
-    if (load_relaxed<std::uint64_t>(p) != key) return false;
+    if (row_key(p) != key) return false;
     copy_out(values, p + layout_.values, static_cast<std::size_t>(layout_.value_bytes()));
     if (locks_.end_read(row, v)) return true;
   }
@@ -137,9 +137,8 @@ void Table::initialize(char* row, std::uint64_t key) const {
 }
 
 void Table::fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const {
-  std::memset(row, 0, static_cast<std::size_t>(layout_.stride));
-  std::memcpy(row, &key, 8);
-  if (call.values) std::memcpy(row + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
+  for (std::int64_t at_head = 8; at_head < layout_.values; at_head += 4) std::memset(row + at_head, 0, 4);
+  if (call.values) copy_bytes(row + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
   else initialize(row, key);
   if (layout_.states > 0) {
     std::memcpy(row + layout_.state, settings_.initial_state.data(), static_cast<std::size_t>(layout_.states) * 4);

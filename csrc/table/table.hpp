@@ -44,7 +44,7 @@ struct Stamp {
   const std::uint64_t* scores = nullptr;  // (n,) of the caller: custom scores, or increments of LFU
   std::uint64_t epoch = 0;
   std::uint32_t time = 0;
-  std::uint64_t tick = 0;  // set by the table: the number of this call
+  std::uint64_t tick = 0;  // the number of this call; 0: the table takes the next
 };
 
 // Whether an unknown key may enter that a batch holds `count` times.
@@ -63,6 +63,12 @@ struct Upsert {
   Evicted* evicted = nullptr;
   std::uint32_t* rows = nullptr;   // (n,) out: the row of each key, kNoRow if it was not let in
   std::uint8_t* found = nullptr;   // (n,) out, optional: the key was there before
+};
+
+// What became of one key of a batch.
+struct Outcome {
+  std::uint32_t row;
+  bool existed;
 };
 
 class TableFull : public std::exception {
@@ -93,6 +99,11 @@ class Table {
   void locate(Keys keys, std::uint32_t* rows) const;
   // Copies the row of a key that `locate` or `upsert` named, if it still is the key's.
   bool read(std::uint64_t key, std::uint32_t row, void* values) const;
+
+  // Notes a use of a key's row, if it still is the key's. at: position in the batch.
+  bool use(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at);
+  // Whether a use leaves anything in a row.
+  bool keeps_uses() const { return layout_.score >= 0 || layout_.time >= 0; }
 
   // Throws TableFull, before anything is written, if no strategy says whom to evict.
   void upsert(const Upsert& call);
@@ -159,6 +170,10 @@ class Table {
   };
   Entry enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source, std::int64_t room_at_once,
               const Upsert& call, std::int64_t at);
+  Entry enter_alone(Index& index, const Bucket* end, std::uint64_t key, std::uint64_t hash, RowSource& source,
+                    std::int64_t room_at_once, const Upsert& call, std::int64_t at, bool& crossed);
+  void make_row(std::uint32_t row, std::uint64_t key, const Upsert& call, std::int64_t at);
+  // All but the key.
   void fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const;
   void initialize(char* row, std::uint64_t key) const;
   // Time, version and score of a row that was used, under its lock. at: position in the batch; -1: an update that is
@@ -169,8 +184,14 @@ class Table {
   template <class If>
   bool remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed, If&& condition);
   bool take_room(RowSource& source, std::int64_t at_once);
-  void upsert_some(Index& index, const Upsert& call, const std::int64_t* positions, std::int64_t count,
-                   std::int64_t room_at_once, std::vector<std::int64_t>& deferred);
+  struct Left {
+    std::vector<std::int64_t> no_room, crossed;
+  };
+  // end: behind the buckets that this thread has to itself, null if it has none.
+  void upsert_some(Index& index, const Bucket* end, const Upsert& call, const std::int64_t* positions, std::int64_t count,
+                   std::int64_t room_at_once, Outcome* outcomes, Left& left);
+  void upsert_slice(const Upsert& call, const std::int64_t* positions, std::int64_t begin, std::int64_t count,
+                    std::int64_t room_at_once, std::vector<std::int64_t>& deferred);
   // Positions that found no room in a table that evicts; others throw TableFull.
   std::vector<std::int64_t> upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count);
   void upsert_within(const Upsert& call);
@@ -187,6 +208,7 @@ class Table {
   mutable std::mutex index_mutex_;
   std::shared_ptr<Index> index_;
   mutable std::shared_mutex structure_;
+  std::atomic<int> writers_{0};  // calls of upsert under way
   std::mutex admission_mutex_;
   std::unique_ptr<Evictor> evictor_;
   std::atomic<std::int64_t> size_{0};      // rows, but for those of batches under way
@@ -198,16 +220,19 @@ class Table {
   std::uint64_t erased_from_ = 0;                                // what is known begins after this generation
 };
 
+template <bool kWrite = false>
 inline void prefetch_row(const char* row, std::int64_t bytes) {
-  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
-  if ((reinterpret_cast<std::uintptr_t>(row) & 63) + static_cast<std::uintptr_t>(bytes & 63) > 64) __builtin_prefetch(row + bytes - 1);
+  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, kWrite);
+  if ((reinterpret_cast<std::uintptr_t>(row) & 63) + static_cast<std::uintptr_t>(bytes & 63) > 64) {
+    __builtin_prefetch(row + bytes - 1, kWrite);
+  }
 }
 
 template <class At, class Resolve>
 void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_bytes, At&& at, Resolve&& resolve) const {
   // Steps, each a group of keys behind the one before it: fetch the buckets; read them and fetch the rows, or the next
   // buckets of keys that went past; the same for those, twice; read the rows. Memory answers a dozen lines in the time
-  // of one, and a line has the time of a group to arrive.
+  // of one, and a line has the time of a group to arrive. Sixteen rows of several lines would be too many at once.
   constexpr int kGroup = 16, kLooks = 3, kRing = 8;
   static_assert(kLooks + 2 <= kRing);
   struct Pending {
@@ -216,10 +241,11 @@ void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_byt
     Bucket* bucket;  // null: nowhere
     std::uint32_t row;
   } ring[kRing][kGroup];
+  const std::int64_t group_size = row_bytes > 64 ? kGroup / 2 : kGroup;
   std::uint8_t past[kRing][kGroup];
   int pasts[kRing] = {};
   const auto size = [&](std::int64_t group) {
-    return static_cast<int>(std::clamp<std::int64_t>(count - group * kGroup, 0, kGroup));
+    return static_cast<int>(std::clamp<std::int64_t>(count - group * group_size, 0, group_size));
   };
   // Whether the key is past this bucket; the next one is on its way then.
   const auto look = [&](Pending& p) {
@@ -239,12 +265,12 @@ void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_byt
     __builtin_prefetch(p.bucket);
     return p.bucket != nullptr;
   };
-  const std::int64_t groups = (count + kGroup - 1) / kGroup;
+  const std::int64_t groups = (count + group_size - 1) / group_size;
   for (std::int64_t g = 0; g < groups + kLooks + 1; ++g) {
     Pending* const first = ring[g % kRing];
     for (int i = 0, n = size(g); i < n; ++i) {
       Pending& p = first[i];
-      std::tie(p.position, p.key) = at(g * kGroup + i);
+      std::tie(p.position, p.key) = at(g * group_size + i);
       p.hash = place_hash(p.key);
       p.bucket = index.home(p.hash);
       p.row = kNoRow;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time as _time
+from collections.abc import Iterator
 from typing import Any
 
 from .. import _arrays, _environment, _native, _numbers
@@ -92,6 +94,43 @@ class Calls:
         time = _numbers.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
         return None if scores is None else _e(scores), self._epoch, time
 
+    def _admits(self) -> Any:
+        """The filter that unknown keys must pass, as the compiled half takes it."""
+        if isinstance(self.admission, CountFilter):
+            return (self.admission._native, self.admission.threshold)
+        if isinstance(self.admission, ProbabilisticFilter):
+            self._step += 1
+            chance = self.admission
+            return (chance.seed, self._step, chance.threshold, chance.equal)
+        return None
+
+    @contextlib.contextmanager
+    def _room(self, op: str) -> Iterator[None]:
+        try:
+            yield
+        except _native.core().TableFull:
+            raise TableFullError(
+                f"[{op}] keys: expected room for the unknown keys of this batch, got {self.size} rows of "
+                f"{self.max_capacity} in use. Raise max_capacity or choose an evict_strategy."
+            ) from None
+
+    def _pool_or_insert(
+        self, op: str, keys: Any, bags: Any, outs: tuple[Any, Any, Any], moment: Any
+    ) -> tuple[Any, Any]:
+        """Pool the rows of keys, unknown ones made first; outs: (pooled, sizes, largest) to fill."""
+        n = int(keys.shape[0])
+        rows, found = _arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
+        with self._room(op):
+            self._native.pool_or_insert(
+                bags,
+                moment,
+                self._admits(),
+                _e(rows),
+                _columns.exported_flags(found),
+                *(_keys.exported(out) for out in outs),
+            )
+        return rows, found
+
     def _upsert(
         self,
         op: str,
@@ -108,29 +147,17 @@ class Calls:
             values = _columns.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
         rows, found = _arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
-        admission: Any = None
-        if ask and isinstance(self.admission, CountFilter):
-            admission = (self.admission._native, self.admission.threshold)
-        elif ask and isinstance(self.admission, ProbabilisticFilter):
-            self._step += 1
-            chance = self.admission
-            admission = (chance.seed, self._step, chance.threshold, chance.equal)
-        try:
+        with self._room(op):
             evicted = self._native.upsert(
                 n,
                 _e(keys),
                 _keys.exported(values),
                 moment,
-                admission,
+                self._admits() if ask else None,
                 keep,
                 _e(rows),
                 _columns.exported_flags(found),
             )
-        except _native.core().TableFull:
-            raise TableFullError(
-                f"[{op}] keys: expected room for the unknown keys of this batch, got {self.size} rows of "
-                f"{self.max_capacity} in use. Raise max_capacity or choose an evict_strategy."
-            ) from None
         return rows, found, evicted
 
     def _assign(
@@ -152,13 +179,16 @@ class Calls:
         )
         return found
 
-    def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
-        """Every key a bag of its own: (values, 1 where there was a row)."""
+    def _own_bags(self, keys: Any) -> tuple[Any, Any, Any]:
+        """Every key a bag of its own: (values, 1 where there was a row), to fill, and the bags."""
         n = int(keys.shape[0])
         wide = not _columns.readable(keys, self.dtype)
         out = _arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
         sizes = _arrays.empty(keys, (n,), "int64")
-        bags = (n, _e(keys), n, None, None, "sum", self._scale)
+        return out, sizes, (n, _e(keys), n, None, None, "sum", self._scale)
+
+    def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
+        out, sizes, bags = self._own_bags(keys)
         self._native.pool(bags, _keys.exported(rows), _e(out), _e(sizes), None)
         return out, sizes
 

@@ -58,22 +58,18 @@ def _forward(
     n = ids.numel()
     bags = n if offsets is None else offsets.numel() - 1
     op = "HashEmbedding"
-    if insert:
-        rows, _, _ = table._upsert(op, ids, None, None, None, held.time, True, False)
-    else:
-        rows = torch.empty(0, dtype=torch.int32)
     dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
     out = torch.empty(bags, table.dim, dtype=dtype)
     sizes = torch.empty(bags, dtype=torch.int64)
     largest = torch.empty(bags if held.mode == "max" else 0, table.dim, dtype=torch.int64)
-    x = _arrays.exported
-    table._native.pool(
-        _bags(held, ids, offsets, weights),
-        x(rows) if insert else None,
-        x(out),
-        x(sizes),
-        x(largest) if held.mode == "max" else None,
-    )
+    outs = (out, sizes, largest if held.mode == "max" else None)
+    given = _bags(held, ids, offsets, weights)
+    if insert:
+        moment = table._moment(op, ids, None, None, held.time)
+        rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
+    else:
+        rows = torch.empty(0, dtype=torch.int32)
+        table._native.pool(given, None, *(None if x is None else _arrays.exported(x) for x in outs))
     return out, rows, sizes, largest
 
 

@@ -258,9 +258,10 @@ class Table(Calls):
         """
         op = "Table.find_or_insert"
         keys = self._keys(op, keys)
-        rows, found, _ = self._upsert(op, keys, None, scores, epoch, time, True, False)
-        values, _ = self._pool(keys, rows)
-        return Found(values, found)
+        moment = self._moment(op, keys, scores, epoch, time)
+        out, sizes, bags = self._own_bags(keys)
+        _, found = self._pool_or_insert(op, keys, bags, (out, sizes, None), moment)
+        return Found(out, found)
 
     def insert_or_assign(
         self,
