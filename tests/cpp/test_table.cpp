@@ -15,7 +15,7 @@ using namespace hotloop::table;
 
 namespace {
 
-constexpr std::int64_t kDim = 24;
+constexpr std::int64_t kDim = 64;
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 constexpr int kRounds = 2000;
@@ -30,6 +30,13 @@ Settings settings(Strategy strategy = Strategy::kNone, std::int64_t max_rows = k
   s.strategy = strategy;
   s.max_rows = max_rows;
   s.times = s.versions = true;
+  return s;
+}
+
+// Rows that keep neither score nor version are filled without a lock where a writer is alone.
+Settings plain() {
+  Settings s = settings();
+  s.times = s.versions = false;
   return s;
 }
 
@@ -114,9 +121,9 @@ TEST(a_fresh_slot_that_is_taken_but_not_filled_is_nobodys) {
   CHECK(!index.search(0, [](std::uint32_t row) { return row == 0; }));
 }
 
-TEST(rows_are_whole_under_writers_erasers_and_growers) {
-  Table table(settings());
-  std::atomic<int> writing{2};
+void writers_erasers_and_growers(const Settings& s, int writers) {
+  Table table(s);
+  std::atomic<int> writing{writers};
   std::atomic<bool> whole{true};
   const auto write = [&](std::uint64_t seed) {
     for (int i = 0; i < kRounds; ++i) {
@@ -144,9 +151,19 @@ TEST(rows_are_whole_under_writers_erasers_and_growers) {
       std::this_thread::yield();
     }
   };
-  together([&] { write(1); }, [&] { write(2); }, [&] { read(3); }, [&] { read(4); }, grow);
+  const auto second = [&] {
+    if (writers == 2) write(2);
+  };
+  together([&] { write(1); }, second, [&] { read(3); }, [&] { read(4); }, grow);
   CHECK(whole.load());
   CHECK(consistent(table));
+}
+
+TEST(rows_are_whole_under_writers_erasers_and_growers) {
+  for (const int writers : {1, 2}) {
+    writers_erasers_and_growers(settings(), writers);
+    writers_erasers_and_growers(plain(), writers);
+  }
 }
 
 TEST(writers_of_their_own_keys_lose_nothing) {
@@ -224,8 +241,8 @@ TEST(eviction_under_readers_and_erasers) {
   }
 }
 
-TEST(scans_expiry_and_clearing_beside_a_writer) {
-  Table table(settings());
+void scans_beside_a_writer(const Settings& s) {
+  Table table(s);
   std::atomic<bool> writing{true}, whole{true};
   const auto write = [&] {
     std::uint64_t seed = 1;
@@ -249,7 +266,7 @@ TEST(scans_expiry_and_clearing_beside_a_writer) {
   };
   const auto remove = [&] {
     for (std::uint32_t i = 0; writing; ++i) {
-      table.expire(i % 7);
+      if (s.times) table.expire(i % 7);
       if (i % 50 == 0) table.clear();
       std::this_thread::yield();
     }
@@ -257,6 +274,33 @@ TEST(scans_expiry_and_clearing_beside_a_writer) {
   together(write, scan, remove);
   CHECK(whole.load());
   CHECK(consistent(table));
+}
+
+TEST(scans_expiry_and_clearing_beside_a_writer) {
+  scans_beside_a_writer(settings());
+  scans_beside_a_writer(plain());
+}
+
+// Keys of one batch that find no room in the buckets of their thread, or in the table, are entered after the others:
+// of one key, still in order.
+TEST(of_repeated_keys_the_last_stays_through_growth) {
+  for (const std::size_t count : {700u, 20000u, 150000u}) {
+    Table table(plain());
+    std::uint64_t random = count;
+    Batch b(random, 0, count / 3, count, 0);
+    for (std::size_t i = 0; i < count; ++i) b.values[i * kDim] = static_cast<float>(i);
+    insert(table, b);
+    std::vector<float> last(count / 3, -1.0f);
+    for (std::size_t i = 0; i < count; ++i) last[b.keys[i]] = static_cast<float>(i);
+    for (std::uint64_t key = 0; key < last.size(); ++key) {
+      float row[kDim];
+      std::uint8_t found = 0;
+      table.find({&key, 1}, {reinterpret_cast<char*>(row), sizeof row}, &found, nullptr);
+      CHECK((found != 0) == (last[key] >= 0));
+      if (found != 0) CHECK(row[0] == last[key]);
+    }
+    CHECK(consistent(table));
+  }
 }
 
 TEST_MAIN
