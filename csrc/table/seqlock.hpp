@@ -92,22 +92,22 @@ class SeqLocks {
   SeqLocks() : sequence_(new std::atomic<std::uint32_t>[kCount]()) {}
 
   std::uint32_t begin_read(std::uint32_t row) const {
-    const std::atomic<std::uint32_t>& s = sequence_[row % kCount];
+    const std::atomic<std::uint32_t>& s = sequence_[place(row)];
     std::uint32_t v = s.load(std::memory_order_acquire);
     for (int rounds = 0; (v & 1u) != 0; v = s.load(std::memory_order_acquire)) spin(rounds);
     return v;
   }
   bool end_read(std::uint32_t row, std::uint32_t v) const {
     // A fence orders the copy before the second look; ThreadSanitizer knows no fences, a read-modify-write it does.
-    if constexpr (kWordByWord) return sequence_[row % kCount].fetch_add(0, std::memory_order_acq_rel) == v;
+    if constexpr (kWordByWord) return sequence_[place(row)].fetch_add(0, std::memory_order_acq_rel) == v;
     std::atomic_thread_fence(std::memory_order_acquire);
-    return sequence_[row % kCount].load(std::memory_order_relaxed) == v;
+    return sequence_[place(row)].load(std::memory_order_relaxed) == v;
   }
 
   // Held while a row is written. The sequence is odd meanwhile.
   class Writing {
    public:
-    Writing(const SeqLocks& locks, std::uint32_t row) : s_(locks.sequence_[row % kCount]) {
+    Writing(const SeqLocks& locks, std::uint32_t row) : s_(locks.sequence_[place(row)]) {
       std::uint32_t v = s_.load(std::memory_order_relaxed);
       for (int rounds = 0;;) {
         if ((v & 1u) == 0) {
@@ -131,6 +131,9 @@ class SeqLocks {
   };
 
  private:
+  // Rows beside each other have their numbers in different lines: threads that share a batch are often at neighbours.
+  static std::uint32_t place(std::uint32_t row) { return (row % (kCount / 16)) * 16 + row / (kCount / 16) % 16; }
+
   std::unique_ptr<std::atomic<std::uint32_t>[]> sequence_;
 };
 
