@@ -10,6 +10,7 @@ from ._memory import Compensated
 from ._parts import FormatError
 from ._rows import MergedGradients
 from .batches import merge_duplicates, sparse_dedup_optimize
+from .delta_log import DeltaLog
 from .error_memory import ErrorMemory, error_memory_compensate
 from .error_sketch import (
     ErrorSketch,
@@ -58,6 +59,7 @@ __all__ = [
     "CountFilter",
     "Delta",
     "DeltaError",
+    "DeltaLog",
     "ErrorMemory",
     "ErrorSketch",
     "Evicted",

@@ -29,7 +29,7 @@ def _made(module: Any, stored: dict[str, Any] | None) -> Any:
     return getattr(module, stored["name"])(**fields)
 
 
-def _config(table: Table, position: int) -> dict[str, Any]:
+def _config(table: Table, position: int, own_mark: bool) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
@@ -48,6 +48,7 @@ def _config(table: Table, position: int) -> dict[str, Any]:
         "value_range": table.value_range,
         "table_id": table.table_id,
         "position": position,
+        "own_mark": own_mark,
         "tick": int(table._native.tick),
         "shard": None if table._shard is None else list(table._shard),
     }
@@ -65,23 +66,40 @@ def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
     return arrays
 
 
-def _position(table: Table) -> int:
-    """A replica that was only brought forward stands where it stands; other tables take a new mark."""
-    at = table._position
-    if at:
-        try:
-            if not table._native.erased_since(at) and not any(_columns.blocks(table, _BLOCK, at)):
-                return at
-        except IndexError:
-            pass  # it was cleared
-    return int(table._native.mark())
+class _Written(Exception):
+    """Rows changed while a snapshot was written that was to stand at a mark given before."""
+
+
+def _unchanged(table: Table, since: int) -> bool:
+    try:
+        return not table._native.erased_since(since) and not any(
+            _columns.blocks(table, _BLOCK, since)
+        )
+    except IndexError:  # it was cleared
+        return False
 
 
 def save(table: Table, directory: str | os.PathLike[str]) -> Any:
-    # Rows that change from here on are in the next delta as well.
-    position = _position(table) if "changes" in table.track else table._position
-    blocks = (_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0))
-    return _snapshot.save(directory, _config(table, position), blocks)
+    """A table that was not written to since its last mark stands there, where a delta may have ended: a replica and a
+    publisher that start from the snapshot then join the deltas. Any other takes a mark of its own."""
+    position, own_mark = table.position, table._own_mark
+    again = "changes" in table.track
+    if again and not _unchanged(table, position):
+        # Rows that change from here on are in the next delta as well.
+        position, own_mark, again = int(table._native.mark()), True, False
+    stood = table._position
+
+    def blocks() -> Any:
+        for block in _columns.blocks(table, _BLOCK, 0):
+            yield _arrays_of(table, block)
+        # Not so if a delta was applied meanwhile: the replica applies it again.
+        if again and table._position == stood and not _unchanged(table, position):
+            raise _Written
+
+    try:
+        return _snapshot.save(directory, _config(table, position, own_mark), blocks())
+    except _Written:
+        return save(table, directory)  # which finds them changed and takes a mark
 
 
 def load(
@@ -128,6 +146,7 @@ def load(
             _import(op, table, block)
         table._native.tick = config["tick"]
         _stand(table, config["position"])
+        table._own_mark = config.get("own_mark", False)
     return table
 
 
@@ -246,7 +265,8 @@ def apply(table: Table, delta: Any) -> bool:
         delta = _delta.decode_delta(delta, op=op)
     if not isinstance(delta, _delta.Delta):
         raise TypeError(f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}.")
-    if not _delta.admit(table._position, table.table_id, delta, op=op):
+    own = table._own_mark
+    if not _delta.admit(table._position, table.table_id, delta, own_mark=own, op=op):
         return False
     rows = dict(delta.rows) if table._shard is None else _part_of(dict(delta.rows), *table._shard)
     n, columns = _fitting(op, table, rows)
@@ -255,4 +275,5 @@ def apply(table: Table, delta: Any) -> bool:
     if n:
         _put(op, table, n, columns)
     _stand(table, delta.until)
+    table._own_mark = False
     return True

@@ -157,6 +157,8 @@ class Table(Calls):
         self._step = 0  # of probabilistic admission
         self._shard: tuple[int, int] | None = None  # the part of a source that a replica holds
         self._position = 0  # of the source, for a replica
+        self._own_mark = False  # that position is a snapshot's alone: no delta ends there
+        self._published: dict[str, tuple[int, int]] = {}  # by directory: see DeltaLog
         kind, first, second, seed = self.initializer._numbers()
         self._native = _native.core().Table(
             {
@@ -481,8 +483,16 @@ class Table(Calls):
         self._tracks("Table.mark", "changes")
         return int(self._native.mark())
 
+    @property
+    def position(self) -> int:
+        """Where the table stands: the last mark it gave (``mark``, ``delta``, ``save``), or the end of a delta applied.
+
+        A table that was made stands at 0, one that was loaded at the position of its snapshot.
+        """
+        return int(self._native.generation) - 1 if "changes" in self.track else self._position
+
     def delta(self, since: int) -> Any:
-        """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes`` for a wire)."""
+        """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes``); ``DeltaLog`` carries them."""
         from . import _persist
 
         self._tracks("Table.delta", "changes")
