@@ -246,8 +246,10 @@ def test_a_state_that_does_not_fit_changes_nothing():
     narrow = HashEmbedding(DIM - 1, optimizer=Adagrad())
     narrow(UNIVERSE)
     op = "[HashEmbedding.load_state_dict]"
+    nameless = dict(other.state_dict()["_extra_state"])  # as states were at first
+    del nameless["optimizer"]
     for state, text in (
-        (other.state_dict(), f"{op} state: expected shape (12, 5) of Adagrad("),
+        ({"_extra_state": nameless}, f"{op} state: expected shape (12, 5) of Adagrad("),
         (narrow.state_dict(), f"{op} values: expected shape (12, 5), got (12, 4)."),
         (
             {"_extra_state": {}},

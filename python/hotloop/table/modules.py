@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arrays, _numbers
-from . import _columns
+from . import _columns, _persist
 from .optimizers import RowOptimizer
 from .table import Rows, Table
 
@@ -329,15 +329,23 @@ class _HashModule(nn.Module):
         super().zero_grad(set_to_none)
         self._held.pending = []
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """All rows, for ``state_dict``; large tables are better saved by ``table.save``."""
-        rows = self.table.export()
-        return {name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields}
+    def get_extra_state(self) -> dict[str, Any]:
+        """All rows and the filter, for ``state_dict``; large tables are better saved by ``table.save``."""
+        rows, table = self.table.export(), self.table
+        state: dict[str, Any] = {
+            name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields
+        }
+        return {**state, **_persist.continued(table)}
 
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Take over all rows; settings are the module's own. A state that does not fit changes nothing.
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over all rows, and go on as if never stopped; settings are the module's own.
 
-        A table whose rule keeps no state, or without one, leaves that of the rows behind.
+        The filter's sightings come with the rows, and so do the counts that "lru" and ``ProbabilisticFilter`` go by. A
+        table whose rule keeps no state, or without one, leaves that of the rows behind; one without a filter that of
+        the filter; of a state without one, the filter stays as it is.
+
+        Raises:
+            ValueError: the state is that of another rule, of another filter or of other shapes. Nothing is changed.
         """
         op, table = f"{type(self).__name__}.load_state_dict", self.table
         missing = [name for name in Rows._fields if name not in state]
@@ -345,9 +353,15 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
             )
-        arrays = {name: t.contiguous().numpy() for name, t in state.items()}
+        arrays = {name: state[name].contiguous().numpy() for name in Rows._fields}
         keys, n = arrays["keys"], len(arrays["keys"])
         values = _columns.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
+        rule = None if table.optimizer is None else type(table.optimizer).__name__
+        if table.state_width and state.get("optimizer", rule) != rule:
+            raise ValueError(
+                f"[{op}] state: expected that of {table.optimizer!r}, got the state of {state['optimizer']}. "
+                "Make a module with the optimizer of the one saved."
+            )
         if table.state_width and arrays["state"].shape != (n, table.state_width):
             raise ValueError(
                 f"[{op}] state: expected shape ({n}, {table.state_width}) of {table.optimizer!r}, "
@@ -357,6 +371,7 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
             )
+        _persist.take_over_admission(op, table, state)  # all of it or none
         self._held.pending = []  # gradients of rows that are about to go
         table.clear()
         columns = (
@@ -368,6 +383,7 @@ class _HashModule(nn.Module):
         )
         if n:
             table._native.import_rows(n, columns)
+        _persist.take_over_counts(table, state)
 
     def extra_repr(self) -> str:
         rule = self.table.optimizer

@@ -471,8 +471,8 @@ class Table(Calls):
     ) -> Table:
         """Read a snapshot into a table of any capacity, or one shard (i, of): ``salted_hash_bucket(keys, of) == i``.
 
-        A shard stays one: it takes its part of every delta. ``admission`` is not in a snapshot: keep the filter's
-        ``state_dict`` beside it, and set ``table.admission`` again.
+        The table goes on where the one saved stood: the admission filter with its sightings, the clock of "lru", the
+        last epoch. A shard stays one: it takes its part of every delta; its filter is the whole one.
         """
         from . import _persist
 
