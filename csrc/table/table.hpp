@@ -47,8 +47,14 @@ struct Stamp {
   std::uint64_t tick = 0;  // set by the table: the number of this call
 };
 
-// Whether an unknown key may enter that a batch holds `count` times.
-using Admission = std::function<bool(std::uint64_t key, std::uint32_t count)>;
+class CountFilter;
+
+struct Admission {
+  // Whether an unknown key may enter that a batch holds `count` times.
+  std::function<bool(std::uint64_t key, std::uint32_t count)> admits;
+  // What `admits` counts in, if anything; the table holds its lock while it asks.
+  CountFilter* counter = nullptr;
+};
 
 struct Evicted {
   std::vector<std::uint64_t> keys, scores;
@@ -94,7 +100,7 @@ class Table {
   // Copies the row of a key that `locate` or `upsert` named, if it still is the key's.
   bool read(std::uint64_t key, std::uint32_t row, void* values) const;
 
-  // Throws TableFull, before anything is written, if no strategy says whom to evict.
+  // Throws TableFull, before anything is written or counted, if no strategy says whom to evict.
   void upsert(const Upsert& call);
   // Only keys that are there. accumulate: values are added.
   void assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found);
