@@ -27,6 +27,7 @@ class _Held:
         self.mode = mode
         self.fused = True
         self.time: int | None = None
+        self.epoch: int | None = None
         self.pending: list[tuple[Tensor, ...]] = []
         self.number = next(_NUMBERS)
         _TABLES[self.number] = self
@@ -42,11 +43,13 @@ class _Held:
             "mode": self.mode,
             "fused": self.fused,
             "time": self.time,
+            "epoch": self.epoch,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["table"], state["mode"])  # type: ignore[misc]
         self.fused, self.time = state["fused"], state["time"]
+        self.epoch = state.get("epoch")
 
 
 def _forward(
@@ -59,7 +62,7 @@ def _forward(
     bags = n if offsets is None else offsets.numel() - 1
     op = "HashEmbedding"
     if insert:
-        rows, _, _ = table._upsert(op, ids, None, None, None, held.time, True, False)
+        rows, _, _ = table._upsert(op, ids, None, None, held.epoch, held.time, True, False)
     else:
         rows = torch.empty(0, dtype=torch.int32)
     dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
@@ -273,6 +276,11 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] table: expected dim {embedding_dim} like embedding_dim, got {table.dim}."
             )
+        if table.evict_strategy == "custom" and table.optimizer is not None:
+            raise ValueError(
+                f"[{op}] table: expected an evict_strategy whose scores follow from use, got 'custom', for which a "
+                "training lookup has none. Take 'lru', 'lfu' or an epoch strategy, or train with Table.update."
+            )
         self.table = table
         self.embedding_dim = embedding_dim
         self.padding_idx = (
@@ -313,6 +321,19 @@ class _HashModule(nn.Module):
                 type(self).__name__, "time", second, at_least=0, at_most=2**32 - 1
             )
         self._held.time = second
+
+    @property
+    def epoch(self) -> int | None:
+        """Epoch of the uses that follow, for the epoch strategies; None (the default): the last the table was given."""
+        return self._held.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int | None) -> None:
+        if epoch is not None:
+            epoch = _numbers.integer(
+                type(self).__name__, "epoch", epoch, at_least=0, at_most=2**32 - 1
+            )
+        self._held.epoch = epoch
 
     def step(self, *, optimizer: RowOptimizer | None = None) -> int:
         """Apply the gradients kept since the last step (``update="step"``), backward by backward, in order.
@@ -417,8 +438,9 @@ class HashEmbedding(_HashModule):
     changes; ``no_grad`` alone does not keep rows from being made. Ids without a row, and ``padding_idx``, give zeros
     and take no gradient. The rows are no ``Parameter``: other optimizers do not see them, a model's ``zero_grad`` does
     not drop what ``update="step"`` keeps (the module's own does), DDP does not reduce them; under DDP give every rank
-    a shard of the ids. With ``track="use"``, set ``module.time`` to the second of the data that follow. ``deepcopy``
-    and ``pickle`` copy the table too, as a table of its own.
+    a shard of the ids. With ``track="use"``, set ``module.time`` to the second of the data that follow, with an epoch
+    strategy ``module.epoch``; "custom" scores have no place in a training lookup. ``deepcopy`` and ``pickle`` copy the
+    table too, as a table of its own.
 
     Args:
         embedding_dim: width of a row.
