@@ -437,10 +437,10 @@ class HashEmbedding(_HashModule):
     ``admission`` lets them) and backward applies the row optimizer; in ``eval()``, and without an optimizer, nothing
     changes; ``no_grad`` alone does not keep rows from being made. Ids without a row, and ``padding_idx``, give zeros
     and take no gradient. The rows are no ``Parameter``: other optimizers do not see them, a model's ``zero_grad`` does
-    not drop what ``update="step"`` keeps (the module's own does), DDP does not reduce them; under DDP give every rank
-    a shard of the ids. With ``track="use"``, set ``module.time`` to the second of the data that follow, with an epoch
-    strategy ``module.epoch``; "custom" scores have no place in a training lookup. ``deepcopy`` and ``pickle`` copy the
-    table too, as a table of its own.
+    not drop what ``update="step"`` keeps (the module's own does), DDP does not reduce them; under DDP give every rank a
+    shard of the ids, as docs/table.md shows. With ``track="use"``, set ``module.time`` to the second of the data that
+    follow, with an epoch strategy ``module.epoch``; "custom" scores have no place in a training lookup. ``deepcopy``
+    and ``pickle`` copy the table too, as a table of its own.
 
     Args:
         embedding_dim: width of a row.
