@@ -109,15 +109,12 @@ Admission admission_of(const py::object& given) {
   if (t.size() == 2) {
     auto& filter = t[0].cast<CountFilter&>();
     const auto threshold = t[1].cast<std::uint32_t>();
-    return [&filter, threshold](std::uint64_t key, std::uint32_t count) {
-      const std::lock_guard lock(filter.mutex());
-      return filter.admits(key, count, threshold);
-    };
+    return {[&filter, threshold](std::uint64_t key, std::uint32_t count) { return filter.admits(key, count, threshold); }, &filter};
   }
   const auto seed = t[0].cast<std::uint64_t>(), step = t[1].cast<std::uint64_t>();
   const auto threshold = t[2].cast<double>();
   const bool equal = t[3].cast<bool>();
-  return [=](std::uint64_t key, std::uint32_t count) { return probabilistic_admits(seed, key, step, count, threshold, equal); };
+  return {[=](std::uint64_t key, std::uint32_t count) { return probabilistic_admits(seed, key, step, count, threshold, equal); }};
 }
 
 template <class T>
@@ -135,7 +132,7 @@ py::object run_upsert(Table& t, Size n, const py::object& keys, const py::object
   call.keys = keys_of(a, keys, n);
   call.values = matrix(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
   call.stamp = m.stamp(a, n);
-  call.admission = admit ? &admit : nullptr;
+  call.admission = admit.admits ? &admit : nullptr;
   call.evicted = keep_evicted ? &evicted : nullptr;
   call.rows = numbers(a, rows, "rows", n, true);
   call.found = column<std::uint8_t>(a, found, "found", n, true);
@@ -246,7 +243,7 @@ void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment
   Upsert call;
   call.keys = b.keys;
   call.stamp = m.stamp(a, b.keys.count);
-  call.admission = admit ? &admit : nullptr;
+  call.admission = admit.admits ? &admit : nullptr;
   call.rows = numbers(a, rows, "rows", b.keys.count, true);
   call.found = column<std::uint8_t>(a, found, "found", b.keys.count, true);
   const Pooled p = pooled_of(a, t, b, out, sizes, largest);

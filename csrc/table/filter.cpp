@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "core/memory.hpp"
 #include "core/parallel.hpp"
@@ -67,6 +68,7 @@ std::uint16_t* CountFilter::find_older(std::uint64_t hash) const {
 }
 
 void CountFilter::write(std::uint16_t* cell, int split, std::uint64_t hash, std::uint32_t count) {
+  if (trial_ != nullptr) trial_->cells_.push_back({cell, *cell});
   if (*cell == 0) ++elements_[static_cast<std::size_t>(split)];
   *cell = static_cast<std::uint16_t>((static_cast<unsigned>(signature(hash)) << kCountBits) |
                                      std::min(count, kMaxCount));
@@ -145,10 +147,52 @@ void CountFilter::admits(std::int64_t n, const std::int64_t* keys, const std::in
 }
 
 void CountFilter::clear_split(int split) {
+  if (trial_ != nullptr) {
+    std::vector<std::uint16_t> before(static_cast<std::size_t>(positions_));
+    copy_split(split, before.data());
+    trial_->splits_.push_back({trial_->cells_.size(), split, std::move(before)});
+  }
   for (std::int64_t number = 0; number < positions_ / kLine; ++number) {
     std::memset(line(number, split), 0, kLine * sizeof(std::uint16_t));
   }
   elements_[static_cast<std::size_t>(split)] = 0;
+}
+
+void CountFilter::copy_split(int split, std::uint16_t* out) const {
+  for (std::int64_t number = 0; number < positions_ / kLine; ++number, out += kLine) {
+    std::memcpy(out, line(number, split), kLine * sizeof(std::uint16_t));
+  }
+}
+
+void CountFilter::put_split(int split, const std::uint16_t* cells) {
+  for (std::int64_t number = 0; number < positions_ / kLine; ++number, cells += kLine) {
+    std::memcpy(line(number, split), cells, kLine * sizeof(std::uint16_t));
+  }
+}
+
+CountFilter::Trial::Trial(CountFilter& filter)
+    : filter_(filter),
+      head_(filter.head_),
+      advances_(filter.advances_),
+      failures_(filter.failures_),
+      elements_(filter.elements_) {
+  filter.trial_ = this;
+}
+
+CountFilter::Trial::~Trial() {
+  filter_.trial_ = nullptr;
+  if (kept_) return;
+  for (std::size_t left = cells_.size();; --left) {  // the other way round
+    for (; !splits_.empty() && splits_.back().writes == left; splits_.pop_back()) {
+      filter_.put_split(splits_.back().split, splits_.back().before.data());
+    }
+    if (left == 0) break;
+    *cells_[left - 1].at = cells_[left - 1].before;
+  }
+  filter_.head_ = head_;
+  filter_.advances_ = advances_;
+  filter_.failures_ = failures_;
+  filter_.elements_ = std::move(elements_);
 }
 
 void CountFilter::clear() {
@@ -161,21 +205,13 @@ void CountFilter::clear() {
 
 CountFilter::State CountFilter::save(std::uint16_t* cells) const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  for (int split = 0; cells != nullptr && split < splits_; ++split) {
-    for (std::int64_t number = 0; number < positions_ / kLine; ++number, cells += kLine) {
-      std::memcpy(cells, line(number, split), kLine * sizeof(std::uint16_t));
-    }
-  }
+  for (int split = 0; cells != nullptr && split < splits_; ++split, cells += positions_) copy_split(split, cells);
   return {head_, advances_, failures_, elements_};
 }
 
 void CountFilter::load(const State& state, const std::uint16_t* cells) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  for (int split = 0; split < splits_; ++split) {
-    for (std::int64_t number = 0; number < positions_ / kLine; ++number, cells += kLine) {
-      std::memcpy(line(number, split), cells, kLine * sizeof(std::uint16_t));
-    }
-  }
+  for (int split = 0; split < splits_; ++split, cells += positions_) put_split(split, cells);
   head_ = static_cast<int>(state.head);
   advances_ = state.advances;
   failures_ = state.failures;

@@ -68,6 +68,36 @@ class CountFilter {
   void load(const State& state, const std::uint16_t* cells);  // the same
   void clear();
 
+  // While one lives, what is added can be taken back, and is when it goes, unless it was kept. Whoever makes one holds
+  // the lock for as long.
+  class Trial {
+   public:
+    explicit Trial(CountFilter& filter);
+    ~Trial();
+    Trial(const Trial&) = delete;
+    Trial& operator=(const Trial&) = delete;
+    void keep() { kept_ = true; }
+
+   private:
+    friend class CountFilter;
+    struct Cell {
+      std::uint16_t* at;
+      std::uint16_t before;
+    };
+    struct Split {  // cleared when so many cells had been written
+      std::size_t writes;
+      int split;
+      std::vector<std::uint16_t> before;
+    };
+    CountFilter& filter_;
+    bool kept_ = false;
+    int head_;
+    std::int64_t advances_, failures_;
+    std::vector<std::int64_t> elements_;
+    std::vector<Cell> cells_;
+    std::vector<Split> splits_;
+  };
+
  private:
   std::uint16_t* find(int split, std::uint64_t hash) const;
   std::uint16_t* find_older(std::uint64_t hash) const;
@@ -78,12 +108,15 @@ class CountFilter {
   int before(int split) const { return split == 0 ? splits_ - 1 : split - 1; }
   void write(std::uint16_t* cell, int split, std::uint64_t hash, std::uint32_t count);
   void clear_split(int split);
+  void copy_split(int split, std::uint16_t* out) const;
+  void put_split(int split, const std::uint16_t* cells);
 
   std::int64_t capacity_, capacity_split_, total_, positions_;
   int splits_, steps_, head_ = 0;
   std::int64_t advances_ = 0, failures_ = 0;
   std::vector<std::int64_t> elements_;
   std::unique_ptr<std::uint16_t, Free> cells_;
+  Trial* trial_ = nullptr;
   mutable std::mutex mutex_;
 };
 

@@ -6,6 +6,7 @@
 
 #include "core/parallel.hpp"
 #include "table/evict.hpp"
+#include "table/filter.hpp"
 #include "table/store.hpp"
 #include "table/table.hpp"
 
@@ -334,17 +335,27 @@ void Table::upsert_within(const Upsert& call) {
   for (const std::int64_t i : unknown) {
     if (counts[call.keys[i]]++ == 0) order.push_back(call.keys[i]);
   }
+  const auto beyond = [&] { return size() + static_cast<std::int64_t>(counts.size()) > settings_.max_rows; };
+  bool full = beyond();
   if (call.admission != nullptr) {
+    CountFilter* const counter = call.admission->counter;
+    std::unique_lock<std::mutex> counting;
+    if (counter != nullptr) counting = std::unique_lock(counter->mutex());
+    // Who is admitted decides whether they fit, and to ask is to count: what did not fit was not seen.
+    std::optional<CountFilter::Trial> trial;
+    if (full && evictor_ == nullptr && counter != nullptr) trial.emplace(*counter);
     for (const std::uint64_t key : order) {
-      if (!(*call.admission)(key, counts[key])) counts.erase(key);
+      if (!call.admission->admits(key, counts[key])) counts.erase(key);
     }
+    full = beyond();
+    if (full && evictor_ == nullptr) throw TableFull();
+    if (trial) trial->keep();
     std::erase_if(unknown, [&](std::int64_t i) {
       if (counts.contains(call.keys[i])) return false;
       if (call.found != nullptr) call.found[i] = 0;
       return true;
     });
   }
-  const bool full = size() + static_cast<std::int64_t>(counts.size()) > settings_.max_rows;
   if (full && evictor_ == nullptr) throw TableFull();
   std::vector<std::int64_t> left;
   if (!known.empty()) left = upsert_all(call, known.data(), static_cast<std::int64_t>(known.size()));

@@ -47,8 +47,14 @@ struct Stamp {
   std::uint64_t tick = 0;  // the number of this call; 0: the table takes the next
 };
 
-// Whether an unknown key may enter that a batch holds `count` times.
-using Admission = std::function<bool(std::uint64_t key, std::uint32_t count)>;
+class CountFilter;
+
+struct Admission {
+  // Whether an unknown key may enter that a batch holds `count` times.
+  std::function<bool(std::uint64_t key, std::uint32_t count)> admits;
+  // What `admits` counts in, if anything; the table holds its lock while it asks.
+  CountFilter* counter = nullptr;
+};
 
 struct Evicted {
   std::vector<std::uint64_t> keys, scores;
@@ -105,7 +111,7 @@ class Table {
   // Whether a use leaves anything in a row.
   bool keeps_uses() const { return layout_.score >= 0 || layout_.time >= 0; }
 
-  // Throws TableFull, before anything is written, if no strategy says whom to evict.
+  // Throws TableFull, before anything is written or counted, if no strategy says whom to evict.
   void upsert(const Upsert& call);
   // Only keys that are there. accumulate: values are added.
   void assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found);

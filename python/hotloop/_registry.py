@@ -228,6 +228,7 @@ _OPS = (
     ),
     _table("salted_hash_bucket", _UNIFIED, compiles=True, dtypes=()),
     _table("hash_strings", _UNIFIED, dtypes=()),
+    _table("feature_keys", _UNIFIED, impls=("reference",), dtypes=()),
     _table("frequency_admission_filter", _MONOLITH, dtypes=()),
     _table("probabilistic_admission_filter", _MONOLITH, dtypes=()),
     _table("multiplexed_embedding_lookup", _UNIFIED, gradient=True),

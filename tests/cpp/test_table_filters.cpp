@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <mutex>
 #include <random>
 #include <unordered_map>
 #include <vector>
@@ -43,6 +44,36 @@ TEST(filters_of_every_size_stay_in_their_memory) {
       for (std::uint64_t key = 0; key < 3000; ++key) CHECK(other.count(key) == filter.count(key));
       filter.clear();
       CHECK(filter.count(5) == 0);
+    }
+  }
+}
+
+TEST(a_trial_takes_back_what_it_added) {
+  std::mt19937_64 g(3);
+  for (int splits : {1, 5}) {
+    CountFilter filter(200, splits), kept(200, splits);
+    const auto cells_of = [](const CountFilter& f) {
+      std::vector<std::uint16_t> cells(static_cast<std::size_t>(f.splits() * f.cells_per_split()));
+      const CountFilter::State s = f.save(cells.data());
+      for (std::int64_t n : {s.head, s.advances, s.failures}) cells.push_back(static_cast<std::uint16_t>(n));
+      for (std::int64_t n : s.elements) cells.push_back(static_cast<std::uint16_t>(n));
+      return cells;
+    };
+    for (int round = 0; round < 50; ++round) {
+      const auto before = cells_of(filter);
+      const std::uint64_t first = g();
+      for (bool keep : {false, true}) {
+        {
+          const std::lock_guard lock(filter.mutex());
+          CountFilter::Trial trial(filter);
+          // Up to 700 keys: the ring moves on, several times round.
+          for (std::uint64_t i = 0; i < 7 * static_cast<std::uint64_t>(round) * 2; ++i) filter.add(first % 5000 + i * i % 900, 2);
+          if (keep) trial.keep();
+        }
+        if (!keep) CHECK(cells_of(filter) == before);
+      }
+      for (std::uint64_t i = 0; i < 7 * static_cast<std::uint64_t>(round) * 2; ++i) kept.add(first % 5000 + i * i % 900, 2);
+      CHECK(cells_of(filter) == cells_of(kept));
     }
   }
 }

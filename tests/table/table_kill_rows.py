@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from hotloop.table import Table
+from hotloop.table import CountFilter, Table
 from hotloop.table._delta import pending, publish
 
 ROWS, DIM = 300, 24
@@ -39,8 +39,9 @@ def write_of(table):
 
 def save(directory, number, say):
     """Rows change while they are saved: the snapshot holds each as before or after."""
-    table = Table(DIM, track="changes")
+    table = Table(DIM, track="changes", admission=CountFilter(1000, 1))
     table.insert_or_assign(KEYS, rows_of(10 * number))
+    table.admission.add(KEYS, np.full(ROWS, number % 15 + 1))
     stop = threading.Event()
 
     def keep_writing():
@@ -58,7 +59,11 @@ def save(directory, number, say):
 
 
 def saved(directory):
-    lowest, highest, keys = write_of(Table.load(directory / "t"))
+    table = Table.load(directory / "t")
+    lowest, highest, keys = write_of(table)
+    if table.admission is not None:  # the first has none
+        sightings = table.admission.counts(KEYS)
+        assert (sightings == lowest // 10 % 15 + 1).all(), "rows and filter of two snapshots"
     assert keys.tolist() == KEYS.tolist()
     assert lowest // 10 == highest // 10, "rows of two snapshots"
     return lowest // 10

@@ -40,6 +40,28 @@ def generation(directory: Path) -> int:
     return config["generation"]
 
 
+def save_with_filter(directory: Path, generation: int) -> None:
+    """Three parts of rows and one of the filter's cells."""
+    cells = np.arange(13, dtype=np.uint16) + np.uint16(generation)
+
+    def admission() -> tuple:
+        return {"generation": generation}, [{"cells": cells}]
+
+    block = rows(12, first=100 * generation)
+    config = {"generation": generation}
+    save(directory, config, [block], admission=admission, part_bytes=5 * 38)
+
+
+def generation_with_filter(directory: Path) -> int:
+    config, blocks = load(directory, mapped=False)
+    state, parts = blocks.admission()
+    assert state == config
+    cells = np.concatenate([part["cells"] for part in parts])
+    assert (cells == np.arange(13) + config["generation"]).all()
+    assert_same(join(blocks), rows(12, first=100 * config["generation"]))
+    return config["generation"]
+
+
 def publish_generation(directory: Path, generation: int) -> None:
     delta = Delta(TABLE_ID, generation - 1, generation, rows(12), np.arange(2))
     publish(directory, encode_delta(delta))
@@ -56,8 +78,12 @@ Write = Callable[[Path, int], None]
 Read = Callable[[Path], int]
 BOTH = pytest.mark.parametrize(
     ("write", "read"),
-    [(save_generation, generation), (publish_generation, published)],
-    ids=["save", "publish"],
+    [
+        (save_generation, generation),
+        (save_with_filter, generation_with_filter),
+        (publish_generation, published),
+    ],
+    ids=["save", "save with filter", "publish"],
 )
 
 
@@ -445,7 +471,7 @@ def test_power_that_goes_after_any_call_leaves_the_old_or_the_new(tmp_path, writ
     with hooked(disk.hook):
         write(directory, new)
     disk.note(finished=True)
-    assert len(disk.states) > (40 if write is save_generation else 4)
+    assert len(disk.states) > (4 if write is publish_generation else 40)
     seen = set()
     for i, (content, finished) in enumerate(disk.states):
         after = tmp_path / str(i)
@@ -513,6 +539,18 @@ def test_whoever_is_killed_while_deleting_leaves_what_others_rely_on(tmp_path):
         assert generation(directory) == 2
         save_generation(directory, 3)
         assert len(snapshots(directory)) == 1
+
+        directory = tmp_path / f"filter-{kept}"
+        save_with_filter(directory, 1)
+        old, total = next(iter(snapshots(directory))), len(names(directory)) - 1
+        left[0] = total - kept
+        with hooked(unlink), pytest.raises(Killed):
+            save_with_filter(directory, 2)
+        there = [name for name in names(directory) if old in name]
+        assert there == [f"part-{old}-{index:06d}.safetensors" for index in range(kept)]
+        assert generation_with_filter(directory) == 2
+        save_generation(directory, 3)  # a table without a filter takes the place of one with it
+        assert len(snapshots(directory)) == 1 and load(directory)[1].admission() is None
 
         directory = tmp_path / f"deltas-{kept}"
         for i in range(1, 6):

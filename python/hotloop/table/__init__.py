@@ -10,6 +10,7 @@ from ._memory import Compensated
 from ._parts import FormatError
 from ._rows import MergedGradients
 from .batches import merge_duplicates, sparse_dedup_optimize
+from .delta_log import DeltaLog
 from .error_memory import ErrorMemory, error_memory_compensate
 from .error_sketch import (
     ErrorSketch,
@@ -26,7 +27,7 @@ from .filters import (
     frequency_admission_filter,
     probabilistic_admission_filter,
 )
-from .hashing import hash_strings, salted_hash_bucket
+from .hashing import feature_keys, hash_strings, salted_hash_bucket
 from .initializers import Constant, Normal, Uniform
 from .optimizers import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
 from .row_updates import (
@@ -58,6 +59,7 @@ __all__ = [
     "CountFilter",
     "Delta",
     "DeltaError",
+    "DeltaLog",
     "ErrorMemory",
     "ErrorSketch",
     "Evicted",
@@ -81,6 +83,7 @@ __all__ = [
     "Uniform",
     "error_memory_compensate",
     "expert_space_routing",
+    "feature_keys",
     "frequency_admission_filter",
     "ftrl_proximal_update",
     "group_adagrad_update",

@@ -14,7 +14,12 @@ from .optimizers import RowOptimizer
 
 
 class TableFullError(RuntimeError):
-    """A table with a bound and no eviction strategy has no room for a batch; nothing was written."""
+    """A table with a bound and no eviction strategy has no room for a batch.
+
+    Nothing was written, and a ``CountFilter`` has not seen the batch; a ``ProbabilisticFilter`` draws anew next time.
+    Only where other threads erase keys of the batch and fill their room meanwhile may it show after some rows were
+    written; those stay.
+    """
 
 
 def of_kind(op: str, name: str, value: Any, *types: type) -> None:

@@ -140,7 +140,7 @@ def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") ->
         )
     try:
         erased = arrays.pop(ERASED)
-        since, until = (_position(metadata[name]) for name in ("since", "until"))
+        since, until = (position_of(metadata[name]) for name in ("since", "until"))
         return Delta(metadata["table_id"], since, until, arrays, erased)
     except (KeyError, TypeError, ValueError) as error:
         raise DeltaError(
@@ -148,9 +148,13 @@ def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") ->
         ) from error
 
 
-def admit(position: int, table_id: str, delta: Delta, *, op: str = "admit") -> bool:
+def admit(
+    position: int, table_id: str, delta: Delta, *, own_mark: bool = False, op: str = "admit"
+) -> bool:
     """Whether a replica of a table at a position is to apply a delta; False if it already has.
 
+    Args:
+        own_mark: the position is that of a snapshot alone, where no delta ends: a delta that spans it joins it.
     Raises:
         DeltaError: the delta is another table's, starts after the position, or spans it.
     """
@@ -159,10 +163,12 @@ def admit(position: int, table_id: str, delta: Delta, *, op: str = "admit") -> b
         raise DeltaError(
             f"[{op}] delta: expected table {table_id}, got {delta.table_id}. Load a snapshot of that table first."
         )
-    return _joins(op, position, delta.since, delta.until)
+    return _joins(op, position, delta.since, delta.until, own_mark=own_mark)
 
 
-def _joins(op: str, position: int, since: int, until: int, what: str = "delta") -> bool:
+def _joins(
+    op: str, position: int, since: int, until: int, what: str = "delta", *, own_mark: bool = False
+) -> bool:
     if until <= position:
         return False
     if since > position:
@@ -170,7 +176,7 @@ def _joins(op: str, position: int, since: int, until: int, what: str = "delta") 
             f"[{op}] {what}: expected a delta that starts at position {position}, got {since} to {until}: "
             f"{position} to {since} is missing. Fetch what is missing, or load a newer snapshot."
         )
-    if since < position:
+    if since < position and not own_mark:
         raise DeltaError(
             f"[{op}] {what}: expected a delta that starts at position {position}, got {since} to {until}, "
             "which overlaps what was applied. Load a newer snapshot."
@@ -182,7 +188,9 @@ def delta_name(since: int, until: int) -> str:
     return f"delta-{since}-{until}.safetensors"
 
 
-def publish(directory: PathLike, delta_bytes: Any) -> bool:
+def publish(
+    directory: PathLike, delta_bytes: Any, *, op: str = "publish", what: str = "delta_bytes"
+) -> bool:
     """Add a delta to a directory; True if it is new there, False if the identical one is there already.
 
     The directory holds one chain of one table and grows at its end; publishers of one machine wait for each other.
@@ -192,33 +200,32 @@ def publish(directory: PathLike, delta_bytes: Any) -> bool:
         DeltaError: the bytes are damaged, of another table, or leave a gap, an overlap or a fork.
         OSError: nothing was added.
     """
-    op = "publish"
-    delta = decode_delta(delta_bytes, "delta_bytes", op=op)
+    delta = decode_delta(delta_bytes, what, op=op)
     _files.make_directory(directory)
     with _files.only_one(directory):
-        chain = _chain(directory)
+        there = chain(directory)
         path = os.path.join(directory, delta_name(delta.since, delta.until))
-        if (delta.since, delta.until) in chain:
+        if (delta.since, delta.until) in there:
             if memoryview(_files.read(path)) == memoryview(delta_bytes).cast("B"):
                 _files.sync_directory(directory)  # the sync may be what failed the first time
                 return False
             raise DeltaError(
-                f"[{op}] delta_bytes: expected the content of {path}, got another of the same span, a fork. "
+                f"[{op}] {what}: expected the content of {path}, got another of the same span, a fork. "
                 "Give a table that was set back and trained anew another table_id and directory."
             )
-        if chain:
-            last = max(chain, key=lambda span: span[1])
+        if there:
+            last = max(there, key=lambda span: span[1])
             end, newest = last[1], os.path.join(directory, delta_name(*last))
-            there = decode_delta(_files.read(newest), newest, op=op)
-            if there.table_id != delta.table_id:
+            before = decode_delta(_files.read(newest), newest, op=op)
+            if before.table_id != delta.table_id:
                 raise DeltaError(
-                    f"[{op}] delta_bytes: expected table {there.table_id} as in {directory}, got {delta.table_id}. "
+                    f"[{op}] {what}: expected table {before.table_id} as in {directory}, got {delta.table_id}. "
                     "Use one directory per table."
                 )
             if delta.since != end:
                 kind = "a gap" if delta.since > end else "an overlap"
                 raise DeltaError(
-                    f"[{op}] delta_bytes: expected one that starts at position {end}, where {directory} ends, "
+                    f"[{op}] {what}: expected one that starts at position {end}, where {directory} ends, "
                     f"got {delta.since} to {delta.until}, {kind}. Publish the deltas of one table in order."
                 )
         _files.write_atomic(path, [delta_bytes], op=op)
@@ -226,18 +233,24 @@ def publish(directory: PathLike, delta_bytes: Any) -> bool:
 
 
 def pending(
-    directory: PathLike, table_id: str, position: int, *, max_bytes: int = PENDING_BYTES
+    directory: PathLike,
+    table_id: str,
+    position: int,
+    *,
+    own_mark: bool = False,
+    max_bytes: int = PENDING_BYTES,
+    op: str = "pending",
 ) -> list[Delta]:
     """Return the deltas that lead on from a position, in order, each checked; empty when there are none.
 
     Args:
+        own_mark: as in ``admit``, of the first of them.
         max_bytes: stop before the files exceed this many bytes together, but return at least one delta. Apply them
             and ask again. Default 1 GiB.
     Raises:
         DeltaError: a gap, an overlap, a fork, a damaged file or one of another table, at or after the position.
         FileNotFoundError: there is no such directory.
     """
-    op = "pending"
     position = _numbers.integer(op, "position", position, at_least=0)
     max_bytes = _numbers.integer(op, "max_bytes", max_bytes, at_least=0)
     if not os.path.isdir(directory):
@@ -247,12 +260,12 @@ def pending(
             os.fspath(directory),
         )
     while True:
-        chain = _chain(directory)
-        spans = [span for span in chain if span[1] > position]
+        there = chain(directory)
+        spans = [span for span in there if span[1] > position]
         try:
-            return _read_chain(op, directory, table_id, position, spans, max_bytes)
+            return _read_chain(op, directory, table_id, position, own_mark, spans, max_bytes)
         except FileNotFoundError:
-            if chain == _chain(directory):
+            if there == chain(directory):
                 raise  # otherwise a file was pruned since it was listed
 
 
@@ -263,19 +276,24 @@ def prune(directory: PathLike, upto: int) -> int:
     """
     upto = _numbers.integer("prune", "upto", upto, at_least=0)
     with _files.only_one(directory):
-        old = [span for span in _chain(directory)[:-1] if span[1] <= upto]
-        for span in old:  # oldest first: a kill in between leaves a chain without a gap
-            os.unlink(os.path.join(directory, delta_name(*span)))
+        return prune_alone(directory, upto)
+
+
+def prune_alone(directory: PathLike, upto: int) -> int:
+    """``prune`` for a caller that is the only one already."""
+    old = [span for span in chain(directory)[:-1] if span[1] <= upto]
+    for span in old:  # oldest first: a kill in between leaves a chain without a gap
+        os.unlink(os.path.join(directory, delta_name(*span)))
     return len(old)
 
 
-def _position(text: str) -> int:
+def position_of(text: str) -> int:
     if not re.fullmatch(r"0|[1-9][0-9]{0,18}", text):
         raise ValueError(f"position {text!r}")
     return int(text)
 
 
-def _chain(directory: PathLike) -> list[tuple[int, int]]:
+def chain(directory: PathLike) -> list[tuple[int, int]]:
     """The spans of the files in a directory, in order."""
     matches = (_FILE.fullmatch(name) for name in os.listdir(directory))
     return sorted((int(match[1]), int(match[2])) for match in matches if match)
@@ -286,6 +304,7 @@ def _read_chain(
     directory: PathLike,
     table_id: str,
     position: int,
+    own_mark: bool,
     spans: list[tuple[int, int]],
     max_bytes: int,
 ) -> list[Delta]:
@@ -301,7 +320,7 @@ def _read_chain(
                 f"[{op}] {directory}: expected a delta that starts at position {end}, got {since} to {until}, which "
                 "overlaps the one before. Load a snapshot of the table that is right."
             )
-        _joins(op, end, since, until, what=os.fspath(directory))
+        _joins(op, end, since, until, os.fspath(directory), own_mark=own_mark and not index)
         end = until
     deltas: list[Delta] = []
     size = 0

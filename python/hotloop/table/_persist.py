@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _native, _numbers
-from . import _columns, _delta, _snapshot, hashing, initializers, optimizers
+from . import _columns, _delta, _snapshot, filters, hashing, initializers, optimizers
 from ._parts import FormatError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _made(module: Any, stored: dict[str, Any] | None) -> Any:
     return getattr(module, stored["name"])(**fields)
 
 
-def _config(table: Table, position: int) -> dict[str, Any]:
+def _config(table: Table, position: int, own_mark: bool) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 
@@ -48,9 +48,103 @@ def _config(table: Table, position: int) -> dict[str, Any]:
         "value_range": table.value_range,
         "table_id": table.table_id,
         "position": position,
+        "own_mark": own_mark,
         "tick": int(table._native.tick),
+        "epoch": table._epoch,
+        "step": table._step,
         "shard": None if table._shard is None else list(table._shard),
     }
+
+
+def admission_state(table: Table) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What a filter goes on from: numbers and its cells (splits, cells), None where it has none."""
+    state = {"name": type(table.admission).__name__, **table.admission.state_dict()}  # type: ignore[union-attr]
+    if isinstance(table.admission, filters.CountFilter):
+        state["threshold"] = table.admission.threshold
+        state["elements"] = state["elements"].tolist()
+    return state, state.pop("cells", None)
+
+
+def _filed_admission(table: Table) -> Any:
+    def filed() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        state, cells = admission_state(table)
+        return state, [] if cells is None else [{"cells": cells.reshape(-1)}]
+
+    return None if table.admission is None else filed
+
+
+def _made_admission(op: str, filed: tuple[dict[str, Any], list[dict[str, Any]]] | None) -> Any:
+    if filed is None:
+        return None
+    state, blocks = filed
+    try:
+        if state["name"] == "CountFilter":
+            made = filters.CountFilter(
+                state["capacity"], state["threshold"], splits=state["splits"]
+            )
+            cells = np.concatenate([block["cells"] for block in blocks])
+            cells = cells.reshape(made.splits, -1)
+            made.load_state_dict(
+                {**state, "cells": cells, "elements": np.array(state["elements"], np.int64)}
+            )
+            return made
+        if state["name"] == "ProbabilisticFilter":
+            chance = filters.ProbabilisticFilter(
+                state["threshold"], equal=state["equal"], seed=state["seed"]
+            )
+            chance.load_state_dict(state)
+            return chance
+    except (LookupError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"[{op}] admission: expected the state of a filter, got {error!r}. Another program wrote it."
+        ) from error
+    raise FormatError(
+        f"[{op}] admission: expected a CountFilter or a ProbabilisticFilter, got {state['name']!r}. "
+        "A newer hotloop wrote the file: upgrade hotloop to read it."
+    )
+
+
+_COUNTS = ("tick", "epoch", "step")
+
+
+def continued(table: Table) -> dict[str, Any]:
+    """What a module's ``state_dict`` holds beside rows: whose state it is, and what the next batch goes on from."""
+    state: dict[str, Any] = {
+        "optimizer": None if table.optimizer is None else type(table.optimizer).__name__,
+        "tick": int(table._native.tick),
+        "epoch": table._epoch,
+        "step": table._step,
+        "admission": None,
+    }
+    if table.admission is not None:
+        import torch
+
+        filter_, cells = admission_state(table)
+        if cells is not None:  # as int16: not every tool that moves checkpoints knows uint16
+            filter_["cells"] = torch.from_numpy(cells.view(np.int16))
+        state["admission"] = filter_
+    return state
+
+
+def take_over_admission(op: str, table: Table, state: dict[str, Any]) -> None:
+    """Give a table's filter the sightings of a ``state_dict``, or refuse them and change nothing."""
+    given = state.get("admission")
+    if table.admission is None or given is None:
+        return
+    if given["name"] != type(table.admission).__name__:
+        raise ValueError(
+            f"[{op}] admission: expected the state of {table.admission!r}, got that of a {given['name']}. "
+            "Make a module with the filter of the one saved."
+        )
+    if isinstance(table.admission, filters.CountFilter):
+        cells = given["cells"].contiguous().numpy().view(np.uint16)
+        elements = np.array(given["elements"], np.int64)
+        table.admission.load_state_dict({**given, "cells": cells, "elements": elements})
+
+
+def take_over_counts(table: Table, state: dict[str, Any]) -> None:
+    if all(name in state for name in _COUNTS):  # states before there was a filter in them have none
+        table._native.tick, table._epoch, table._step = (int(state[name]) for name in _COUNTS)
 
 
 def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
@@ -65,23 +159,41 @@ def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
     return arrays
 
 
-def _position(table: Table) -> int:
-    """A replica that was only brought forward stands where it stands; other tables take a new mark."""
-    at = table._position
-    if at:
-        try:
-            if not table._native.erased_since(at) and not any(_columns.blocks(table, _BLOCK, at)):
-                return at
-        except IndexError:
-            pass  # it was cleared
-    return int(table._native.mark())
+class _Written(Exception):
+    """Rows changed while a snapshot was written that was to stand at a mark given before."""
+
+
+def _unchanged(table: Table, since: int) -> bool:
+    try:
+        return not table._native.erased_since(since) and not any(
+            _columns.blocks(table, _BLOCK, since)
+        )
+    except IndexError:  # it was cleared
+        return False
 
 
 def save(table: Table, directory: str | os.PathLike[str]) -> Any:
-    # Rows that change from here on are in the next delta as well.
-    position = _position(table) if "changes" in table.track else table._position
-    blocks = (_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0))
-    return _snapshot.save(directory, _config(table, position), blocks)
+    """A table that was not written to since its last mark stands there, where a delta may have ended: a replica and a
+    publisher that start from the snapshot then join the deltas. Any other takes a mark of its own."""
+    position, own_mark = table.position, table._own_mark
+    again = "changes" in table.track
+    if again and not _unchanged(table, position):
+        # Rows that change from here on are in the next delta as well.
+        position, own_mark, again = int(table._native.mark()), True, False
+    stood = table._position
+
+    def blocks() -> Any:
+        for block in _columns.blocks(table, _BLOCK, 0):
+            yield _arrays_of(table, block)
+        # Not so if a delta was applied meanwhile: the replica applies it again.
+        if again and table._position == stood and not _unchanged(table, position):
+            raise _Written
+
+    try:
+        config = _config(table, position, own_mark)
+        return _snapshot.save(directory, config, blocks(), admission=_filed_admission(table))
+    except _Written:
+        return save(table, directory)  # which finds them changed and takes a mark
 
 
 def load(
@@ -109,6 +221,7 @@ def load(
             capacity=wanted if bound is None else min(wanted, bound),
             max_capacity=bound,
             evict_strategy=config["evict_strategy"],
+            admission=_made_admission(op, blocks.admission()),
             dtype=config["dtype"],
             optimizer=_made(optimizers, config["optimizer"]),
             initializer=_made(initializers, config["initializer"]),
@@ -127,7 +240,9 @@ def load(
                 block = _part_of(block, index, of)
             _import(op, table, block)
         table._native.tick = config["tick"]
+        table._epoch, table._step = config.get("epoch", 0), config.get("step", 0)
         _stand(table, config["position"])
+        table._own_mark = config.get("own_mark", False)
     return table
 
 
@@ -145,7 +260,7 @@ def reduced(table: Table) -> tuple[Any, ...]:
         "track": table.track,
     }
     blocks = [_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0)]
-    numbers = (table.value_range, table._step, int(table._native.tick))
+    numbers = (table.value_range, table._step, int(table._native.tick), table._epoch)
     return restored, (type(table), settings, blocks, numbers)
 
 
@@ -155,7 +270,7 @@ def restored(
     table = cls(**settings)
     for block in blocks:
         _import("Table.copy", table, block)
-    table.value_range, table._step, table._native.tick = numbers
+    table.value_range, table._step, table._native.tick, table._epoch = numbers
     return table
 
 
@@ -246,7 +361,8 @@ def apply(table: Table, delta: Any) -> bool:
         delta = _delta.decode_delta(delta, op=op)
     if not isinstance(delta, _delta.Delta):
         raise TypeError(f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}.")
-    if not _delta.admit(table._position, table.table_id, delta, op=op):
+    own = table._own_mark
+    if not _delta.admit(table._position, table.table_id, delta, own_mark=own, op=op):
         return False
     rows = dict(delta.rows) if table._shard is None else _part_of(dict(delta.rows), *table._shard)
     n, columns = _fitting(op, table, rows)
@@ -255,4 +371,5 @@ def apply(table: Table, delta: Any) -> bool:
     if n:
         _put(op, table, n, columns)
     _stand(table, delta.until)
+    table._own_mark = False
     return True

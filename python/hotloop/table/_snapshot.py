@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -28,11 +28,13 @@ MANIFEST = "table.json"
 FORMAT = "hotloop-table-snapshot"
 PART_BYTES = 64 << 20
 KIND = "part"
+ADMISSION = "admission"
 
 _PREFIX = b'{\n "hotloop_crc32": "'
 _PART = re.compile(r"part-([0-9a-f]{16})-([0-9]{6,})\.safetensors")
 
 Block: TypeAlias = "dict[str, Array]"
+Admission: TypeAlias = "Callable[[], tuple[dict[str, Any], Iterable[Mapping[str, Array]]]]"
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,31 @@ class _Part:
 
 
 @dataclass(frozen=True)
+class _Admission:
+    """Of the filter: what JSON holds of its state, and the parts that hold the rest."""
+
+    state: dict[str, Any]
+    arrays: dict[str, Any]
+    parts: tuple[_Part, ...]
+
+
+@dataclass(frozen=True)
 class _Manifest:
     snapshot: str
     config: dict[str, Any]
     rows: int
     arrays: dict[str, Any]
     parts: tuple[_Part, ...]
+    admission: _Admission | None = None
+
+    @property
+    def files(self) -> tuple[_Part, ...]:
+        return self.parts + (() if self.admission is None else self.admission.parts)
 
     @property
     def summary(self) -> Summary:
-        total = sum(part.bytes for part in self.parts)
-        return Summary(self.snapshot, self.rows, len(self.parts), total)
+        total = sum(part.bytes for part in self.files)
+        return Summary(self.snapshot, self.rows, len(self.files), total)
 
 
 def part_name(token: str, index: int) -> str:
@@ -76,6 +92,7 @@ def save(
     config: Mapping[str, Any],
     blocks: Iterable[Mapping[str, Array]],
     *,
+    admission: Admission | None = None,
     part_bytes: int = PART_BYTES,
 ) -> Summary:
     """Replace the snapshot in a directory by one of these rows, or leave it as it was.
@@ -87,6 +104,8 @@ def save(
         directory: created if missing; other files in it are left alone.
         config: what JSON gives back unchanged: strings as names, no tuples, no NaN.
         blocks: rows as arrays with one first extent, the same names, types and row shapes in every block.
+        admission: called when the rows are written; gives the state of the filter, a dict like ``config`` and arrays
+            in blocks like those of the rows, which it is filed beside. Default None.
         part_bytes: bytes of arrays in one part, >= 1; a row that is larger has a part of its own. Default 64 MiB.
     Raises:
         OSError: nothing was replaced, unless the text says that only the sync of the directory failed.
@@ -104,12 +123,20 @@ def save(
             writer.add(block)
             del block  # before the next one is made
         writer.flush()
+        state = None
+        if admission is not None:
+            state, blocks = admission()
+            state = _checked_config(op, state)
+            writer.turn_to_admission()
+            for block in blocks:
+                writer.add(block)
+            writer.flush()
         _files.sync_directory(directory)
-        manifest = writer.manifest(config)
+        manifest = writer.manifest(config, state)
         previous = _current(directory)
         _files.write_atomic(os.path.join(directory, MANIFEST), [_manifest_bytes(manifest)], op=op)
         if previous is not None and not writer.locked:
-            _delete(directory, [part.file for part in previous.parts])
+            _delete(directory, [part.file for part in previous.files])
     except BaseException:
         writer.discard()
         raise
@@ -147,6 +174,7 @@ def verify(directory: PathLike) -> Summary:
     """Read every byte of a snapshot; return what it holds, or raise what ``load`` would."""
     _, blocks = load(directory, op="verify")
     with blocks:
+        blocks.admission()
         for _ in blocks:
             pass
         return blocks.summary
@@ -168,6 +196,14 @@ class Blocks(Iterator[Block]):
     @property
     def summary(self) -> Summary:
         return self._manifest.summary
+
+    def admission(self) -> tuple[dict[str, Any], list[Block]] | None:
+        """State and blocks of the admission filter, None if there is none; to be called before the rows are read."""
+        found = self._manifest.admission
+        if found is None:
+            return None
+        first = len(self._manifest.parts)
+        return found.state, [self._read(first + i) for i in range(len(found.parts))]
 
     def __iter__(self) -> Blocks:
         return self
@@ -195,7 +231,10 @@ class Blocks(Iterator[Block]):
             self._held = None
 
     def _read(self, index: int) -> Block:
-        part = self._manifest.parts[index]
+        part = self._manifest.files[index]
+        kind, schema = KIND, self._manifest.arrays
+        if self._manifest.admission is not None and index >= len(self._manifest.parts):
+            kind, schema = ADMISSION, self._manifest.admission.arrays
         path = os.path.join(self._directory, part.file)
 
         def refuse(wanted: object, got: object) -> FormatError:
@@ -213,11 +252,11 @@ class Blocks(Iterator[Block]):
         arrays, metadata = _parts.decode(data, path, op=self._op)
         if _parts.stored_checksum(data) != part.crc32:
             raise refuse(f"checksum {part.crc32} as in {MANIFEST}", _parts.stored_checksum(data))
-        wanted = _part_metadata(self._manifest.snapshot, index)
+        wanted = _part_metadata(self._manifest.snapshot, index, kind)
         if metadata != wanted:
             raise refuse(f"metadata {wanted}", metadata)
-        if _schema(self._op, arrays) != self._manifest.arrays:
-            raise refuse(f"arrays {self._manifest.arrays}", _schema(self._op, arrays))
+        if _schema(self._op, arrays) != schema:
+            raise refuse(f"arrays {schema}", _schema(self._op, arrays))
         if {len(array) for array in arrays.values()} != {part.rows}:
             raise refuse(f"{part.rows} rows", sorted({len(array) for array in arrays.values()}))
         return arrays
@@ -232,6 +271,8 @@ class _Writer:
         self._part_bytes = part_bytes
         self._token = _files.new_token()
         self._schema: dict[str, Any] | None = None
+        self._kind = KIND
+        self._rows: tuple[dict[str, Any], int] | None = None  # schema and parts, once they are done
         self._gathered: dict[str, np.ndarray] = {}
         self._capacity = 0
         self._count = 0
@@ -266,6 +307,11 @@ class _Writer:
             if self._count == self._capacity:
                 self.flush()
 
+    def turn_to_admission(self) -> None:
+        """What is added from here on is the filter's, in parts of their own."""
+        self._rows = self._schema or {}, len(self._parts)
+        self._kind, self._schema = ADMISSION, None
+
     def flush(self) -> None:
         """Write the rows gathered so far as one part."""
         if not self._count:
@@ -277,7 +323,9 @@ class _Writer:
             if self._schema is not None
         }
         while True:
-            buffers = _parts.encode(arrays, _part_metadata(self._token, index), op=self._op)
+            buffers = _parts.encode(
+                arrays, _part_metadata(self._token, index, self._kind), op=self._op
+            )
             name = part_name(self._token, index)
             fd = _files.write_new(os.path.join(self._directory, name), buffers, op=self._op)
             if fd is not None:
@@ -294,9 +342,12 @@ class _Writer:
         self._parts.append(_Part(name, size, self._count, digits))
         self._count = 0
 
-    def manifest(self, config: dict[str, Any]) -> _Manifest:
-        rows = sum(part.rows for part in self._parts)
-        return _Manifest(self._token, config, rows, self._schema or {}, tuple(self._parts))
+    def manifest(self, config: dict[str, Any], state: dict[str, Any] | None) -> _Manifest:
+        schema, count = self._rows or (self._schema or {}, len(self._parts))
+        parts, rest = tuple(self._parts[:count]), tuple(self._parts[count:])
+        admission = None if state is None else _Admission(state, self._schema or {}, rest)
+        rows = sum(part.rows for part in parts)
+        return _Manifest(self._token, config, rows, schema, parts, admission)
 
     def release(self) -> None:
         if self._held is not None:
@@ -323,8 +374,8 @@ class _Writer:
         }
 
 
-def _part_metadata(token: str, index: int) -> dict[str, str]:
-    return {"kind": KIND, "snapshot": token, "part": str(index)}
+def _part_metadata(token: str, index: int, kind: str) -> dict[str, str]:
+    return {"kind": kind, "snapshot": token, "part": str(index)}
 
 
 def _schema(op: str, block: Mapping[str, Array]) -> dict[str, Any]:
@@ -371,6 +422,9 @@ def _manifest_bytes(manifest: _Manifest) -> bytes:
         "arrays": manifest.arrays,
         "parts": [vars(part) for part in manifest.parts],
     }
+    if manifest.admission is not None:
+        parts = [vars(part) for part in manifest.admission.parts]
+        content["admission"] = {**vars(manifest.admission), "parts": parts}
     data = json.dumps(content, indent=1).encode() + b"\n"
     start = len(_PREFIX)
     return data[:start] + b"%08x" % _parts.checksum([data]) + data[start + 8 :]
@@ -410,7 +464,13 @@ def _read_manifest(op: str, directory: PathLike) -> _Manifest | None:
 def _checked_manifest(content: dict[str, Any]) -> _Manifest:
     """Entries of the right types, and no part outside of the directory."""
     parts = tuple(_Part(**part) for part in content["parts"])
-    for index, part in enumerate(parts):
+    admission = content.get("admission")
+    if admission is not None:
+        own = tuple(_Part(**part) for part in admission["parts"])
+        admission = _Admission(admission["state"], admission["arrays"], own)
+        if not isinstance(admission.state, dict) or not isinstance(admission.arrays, dict):
+            raise TypeError("state or arrays of admission that are no dicts")
+    for index, part in enumerate(parts + (() if admission is None else admission.parts)):
         if part.file != part_name(content["snapshot"], index) or not _PART.fullmatch(part.file):
             raise ValueError(f"part {index} named {part.file!r}")
         if not all(type(n) is int and n >= 0 for n in (part.bytes, part.rows)):
@@ -420,7 +480,12 @@ def _checked_manifest(content: dict[str, Any]) -> _Manifest:
     if not isinstance(content["config"], dict) or not isinstance(content["arrays"], dict):
         raise TypeError("config or arrays that are no dicts")
     return _Manifest(
-        str(content["snapshot"]), content["config"], content["rows"], content["arrays"], parts
+        str(content["snapshot"]),
+        content["config"],
+        content["rows"],
+        content["arrays"],
+        parts,
+        admission,
     )
 
 
@@ -455,7 +520,7 @@ def _pin(op: str, directory: PathLike) -> tuple[_Manifest, int | None]:
                 f"[{op}] directory: expected a snapshot ({MANIFEST}), got none. Save one, or correct the path",
                 os.fspath(directory),
             )
-        if not manifest.parts:
+        if not manifest.files:
             return manifest, None
         held, problem = _hold(directory, manifest)
         if problem is None:
@@ -469,7 +534,7 @@ def _pin(op: str, directory: PathLike) -> tuple[_Manifest, int | None]:
 
 def _hold(directory: PathLike, manifest: _Manifest) -> tuple[int | None, str | None]:
     held = None
-    for part in manifest.parts:
+    for part in manifest.files:
         path = os.path.join(directory, part.file)
         try:
             if held is None:

@@ -28,7 +28,7 @@ class CountFilter:
     full. A key seen again later takes a cell of the newest split too and carries its count over: ``capacity`` is what
     is remembered of keys seen once, less of keys that come back all the time. Two keys with one signature in reach
     of each other share a counter, about 0.1% of keys in a full split: of what is remembered, counts are never too low,
-    sometimes too high.
+    sometimes too high. As ``admission`` of a table it has not seen a batch that raised ``TableFullError``.
 
     Differs from Monolith in the hash (``mix64``), and in the probe of a single split (Monolith: 64 cells), so that no
     probe touches more than two cache lines.

@@ -79,6 +79,73 @@ def salted_hash_bucket(
     return out.reshape(given.shape)
 
 
+MAX_FEATURE_BITS = 32
+
+
+def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
+    """Turn a feature's ids into keys that no other feature has, so that many features share one ``Table``.
+
+    With b = feature_bits > 0: key = id xor (feature * 2^(64 - b)), for -2^(63 - b) <= id < 2^(63 - b): exact, no two
+    (feature, id) have one key, and the same xor turns keys back into ids. With b = 0, for ids of all 64 bits, such as
+    those of ``hash_strings``: key = mix64(id xor mix64(feature * C1)), the hash of ``salted_hash_bucket`` before its
+    buckets. Two ids of one feature never meet; ids of two features do with a probability below n^2 / 2^65 for n ids in
+    all (0.2% for 2^28), unless an attacker chose them. These values are part of the checkpoint format.
+
+    Args:
+        ids: any shape; int64, uint64 (the same bits as int64) or int32.
+        feature: number of the feature, 0 to 2^b - 1, or to 2^64 - 1 with b = 0. It is part of the checkpoint: new
+            features take new numbers.
+        feature_bits: b, 0 to 32; the same for all features of a table. Default 16: 65536 features, ids of 47 bits and a
+            sign.
+
+    Returns:
+        Keys, int64, shape and kind of ``ids``.
+
+    Raises:
+        TypeError: ids that are no array of integers, or a number that is no integer.
+        ValueError: an id that does not fit, or a number out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> ids = np.array([0, 7, -1])
+        >>> [feature_keys(ids, f).tolist() for f in (0, 1)]
+        [[0, 7, -1], [281474976710656, 281474976710663, -281474976710657]]
+
+    Reference:
+        Coleman et al. 2023, arXiv:2305.12102 (Unified Embedding), section 4: features share a table by salted hashes;
+        here, where no two keys share a row, nothing is left to chance that need not be.
+    """
+    op = "feature_keys"
+    given = _keys.keys(op, ids, name="ids")
+    bits = integer(op, "feature_bits", feature_bits, at_least=0, at_most=MAX_FEATURE_BITS)
+    feature = integer(op, "feature", feature, at_least=0, at_most=(1 << (bits or 64)) - 1)
+    if bits == 0:
+        return _mixed(given, _signed(_reference.salt_of(feature, 0, 0))).reshape(ids.shape)
+    bound = 1 << (63 - bits)
+    flat = given.reshape(-1)
+    if flat.shape[0]:
+        lowest, highest = int(flat.min()), int(flat.max())
+        if lowest < -bound or highest >= bound:
+            raise ValueError(
+                f"[{op}] ids: expected {-bound} to {bound - 1} beside {bits} bits of the feature, got "
+                f"{lowest if lowest < -bound else highest}. Take fewer feature_bits, or 0, which hashes."
+            )
+    return (flat ^ _signed(feature << (64 - bits))).reshape(ids.shape)
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+def _mixed(keys: Any, salt: int) -> Any:
+    """mix64(keys xor salt) in int64, which NumPy, torch and CuPy multiply modulo 2^64."""
+    k = keys.reshape(-1) ^ salt
+    below = (1 << 31) - 1  # what a shift by 33 leaves; the sign comes in from the left
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        k = (k ^ ((k >> 33) & below)) * _signed(factor)
+    return k ^ ((k >> 33) & below)
+
+
 def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.ndarray:
     """Hash strings to 64-bit keys, which every op of this room takes.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arrays, _numbers
-from . import _columns
+from . import _columns, _persist
 from .optimizers import RowOptimizer
 from .table import Rows, Table
 
@@ -27,6 +27,7 @@ class _Held:
         self.mode = mode
         self.fused = True
         self.time: int | None = None
+        self.epoch: int | None = None
         self.pending: list[tuple[Tensor, ...]] = []
         self.number = next(_NUMBERS)
         _TABLES[self.number] = self
@@ -42,11 +43,13 @@ class _Held:
             "mode": self.mode,
             "fused": self.fused,
             "time": self.time,
+            "epoch": self.epoch,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["table"], state["mode"])  # type: ignore[misc]
         self.fused, self.time = state["fused"], state["time"]
+        self.epoch = state.get("epoch")
 
 
 def _forward(
@@ -65,7 +68,7 @@ def _forward(
     outs = (out, sizes, largest if held.mode == "max" else None)
     given = _bags(held, ids, offsets, weights)
     if insert:
-        moment = table._moment(op, ids, None, None, held.time)
+        moment = table._moment(op, ids, None, held.epoch, held.time)
         rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
     else:
         rows = torch.empty(0, dtype=torch.int32)
@@ -269,6 +272,11 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] table: expected dim {embedding_dim} like embedding_dim, got {table.dim}."
             )
+        if table.evict_strategy == "custom" and table.optimizer is not None:
+            raise ValueError(
+                f"[{op}] table: expected an evict_strategy whose scores follow from use, got 'custom', for which a "
+                "training lookup has none. Take 'lru', 'lfu' or an epoch strategy, or train with Table.update."
+            )
         self.table = table
         self.embedding_dim = embedding_dim
         self.padding_idx = (
@@ -310,6 +318,19 @@ class _HashModule(nn.Module):
             )
         self._held.time = second
 
+    @property
+    def epoch(self) -> int | None:
+        """Epoch of the uses that follow, for the epoch strategies; None (the default): the last the table was given."""
+        return self._held.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int | None) -> None:
+        if epoch is not None:
+            epoch = _numbers.integer(
+                type(self).__name__, "epoch", epoch, at_least=0, at_most=2**32 - 1
+            )
+        self._held.epoch = epoch
+
     def step(self, *, optimizer: RowOptimizer | None = None) -> int:
         """Apply the gradients kept since the last step (``update="step"``), backward by backward, in order.
 
@@ -325,15 +346,23 @@ class _HashModule(nn.Module):
         super().zero_grad(set_to_none)
         self._held.pending = []
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """All rows, for ``state_dict``; large tables are better saved by ``table.save``."""
-        rows = self.table.export()
-        return {name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields}
+    def get_extra_state(self) -> dict[str, Any]:
+        """All rows and the filter, for ``state_dict``; large tables are better saved by ``table.save``."""
+        rows, table = self.table.export(), self.table
+        state: dict[str, Any] = {
+            name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields
+        }
+        return {**state, **_persist.continued(table)}
 
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Take over all rows; settings are the module's own. A state that does not fit changes nothing.
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over all rows, and go on as if never stopped; settings are the module's own.
 
-        A table whose rule keeps no state, or without one, leaves that of the rows behind.
+        The filter's sightings come with the rows, and so do the counts that "lru" and ``ProbabilisticFilter`` go by. A
+        table whose rule keeps no state, or without one, leaves that of the rows behind; one without a filter that of
+        the filter; of a state without one, the filter stays as it is.
+
+        Raises:
+            ValueError: the state is that of another rule, of another filter or of other shapes. Nothing is changed.
         """
         op, table = f"{type(self).__name__}.load_state_dict", self.table
         missing = [name for name in Rows._fields if name not in state]
@@ -341,9 +370,15 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
             )
-        arrays = {name: t.contiguous().numpy() for name, t in state.items()}
+        arrays = {name: state[name].contiguous().numpy() for name in Rows._fields}
         keys, n = arrays["keys"], len(arrays["keys"])
         values = _columns.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
+        rule = None if table.optimizer is None else type(table.optimizer).__name__
+        if table.state_width and state.get("optimizer", rule) != rule:
+            raise ValueError(
+                f"[{op}] state: expected that of {table.optimizer!r}, got the state of {state['optimizer']}. "
+                "Make a module with the optimizer of the one saved."
+            )
         if table.state_width and arrays["state"].shape != (n, table.state_width):
             raise ValueError(
                 f"[{op}] state: expected shape ({n}, {table.state_width}) of {table.optimizer!r}, "
@@ -353,6 +388,7 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
             )
+        _persist.take_over_admission(op, table, state)  # all of it or none
         self._held.pending = []  # gradients of rows that are about to go
         table.clear()
         columns = (
@@ -364,6 +400,7 @@ class _HashModule(nn.Module):
         )
         if n:
             table._native.import_rows(n, columns)
+        _persist.take_over_counts(table, state)
 
     def extra_repr(self) -> str:
         rule = self.table.optimizer
@@ -396,8 +433,9 @@ class HashEmbedding(_HashModule):
     ``admission`` lets them) and backward applies the row optimizer; in ``eval()``, and without an optimizer, nothing
     changes; ``no_grad`` alone does not keep rows from being made. Ids without a row, and ``padding_idx``, give zeros
     and take no gradient. The rows are no ``Parameter``: other optimizers do not see them, a model's ``zero_grad`` does
-    not drop what ``update="step"`` keeps (the module's own does), DDP does not reduce them; under DDP give every rank
-    a shard of the ids. With ``track="use"``, set ``module.time`` to the second of the data that follow. ``deepcopy``
+    not drop what ``update="step"`` keeps (the module's own does), DDP does not reduce them; under DDP give every rank a
+    shard of the ids, as docs/table.md shows. With ``track="use"``, set ``module.time`` to the second of the data that
+    follow, with an epoch strategy ``module.epoch``; "custom" scores have no place in a training lookup. ``deepcopy``
     and ``pickle`` copy the table too, as a table of its own.
 
     Args:

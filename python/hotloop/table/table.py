@@ -157,6 +157,8 @@ class Table(Calls):
         self._step = 0  # of probabilistic admission
         self._shard: tuple[int, int] | None = None  # the part of a source that a replica holds
         self._position = 0  # of the source, for a replica
+        self._own_mark = False  # that position is a snapshot's alone: no delta ends there
+        self._published: dict[str, tuple[int, int]] = {}  # by directory: see DeltaLog
         kind, first, second, seed = self.initializer._numbers()
         self._native = _native.core().Table(
             {
@@ -470,8 +472,8 @@ class Table(Calls):
     ) -> Table:
         """Read a snapshot into a table of any capacity, or one shard (i, of): ``salted_hash_bucket(keys, of) == i``.
 
-        A shard stays one: it takes its part of every delta. ``admission`` is not in a snapshot: keep the filter's
-        ``state_dict`` beside it, and set ``table.admission`` again.
+        The table goes on where the one saved stood: the admission filter with its sightings, the clock of "lru", the
+        last epoch. A shard stays one: it takes its part of every delta; its filter is the whole one.
         """
         from . import _persist
 
@@ -482,8 +484,16 @@ class Table(Calls):
         self._tracks("Table.mark", "changes")
         return int(self._native.mark())
 
+    @property
+    def position(self) -> int:
+        """Where the table stands: the last mark it gave (``mark``, ``delta``, ``save``), or the end of a delta applied.
+
+        A table that was made stands at 0, one that was loaded at the position of its snapshot.
+        """
+        return int(self._native.generation) - 1 if "changes" in self.track else self._position
+
     def delta(self, since: int) -> Any:
-        """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes`` for a wire)."""
+        """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes``); ``DeltaLog`` carries them."""
         from . import _persist
 
         self._tracks("Table.delta", "changes")

@@ -7,7 +7,7 @@ from .error_memory import error_memory_compensate
 from .error_sketch import lsh_buckets, lsh_error_sketch, lsh_error_sketch_write, lsh_projections
 from .eviction import mch_evict_batch
 from .filters import frequency_admission_filter, probabilistic_admission_filter
-from .hashing import hash_strings, salted_hash_bucket
+from .hashing import feature_keys, hash_strings, salted_hash_bucket
 from .optimizers import (
     ftrl_proximal_update,
     group_adagrad_update,
@@ -24,6 +24,7 @@ from .optimizers import (
 __all__ = [
     "error_memory_compensate",
     "expert_space_routing",
+    "feature_keys",
     "frequency_admission_filter",
     "ftrl_proximal_update",
     "group_adagrad_update",

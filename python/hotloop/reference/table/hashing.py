@@ -51,6 +51,15 @@ def salted_hash_bucket(
     return _arrays.from_numpy(bucket_of(h, num_buckets).view(np.int64), keys)
 
 
+def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
+    k = _arrays.to_numpy(ids).astype(np.int64).view(np.uint64)
+    if feature_bits == 0:
+        k = mix64(k ^ np.uint64(salt_of(feature, 0, 0)))
+    else:
+        k = k ^ np.uint64(feature << (64 - feature_bits))
+    return _arrays.from_numpy(k.view(np.int64), ids)
+
+
 def hash_strings(strings: Sequence[str | bytes]) -> np.ndarray:
     out = []
     for s in strings:

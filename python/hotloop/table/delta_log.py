@@ -1,0 +1,253 @@
+"""``DeltaLog``: a directory through which the changes of a table reach its replicas."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from .. import _numbers
+from . import _delta, _files, _parts
+from ._delta import Delta, DeltaError
+from ._files import PathLike
+from .table import Table
+
+KIND = "follower"
+
+_FOLLOWER = re.compile(r"follower-([A-Za-z0-9_][A-Za-z0-9._-]{0,99})\.safetensors")
+
+
+class DeltaLog:
+    """Carry a table's changes to its replicas through a directory that they share.
+
+    A table counts marks; a delta leads from the position ``since`` to ``until`` and holds whole rows, as they are at
+    ``until``: with T(p) the table at position p, T(until) = (T(since) without the erased keys) overwritten by the rows.
+    The files of a log form one chain, ``until`` of each being ``since`` of the next. A replica at p takes the delta
+    with since = p. One with until <= p it holds already, repeated or late. Whatever else would leave a hole or
+    a fork is a ``DeltaError``, and the replica stays as it is: since > p (a delta is missing, or came too early), since
+    < p < until (an overlap), another table's id, a file that is truncated or has any other bit changed. The one
+    exception: a snapshot of a table that was being written to stands at a mark of its own, inside a delta's span; what
+    is loaded from it takes that delta first.
+
+    Files appear by a rename, so a reader meets whole ones, whatever happens to the publisher. One process publishes,
+    any number follow. On a file system that several machines share, renames have to be atomic; locks are for publishers
+    among themselves, and for ``prune`` beside a follower that gives its name.
+
+    A publisher that was killed is restored like a replica: load the snapshot, ``follow``, go on. For this ``publish``
+    just before ``save``, with nothing written in between.
+
+    Args:
+        directory: of one table's deltas; made by the first delta that is published.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> there = tempfile.mkdtemp()
+        >>> table = Table(2, track="changes")
+        >>> _ = table.save(f"{there}/snapshot")
+        >>> replica = Table.load(f"{there}/snapshot")  # anywhere else
+        >>> _ = table.insert_or_assign(np.array([7, 8]), np.ones((2, 2), np.float32))
+        >>> delta = DeltaLog(f"{there}/deltas").publish(table)
+        >>> (delta.since, delta.until), DeltaLog(f"{there}/deltas").follow(replica)
+        ((0, 1), 1)
+        >>> len(replica)
+        2
+
+    Reference:
+        Liu et al. 2022, "Monolith", arXiv:2209.07663, section 2.2, parameter synchronisation. Differs: positions say
+        what is missing, a deletion travels too, and a row is sent whole.
+    """
+
+    def __init__(self, directory: PathLike) -> None:
+        self.directory = os.path.realpath(directory)
+
+    def __repr__(self) -> str:
+        return f"DeltaLog({self.directory!r})"
+
+    @property
+    def position(self) -> int | None:
+        """Where the log ends and the next delta has to start; None before the first."""
+        if not os.path.isdir(self.directory):
+            return None
+        return max((until for _, until in _delta.chain(self.directory)), default=None)
+
+    def publish(self, table: Table) -> Delta:
+        """Add what changed in a table since the end of the log, and return it; the first delta starts where it stands.
+
+        The delta is built in memory, and may be empty. If it cannot be written, the next call takes its changes too.
+
+        Args:
+            table: with ``track="changes"``; the one that published the end of the log, or was brought there by
+                ``follow``.
+        Raises:
+            DeltaError: the log is another table's, or goes beyond this one: it was set back to an older snapshot.
+            OSError: nothing was added.
+        """
+        op = "DeltaLog.publish"
+        _is_table(op, "table", table)
+        table._tracks(op, "changes")
+        end = self.position
+        ends = table._published.get(self.directory, (table._position,) * 2)
+        if end is not None and end not in ends:
+            newest = max(_delta.chain(self.directory), key=lambda span: span[1])
+            path = os.path.join(self.directory, _delta.delta_name(*newest))
+            there = _delta.decode_delta(_files.read(path), path, op=op)
+            if there.table_id != table.table_id:
+                raise DeltaError(
+                    f"[{op}] table: expected table {there.table_id} as in {self.directory}, got {table.table_id}. "
+                    "Use one directory per table."
+                )
+            raise DeltaError(
+                f"[{op}] table: expected one at position {end}, where {self.directory} ends, got one that was loaded "
+                f"at {table._position}. Call follow(table) before it is trained; a table that is to leave this history "
+                "behind needs another table_id, a snapshot and a directory."
+            )
+        delta: Delta = table.delta(table.position if end is None else end)
+        # Both, since a write that raises may have put the file in place.
+        table._published[self.directory] = (delta.since if end is None else end, delta.until)
+        _delta.publish(self.directory, delta.to_bytes(), op=op, what="table")
+        return delta
+
+    def add(self, delta: Delta | bytes) -> bool:
+        """Add a delta made elsewhere (``Table.delta``, another log); False if the log holds the identical one.
+
+        Raises:
+            DeltaError: it is damaged, another table's, or leaves a gap, an overlap or a fork.
+            OSError: nothing was added.
+        """
+        op = "DeltaLog.add"
+        if isinstance(delta, Delta):
+            delta = delta.to_bytes()
+        if not isinstance(delta, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}. "
+                "publish(table) takes a table."
+            )
+        return _delta.publish(self.directory, delta, op=op, what="delta")
+
+    def pending(
+        self, table_id: str, position: int, *, max_bytes: int = _delta.PENDING_BYTES
+    ) -> list[Delta]:
+        """Return the deltas that lead on from a position, for a replica that is no ``Table``: see ``follow``.
+
+        Args:
+            table_id: ``table.table_id`` of the source.
+            position: where the replica stands.
+            max_bytes: stop before the files exceed this many bytes together, but return at least one delta. Default
+                1 GiB.
+        Raises:
+            DeltaError: a gap, an overlap, a fork, a damaged file or one of another table, at or after the position.
+            FileNotFoundError: there is no such directory.
+        """
+        op = "DeltaLog.pending"
+        return _delta.pending(self.directory, table_id, position, max_bytes=max_bytes, op=op)
+
+    def follow(
+        self, replica: Table, *, name: str | None = None, max_bytes: int = _delta.PENDING_BYTES
+    ) -> int:
+        """Apply every delta that the replica lacks, in order; return how many. Call it again for what comes later.
+
+        All deltas of a round are checked before the first of them is applied.
+
+        Args:
+            replica: a table that was loaded from a snapshot of the source. It may be read meanwhile.
+            name: of this follower in the log, letters, digits, ".", "_", "-"; its position is kept there, and ``prune``
+                leaves what it lacks. Default None: ``prune`` does not know of it.
+            max_bytes: of the files read in one round, at least one. Default 1 GiB.
+        Raises:
+            DeltaError: as above. The replica stands where the last delta that was applied ends.
+            FileNotFoundError: nothing was published yet, or the directory is not that of a publisher.
+        """
+        op = "DeltaLog.follow"
+        _is_table(op, "replica", replica)
+        if name is not None:  # first: what it is about to read must not be pruned
+            self._keep(op, name, replica)
+        applied = 0
+        while found := _delta.pending(
+            self.directory,
+            replica.table_id,
+            replica._position,
+            own_mark=replica._own_mark,
+            max_bytes=max_bytes,
+            op=op,
+        ):
+            for delta in found:
+                applied += replica.apply(delta)
+            if name is not None:
+                self._keep(op, name, replica)
+        return applied
+
+    @property
+    def followers(self) -> dict[str, int]:
+        """Name and position of every follower that gave its name."""
+        return self._followers("DeltaLog.followers")
+
+    def forget(self, name: str) -> bool:
+        """Let ``prune`` take what a follower still lacks; False if there is none of this name."""
+        path = self._path("DeltaLog.forget", name)
+        with _files.only_one(self.directory):
+            return _files.remove(path)
+
+    def prune(self, upto: int | None = None) -> int:
+        """Delete deltas that nobody needs any more, and return how many.
+
+        A delta goes if it ends at or before ``upto`` and at or before the position of every named follower. The newest
+        delta stays: it says where the next one starts. A replica that starts from a snapshot needs what comes
+        after it: after ``table.save(...)``, ``prune(table.position)``.
+
+        Args:
+            upto: position. Default None: the named followers alone decide; without any, nothing is deleted.
+        Raises:
+            DeltaError: the entry of a follower is damaged; nothing was deleted.
+        """
+        op = "DeltaLog.prune"
+        if upto is not None:
+            upto = _numbers.integer(op, "upto", upto, at_least=0)
+        with _files.only_one(self.directory):
+            needed = [*self._followers(op).values(), *([] if upto is None else [upto])]
+            return _delta.prune_alone(self.directory, min(needed)) if needed else 0
+
+    def _path(self, op: str, name: str) -> str:
+        file = f"follower-{name}.safetensors"
+        if not isinstance(name, str) or not _FOLLOWER.fullmatch(file):
+            raise ValueError(
+                f"[{op}] name: expected 1 to 100 letters, digits, '.', '_' or '-', the first no '.' or '-', "
+                f"got {name!r}."
+            )
+        return os.path.join(self.directory, file)
+
+    def _keep(self, op: str, name: str, replica: Table) -> None:
+        path = self._path(op, name)
+        metadata = {
+            "kind": KIND,
+            "table_id": replica.table_id,
+            "position": str(replica._position),
+        }
+        _files.make_directory(self.directory)
+        with _files.only_one(self.directory):
+            _files.write_atomic(path, _parts.encode({}, metadata, op=op), op=op)
+
+    def _followers(self, op: str) -> dict[str, int]:
+        found = {}
+        for file in sorted(os.listdir(self.directory)):
+            match = _FOLLOWER.fullmatch(file)
+            if not match:
+                continue
+            path = os.path.join(self.directory, file)
+            try:
+                _, metadata = _parts.decode(_files.read(path), path, op=op)
+                if metadata["kind"] != KIND:
+                    raise ValueError(f"kind {metadata['kind']!r}")
+                found[match[1]] = _delta.position_of(metadata["position"])
+            except FileNotFoundError:
+                continue  # forgotten since it was listed
+            except (KeyError, ValueError) as error:
+                raise DeltaError(
+                    f"[{op}] {path}: expected the position of a follower, got {error}. Call forget({match[1]!r}), and "
+                    "follow with that replica again."
+                ) from error
+        return found
+
+
+def _is_table(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, Table):
+        raise TypeError(f"[{op}] {name}: expected a Table, got {type(value).__name__}.")
