@@ -17,23 +17,20 @@
 #include "kernels/table/calls.hpp"
 #include "kernels/table/erasures.hpp"
 #include "kernels/table/insert.cuh"
+#include "kernels/table/plan.hpp"
 #include "kernels/table/runs.cuh"
 #include "kernels/table/scan.cuh"
 #include "kernels/table/transfers.cuh"
 
 namespace hotloop::table::gpu {
 
-// Rows per bucket that a table makes room for. Keys fall into buckets by chance: with 80 expected, one bucket in ten
-// million has more than 128 (Poisson), and a table of 2^20 buckets still takes what it was made for.
-inline constexpr std::int64_t kComfort = 80;
-inline constexpr std::int64_t kMaxBuckets = (std::int64_t{1} << 25) - 1;  // slots are numbered in 32 bits
 inline constexpr std::int64_t kScanned = std::int64_t{1} << 24;  // slots that expiry looks at in one go
 
 template <class Machine>
 class BasicTable : private Transfers<Machine> {
  public:
   BasicTable(const Settings& settings, Machine machine)
-      : Transfers<Machine>(std::move(machine)), settings_(settings), keep_(machine_, false) {
+      : Transfers<Machine>(std::move(machine)), settings_(settings), plan_(plan_of(settings)), keep_(machine_, false) {
     const auto states = static_cast<std::int64_t>(settings.initial_state.size());
     shape_.dim = settings.dim;
     shape_.dtype = settings.dtype;
@@ -50,10 +47,11 @@ class BasicTable : private Transfers<Machine> {
     counters_ = keep_.template take<Counters>(1);
     machine_.fill(counters_.get(), 0, sizeof(Counters));
     initial_ = keep_.template take<float>(std::max<std::int64_t>(states, 1));
-    if (states > 0) machine_.upload(initial_.get(), settings.initial_state.data(), static_cast<std::size_t>(states) * 4);
+    if (states > 0) {
+      machine_.upload(initial_.get(), settings.initial_state.data(), static_cast<std::size_t>(states) * 4);
+    }
     shape_.initial_state = initial_.get();
-    plan_buckets();
-    memory_ = make(first_buckets_);
+    memory_ = make(plan_.first);
   }
 
   const Shape& shape() const { return shape_; }
@@ -230,7 +228,8 @@ class BasicTable : private Transfers<Machine> {
     const auto entered = machine_.enter();
     const bool plain = call.offsets == nullptr && call.weights == nullptr && call.mode == Mode::kSum;
     if (plain && !(wide && shape_.dtype != Dtype::kFloat32)) {
-      Find find = finder(call.keys, call.n, call.rows, matrix(out, shape_.value_bytes), nullptr, nullptr, nullptr, nullptr);
+      const Matrix values = matrix(out, shape_.value_bytes);
+      Find find = finder(call.keys, call.n, call.rows, values, nullptr, nullptr, nullptr, nullptr);
       find.sizes = sizes;
       run(find);
       return;
@@ -291,15 +290,10 @@ class BasicTable : private Transfers<Machine> {
   // Erases keys in host memory.
   void erase_host(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found) {
     if (n == 0) return;
-    Held<Machine, std::uint64_t> k;
-    Held<Machine, std::uint8_t> f;
-    {
-      const auto entered = machine_.enter();
-      k = sent(keys, n);
-      f = scratch_.template take<std::uint8_t>(n);
-    }
-    erase(k.get(), n, f.get());
     const auto entered = machine_.enter();
+    const auto k = sent(keys, n);
+    const auto f = scratch_.template take<std::uint8_t>(n);
+    erase(k.get(), n, f.get());
     machine_.download(found, f.get(), static_cast<std::size_t>(n));
   }
 
@@ -319,6 +313,13 @@ class BasicTable : private Transfers<Machine> {
     Held<Machine, std::uint32_t> slots, positions;
     Runs runs;
   };
+  // Room for who has to leave.
+  struct Leaving {
+    Held<Machine, std::uint8_t> flags;
+    Held<Machine, std::uint64_t> keys, scores;
+    Held<Machine, std::uint32_t> slots, fresh, which;
+    Gone gone;
+  };
   struct Unknown {
     Held<Machine, std::uint64_t> hashes;
     Held<Machine, std::uint32_t> positions, firsts;
@@ -327,33 +328,17 @@ class BasicTable : private Transfers<Machine> {
 
   bool evicts() const { return settings_.strategy != Strategy::kNone; }
   // Slots of a bucket that may be used: of a table that evicts so many that all buckets hold no more than max_rows.
-  std::int64_t most() const { return evicts() ? std::clamp<std::int64_t>(settings_.max_rows / last_buckets_, 1, kSlots) : kSlots; }
+  std::int64_t most() const {
+    return evicts() ? std::clamp<std::int64_t>(settings_.max_rows / plan_.last, 1, kSlots) : kSlots;
+  }
   std::int64_t buckets_for(std::int64_t rows) const {
     const std::int64_t each = evicts() ? std::min<std::int64_t>(kComfort, most()) : kComfort;
     return std::clamp<std::int64_t>(blocks_of(rows, each), 1, kMaxBuckets);
   }
   bool can_grow() const {
     const auto buckets = static_cast<std::int64_t>(memory_.store.buckets);
-    return evicts() ? buckets < last_buckets_ : 2 * buckets <= kMaxBuckets;
+    return evicts() ? buckets < plan_.last : 2 * buckets <= kMaxBuckets;
   }
-  void plan_buckets() {
-    const std::int64_t wanted = std::clamp<std::int64_t>(settings_.capacity, 1, settings_.max_rows);
-    if (!evicts()) {
-      first_buckets_ = std::clamp<std::int64_t>(blocks_of(wanted, kComfort), 1, kMaxBuckets);
-      last_buckets_ = kMaxBuckets;
-      return;
-    }
-    // Doubled from the first number until all max_rows have a slot; from eight on, rounding costs an eighth at most.
-    const std::int64_t last = blocks_of(settings_.max_rows, kSlots);
-    const std::int64_t least = std::min(std::max<std::int64_t>(blocks_of(wanted, kComfort), 8), last);
-    first_buckets_ = last;
-    last_buckets_ = last;
-    for (int doublings = 1; first_buckets_ > 1 && blocks_of(last, std::int64_t{1} << doublings) >= least; ++doublings) {
-      first_buckets_ = blocks_of(last, std::int64_t{1} << doublings);
-      last_buckets_ = first_buckets_ << doublings;
-    }
-  }
-
   Memory make(std::int64_t buckets) {
     Memory m;
     const std::int64_t n = buckets * kSlots;
@@ -397,7 +382,8 @@ class BasicTable : private Transfers<Machine> {
   }
 
   static void check_count(std::int64_t n) {
-    if (n > 0x7FFFFFFF) throw std::length_error("[Table] keys: expected at most 2^31 - 1 in one call, got " + std::to_string(n) + ".");
+    if (n <= 0x7FFFFFFF) return;
+    throw std::length_error("[Table] keys: expected at most 2^31 - 1 in one call, got " + std::to_string(n) + ".");
   }
   static Matrix matrix(Rows rows, std::int64_t bytes) {
     return rows.data == nullptr ? Matrix{} : matrix_of(rows.data, rows.stride, bytes);
@@ -474,23 +460,24 @@ class BasicTable : private Transfers<Machine> {
       }
     }
     const Misses& misses = unknown.misses;
-    const auto slot_of = scratch_.template take<std::uint32_t>(std::max<std::int64_t>(misses.d, 1));
-    const bool keeps = evicts() && (call.keep_evicted || settings_.versions);
-    const std::int64_t kept = keeps ? std::max<std::int64_t>(misses.d, 1) : 1;
-    const auto flags = scratch_.template take<std::uint8_t>(kept);
-    const auto gone_keys = scratch_.template take<std::uint64_t>(kept), gone_scores = scratch_.template take<std::uint64_t>(kept);
-    const auto gone_slots = scratch_.template take<std::uint32_t>(kept), gone_fresh = scratch_.template take<std::uint32_t>(kept);
+    // All memory before anything is written: a slot that is taken must get its row.
+    const std::int64_t d = misses.d;
+    const auto slot_of = scratch_.template take<std::uint32_t>(d);
+    const bool keeps = d > 0 && evicts() && (call.keep_evicted || settings_.versions);
+    const Leaving leaving = keeps ? room_to_leave(d) : Leaving{};
+    auto room = scratch_.template take<char>(keeps ? machine_.select_room(d) : 1);
     const Matrix values = matrix(call.values, shape_.value_bytes);
 
     write_known(call, now, values);
-    if (misses.d == 0) return;
-    machine_.fill(slot_of.get(), 0xFF, static_cast<std::size_t>(misses.d) * 4);
-    machine_.fill(flags.get(), 0, static_cast<std::size_t>(kept));
-    Gone gone;
-    if (keeps) gone = {flags.get(), gone_keys.get(), gone_scores.get(), gone_slots.get(), gone_fresh.get()};
-    run(Settle{memory_.store, shape_, misses, now, static_cast<std::uint32_t>(most()), slot_of.get(), gone,
+    if (d == 0) return;
+    machine_.fill(slot_of.get(), 0xFF, static_cast<std::size_t>(d) * 4);
+    if (keeps) machine_.fill(leaving.flags.get(), 0, static_cast<std::size_t>(d));
+    run(Settle{memory_.store, shape_, misses, now, static_cast<std::uint32_t>(most()), slot_of.get(), leaving.gone,
                &counters_.get()->size});
-    if (keeps) keep_gone(misses, values, gone);
+    if (keeps) {
+      room = {};
+      keep_gone(misses, values, leaving);
+    }
     with_storage([&](auto storage) {
       run(FillRows<decltype(storage)>{memory_.store, shape_, misses, now, values, slot_of.get()});
     });
@@ -565,19 +552,27 @@ class BasicTable : private Transfers<Machine> {
     }
   }
 
-  void keep_gone(const Misses& misses, const Matrix& given, const Gone& gone) {
-    const auto which = scratch_.template take<std::uint32_t>(misses.d);
-    evicted_ = select(gone.flags, misses.d, which.get());
-    if (evicted_ == 0) return;
-    gone_keys_ = scratch_.template take<std::uint64_t>(evicted_);
-    gone_scores_ = scratch_.template take<std::uint64_t>(evicted_);
-    gone_values_ = scratch_.template take<char>(evicted_ * shape_.value_bytes);
+  Leaving room_to_leave(std::int64_t d) {
+    Leaving l{scratch_.template take<std::uint8_t>(d),  scratch_.template take<std::uint64_t>(d),
+              scratch_.template take<std::uint64_t>(d), scratch_.template take<std::uint32_t>(d),
+              scratch_.template take<std::uint32_t>(d), scratch_.template take<std::uint32_t>(d),
+              {}};
+    l.gone = {l.flags.get(), l.keys.get(), l.scores.get(), l.slots.get(), l.fresh.get()};
+    gone_keys_ = scratch_.template take<std::uint64_t>(d);
+    gone_scores_ = scratch_.template take<std::uint64_t>(d);
+    gone_values_ = scratch_.template take<char>(d * shape_.value_bytes);
+    return l;
+  }
+  void keep_gone(const Misses& misses, const Matrix& given, const Leaving& leaving) {
+    evicted_ = select(leaving.gone.flags, misses.d, leaving.which.get());
     const Matrix values = matrix_of(gone_values_.get(), shape_.value_bytes, shape_.value_bytes);
     with_storage([&](auto storage) {
-      run(CopyGone<decltype(storage)>{memory_.store, shape_, misses, given, gone, which.get(), evicted_,
+      run(CopyGone<decltype(storage)>{memory_.store, shape_, misses, given, leaving.gone, leaving.which.get(), evicted_,
                                       gone_keys_.get(), gone_scores_.get(), values});
     });
-    if (settings_.versions) erasures_.note(generation_, host(gone_keys_.get(), evicted_).data(), static_cast<std::size_t>(evicted_));
+    if (!settings_.versions) return;
+    const std::vector<std::uint64_t> keys = host(gone_keys_.get(), evicted_);
+    erasures_.note(generation_, keys.data(), keys.size());
   }
   void drop_evicted() {
     evicted_ = 0;
@@ -587,12 +582,12 @@ class BasicTable : private Transfers<Machine> {
   }
 
   Settings settings_;
+  BucketPlan plan_;
   Shape shape_;
   Buffers<Machine> keep_;  // the table itself
   Held<Machine, Counters> counters_;
   Held<Machine, float> initial_;
   Memory memory_;
-  std::int64_t first_buckets_ = 1, last_buckets_ = 1;
   Held<Machine, std::uint64_t> gone_keys_, gone_scores_;
   Held<Machine, char> gone_values_;
   std::int64_t evicted_ = 0;

@@ -92,7 +92,8 @@ struct CountFill {
   HOTLOOP_BOTH void operator()(std::int64_t k, int lane, float*) const {
     if (!misses.begins_bucket(k, store.buckets)) return;
     const std::uint64_t bucket = bucket_of(misses.hash(k), store.buckets);
-    std::uint64_t fill = warp_sum(static_cast<std::uint64_t>(used_slots(store.digests[bucket * kWarp + static_cast<std::uint64_t>(lane)])));
+    const std::uint32_t digests = store.digests[bucket * kWarp + static_cast<std::uint64_t>(lane)];
+    std::uint64_t fill = warp_sum(static_cast<std::uint64_t>(used_slots(digests)));
     for (std::int64_t i = k;; i += kWarp) {
       const bool same = i + lane < misses.d && bucket_of(misses.hash(i + lane), store.buckets) == bucket;
       const std::uint32_t mine = cuda::ballot(same);
@@ -152,7 +153,8 @@ struct Settle {
         const std::uint32_t empty = same_bytes(digests, 0u);
         const std::uint32_t lanes = cuda::ballot(empty != 0);
         const int holder = cuda::lowest_bit(lanes);
-        at = holder * kEach + static_cast<int>(cuda::shuffle(static_cast<std::uint32_t>(empty != 0 ? cuda::lowest_bit(empty) / 8 : 0), holder));
+        const auto first = static_cast<std::uint32_t>(empty != 0 ? cuda::lowest_bit(empty) / 8 : 0);
+        at = holder * kEach + static_cast<int>(cuda::shuffle(first, holder));
         ++used;
       } else if (evicts) {
         at = evict(k, score, lane, digests, keys, scores, owners);
@@ -218,8 +220,8 @@ struct Settle {
       const std::uint64_t other_key = cuda::shuffle_xor(low_key, distance);
       const std::uint32_t other_at = cuda::shuffle_xor(low_at, distance);
       const std::uint32_t other_owner = cuda::shuffle_xor(owner, distance);
-      const bool lower = other_at != kNoRow &&
-                         (low_at == kNoRow || other_score < low_score || (other_score == low_score && other_key < low_key));
+      const bool below = other_score < low_score || (other_score == low_score && other_key < low_key);
+      const bool lower = other_at != kNoRow && (low_at == kNoRow || below);
       low_score = lower ? other_score : low_score;
       low_key = lower ? other_key : low_key;
       low_at = lower ? other_at : low_at;

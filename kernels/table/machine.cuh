@@ -1,4 +1,5 @@
-// The CUDA device under a table: memory, the sorts and selections of cub, and launches whose warps stride over the work.
+// The CUDA device under a table: memory, the sorts and selections of cub, and launches whose warps stride over the
+// work.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -61,7 +62,12 @@ class CudaMachine {
   void use(cudaStream_t stream) {
     if (stream == stream_) return;
     const cuda::DeviceScope scope("Table", device_);
-    if (done_ != nullptr) check("stream", cudaStreamWaitEvent(stream, done_, 0));
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check("stream", cudaStreamIsCapturing(stream, &status));
+    // One that is captured cannot wait for what is not part of the graph; the verb then refuses it.
+    if (status == cudaStreamCaptureStatusNone && done_ != nullptr) {
+      check("stream", cudaStreamWaitEvent(stream, done_, 0));
+    }
     stream_ = stream;
   }
 
@@ -69,6 +75,12 @@ class CudaMachine {
   class Entered {
    public:
     explicit Entered(CudaMachine& machine) : scope_("Table", machine.device_), machine_(machine) {
+      cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+      machine_.check("stream", cudaStreamIsCapturing(machine_.stream_, &status));
+      if (status != cudaStreamCaptureStatusNone) {
+        throw std::runtime_error("[Table] stream: expected one outside the capture of a CUDA graph, got one that is "
+                                 "captured. What a table does depends on numbers that it reads back.");
+      }
       if (machine_.done_ == nullptr) {
         machine_.check("event", cudaEventCreateWithFlags(&machine_.done_, cudaEventDisableTiming));
       }
@@ -119,9 +131,11 @@ class CudaMachine {
     if (warps <= 0) return;
     const bool wide = floats > kSharedFloats;
     const unsigned int blocks = cuda::grid_blocks("Table", warps, kWarpsPerBlock, wide ? kScratchBlocks : kMostBlocks);
-    const auto device_scratch = scratch.template take<float>(wide ? blocks * kWarpsPerBlock * floats : 1);
+    // A body without scratch allocates nothing, and thus cannot fail for want of memory.
+    Held<CudaMachine, float> device_scratch;
+    if (wide) device_scratch = scratch.template take<float>(blocks * kWarpsPerBlock * floats);
     const auto shared = wide ? 0 : static_cast<std::size_t>(kWarpsPerBlock * floats) * sizeof(float);
-    run_warps<Body><<<blocks, kThreads, shared, stream_>>>(body, warps, floats, wide ? device_scratch.get() : nullptr);
+    run_warps<Body><<<blocks, kThreads, shared, stream_>>>(body, warps, floats, device_scratch.get());
     cuda::check_launch("Table");
   }
 
@@ -131,6 +145,14 @@ class CudaMachine {
     with_room(scratch, [&](void* room, std::size_t& bytes) {
       return cub::DeviceSelect::Flagged(room, bytes, numbers, flags, which, count, n, stream_);
     });
+  }
+  std::int64_t select_room(std::int64_t n) {
+    const thrust::counting_iterator<std::uint32_t> numbers(0);
+    std::size_t bytes = 0;
+    std::uint8_t* const flags = nullptr;
+    std::uint32_t* const out = nullptr;
+    check("sort", cub::DeviceSelect::Flagged(nullptr, bytes, numbers, flags, out, out, n, stream_));
+    return static_cast<std::int64_t>(bytes);
   }
   void sort_hashes(std::uint64_t* hashes, std::uint32_t* positions, std::int64_t n, Scratch& scratch) {
     const auto other_hashes = scratch.take<std::uint64_t>(n);

@@ -105,7 +105,8 @@ struct RunWriter {
   }
 
   // The whole run is known: writes the row. `last`: the last of its positions.
-  HOTLOOP_BOTH void finish(std::uint32_t slot, std::int64_t last, std::uint64_t uses, const float* sum, int lane) const {
+  HOTLOOP_BOTH void finish(std::uint32_t slot, std::int64_t last, std::uint64_t uses, const float* sum,
+                           int lane) const {
     char* row = row_at(call.store, call.shape, slot);
     Storage* values = reinterpret_cast<Storage*>(row);
     if (call.write == Write::kAssign) {
@@ -113,7 +114,8 @@ struct RunWriter {
     } else if (call.write == Write::kAccumulate) {
       for (std::int64_t j = lane; j < call.shape.dim; j += kWarp) put(values[j], to_float(values[j]) + sum[j]);
     } else if (call.write == Write::kUpdate) {
-      const std::uint64_t random = mix64(call.seed + call.stamp.tick * 0x9E3779B97F4A7C15ull) ^ mix64(call.store.keys[slot]);
+      const std::uint64_t key = call.store.keys[slot];
+      const std::uint64_t random = mix64(call.seed + call.stamp.tick * 0x9E3779B97F4A7C15ull) ^ mix64(key);
       update_row(call.spec, sum, Weights<Storage>{values, call.shape.dim, random, call.spec.stochastic_rounding, lane},
                  reinterpret_cast<float*>(row + call.shape.state));
     }
@@ -129,7 +131,9 @@ struct RunWriter {
     return weight;
   }
   HOTLOOP_INLINE float term(std::int64_t position, std::int64_t bag, float weight, std::int64_t j) const {
-    if (call.write == Write::kAccumulate) return to_float(reinterpret_cast<const Storage*>(call.values.row(position))[j]);
+    if (call.write == Write::kAccumulate) {
+      return to_float(reinterpret_cast<const Storage*>(call.values.row(position))[j]);
+    }
     const float g = call.grad[bag * call.grad_stride + j];
     if (call.bags.mode == PoolMode::kMax) return call.largest[bag * call.shape.dim + j] == position ? g : 0.0f;
     return weight * g;

@@ -1,9 +1,9 @@
 // A table in device memory, and how a warp looks into it.
 //
-// Arrays over buckets x 128 slots: `digests` holds one byte of the hash per slot, 0 where nobody is; keys, scores, times,
-// versions and rows are addressed by the number of the slot, so that behind one line of digests there is no further
-// indirection. A key lives in the bucket that the upper bits of its hash name, in any slot of it. The digest says whether
-// a slot is used, so no key is reserved.
+// Arrays over buckets x 128 slots: `digests` holds one byte of the hash per slot, 0 where nobody is; keys, scores,
+// times, versions and rows are addressed by the number of the slot, so that behind one line of digests there is no
+// further indirection. A key lives in the bucket that the upper bits of its hash name, in any slot of it. The digest
+// says whether a slot is used, so no key is reserved.
 //
 // Nothing here is locked: what is written by one kernel is read by the next one on the same stream.
 #pragma once

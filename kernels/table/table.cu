@@ -30,7 +30,8 @@ std::uint64_t CudaTable::generation() const { return impl_->generation(); }
 void CudaTable::set_generation(std::uint64_t g) { impl_->set_generation(g); }
 std::uint64_t CudaTable::mark() { return impl_->mark(); }
 
-void CudaTable::find(const std::uint64_t* keys, std::int64_t n, Rows values, std::uint8_t* found, std::uint64_t* scores) {
+void CudaTable::find(const std::uint64_t* keys, std::int64_t n, Rows values, std::uint8_t* found,
+                     std::uint64_t* scores) {
   impl_->find(keys, n, values, found, scores);
 }
 void CudaTable::locate(const std::uint64_t* keys, std::int64_t n, std::uint32_t* rows) { impl_->locate(keys, n, rows); }

@@ -1,7 +1,8 @@
 // A table in the memory of a CUDA device. No CUDA header is needed to use it.
 //
-// One table is used from one stream at a time: calls are enqueued on the stream that `use` named last, which first waits
-// for what the table had enqueued on another. Calls that return numbers, and those that may insert, wait for the stream.
+// One table is used from one stream at a time: calls are enqueued on the stream that `use` named last, which first
+// waits for what the table had enqueued on another. Calls that return numbers, and those that may insert, wait for the
+// stream.
 #pragma once
 
 #include <cstdint>

@@ -38,7 +38,8 @@ struct EmulatedMachine {
     return at;
   }
   void release(void* at) {
-    const auto b = std::find_if(state->blocks.begin(), state->blocks.end(), [&](const auto& x) { return x.first == at; });
+    const auto is_it = [&](const auto& x) { return x.first == at; };
+    const auto b = std::find_if(state->blocks.begin(), state->blocks.end(), is_it);
     state->held -= b->second;
     state->blocks.erase(b);
     std::free(at);
@@ -82,7 +83,9 @@ struct EmulatedMachine {
     std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return keys[a] < keys[b]; });
     return order;
   }
-  void sort_hashes(std::uint64_t* hashes, std::uint32_t* positions, std::int64_t n, table::gpu::Buffers<EmulatedMachine>&) {
+  std::int64_t select_room(std::int64_t) { return 1; }
+  void sort_hashes(std::uint64_t* hashes, std::uint32_t* positions, std::int64_t n,
+                   table::gpu::Buffers<EmulatedMachine>&) {
     const std::vector<std::uint64_t> h(hashes, hashes + n);
     const std::vector<std::uint32_t> p(positions, positions + n);
     const std::vector<std::uint32_t> order = order_of(h.data(), n);

@@ -227,8 +227,8 @@ TEST(verbs_against_a_map) {
       } else if (round % 5 <= 3) {
         const bool add = round % 5 == 3;
         std::vector<std::uint8_t> found(n, 7);
-        t.assign(keys.data(), static_cast<std::int64_t>(n), {reinterpret_cast<char*>(const_cast<float*>(values.data())), dim * 4},
-                 {nullptr, 0, time}, add, found.data());
+        const Rows given{reinterpret_cast<char*>(const_cast<float*>(values.data())), dim * 4};
+        t.assign(keys.data(), static_cast<std::int64_t>(n), given, {nullptr, 0, time}, add, found.data());
         std::map<Key, Floats> sums;
         for (std::size_t i = 0; i < n; ++i) {
           const auto at = model.rows.find(keys[i]);
@@ -261,7 +261,8 @@ TEST(verbs_against_a_map) {
       const auto at = model.rows.find(asked[i]);
       const Floats wanted = at == model.rows.end() ? Floats(d, 0.0f) : at->second.values;
       CHECK(f.found[i] == (at != model.rows.end()));
-      CHECK(same_bits(wanted, Floats(f.values.begin() + static_cast<std::ptrdiff_t>(i * d), f.values.begin() + static_cast<std::ptrdiff_t>((i + 1) * d))));
+      const auto from = f.values.begin() + static_cast<std::ptrdiff_t>(i * d);
+      CHECK(same_bits(wanted, Floats(from, from + dim)));
       hits += f.found[i];
     }
     CHECK(hits > 20 && hits < 280);
@@ -297,6 +298,7 @@ TEST(first_rows_are_those_of_the_cpu) {
 TEST(evictions_against_buckets_of_a_map) {
   const Strategy all[] = {Strategy::kLru, Strategy::kLfu, Strategy::kEpochLru, Strategy::kEpochLfu, Strategy::kCustom};
   for (const Strategy strategy : all) {
+    std::int64_t refused = 0, left = 0;
     for (const std::int64_t max_rows : {1, 90, 256, 300}) {
       std::mt19937_64 g(static_cast<std::uint64_t>(max_rows) * 8 + static_cast<std::uint64_t>(strategy));
       Settings s = settings_of(3, strategy, max_rows);
@@ -307,7 +309,6 @@ TEST(evictions_against_buckets_of_a_map) {
       const auto most = static_cast<std::size_t>(max_rows) / buckets;
       CHECK(t.capacity() == static_cast<std::int64_t>(most * buckets));
       Model model(s, buckets, most);
-      std::int64_t refused = 0, left = 0;
       for (int round = 0; round < 9; ++round) {
         const std::size_t n = 1 + g() % (round == 0 ? 500 : 150);
         const std::vector<Key> keys = draw_keys(g, n, 900);
@@ -318,7 +319,8 @@ TEST(evictions_against_buckets_of_a_map) {
         const std::uint64_t epoch = g() % 4;
         const auto time = static_cast<std::uint32_t>(g() % 50);
         const Batch b = upsert(t, keys, given ? &values : nullptr, scored ? &scores : nullptr, epoch, time, keep);
-        const auto gone = model.upsert(keys, given ? &values : nullptr, scored ? &scores : nullptr, epoch, time, t.tick());
+        const auto gone =
+            model.upsert(keys, given ? &values : nullptr, scored ? &scores : nullptr, epoch, time, t.tick());
         CHECK(content(t) == model.rows);
         CHECK(t.size() == static_cast<std::int64_t>(model.rows.size()) && t.size() <= max_rows);
         for (std::size_t i = 0; i < n; ++i) {
@@ -338,10 +340,10 @@ TEST(evictions_against_buckets_of_a_map) {
           CHECK((gone[i] == Model::Gone{k[i], sc[i], Floats(at, at + 3)}));
         }
       }
-      CHECK(left > 0 && (refused > 0 || strategy == Strategy::kLfu));
       const Found f = find(t, draw_keys(g, 50, 900));
       for (const std::uint64_t score : f.scores) CHECK(score == 0 || strategy != Strategy::kNone);
     }
+    CHECK(left > 0 && refused > 0);
   }
 }
 
@@ -461,7 +463,9 @@ TEST(admission_is_asked_once_per_key_in_order) {
   CHECK((asked == std::vector<Key>{9, 7, 8} && counts == std::vector<std::uint32_t>{3, 2, 1}));
   CHECK((b.found == std::vector<std::uint8_t>{0, 1, 0, 1, 0, 0, 1}));
   CHECK(b.rows[2] == kNoRow && b.rows[5] == kNoRow && b.rows[0] == b.rows[6] && b.rows[0] != kNoRow && t.size() == 3);
-  const Ask nobody = [](std::int64_t n, const std::uint64_t*, const std::uint32_t*, std::uint8_t* in) { std::fill_n(in, n, std::uint8_t{0}); };
+  const Ask nobody = [](std::int64_t n, const std::uint64_t*, const std::uint32_t*, std::uint8_t* in) {
+    std::fill_n(in, n, std::uint8_t{0});
+  };
   const Batch none = upsert(t, {100, 9}, nullptr, nullptr, 0, 0, false, &nobody);
   CHECK(none.rows[0] == kNoRow && none.rows[1] == b.rows[0] && t.size() == 3);
 }
@@ -488,7 +492,8 @@ TEST(export_and_import_expiry_and_erasures) {
   Floats v(512 * 3), st(512 * 2);
   std::vector<std::uint64_t> sc(512);
   std::vector<std::uint32_t> ti(512);
-  HostRows all{k.data(), {reinterpret_cast<char*>(v.data()), 12}, {reinterpret_cast<char*>(st.data()), 8}, sc.data(), ti.data()};
+  const Rows of_values{reinterpret_cast<char*>(v.data()), 12}, of_state{reinterpret_cast<char*>(st.data()), 8};
+  HostRows all{k.data(), of_values, of_state, sc.data(), ti.data()};
   const std::int64_t m = t.export_rows(0, t.slots(), 0, all);
   CHECK(m == t.size());
   for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) st[2 * i] = static_cast<float>(i);
@@ -502,11 +507,14 @@ TEST(export_and_import_expiry_and_erasures) {
   u.export_rows(0, u.slots(), 0, again);
   std::map<Key, float> state_of;
   for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) state_of[k[i]] = st[2 * i];
-  for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) CHECK(state_of.at(k2[i]) == st2[2 * i] && st2[2 * i + 1] == 2.5f);
+  for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) {
+    CHECK(state_of.at(k2[i]) == st2[2 * i] && st2[2 * i + 1] == 2.5f);
+  }
 
   const std::uint64_t before = u.mark();
   const std::int64_t expired = u.expire(90);
-  CHECK(expired == m - static_cast<std::int64_t>(std::set<Key>(few.begin(), few.end()).size()) && u.size() == m - expired);
+  CHECK(expired == m - static_cast<std::int64_t>(std::set<Key>(few.begin(), few.end()).size()));
+  CHECK(expired > 0 && u.size() == m - expired);
   for (const auto& [key, row] : content(u)) CHECK(row.time == 90);
   CHECK(static_cast<std::int64_t>(u.erased_since(before).size()) == expired && u.erased_since(u.mark()).empty());
   std::vector<std::uint8_t> found(few.size());

@@ -58,14 +58,19 @@ def _forward(
     n = ids.numel()
     bags = n if offsets is None else offsets.numel() - 1
     op = "HashEmbedding"
+    if table.device != "cpu":
+        table._enter(op, ids)
     if insert:
         rows, _, _ = table._upsert(op, ids, None, None, None, held.time, True, False)
     else:
-        rows = torch.empty(0, dtype=torch.int32)
+        rows = torch.empty(0, dtype=torch.int32, device=ids.device)
     dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
-    out = torch.empty(bags, table.dim, dtype=dtype)
-    sizes = torch.empty(bags, dtype=torch.int64)
-    largest = torch.empty(bags if held.mode == "max" else 0, table.dim, dtype=torch.int64)
+    at = ids.device
+    out = torch.empty(bags, table.dim, dtype=dtype, device=at)
+    sizes = torch.empty(bags, dtype=torch.int64, device=at)
+    largest = torch.empty(
+        bags if held.mode == "max" else 0, table.dim, dtype=torch.int64, device=at
+    )
     x = _arrays.exported
     table._native.pool(
         _bags(held, ids, offsets, weights),
@@ -106,7 +111,9 @@ def _backward(
     """Move the rows, or keep the gradients for ``step``; return the gradient of the weights."""
     held = _TABLES[number]
     grad = grad.float().contiguous()
-    grad_weights = torch.empty(ids.numel() if of_weights else 0)
+    if held.table.device != "cpu":
+        held.table._enter("HashEmbedding.backward", ids)
+    grad_weights = torch.empty(ids.numel() if of_weights else 0, device=ids.device)
     x = _arrays.exported
     frozen = rows.numel() != ids.numel()
     if of_weights:  # before the rows move
@@ -132,6 +139,8 @@ def _apply(held: _Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
     grad, ids, offsets, weights, rows, sizes, largest = saved
     if ids.numel() == 0:  # and what has no elements has no address either
         return 0
+    if held.table.device != "cpu":
+        held.table._enter("HashEmbedding.backward", ids)
     _columns.check_finite("HashEmbedding.backward", grad)
     top = largest if held.mode == "max" else None
     return held.table._update(
@@ -204,7 +213,9 @@ def _(
     number: int,
     of_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(anchor), anchor.new_empty((ids.shape[0] if of_weights else 0,))
+    return torch.empty_like(anchor), ids.new_empty(
+        (ids.shape[0] if of_weights else 0,), dtype=torch.float32
+    )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -378,7 +389,7 @@ def _plain(x: Any) -> Any:
     return x.view("int32") if x.dtype == "uint32" else x
 
 
-def _ids(op: str, name: str, value: Any, *ndims: int) -> Tensor:
+def _ids(op: str, name: str, value: Any, at: str, *ndims: int) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"[{op}] {name}: expected an int64 or int32 tensor, got {got}.")
@@ -386,7 +397,11 @@ def _ids(op: str, name: str, value: Any, *ndims: int) -> Tensor:
         raise ValueError(
             f"[{op}] {name}: expected {' or '.join(map(str, ndims))} dimension(s), got shape {tuple(value.shape)}."
         )
-    if value.device.type != "cpu":
+    if str(value.device) != at:
+        if at != "cpu":
+            raise ValueError(
+                f"[{op}] {name}: expected a tensor on {at} like the table, got {value.device}. Move it first."
+            )
         raise NotImplementedError(
             f"[{op}] {name}: expected a tensor on the CPU, got {value.device}."
         )
@@ -443,7 +458,7 @@ class HashEmbedding(_HashModule):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        ids = _ids("HashEmbedding", "input", input)
+        ids = _ids("HashEmbedding", "input", input, self.table.device)
         flat = ids.reshape(-1)
         if self.padding_idx is None:
             out = self._look_up(flat.contiguous(), None, None)
@@ -502,13 +517,13 @@ class HashEmbeddingBag(_HashModule):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         op = "HashEmbeddingBag"
-        ids = _ids(op, "input", input, 1, 2)
+        ids = _ids(op, "input", input, self.table.device, 1, 2)
         weights = self._weights(per_sample_weights, input)
         if ids.ndim == 2:
             if offsets is not None:
                 raise ValueError(f"[{op}] offsets: expected None with a two-dimensional input.")
             bags, per_bag = ids.shape
-            bounds = torch.arange(bags + 1) * per_bag
+            bounds = torch.arange(bags + 1, device=ids.device) * per_bag
         else:
             bounds = self._bounds(offsets, ids)
         flat = ids.reshape(-1).contiguous()
@@ -543,7 +558,7 @@ class HashEmbeddingBag(_HashModule):
             raise ValueError(
                 f"[{op}] offsets: expected where the bags of a one-dimensional input begin, got None."
             )
-        offsets = _ids(op, "offsets", offsets, 1)
+        offsets = _ids(op, "offsets", offsets, self.table.device, 1)
         n = ids.shape[0]
         if not self.include_last_offset:
             offsets = nn.functional.pad(offsets, (0, 1), value=n)
