@@ -47,9 +47,8 @@ def _filled(function: ours.Function, x: Inputs) -> object:
 
 
 def _case(op: str, slots: int, queries: int, dim: int, load: float) -> Case:
-    stored = _stored(slots, load, dim)
-
     def make_inputs(seed: int) -> Inputs:
+        stored = _stored(slots, load, dim)
         # The last that were inserted are the last to leave: half a table's worth of them.
         generator = torch.Generator().manual_seed(seed)
         n = len(stored.keys)
