@@ -19,7 +19,8 @@ namespace hotloop::test {
 struct EmulatedMachine {
   struct State {
     std::mt19937_64 random{1};
-    std::int64_t held = 0, budget = std::int64_t{1} << 40, most_warps = 0;
+    std::int64_t held = 0, budget = std::int64_t{1} << 40;
+    std::int64_t fails_in = 0;  // allocations from now, or never
     std::vector<std::pair<void*, std::int64_t>> blocks;
   };
   std::shared_ptr<State> state = std::make_shared<State>();
@@ -30,6 +31,7 @@ struct EmulatedMachine {
   Entered enter() const { return {}; }
 
   void* allocate(std::size_t bytes) {
+    if (state->fails_in > 0 && --state->fails_in == 0) throw std::runtime_error("out of memory");
     if (state->held + static_cast<std::int64_t>(bytes) > state->budget) throw std::runtime_error("out of memory");
     void* at = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
     std::memset(at, 0xA5, bytes);
@@ -54,7 +56,6 @@ struct EmulatedMachine {
   void run(const Body& body, std::int64_t floats, table::gpu::Buffers<EmulatedMachine>&) {
     constexpr int kAtOnce = 8, kThreads = 2 * cuda::kWarp;
     const std::int64_t warps = body.warps();
-    state->most_warps = std::max(state->most_warps, warps);
     if (warps <= 0) return;
     std::vector<std::int64_t> order(static_cast<std::size_t>(warps));
     std::iota(order.begin(), order.end(), std::int64_t{0});

@@ -446,6 +446,42 @@ TEST(growth_that_finds_no_memory_changes_nothing) {
   CHECK(state->held == 0 && state->blocks.empty());
 }
 
+// Each allocation of an upsert that updates, inserts, evicts and keeps who leaves fails in turn.
+TEST(an_upsert_without_memory_changes_nothing) {
+  std::int64_t failures = 0;
+  for (std::int64_t which = 1;; ++which) {
+    Settings s = settings_of(3, Strategy::kLru, 256);
+    s.versions = s.times = true;
+    s.capacity = 256;
+    EmulatedMachine machine;
+    const auto state = machine.state;
+    EmulatedTable t(s, machine);
+    std::mt19937_64 g(9);
+    const std::vector<Key> first = draw_keys(g, 300, 100000), next = draw_keys(g, 200, 100000);
+    for (auto at = first.begin(); at != first.end(); at += 10) upsert(t, {at, at + 10});  // little scratch is kept
+    std::vector<Key> mixed(first.begin() + 100, first.begin() + 200);
+    mixed.insert(mixed.end(), next.begin(), next.end());
+    const Floats values = draw(g, 3 * mixed.size());
+    const auto before = content(t);
+    const std::uint64_t mark = t.mark();
+    state->fails_in = which;
+    bool failed = false;
+    try {
+      upsert(t, mixed, &values, nullptr, 0, 5, true);
+    } catch (const std::runtime_error&) {
+      failed = true;
+    }
+    state->fails_in = 0;
+    if (!failed) {
+      CHECK(t.evicted() > 0 && content(t) != before);
+      break;
+    }
+    ++failures;
+    CHECK(content(t) == before && t.size() == static_cast<std::int64_t>(before.size()) && t.erased_since(mark).empty());
+  }
+  CHECK(failures > 5);
+}
+
 TEST(admission_is_asked_once_per_key_in_order) {
   EmulatedTable t(settings_of(3), EmulatedMachine{});
   upsert(t, {5});
