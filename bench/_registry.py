@@ -19,6 +19,7 @@ _MODULES = (
     "bench.decode.search",
     "bench.table.lookup",
     "bench.table.train",
+    "bench.table.device",
     "bench.table.error_memory",
 )
 

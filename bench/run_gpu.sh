@@ -160,6 +160,7 @@ step bench-decode 70 "$run 'decode.[cbts]*' $flags --seconds 1 --only 'torch,tor
 step bench-logprob 90 "$run logprob.linear_logprob $flags --seconds 4 --only 'torch,trl,cce cce,liger scaled_ce,four products'"
 step bench-dpo 90 "$run preference.linear_preference_loss $flags --seconds 5 --only 'torch,liger dpo,five products'"
 step bench-jsd 80 "$run logprob.linear_jsd $flags --seconds 4 --only 'torch,trl,liger jsd,liger jsd triton,six products'"
+step bench-table 40 "$run 'table.device_*' $flags --seconds 1 --only torch"
 step bench-pairs-more 60 "$run 'preference.[!dl]*_loss' $flags --seconds 1 --only torch"
 step bench-ce 60 "$run logprob.linear_cross_entropy $flags --seconds 3 --only 'torch,trl,cce cce,liger flce,three products'"
 step report 30 "$python -m bench report '$rows' --device cuda | tee '$out/report.txt'"

@@ -96,6 +96,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("pair_heads", &hotloop::bind::pair_heads);
   m.attr("PAIR_PARTIALS") = hotloop::preference::kPairPartials;
   hotloop::bind::register_decode_cuda(m);
+  hotloop::bind::register_table_cuda(m);
   m.def("device_count", &hotloop::bind::device_count);
   m.def("architectures", &hotloop::bind::architectures);
 }

@@ -12,6 +12,7 @@ void register_decode_search(pybind11::module_& m);
 void register_logprob(pybind11::module_& m);
 void register_preference(pybind11::module_& m);
 void register_table(pybind11::module_& m);
+void register_table_cuda(pybind11::module_& m);
 void register_table_updates(pybind11::module_& m);
 void register_table_filters(pybind11::module_& m);
 void register_table_multiplex(pybind11::module_& m);

@@ -42,40 +42,6 @@ Values matrix(Arguments& a, const py::object& object, const char* name, Dtype dt
 }
 Keys keys_of(Arguments& a, const py::object& object, Size n) { return {words(a, object, "keys", n, false), n}; }
 
-template <class Enum, std::size_t N>
-Enum named(const char* what, const std::string& name, const char* const (&names)[N]) {
-  for (std::size_t i = 0; i < N; ++i) {
-    if (name == names[i]) return static_cast<Enum>(i);
-  }
-  throw std::invalid_argument(std::string("[Table] ") + what + ": got " + name + ".");
-}
-constexpr const char* kStrategies[] = {"none", "lru", "lfu", "epoch_lru", "epoch_lfu", "custom"};
-constexpr const char* kInitializers[] = {"constant", "uniform", "normal"};
-constexpr const char* kPools[] = {"sum", "mean", "max"};
-
-Settings settings_of(const py::dict& d) {
-  Settings s;
-  s.dim = d["dim"].cast<Size>();
-  const auto dtype = d["dtype"].cast<std::string>();
-  s.dtype = dtype == "float32" ? Dtype::kFloat32 : dtype == "float16" ? Dtype::kFloat16 : dtype == "bfloat16" ? Dtype::kBFloat16 : Dtype::kUInt8;
-  if (!d["rule"].is_none()) {
-    const RuleSpec spec = rule_spec(d["rule"].cast<py::dict>());
-    s.initial_state.resize(static_cast<std::size_t>(state_floats(spec, s.dim)));
-    init_state(spec, s.dim, s.initial_state.data());
-  }
-  s.strategy = named<Strategy>("evict_strategy", d["strategy"].cast<std::string>(), kStrategies);
-  s.times = d["times"].cast<bool>();
-  s.versions = d["versions"].cast<bool>();
-  s.initializer = named<Initializer>("initializer", d["initializer"].cast<std::string>(), kInitializers);
-  s.first = d["first"].cast<float>();
-  s.second = d["second"].cast<float>();
-  s.seed = d["seed"].cast<std::uint64_t>();
-  s.capacity = d["capacity"].cast<Size>();
-  if (!d["max_rows"].is_none()) s.max_rows = d["max_rows"].cast<Size>();
-  s.max_load_factor = d["max_load_factor"].cast<double>();
-  return s;
-}
-
 struct Moment {  // (scores, epoch, time)
   py::object scores = py::none();
   std::uint64_t epoch = 0;
@@ -207,7 +173,7 @@ Bags bags_of(Arguments& a, const py::tuple& t) {
     }
   }
   b.weights = column<float>(a, t[4], "weights", n, false);
-  b.pool = named<Pool>("mode", t[5].cast<std::string>(), kPools);
+  b.pool = static_cast<Pool>(pool_named(t[5].cast<std::string>()));
   b.scale = t[6].cast<float>();
   return b;
 }

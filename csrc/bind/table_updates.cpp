@@ -1,7 +1,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -19,20 +18,6 @@ namespace hotloop::bind {
 using namespace hotloop::table;
 
 namespace {
-
-constexpr std::array<std::pair<const char*, Rule>, 6> kRules = {{{"sgd", Rule::kSgd},
-                                                                 {"rowwise_adagrad", Rule::kRowwiseAdagrad},
-                                                                 {"adagrad", Rule::kAdagrad},
-                                                                 {"adam", Rule::kAdam},
-                                                                 {"ftrl", Rule::kFtrl},
-                                                                 {"group_adagrad", Rule::kGroupAdagrad}}};
-
-Rule rule_named(const std::string& name) {
-  for (const auto& [known, rule] : kRules) {
-    if (name == known) return rule;
-  }
-  throw std::invalid_argument("[table] rule: expected a row optimizer, got " + name + ".");
-}
 
 bool is_float(Dtype dtype) { return dtype == Dtype::kFloat32 || dtype == Dtype::kFloat16 || dtype == Dtype::kBFloat16; }
 
@@ -166,40 +151,6 @@ py::tuple state_shape(const py::dict& rule) {
 }
 
 }  // namespace
-
-RuleSpec rule_spec(const py::dict& rule) {
-  RuleParameters p;
-  for (const auto& [key, value] : rule) {
-    const auto name = key.cast<std::string>();
-    const std::pair<const char*, double*> numbers[] = {{"lr", &p.lr},
-                                                       {"eps", &p.eps},
-                                                       {"beta1", &p.beta1},
-                                                       {"beta2", &p.beta2},
-                                                       {"weight_decay", &p.weight_decay},
-                                                       {"initial_accumulator_value", &p.initial_accumulator_value},
-                                                       {"beta", &p.beta},
-                                                       {"l1", &p.l1},
-                                                       {"l2", &p.l2}};
-    const std::pair<const char*, bool*> flags[] = {
-        {"decoupled", &p.decoupled}, {"nesterov", &p.nesterov}, {"uncorrected_eps", &p.uncorrected_eps},
-        {"rowwise", &p.rowwise},     {"group", &p.group},       {"stochastic_rounding", &p.stochastic_rounding}};
-    bool known = name == "rule" || name == "step";
-    if (name == "rule") p.rule = rule_named(value.cast<std::string>());
-    if (name == "step") p.step = value.cast<std::int64_t>();
-    for (const auto& [field, at] : numbers) {
-      if (name != field) continue;
-      *at = value.cast<double>();
-      known = true;
-    }
-    for (const auto& [field, at] : flags) {
-      if (name != field) continue;
-      *at = value.cast<bool>();
-      known = true;
-    }
-    if (!known) throw std::invalid_argument("[table] rule: no parameter is called " + name + ".");
-  }
-  return resolve(p);
-}
 
 void register_table_updates(py::module_& m) {
   m.def("table_update_rows", &update, py::arg("rule"), py::arg("weight"), py::arg("grad"), py::arg("state"),

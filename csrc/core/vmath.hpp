@@ -42,6 +42,36 @@ HOTLOOP_INLINE float power_of_two(std::int32_t k) {  // -126 <= k <= 127
 
 }  // namespace detail
 
+namespace detail {
+// x = 2^e m, sqrt(1/2) <= m < sqrt(2); log(m) = 2 s + s^3 R(s^2), s = (m - 1) / (m + 1). x must be normal
+// and positive; `e_shift` is added to e.
+HOTLOOP_INLINE float log_normal(float x, std::int32_t e_shift) {
+  constexpr float kLn2High = 0.693359375f;
+  constexpr float kLn2Low = -2.12194440e-4f;
+  // In unsigned arithmetic, where the bits of a negative x (whose result nobody uses) may wrap around.
+  const auto bits = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(x) - 0x3f3504f3u);  // sqrt(1/2)
+  const float e = static_cast<float>((bits >> 23) + e_shift);
+  const float f = std::bit_cast<float>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
+  const float s = f / (2.0f + f);
+  const float z = s * s;
+  const float r = z * (6.66667771e-1f + z * (3.99774495e-1f + z * 2.98744202e-1f));
+  const float half_square = 0.5f * f * f;
+  // f - f^2/2 + s (f^2/2 + R): f carries the leading bits exactly.
+  const float tail = s * (half_square + r) + e * kLn2Low;
+  return e * kLn2High - ((half_square - tail) - f);
+}
+}  // namespace detail
+
+// The same bits on CPU and GPU, where a * b + c is not contracted. One comparison per select throughout: GCC 12 does not vectorise a select on a conjunction.
+HOTLOOP_INLINE float vlog_portable(float x) {
+  const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;
+  float y = detail::log_normal(scaled, x < 1.17549435e-38f ? -23 : 0);
+  y = x == 0.0f ? -INFINITY : y;
+  y = x < 0.0f ? NAN : y;
+  y = x > 3.40282347e38f ? x : y;
+  return x != x ? x : y;
+}
+
 #if defined(__CUDACC__)
 HOTLOOP_INLINE float vexp(float x) { return ::expf(x); }
 HOTLOOP_INLINE float vexpm1(float x) { return ::expm1f(x); }
@@ -80,35 +110,7 @@ HOTLOOP_INLINE float vexpm1(float x) {
   return e.k > 64 ? (1.0f + e.y) * a * b : a * b * e.y + (a * b - 1.0f);
 }
 
-namespace detail {
-// x = 2^e m, sqrt(1/2) <= m < sqrt(2); log(m) = 2 s + s^3 R(s^2), s = (m - 1) / (m + 1). x must be normal
-// and positive; `e_shift` is added to e.
-HOTLOOP_INLINE float log_normal(float x, std::int32_t e_shift) {
-  constexpr float kLn2High = 0.693359375f;
-  constexpr float kLn2Low = -2.12194440e-4f;
-  // In unsigned arithmetic, where the bits of a negative x (whose result nobody uses) may wrap around.
-  const auto bits = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(x) - 0x3f3504f3u);  // sqrt(1/2)
-  const float e = static_cast<float>((bits >> 23) + e_shift);
-  const float f = std::bit_cast<float>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;
-  const float s = f / (2.0f + f);
-  const float z = s * s;
-  const float r = z * (6.66667771e-1f + z * (3.99774495e-1f + z * 2.98744202e-1f));
-  const float half_square = 0.5f * f * f;
-  // f - f^2/2 + s (f^2/2 + R): f carries the leading bits exactly.
-  const float tail = s * (half_square + r) + e * kLn2Low;
-  return e * kLn2High - ((half_square - tail) - f);
-}
-}  // namespace detail
-
-// One comparison per select throughout: GCC 12 does not vectorise a select on a conjunction.
-HOTLOOP_INLINE float vlog(float x) {
-  const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;
-  float y = detail::log_normal(scaled, x < 1.17549435e-38f ? -23 : 0);
-  y = x == 0.0f ? -INFINITY : y;
-  y = x < 0.0f ? NAN : y;
-  y = x > 3.40282347e38f ? x : y;
-  return x != x ? x : y;
-}
+HOTLOOP_INLINE float vlog(float x) { return vlog_portable(x); }
 
 // log(1 + x) = log(u) + (x - (u - 1)) / u with u = 1 + x rounded: the second term is what rounding lost, and
 // all of the result where x is tiny.

@@ -8,33 +8,15 @@
 #include <queue>
 #include <vector>
 
+#include "table/scores.hpp"
 #include "table/table.hpp"
 
 namespace hotloop::table {
 
 // What a row's score becomes. `at`: position in the batch, or -1 for an update that is no use of its own.
 inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int64_t at, bool fresh, std::uint64_t before) {
-  const std::uint64_t given = stamp.scores != nullptr && at >= 0 ? stamp.scores[at] : 1;
-  switch (strategy) {
-    case Strategy::kLru:
-      return stamp.tick;
-    case Strategy::kEpochLru: {
-      const std::uint64_t epoch = at < 0 ? before >> 32 : stamp.epoch;  // an update knows no epoch
-      return (epoch << 32) | (stamp.tick & 0xFFFFFFFFu);
-    }
-    case Strategy::kLfu:
-      if (at < 0) return before;
-      return fresh ? given : before + given;
-    case Strategy::kEpochLfu: {
-      if (at < 0) return before;
-      const std::uint64_t uses = fresh ? given : (before & 0xFFFFFFFFu) + given;
-      return (stamp.epoch << 32) | std::min<std::uint64_t>(uses, 0xFFFFFFFFu);
-    }
-    case Strategy::kCustom:
-      return stamp.scores != nullptr && at >= 0 ? given : before;
-    default:
-      return before;
-  }
+  const bool counts = at >= 0, stated = stamp.scores != nullptr && counts;
+  return next_score(strategy, Use{stated ? stamp.scores[at] : 1, stamp.epoch, stamp.tick, stated, counts}, fresh, before);
 }
 
 // The lowest rows of one scan, in order, beside a heap of rows that came to lie among them since. Whoever is taken

@@ -34,6 +34,9 @@ HOTLOOP_INLINE std::uint64_t salted_hash(std::uint64_t key, std::uint64_t featur
   return mix64(key ^ hash_salt(feature, chunk, seed));
 }
 
+// Salted, so that keys a user has divided by `salted_hash_bucket` still spread over a whole table.
+HOTLOOP_INLINE std::uint64_t place_hash(std::uint64_t key) { return mix64(key ^ 0xD1B54A32D192ED03ull); }
+
 // floor(h * buckets / 2^64): no division, and the high bits of h decide.
 HOTLOOP_INLINE std::uint64_t bucket_of(std::uint64_t h, std::uint64_t buckets) {
 #if defined(__CUDA_ARCH__)

@@ -18,9 +18,6 @@
 
 namespace hotloop::table {
 
-// Salted, so that keys a user has divided by `salted_hash_bucket` still spread over a whole table.
-HOTLOOP_INLINE std::uint64_t place_hash(std::uint64_t key) { return mix64(key ^ 0xD1B54A32D192ED03ull); }
-
 static_assert(std::endian::native == std::endian::little, "tag i is byte i of a word");
 
 struct alignas(64) Bucket {

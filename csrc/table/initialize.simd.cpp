@@ -5,30 +5,17 @@
 
 #include "core/philox.hpp"
 #include "core/simd.hpp"
-#include "core/vmath.hpp"
+#include "table/first_values.hpp"
 
 #include "core/simd_begin.hpp"
 
 namespace {
 
+using table::box_muller;
 using table::Initializer;
+using table::stretched;
 
 constexpr int kBlocks = 16;  // of four elements: one vector of counters
-
-// cos and sin of a whole turn times u, u in (0, 1], by Taylor polynomials on an eighth of a turn.
-HOTLOOP_INLINE void turn(float u, float& c, float& s) {
-  const float quarters = u * 4.0f;
-  const float k = static_cast<float>(static_cast<int>(quarters + 0.5f));
-  const float x = (quarters - k) * 1.57079632679f;  // at most pi / 4 in size
-  const float x2 = x * x;
-  const float sin_x = x * (1.0f + x2 * (-1.6666667e-1f + x2 * (8.333334e-3f + x2 * (-1.984127e-4f + x2 * 2.75573e-6f))));
-  const float cos_x = 1.0f + x2 * (-0.5f + x2 * (4.1666668e-2f + x2 * (-1.3888889e-3f + x2 * 2.4801587e-5f)));
-  const int q = static_cast<int>(k) & 3;
-  const float a = (q & 1) != 0 ? sin_x : cos_x;
-  const float b = (q & 1) != 0 ? cos_x : sin_x;
-  c = (q == 1 || q == 2) ? -a : a;
-  s = q >= 2 ? -b : b;
-}
 
 template <bool kGauss>
 HOTLOOP_INLINE void draw(float first, float second, std::uint64_t seed, std::uint64_t key, std::int64_t block, std::int64_t count,
@@ -46,18 +33,14 @@ HOTLOOP_INLINE void draw(float first, float second, std::uint64_t seed, std::uin
     for (int pair = 0; pair < 4; pair += 2) {
 #pragma GCC ivdep
       for (int i = 0; i < kBlocks; ++i) {
-        const float radius = __builtin_sqrtf(-2.0f * vlog(u[pair][i]));
-        float c, s;
-        turn(u[pair + 1][i], c, s);
-        u[pair][i] = first + second * (radius * c);
-        u[pair + 1][i] = first + second * (radius * s);
+        box_muller(first, second, u[pair][i], u[pair + 1][i]);
       }
     }
   } else {
     const float width = second - first;
     for (int w = 0; w < 4; ++w) {
 #pragma GCC ivdep
-      for (int i = 0; i < kBlocks; ++i) u[w][i] = first + width * u[w][i];
+      for (int i = 0; i < kBlocks; ++i) u[w][i] = stretched(first, width, u[w][i]);
     }
   }
   if (count == 4 * kBlocks) {

@@ -29,6 +29,8 @@ namespace emulated {
 void block_barrier();
 std::uint64_t shuffle_xor(std::uint64_t x, int distance);  // of the 32 threads of a warp
 std::uint64_t shuffle_up(std::uint64_t x, int distance);
+std::uint64_t shuffle(std::uint64_t x, int lane);  // what the thread `lane` of the warp brought
+std::uint32_t ballot(bool x);                      // bit i: what thread i of the warp brought
 void wait();  // another thread runs
 }  // namespace emulated
 #endif
@@ -59,6 +61,73 @@ HOTLOOP_INLINE std::uint64_t shuffle_up(std::uint64_t x, [[maybe_unused]] int di
   return emulated::shuffle_up(x, distance);
 #else
   return x;
+#endif
+}
+
+// What thread `lane` of the warp brought.
+HOTLOOP_INLINE std::uint64_t shuffle(std::uint64_t x, [[maybe_unused]] int lane) {
+#if defined(__CUDA_ARCH__)
+  return __shfl_sync(0xffffffffu, x, lane);
+#elif !defined(__CUDACC__)
+  return emulated::shuffle(x, lane);
+#else
+  return x;
+#endif
+}
+// The same for 32 bits, which are one instruction instead of two.
+HOTLOOP_INLINE std::uint32_t shuffle(std::uint32_t x, [[maybe_unused]] int lane) {
+#if defined(__CUDA_ARCH__)
+  return __shfl_sync(0xffffffffu, x, lane);
+#else
+  return static_cast<std::uint32_t>(shuffle(std::uint64_t{x}, lane));
+#endif
+}
+HOTLOOP_INLINE std::uint32_t shuffle_xor(std::uint32_t x, [[maybe_unused]] int distance) {
+#if defined(__CUDA_ARCH__)
+  return __shfl_xor_sync(0xffffffffu, x, distance);
+#else
+  return static_cast<std::uint32_t>(shuffle_xor(std::uint64_t{x}, distance));
+#endif
+}
+HOTLOOP_INLINE float shuffle_xor(float x, int distance) {
+  return std::bit_cast<float>(shuffle_xor(std::bit_cast<std::uint32_t>(x), distance));
+}
+HOTLOOP_INLINE float shuffle(float x, int lane) {
+  return std::bit_cast<float>(shuffle(std::bit_cast<std::uint32_t>(x), lane));
+}
+
+// Bit i: what thread i of the warp brought.
+HOTLOOP_INLINE std::uint32_t ballot([[maybe_unused]] bool x) {
+#if defined(__CUDA_ARCH__)
+  return __ballot_sync(0xffffffffu, x ? 1 : 0);
+#elif !defined(__CUDACC__)
+  return emulated::ballot(x);
+#else
+  return 0;
+#endif
+}
+
+// What any thread of the warp wrote before, all of it read after.
+HOTLOOP_INLINE void warp_barrier() {
+#if defined(__CUDA_ARCH__)
+  __syncwarp();
+#elif !defined(__CUDACC__)
+  static_cast<void>(emulated::ballot(true));
+#endif
+}
+
+HOTLOOP_INLINE int count_bits(std::uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  return __popc(x);
+#else
+  return std::popcount(x);
+#endif
+}
+HOTLOOP_INLINE int lowest_bit(std::uint32_t x) {  // of x != 0
+#if defined(__CUDA_ARCH__)
+  return __ffs(static_cast<int>(x)) - 1;
+#else
+  return std::countr_zero(x);
 #endif
 }
 
@@ -137,6 +206,16 @@ HOTLOOP_INLINE void max_global(std::uint64_t* at, std::uint64_t x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(at)),
                "l"(x)
+               : "memory");
+#else
+  *at = *at < x ? x : *at;
+#endif
+}
+
+HOTLOOP_INLINE void max_global(std::uint32_t* at, std::uint32_t x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("red.relaxed.gpu.global.max.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(at)),
+               "r"(x)
                : "memory");
 #else
   *at = *at < x ? x : *at;

@@ -63,14 +63,19 @@ class Gpu {
 
   template <class Pick>
   std::uint64_t shuffle(std::uint64_t x, Pick&& pick) {
-    Fiber& me = fiber();
-    Warp& warp = warps_[static_cast<std::size_t>(me.warp)];
-    const int lane = me.thread % cuda::kWarp;
-    // Two sets in turn: nobody writes to this one again before all have read it.
-    std::uint64_t* slots = warp.slots[me.shuffles++ % 2];
-    slots[lane] = x;
-    arrive(warp.barrier);
-    return slots[pick(lane)];
+    std::uint64_t theirs = 0;
+    const int lane = fiber().thread % cuda::kWarp;
+    exchange(x, [&](const std::uint64_t* slots) { theirs = slots[pick(lane)]; });
+    return theirs;
+  }
+
+  std::uint32_t ballot(bool x) {
+    std::uint32_t bits = 0;
+    const auto gather = [&bits](const std::uint64_t* slots) {
+      for (int i = 0; i < cuda::kWarp; ++i) bits |= static_cast<std::uint32_t>(slots[i] & 1) << i;
+    };
+    exchange(x ? 1 : 0, gather);
+    return bits;
   }
 
   void wait() {
@@ -99,6 +104,18 @@ class Gpu {
     Barrier barrier{cuda::kWarp, 0, {}};
     std::uint64_t slots[2][cuda::kWarp];
   };
+
+  // Calls read(what each thread of the warp brought).
+  template <class Read>
+  void exchange(std::uint64_t x, Read&& read) {
+    Fiber& me = fiber();
+    Warp& warp = warps_[static_cast<std::size_t>(me.warp)];
+    // Two sets in turn: nobody writes to this one again before all have read it.
+    std::uint64_t* slots = warp.slots[me.shuffles++ % 2];
+    slots[me.thread % cuda::kWarp] = x;
+    arrive(warp.barrier);
+    read(slots);
+  }
 
   Fiber& fiber() { return fibers_[static_cast<std::size_t>(current_)]; }
   std::uint64_t draw() {  // xorshift
@@ -203,6 +220,10 @@ std::uint64_t shuffle_xor(std::uint64_t x, int distance) {
 std::uint64_t shuffle_up(std::uint64_t x, int distance) {
   return test::gpu.shuffle(x, [distance](int lane) { return lane < distance ? lane : lane - distance; });
 }
+std::uint64_t shuffle(std::uint64_t x, int lane) {
+  return test::gpu.shuffle(x, [lane](int) { return lane & (kWarp - 1); });
+}
+std::uint32_t ballot(bool x) { return test::gpu.ballot(x); }
 void wait() { test::gpu.wait(); }
 
 }  // namespace hotloop::cuda::emulated

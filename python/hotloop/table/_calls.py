@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import _arrays, _environment, _native, _numbers
-from . import _columns, _keys
+from . import _columns, _device, _keys
 from .filters import CountFilter, ProbabilisticFilter
 from .optimizers import RowOptimizer
 
@@ -37,6 +37,7 @@ class Calls:
 
     dim: int
     dtype: str
+    device: str
     evict_strategy: str
     max_capacity: int | None
     admission: CountFilter | ProbabilisticFilter | None
@@ -53,11 +54,34 @@ class Calls:
     def _keys(self, op: str, keys: Any) -> Any:
         _environment.log_call(op, rows=getattr(keys, "shape", None))
         keys = _keys.keys(op, keys, 1)
-        if _arrays.device(keys) != "cpu":
-            raise NotImplementedError(
-                f"[{op}] keys: expected an array on the CPU, got {_arrays.device(keys)}. Move it with .cpu()."
+        at = _arrays.device(keys)
+        if at != self.device:
+            if self.device == "cpu":
+                raise NotImplementedError(
+                    f"[{op}] keys: expected an array on the CPU, got {at}. Move it with .cpu()."
+                )
+            raise ValueError(
+                f"[{op}] keys: expected an array on {self.device} like the table, got {at}. Move it first."
             )
+        if at != "cpu":
+            self._enter(op, keys)
         return keys
+
+    def _enter(self, op: str, like: Any) -> None:
+        """Calls that follow run on the current stream of ``like``'s library: a table on a device."""
+        if self.dtype == "bfloat16" and _arrays.kind(op, "keys", like) == "cupy":
+            raise NotImplementedError(
+                f"[{op}] keys: expected a torch tensor with a table of bfloat16, got a CuPy array, which has no "
+                "such type."
+            )
+        _device.on(self._native, like)
+
+    @property
+    def _full(self) -> type[Exception]:
+        full: type[Exception] = (
+            _native.core().TableFull if self.device == "cpu" else self._native.full
+        )
+        return full
 
     def _tracks(self, op: str, what: str) -> None:
         if what not in self.track:
@@ -113,7 +137,7 @@ class Calls:
     def _room(self, op: str) -> Iterator[None]:
         try:
             yield
-        except _native.core().TableFull:
+        except self._full:
             raise TableFullError(
                 f"[{op}] keys: expected room for the unknown keys of this batch, got {self.size} rows of "
                 f"{self.max_capacity} in use. Raise max_capacity or choose an evict_strategy."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _arrays, _native
-from . import _keys, _parts
+from . import _device, _keys, _parts
 
 if TYPE_CHECKING:
     from ._calls import Calls
@@ -34,7 +34,9 @@ def exported_flags(found: Any) -> Any:
     """A bool array as the bytes the loops write."""
     if isinstance(found, np.ndarray):
         return found.view(np.uint8)
-    torch = sys.modules["torch"]
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(found, torch.Tensor):  # CuPy
+        return found.view("uint8")
     return _arrays.exported(found.view(torch.uint8))
 
 
@@ -123,8 +125,16 @@ def gradients(op: str, grads: Any, keys: Any, shape: tuple[int, int]) -> Any:
     return _matrix(op, "grads", grads, keys, shape, ("float32",))
 
 
+def _finite(grads: Any) -> bool:
+    """Waits for the device where ``grads`` is on one."""
+    if _arrays.device(grads) == "cpu":
+        return bool(_native.core().table_all_finite(_arrays.exported(grads)))
+    library = sys.modules[_arrays.kind("finite", "grads", grads)]
+    return bool(library.isfinite(grads).all())
+
+
 def check_finite(op: str, grads: Any) -> None:
-    if grads.shape[0] and not _native.core().table_all_finite(_arrays.exported(grads)):
+    if grads.shape[0] and not _finite(grads):
         numbers = _arrays.to_numpy(grads)
         row, column = np.argwhere(~np.isfinite(numbers))[0]
         raise ValueError(
@@ -133,9 +143,11 @@ def check_finite(op: str, grads: Any) -> None:
         )
 
 
-def evicted(raw: tuple[bytes, bytes, bytes], keys: Any, table: Table) -> Evicted:
+def evicted(raw: Any, keys: Any, table: Table) -> Evicted:
     from .table import Evicted
 
+    if table.device != "cpu":
+        return Evicted(*_device.evicted(table._native, raw, keys, table.dim, table.dtype))
     gone = np.frombuffer(raw[0], np.int64)
     width = table.dim * _storage(table).itemsize
     values = shown(np.frombuffer(raw[1], np.uint8).reshape(len(gone), width), table)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _native, _numbers
+from .. import _numbers
 from . import _columns, _delta, _snapshot, filters, hashing, initializers, optimizers
 from ._parts import FormatError
 
@@ -202,6 +202,7 @@ def load(
     capacity: int | None,
     shard: tuple[int, int] | None,
     max_capacity: int | None,
+    device: Any,
 ) -> Table:
     op = "Table.load"
     config, blocks = _snapshot.load(directory, op=op)
@@ -226,6 +227,7 @@ def load(
             optimizer=_made(optimizers, config["optimizer"]),
             initializer=_made(initializers, config["initializer"]),
             track=tuple(config["track"]),
+            device=device,
         )
         table.value_range = config["value_range"]
         table.table_id = config["table_id"]
@@ -258,6 +260,7 @@ def reduced(table: Table) -> tuple[Any, ...]:
         "optimizer": table.optimizer,
         "initializer": table.initializer,
         "track": table.track,
+        "device": table.device,
     }
     blocks = [_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0)]
     numbers = (table.value_range, table._step, int(table._native.tick), table._epoch)
@@ -313,7 +316,7 @@ def _fitting(op: str, table: Table, block: Any) -> tuple[int, tuple[Any, ...]]:
 def _put(op: str, table: Table, n: int, columns: tuple[Any, ...]) -> None:
     try:
         table._native.import_rows(n, columns)
-    except _native.core().TableFull:
+    except table._full:
         from .table import TableFullError
 
         raise TableFullError(
@@ -367,7 +370,8 @@ def apply(table: Table, delta: Any) -> bool:
     rows = dict(delta.rows) if table._shard is None else _part_of(dict(delta.rows), *table._shard)
     n, columns = _fitting(op, table, rows)
     if len(delta.erased):
-        table.erase(np.asarray(delta.erased).view(np.int64))
+        gone = np.ascontiguousarray(delta.erased).view(np.int64)
+        table._native.erase(len(gone), gone, np.empty(len(gone), np.uint8))
     if n:
         _put(op, table, n, columns)
     _stand(table, delta.until)

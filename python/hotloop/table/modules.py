@@ -2,248 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import _arrays, _numbers
-from . import _columns, _persist
+from . import _columns, _lookups, _persist
 from .optimizers import RowOptimizer
 from .table import Rows, Table
 
 MODES = ("sum", "mean", "max")
-_TABLES: weakref.WeakValueDictionary[int, _Held] = weakref.WeakValueDictionary()
-_NUMBERS = itertools.count()
-
-
-class _Held:
-    """What a registered operator names by a number: a table, and what backward does with it."""
-
-    def __init__(self, table: Table, mode: str) -> None:
-        self.table = table
-        self.mode = mode
-        self.fused = True
-        self.time: int | None = None
-        self.epoch: int | None = None
-        self.pending: list[tuple[Tensor, ...]] = []
-        self.number = next(_NUMBERS)
-        _TABLES[self.number] = self
-
-    def __getstate__(self) -> dict[str, Any]:
-        if self.pending:  # they name rows by where these lie
-            raise ValueError(
-                f"[HashEmbedding] copy: expected no gradients kept for step(), got those of {len(self.pending)} "
-                "lookup(s). Call step() or zero_grad() first."
-            )
-        return {
-            "table": self.table,
-            "mode": self.mode,
-            "fused": self.fused,
-            "time": self.time,
-            "epoch": self.epoch,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["table"], state["mode"])  # type: ignore[misc]
-        self.fused, self.time = state["fused"], state["time"]
-        self.epoch = state.get("epoch")
-
-
-def _forward(
-    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, number: int, insert: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(pooled, row of each id, ids with a row per bag, where each maximum came from)."""
-    held = _TABLES[number]
-    table = held.table
-    n = ids.numel()
-    bags = n if offsets is None else offsets.numel() - 1
-    op = "HashEmbedding"
-    dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
-    out = torch.empty(bags, table.dim, dtype=dtype)
-    sizes = torch.empty(bags, dtype=torch.int64)
-    largest = torch.empty(bags if held.mode == "max" else 0, table.dim, dtype=torch.int64)
-    outs = (out, sizes, largest if held.mode == "max" else None)
-    given = _bags(held, ids, offsets, weights)
-    if insert:
-        moment = table._moment(op, ids, None, held.epoch, held.time)
-        rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
-    else:
-        rows = torch.empty(0, dtype=torch.int32)
-        table._native.pool(given, None, *(None if x is None else _arrays.exported(x) for x in outs))
-    return out, rows, sizes, largest
-
-
-def _bags(
-    held: _Held, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
-) -> tuple[Any, ...]:
-    x = _arrays.exported
-    return (
-        ids.numel(),
-        x(ids),
-        ids.numel() if offsets is None else offsets.numel() - 1,
-        None if offsets is None else x(offsets),
-        None if weights is None else x(weights),
-        held.mode,
-        held.table._scale,
-    )
-
-
-def _backward(
-    grad: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    rows: Tensor,
-    sizes: Tensor,
-    largest: Tensor,
-    number: int,
-    of_weights: bool,
-) -> Tensor:
-    """Move the rows, or keep the gradients for ``step``; return the gradient of the weights."""
-    held = _TABLES[number]
-    grad = grad.float().contiguous()
-    grad_weights = torch.empty(ids.numel() if of_weights else 0)
-    x = _arrays.exported
-    frozen = rows.numel() != ids.numel()
-    if of_weights:  # before the rows move
-        held.table._native.weight_gradient(
-            _bags(held, ids, offsets, weights),
-            None if frozen else x(rows),
-            x(grad),
-            x(grad_weights),
-        )
-        if held.table._scale != 1.0:  # the loop takes int8 rows as whole numbers
-            grad_weights *= held.table._scale
-    if frozen:
-        return grad_weights
-    saved = (grad, ids, offsets, weights, rows, sizes, largest)
-    if held.fused:
-        _apply(held, held.table._rule("backward", None), saved)
-    else:
-        held.pending.append(saved)  # type: ignore[arg-type]
-    return grad_weights
-
-
-def _apply(held: _Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
-    grad, ids, offsets, weights, rows, sizes, largest = saved
-    if ids.numel() == 0:  # and what has no elements has no address either
-        return 0
-    _columns.check_finite("HashEmbedding.backward", grad)
-    top = largest if held.mode == "max" else None
-    return held.table._update(
-        rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time
-    )
-
-
-@torch.library.custom_op("hotloop::table_lookup", mutates_args=())
-def _lookup_op(
-    anchor: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    number: int,
-    insert: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _forward(ids, offsets, weights, number, insert)
-
-
-@_lookup_op.register_fake
-def _(
-    anchor: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    number: int,
-    insert: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    held = _TABLES[number]
-    table = held.table
-    bags = ids.shape[0] if offsets is None else offsets.shape[0] - 1
-    dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
-    return (
-        ids.new_empty((bags, table.dim), dtype=dtype),
-        ids.new_empty((ids.shape[0] if insert else 0,), dtype=torch.int32),
-        ids.new_empty((bags,), dtype=torch.int64),
-        ids.new_empty((bags if held.mode == "max" else 0, table.dim), dtype=torch.int64),
-    )
-
-
-# The gradient of the anchor is what keeps the operator in a compiled graph: a pure function without a used result
-# would be dropped.
-@torch.library.custom_op("hotloop::table_update", mutates_args=())
-def _update_op(
-    grad: Tensor,
-    anchor: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    rows: Tensor,
-    sizes: Tensor,
-    largest: Tensor,
-    number: int,
-    of_weights: bool,
-) -> tuple[Tensor, Tensor]:
-    grad_weights = _backward(grad, ids, offsets, weights, rows, sizes, largest, number, of_weights)
-    return torch.zeros_like(anchor), grad_weights
-
-
-@_update_op.register_fake
-def _(
-    grad: Tensor,
-    anchor: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    rows: Tensor,
-    sizes: Tensor,
-    largest: Tensor,
-    number: int,
-    of_weights: bool,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(anchor), anchor.new_empty((ids.shape[0] if of_weights else 0,))
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    anchor, ids, offsets, weights, ctx.number, _ = inputs
-    ctx.save_for_backward(anchor, ids, offsets, weights, *output[1:])
-
-
-def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    anchor, ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
-    of_weights = weights is not None and ctx.needs_input_grad[3]
-    grad_anchor, grad_weights = _update_op(
-        grad, anchor, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
-    )
-    return grad_anchor, None, None, grad_weights if of_weights else None, None, None
-
-
-_lookup_op.register_autograd(_op_backward, setup_context=_setup)
-
-
-class _Direct(torch.autograd.Function):
-    """The eager route: the same without the dispatcher."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any, insert: Any
-    ) -> Any:
-        out, rows, sizes, largest = _forward(ids, offsets, weights, number, insert)
-        ctx.save_for_backward(ids, offsets, weights, rows, sizes, largest)
-        ctx.number = number
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Any) -> Any:
-        ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
-        of_weights = weights is not None and ctx.needs_input_grad[3]
-        grad_weights = _backward(
-            grad, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
-        )
-        return None, None, None, grad_weights if of_weights else None, None, None
 
 
 class _HashModule(nn.Module):
@@ -287,7 +56,7 @@ class _HashModule(nn.Module):
             )
         )
         self.update = update
-        self._held = _Held(table, self._mode)
+        self._held = _lookups.Held(table, self._mode)
         self._held.fused = update == "backward"
         # Autograd only calls backward for what a tensor with a gradient went into.
         self._anchor = torch.zeros((), requires_grad=True)
@@ -297,12 +66,12 @@ class _HashModule(nn.Module):
         training = self.training and self.table.optimizer is not None
         anchor = self._anchor if training else self._anchor.detach()
         if torch.compiler.is_compiling():
-            looked: Tensor = _lookup_op(anchor, ids, offsets, weights, number, training)[0]
+            looked: Tensor = _lookups.lookup_op(anchor, ids, offsets, weights, number, training)[0]
             return looked
         learns = training or (weights is not None and weights.requires_grad)
         if not (learns and torch.is_grad_enabled()):
-            return _forward(ids, offsets, weights, number, training)[0]
-        out: Tensor = _Direct.apply(anchor, ids, offsets, weights, number, training)
+            return _lookups.forward(ids, offsets, weights, number, training)[0]
+        out: Tensor = _lookups.Direct.apply(anchor, ids, offsets, weights, number, training)
         return out
 
     @property
@@ -340,7 +109,7 @@ class _HashModule(nn.Module):
         for saved in self._held.pending:
             _columns.check_finite(f"{type(self).__name__}.step", saved[0])
         kept, self._held.pending = self._held.pending, []
-        return sum(_apply(self._held, rule, saved) for saved in kept)
+        return sum(_lookups.apply(self._held, rule, saved) for saved in kept)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -411,7 +180,7 @@ def _plain(x: Any) -> Any:
     return x.view("int32") if x.dtype == "uint32" else x
 
 
-def _ids(op: str, name: str, value: Any, *ndims: int) -> Tensor:
+def _ids(op: str, name: str, value: Any, at: str, *ndims: int) -> Tensor:
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
         got = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"[{op}] {name}: expected an int64 or int32 tensor, got {got}.")
@@ -419,7 +188,11 @@ def _ids(op: str, name: str, value: Any, *ndims: int) -> Tensor:
         raise ValueError(
             f"[{op}] {name}: expected {' or '.join(map(str, ndims))} dimension(s), got shape {tuple(value.shape)}."
         )
-    if value.device.type != "cpu":
+    if str(value.device) != at:
+        if at != "cpu":
+            raise ValueError(
+                f"[{op}] {name}: expected a tensor on {at} like the table, got {value.device}. Move it first."
+            )
         raise NotImplementedError(
             f"[{op}] {name}: expected a tensor on the CPU, got {value.device}."
         )
@@ -477,7 +250,7 @@ class HashEmbedding(_HashModule):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        ids = _ids("HashEmbedding", "input", input)
+        ids = _ids("HashEmbedding", "input", input, self.table.device)
         flat = ids.reshape(-1)
         if self.padding_idx is None:
             out = self._look_up(flat.contiguous(), None, None)
@@ -536,13 +309,13 @@ class HashEmbeddingBag(_HashModule):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         op = "HashEmbeddingBag"
-        ids = _ids(op, "input", input, 1, 2)
+        ids = _ids(op, "input", input, self.table.device, 1, 2)
         weights = self._weights(per_sample_weights, input)
         if ids.ndim == 2:
             if offsets is not None:
                 raise ValueError(f"[{op}] offsets: expected None with a two-dimensional input.")
             bags, per_bag = ids.shape
-            bounds = torch.arange(bags + 1) * per_bag
+            bounds = torch.arange(bags + 1, device=ids.device) * per_bag
         else:
             bounds = self._bounds(offsets, ids)
         flat = ids.reshape(-1).contiguous()
@@ -577,7 +350,7 @@ class HashEmbeddingBag(_HashModule):
             raise ValueError(
                 f"[{op}] offsets: expected where the bags of a one-dimensional input begin, got None."
             )
-        offsets = _ids(op, "offsets", offsets, 1)
+        offsets = _ids(op, "offsets", offsets, self.table.device, 1)
         n = ids.shape[0]
         if not self.include_last_offset:
             offsets = nn.functional.pad(offsets, (0, 1), value=n)

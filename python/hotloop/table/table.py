@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _arrays, _native, _numbers
-from . import _columns
+from . import _columns, _device
 from ._calls import Calls, of_kind
 from ._calls import TableFullError as TableFullError
 from .filters import CountFilter, ProbabilisticFilter
@@ -62,6 +62,11 @@ class Table(Calls):
     may overlap: a reader sees each row whole and never waits, not even for growth. Of a batch, repeated keys take
     effect in order. Arrays are NumPy or torch, on the CPU; results are of the kind of ``keys``.
 
+    With ``device="cuda"`` the rows lie in the memory of that device, arrays are torch or CuPy ones on it, and one
+    thread calls at a time. A key then has one bucket of 128 slots, and a full bucket evicts its own lowest row,
+    whatever others hold: eviction is not exact over the table. Of a batch, uses of known keys count before unknown
+    keys enter, and these enter in the order of their hashes. Not inside CUDA graphs. See docs/table.md.
+
     A row costs 15 bytes beyond values and state at a load of 0.85, 8 more with an eviction strategy and 4 more for each
     of ``track``. Shapes: keys (n,) int64, uint64 or int32; values (n, dim).
 
@@ -82,9 +87,12 @@ class Table(Calls):
             ``Uniform(-0.05, 0.05)``.
         track: "use" keeps the second of the last write or training lookup, for ``expire``; "changes" keeps what
             ``delta`` needs. Default ().
+        device: "cpu", "cuda" or "cuda:<index>". Default "cpu".
 
     Raises:
         TypeError, ValueError: a setting is not as stated.
+        NotImplementedError: the device cannot hold such a table, or hotloop was built without CUDA.
+        RuntimeError: there is no such device, or it has no memory for the rows.
 
     Example:
         >>> table = Table(2, initializer=Constant(1.0))
@@ -111,6 +119,7 @@ class Table(Calls):
         optimizer: RowOptimizer | None = None,
         initializer: Initializer | None = None,
         track: Sequence[str] = (),
+        device: Any = None,
     ) -> None:
         op = "Table"
         self.dim = _numbers.integer(op, "dim", dim, at_least=1, at_most=65536)
@@ -160,22 +169,25 @@ class Table(Calls):
         self._own_mark = False  # that position is a snapshot's alone: no delta ends there
         self._published: dict[str, tuple[int, int]] = {}  # by directory: see DeltaLog
         kind, first, second, seed = self.initializer._numbers()
-        self._native = _native.core().Table(
-            {
-                "dim": self.dim,
-                "dtype": dtype,
-                "rule": None if optimizer is None else optimizer._rule(),
-                "strategy": evict_strategy,
-                "times": "use" in track,
-                "versions": "changes" in track,
-                "initializer": kind,
-                "first": first,
-                "second": second,
-                "seed": seed,
-                "capacity": capacity,
-                "max_rows": self.max_capacity,
-                "max_load_factor": MAX_LOAD_FACTOR,
-            }
+        settings = {
+            "dim": self.dim,
+            "dtype": dtype,
+            "rule": None if optimizer is None else optimizer._rule(),
+            "strategy": evict_strategy,
+            "times": "use" in track,
+            "versions": "changes" in track,
+            "initializer": kind,
+            "first": first,
+            "second": second,
+            "seed": seed,
+            "capacity": capacity,
+            "max_rows": self.max_capacity,
+            "max_load_factor": MAX_LOAD_FACTOR,
+        }
+        index = _device.index_of(op, device)
+        self.device = "cpu" if index is None else f"cuda:{index}"
+        self._native: Any = (
+            _native.core().Table(settings) if index is None else _device.made(op, settings, index)
         )
 
     def __len__(self) -> int:
@@ -188,7 +200,7 @@ class Table(Calls):
 
     @property
     def capacity(self) -> int:
-        """Rows before the index grows, or is full."""
+        """Rows before the index grows, or is full; on a device a bucket may be full before."""
         return int(self._native.capacity)
 
     @property
@@ -442,17 +454,22 @@ class Table(Calls):
         """Return a copy for serving, without state: "int8", "float16" or "bfloat16".
 
         int8 is fixed_r8: steps of value_range / 128; values outside [-value_range, value_range) are clipped, and
-        lookups give float32.
+        lookups give float32. An int8 copy is on the CPU, others are where this table is.
         """
         op = "Table.quantized"
         _numbers.choice(op, "dtype", dtype, DTYPES[1:])
         value_range = _numbers.number(op, "value_range", value_range, above=0, below=float("inf"))
         copy = Table(
-            self.dim, capacity=max(self.size, 1), dtype=dtype, initializer=self.initializer
+            self.dim,
+            capacity=max(self.size, 1),
+            dtype=dtype,
+            initializer=self.initializer,
+            device=None if dtype == "int8" else self.device,
         )
         copy.value_range = value_range
         for part in self.export_batches():
-            copy.insert_or_assign(part.keys, part.values)
+            values = _columns.stored(op, part.values, part.keys, copy)
+            copy._native.import_rows(len(part.keys), (part.keys, values, None, None, None))
         return copy
 
     def save(self, directory: str | os.PathLike[str]) -> Any:
@@ -469,15 +486,18 @@ class Table(Calls):
         capacity: int | None = None,
         shard: tuple[int, int] | None = None,
         max_capacity: int | None = None,
+        device: Any = None,
     ) -> Table:
         """Read a snapshot into a table of any capacity, or one shard (i, of): ``salted_hash_bucket(keys, of) == i``.
+
+        ``device`` may be another than that of the table that was saved.
 
         The table goes on where the one saved stood: the admission filter with its sightings, the clock of "lru", the
         last epoch. A shard stays one: it takes its part of every delta; its filter is the whole one.
         """
         from . import _persist
 
-        return _persist.load(cls, directory, capacity, shard, max_capacity)
+        return _persist.load(cls, directory, capacity, shard, max_capacity, device)
 
     def mark(self) -> int:
         """Return a position: ``delta(since=...)`` tells what changed after it."""

@@ -1,0 +1,299 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bind/arguments.hpp"
+#include "bind/register.hpp"
+#include "bind/table_rules.hpp"
+#include "kernels/table/table_cuda.hpp"
+#include "table/updates.hpp"
+
+namespace hotloop::bind {
+
+namespace {
+
+using namespace hotloop::table;
+using gpu::CudaTable;
+using Size = std::int64_t;
+
+constexpr std::size_t kMostArrays = 12;
+
+// The methods are those of _core.Table, with arrays in device memory. The front door has checked everything; this keeps
+// a wrong call from touching memory that is not its own.
+class Given {
+ public:
+  explicit Given(const char* op, std::int32_t device = dlpack::kCuda) : a_(op, kMostArrays, device) {}
+
+  template <class T>
+  T* column(const py::object& object, const char* name, Size n, bool writable) {
+    return static_cast<T*>(a_.dense(object, name, DtypeOf<T>::value, {n}, writable).data);
+  }
+  std::uint64_t* words(const py::object& object, const char* name, Size n, bool writable) {
+    return reinterpret_cast<std::uint64_t*>(column<std::int64_t>(object, name, n, writable));
+  }
+  std::uint32_t* numbers(const py::object& object, const char* name, Size n, bool writable) {
+    return reinterpret_cast<std::uint32_t*>(column<std::int32_t>(object, name, n, writable));
+  }
+  gpu::Rows matrix(const py::object& object, const char* name, Dtype dtype, Size n, Size width, bool writable) {
+    if (object.is_none()) return {};
+    const View& view = a_.tile(object, name, writable);
+    // NumPy has no bfloat16: its bits come as float16.
+    const bool bits = dtype == Dtype::kBFloat16 && view.dtype == Dtype::kFloat16;
+    if (view.dtype != dtype && !bits) {
+      fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
+    }
+    if (view.shape[0] != n || view.shape[1] != width) fail(name, "wrong shape " + view.shape_text());
+    // The stride of a single row, or of none, says nothing.
+    const Size stride = n > 1 ? view.stride[0] : width;
+    return {static_cast<char*>(view.data), stride * item_size(view.dtype)};
+  }
+  const View& tile(const py::object& object, const char* name, bool writable) {
+    return a_.tile(object, name, writable);
+  }
+  const std::int64_t* whole(const py::object& object, const char* name, Size n, Size width, bool writable) {
+    return static_cast<const std::int64_t*>(a_.dense(object, name, Dtype::kInt64, {n, width}, writable).data);
+  }
+  [[noreturn]] void fail(const char* name, const std::string& what) const { a_.fail(name, what); }
+
+ private:
+  Arguments a_;
+};
+
+void run_find(CudaTable& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
+              const py::object& scores) {
+  Given a("Table.find");
+  const auto* k = a.words(keys, "keys", n, false);
+  const gpu::Rows v = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, true);
+  auto* f = a.column<std::uint8_t>(found, "found", n, true);
+  auto* s = a.words(scores, "scores", n, true);
+  py::gil_scoped_release release;
+  t.find(k, n, v, f, s);
+}
+
+void run_locate(CudaTable& t, Size n, const py::object& keys, const py::object& rows) {
+  Given a("Table.locate");
+  const auto* k = a.words(keys, "keys", n, false);
+  auto* r = a.numbers(rows, "rows", n, true);
+  py::gil_scoped_release release;
+  t.locate(k, n, r);
+}
+
+gpu::Moment moment_of(Given& a, const py::tuple& t, Size n) {
+  return {a.words(t[0], "scores", n, false), t[1].cast<std::uint64_t>(), t[2].cast<std::uint32_t>()};
+}
+
+template <class T>
+py::bytes bytes_of(const T* data, std::size_t n) {
+  return {reinterpret_cast<const char*>(data), n * sizeof(T)};
+}
+
+// admission: a function of (keys, counts), the bytes of int64 and of uint32, to the bytes of as many flags; or None.
+gpu::Ask ask_of(const py::object& admission) {
+  if (admission.is_none()) return {};
+  return [admission](Size n, const std::uint64_t* keys, const std::uint32_t* counts, std::uint8_t* admitted) {
+    const py::gil_scoped_acquire gil;
+    const auto size = static_cast<std::size_t>(n);
+    const auto answer = admission(bytes_of(keys, size), bytes_of(counts, size)).cast<std::string>();
+    if (answer.size() != size) throw std::invalid_argument("[Table.upsert] admission: another number of flags.");
+    std::copy(answer.begin(), answer.end(), admitted);
+  };
+}
+
+// How many rows had to leave, which `evicted` then gives out.
+Size run_upsert(CudaTable& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
+                const py::object& admission, bool keep_evicted, const py::object& rows, const py::object& found) {
+  Given a("Table.upsert");
+  const gpu::Ask ask = ask_of(admission);
+  gpu::UpsertCall call;
+  call.keys = a.words(keys, "keys", n, false);
+  call.n = n;
+  call.values = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, false);
+  call.moment = moment_of(a, moment, n);
+  call.ask = ask ? &ask : nullptr;
+  call.keep_evicted = keep_evicted;
+  call.rows = a.numbers(rows, "rows", n, true);
+  call.found = a.column<std::uint8_t>(found, "found", n, true);
+  py::gil_scoped_release release;
+  t.upsert(call);
+  return t.evicted();
+}
+
+void run_evicted(CudaTable& t, const py::object& keys, const py::object& values, const py::object& scores) {
+  Given a("Table.evicted");
+  const Size n = t.evicted();
+  auto* k = a.words(keys, "keys", n, true);
+  const gpu::Rows v = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, true);
+  auto* s = a.words(scores, "scores", n, true);
+  const Size width = t.settings().dim * item_size(t.settings().dtype);
+  if (n > 1 && v.stride != width) a.fail("values", "expected a contiguous array");
+  py::gil_scoped_release release;
+  t.take_evicted(k, v, s);
+}
+
+void run_assign(CudaTable& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
+                bool accumulate, const py::object& found) {
+  Given a("Table.assign");
+  const auto* k = a.words(keys, "keys", n, false);
+  const gpu::Rows v = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, false);
+  const gpu::Moment m = moment_of(a, moment, n);
+  auto* f = a.column<std::uint8_t>(found, "found", n, true);
+  py::gil_scoped_release release;
+  t.assign(k, n, v, m, accumulate, f);
+}
+
+void run_erase(CudaTable& t, Size n, const py::object& keys, const py::object& found) {
+  Given a("Table.erase");
+  const auto* k = a.words(keys, "keys", n, false);
+  auto* f = a.column<std::uint8_t>(found, "found", n, true);
+  py::gil_scoped_release release;
+  t.erase(k, n, f);
+}
+
+void run_erase_host(CudaTable& t, Size n, const py::object& keys, const py::object& found) {
+  Given a("Table.erase", dlpack::kCpu);
+  const auto* k = a.words(keys, "keys", n, false);
+  auto* f = a.column<std::uint8_t>(found, "found", n, true);
+  py::gil_scoped_release release;
+  t.erase_host(k, n, f);
+}
+
+// arrays: (keys, values, state, scores, times) in host memory, None where not wanted.
+gpu::HostRows host_rows_of(Given& a, const CudaTable& t, const py::tuple& arrays, Size n, bool writable) {
+  gpu::HostRows r;
+  r.keys = a.words(arrays[0], "keys", n, writable);
+  r.values = a.matrix(arrays[1], "values", t.settings().dtype, n, t.settings().dim, writable);
+  r.state = a.matrix(arrays[2], "state", Dtype::kFloat32, n, t.states(), writable);
+  r.scores = a.words(arrays[3], "scores", n, writable);
+  r.times = a.numbers(arrays[4], "times", n, writable);
+  return r;
+}
+
+Size run_export(CudaTable& t, Size begin, Size end, std::uint64_t since, const py::tuple& arrays) {
+  Given a("Table.export", dlpack::kCpu);
+  if (begin < 0 || end < begin) a.fail("rows", "out of range");
+  if (since > 0 && !t.settings().versions) a.fail("since", "changes are not tracked");
+  const gpu::HostRows out = host_rows_of(a, t, arrays, end - begin, true);
+  py::gil_scoped_release release;
+  return t.export_rows(begin, end, since, out);
+}
+
+void run_import(CudaTable& t, Size n, const py::tuple& arrays) {
+  Given a("Table.import", dlpack::kCpu);
+  const gpu::HostRows in = host_rows_of(a, t, arrays, n, false);
+  if (n > 0 && (in.keys == nullptr || in.values.data == nullptr)) a.fail("keys", "missing");
+  py::gil_scoped_release release;
+  t.import_rows(n, in);
+}
+
+// bags: (n, keys, bags, offsets or None, weights or None, pool, scale). Offsets stay on the device: loops keep inside
+// the batch whatever they are.
+gpu::BagCall bags_of(Given& a, const py::tuple& t, const py::object& rows) {
+  gpu::BagCall b;
+  b.n = t[0].cast<Size>();
+  b.keys = a.words(t[1], "keys", b.n, false);
+  b.count = t[2].cast<Size>();
+  if (b.count < 0) a.fail("bags", "negative");
+  b.offsets = a.column<std::int64_t>(t[3], "offsets", b.count + 1, false);
+  if (b.offsets == nullptr && b.count != b.n) a.fail("bags", "expected one per key");
+  b.weights = a.column<float>(t[4], "weights", b.n, false);
+  b.mode = static_cast<gpu::Mode>(pool_named(t[5].cast<std::string>()));
+  b.rows = a.numbers(rows, "rows", b.n, false);
+  return b;
+}
+
+void run_pool(CudaTable& t, const py::tuple& bags, const py::object& rows, const py::object& out,
+              const py::object& sizes, const py::object& largest) {
+  Given a("Table.pool");
+  const gpu::BagCall b = bags_of(a, bags, rows);
+  const View& view = a.tile(out, "out", true);
+  const Size dim = t.settings().dim;
+  if (view.shape[0] != b.count || view.shape[1] != dim) a.fail("out", "wrong shape " + view.shape_text());
+  if (view.dtype != Dtype::kFloat32 && view.dtype != t.settings().dtype) a.fail("out", "wrong type");
+  const gpu::Rows rows_out{static_cast<char*>(view.data), (b.count > 1 ? view.stride[0] : dim) * item_size(view.dtype)};
+  auto* s = a.column<std::int64_t>(sizes, "sizes", b.count, true);
+  auto* l = const_cast<std::int64_t*>(a.whole(largest, "largest", b.count, dim, true));
+  const bool wide = view.dtype == Dtype::kFloat32;
+  py::gil_scoped_release release;
+  t.pool(b, rows_out, wide, s, l);
+}
+
+void run_weight_gradient(CudaTable& t, const py::tuple& bags, const py::object& rows, const py::object& grad,
+                         const py::object& out) {
+  Given a("Table.weight_gradient");
+  const gpu::BagCall b = bags_of(a, bags, rows);
+  const gpu::Rows g = a.matrix(grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
+  auto* o = a.column<float>(out, "out", b.n, true);
+  py::gil_scoped_release release;
+  t.weight_gradient(b, reinterpret_cast<const float*>(g.data), g.stride / 4, o);
+}
+
+Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const py::object& rows,
+                const py::object& grad, const py::object& sizes, const py::object& largest, std::uint32_t time,
+                std::uint64_t seed) {
+  Given a("Table.update");
+  const gpu::BagCall b = bags_of(a, bags, rows);
+  gpu::UpdateCall u;
+  u.spec = rule_spec(rule);
+  if (state_floats(u.spec, t.settings().dim) != t.states()) a.fail("rule", "another state than the table's");
+  u.time = time;
+  u.seed = seed;
+  const gpu::Rows g = a.matrix(grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
+  u.grad = reinterpret_cast<const float*>(g.data);
+  u.grad_stride = g.stride / 4;
+  u.sizes = a.column<std::int64_t>(sizes, "sizes", b.count, false);
+  u.largest = a.whole(largest, "largest", b.count, t.settings().dim, false);
+  if (b.rows == nullptr && b.n > 0) a.fail("rows", "missing");
+  if (b.mode == gpu::Mode::kMean && u.sizes == nullptr) a.fail("sizes", "missing");
+  if (b.mode == gpu::Mode::kMax && u.largest == nullptr) a.fail("largest", "missing");
+  py::gil_scoped_release release;
+  return t.update(b, u);
+}
+
+}  // namespace
+
+void register_table_cuda(py::module_& m) {
+  const auto released = py::call_guard<py::gil_scoped_release>();
+  py::register_exception<gpu::Full>(m, "TableFull");
+  py::class_<CudaTable>(m, "Table")
+      .def(py::init([](const py::dict& settings, int device, std::uintptr_t stream) {
+        return std::make_unique<CudaTable>(settings_of(settings), device, reinterpret_cast<void*>(stream));
+      }))
+      .def("use", [](CudaTable& t, std::uintptr_t stream) { t.use(reinterpret_cast<void*>(stream)); })
+      .def_property_readonly("size", &CudaTable::size)
+      .def_property_readonly("capacity", &CudaTable::capacity)
+      .def_property_readonly("slots", &CudaTable::slots)
+      .def_property_readonly("bytes", &CudaTable::bytes)
+      .def_property_readonly("row_bytes", &CudaTable::row_bytes)
+      .def_property_readonly("state_floats", &CudaTable::states)
+      .def_property_readonly("end", &CudaTable::slots)
+      .def_property("generation", &CudaTable::generation, &CudaTable::set_generation)
+      .def_property("tick", &CudaTable::tick, &CudaTable::set_tick)
+      .def("find", run_find)
+      .def("locate", run_locate)
+      .def("upsert", run_upsert)
+      .def("evicted", run_evicted)
+      .def("assign", run_assign)
+      .def("erase", run_erase)
+      .def("erase_host", run_erase_host)
+      .def("clear", &CudaTable::clear, released)
+      .def("reserve", &CudaTable::reserve, released)
+      .def("expire", &CudaTable::expire, released)
+      .def("export", run_export)
+      .def("import_rows", run_import)
+      .def("mark", &CudaTable::mark)
+      .def("erased_since",
+           [](CudaTable& t, std::uint64_t since) {
+             const std::vector<std::uint64_t> keys = t.erased_since(since);
+             return bytes_of(keys.data(), keys.size());
+           })
+      .def("forget_erased", &CudaTable::forget_erased)
+      .def("pool", run_pool)
+      .def("weight_gradient", run_weight_gradient)
+      .def("update", run_update);
+}
+
+}  // namespace hotloop::bind

@@ -1,0 +1,46 @@
+// Which keys have left a table, for deltas: in host memory, as long as it lasts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace hotloop::table::gpu {
+
+class Erasures {
+ public:
+  void note(std::uint64_t generation, const std::uint64_t* keys, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+      if (kept_.size() >= kMost) {
+        const std::size_t half = kept_.size() / 2;
+        from_ = kept_[half - 1].first;
+        kept_.erase(kept_.begin(), kept_.begin() + static_cast<std::ptrdiff_t>(half));
+      }
+      kept_.emplace_back(generation, keys[i]);
+    }
+  }
+  // Each key once. Throws std::out_of_range if that is no longer known.
+  std::vector<std::uint64_t> since(std::uint64_t generation) const {
+    if (generation < from_) throw std::out_of_range("erasures that long ago are forgotten");
+    std::unordered_set<std::uint64_t> keys;
+    for (const auto& [when, key] : kept_) {
+      if (when > generation) keys.insert(key);
+    }
+    return {keys.begin(), keys.end()};
+  }
+  void forget(std::uint64_t until) {
+    std::erase_if(kept_, [&](const auto& e) { return e.first <= until; });
+    from_ = until > from_ ? until : from_;
+  }
+
+ private:
+  static constexpr std::size_t kMost = std::size_t{1} << 21;  // 32 MiB, as the table of the CPU
+
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> kept_;  // (generation, key), oldest first
+  std::uint64_t from_ = 0;                                     // what is known begins after this generation
+};
+
+}  // namespace hotloop::table::gpu

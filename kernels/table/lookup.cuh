@@ -1,0 +1,199 @@
+// Lookups: rows of keys copied out, pooled over bags, or multiplied with gradients.
+//
+// Every body here and in the files beside it is called as body(warp, lane, scratch) by the 32 lanes of each warp of a
+// launch; a launch runs `warps()` of them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/table/store.cuh"
+
+namespace hotloop::table::gpu {
+
+HOTLOOP_INLINE std::int64_t blocks_of(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
+
+// A group of lanes per key: 16 digests a lane, the keys that they let through, then the row.
+struct Find {
+  static constexpr std::int64_t kScratch = 0;
+  Store store;
+  Shape shape;
+  const std::uint64_t* keys;   // (n,)
+  const std::uint32_t* given;  // (n,) slots as a write left them, kNoRow to leave a position out; or null
+  std::int64_t n;
+  Matrix values;               // none: nothing is copied
+  std::uint8_t* found;         // the rest are (n,) out, null where not wanted
+  std::uint64_t* scores;
+  std::uint32_t* rows;
+  std::int64_t* sizes;
+  std::uint32_t* missing;      // one number: positions without a row, but for those left out
+
+  std::int64_t warps() const { return blocks_of(n, kGroups); }
+
+  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
+    const std::int64_t i = warp * kGroups + lane / kGroup;
+    const int part = lane % kGroup;
+    const bool mine = i < n;
+    const std::uint64_t key = mine ? keys[i] : 0;
+    const std::uint32_t row = mine && given != nullptr ? given[i] : kNoRow;
+    const bool known = row != kNoRow && holds(store, row, key);
+    const bool wanted = mine && !known && (given == nullptr || row != kNoRow);
+    std::uint32_t slot = known ? row : kNoRow;
+    if (cuda::ballot(wanted) != 0) {
+      const std::uint32_t there = locate(store, key, wanted, lane);
+      slot = wanted ? there : slot;
+    }
+    const bool is_there = slot != kNoRow;
+    if (mine && values.data != nullptr) {
+      copy_row(values.row(i), is_there ? row_at(store, shape, slot) : nullptr, shape.value_bytes, values.access, part,
+               kGroup);
+    }
+    if (mine && part == 0) {
+      if (found != nullptr) found[i] = is_there ? 1 : 0;
+      if (scores != nullptr) scores[i] = is_there && store.scores != nullptr ? store.scores[slot] : 0;
+      if (rows != nullptr) rows[i] = slot;
+      if (sizes != nullptr) sizes[i] = is_there ? 1 : 0;
+    }
+    if (missing != nullptr) {
+      const bool left_out = given != nullptr && row == kNoRow;
+      const int absent = cuda::count_bits(cuda::ballot(mine && part == 0 && !is_there && !left_out));
+      if (lane == 0 && absent > 0) cuda::add_global(missing, static_cast<std::uint32_t>(absent));
+    }
+  }
+};
+
+enum class PoolMode : std::int32_t { kSum, kMean, kMax };
+
+// Bag b holds the positions [offsets[b], offsets[b + 1]); without offsets every position is a bag.
+struct Bags {
+  const std::uint64_t* keys = nullptr;    // (n,)
+  const std::uint32_t* rows = nullptr;    // (n,) as in Find::given, or null
+  const std::int64_t* offsets = nullptr;  // (count + 1,)
+  const float* weights = nullptr;         // (n,)
+  std::int64_t n = 0, count = 0;
+  PoolMode mode = PoolMode::kSum;
+
+  // Kept inside the batch whatever the offsets are: nobody reads them on the host.
+  HOTLOOP_INLINE std::int64_t bound(std::int64_t b) const {
+    const std::int64_t at = offsets != nullptr ? offsets[b] : b;
+    return at < 0 ? 0 : at > n ? n : at;
+  }
+  // The bag of a position: the last that begins at or before it, so that empty ones are passed over.
+  HOTLOOP_INLINE std::int64_t bag_of(std::int64_t position) const {
+    if (offsets == nullptr) return position;
+    std::int64_t low = 0, high = count - 1;
+    while (low < high) {
+      const std::int64_t middle = (low + high + 1) / 2;
+      if (offsets[middle] <= position) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+  HOTLOOP_BOTH std::uint32_t locate_at(const Store& store, std::int64_t position, bool inside, int lane) const {
+    const std::uint64_t key = inside ? keys[position] : 0;
+    const std::uint32_t row = inside && rows != nullptr ? rows[position] : kNoRow;
+    return locate_each(store, key, row, inside && (rows == nullptr || row != kNoRow), lane);
+  }
+};
+
+// A warp per bag: 32 keys are looked up at a time, then their rows are added in order. A lane has every 32nd element,
+// kWide of them at once; wider rows take several turns over the bag.
+template <class Storage, class Out>
+struct Pool {
+  static constexpr std::int64_t kScratch = 0;
+  static constexpr int kWide = 8;
+  Store store;
+  Shape shape;
+  Bags bags;
+  char* out;
+  std::int64_t out_stride;  // in bytes
+  std::int64_t* sizes;      // (count,) out, or null
+  std::int64_t* largest;    // (count, dim) out, or null
+
+  std::int64_t warps() const { return bags.count; }
+
+  HOTLOOP_BOTH void operator()(std::int64_t bag, int lane, float*) const {
+    const std::int64_t begin = bags.bound(bag), end = bags.bound(bag + 1);
+    for (std::int64_t column = 0; column < shape.dim; column += kWide * kWarp) {
+      float sum[kWide];
+      std::int64_t from[kWide];
+      HOTLOOP_UNROLL
+      for (int r = 0; r < kWide; ++r) {
+        sum[r] = 0.0f;
+        from[r] = -1;
+      }
+      std::int64_t size = 0;
+      for (std::int64_t first = begin; first < end; first += kWarp) {
+        const std::uint32_t slots = bags.locate_at(store, first + lane, first + lane < end, lane);
+        const auto count = static_cast<int>(end - first < kWarp ? end - first : kWarp);
+        for (int k = 0; k < count; ++k) {
+          const std::uint32_t slot = cuda::shuffle(slots, k);
+          if (slot == kNoRow) continue;
+          ++size;
+          const Storage* row = reinterpret_cast<const Storage*>(row_at(store, shape, slot));
+          const float weight = bags.weights != nullptr ? bags.weights[first + k] : 1.0f;
+          HOTLOOP_UNROLL
+          for (int r = 0; r < kWide; ++r) {
+            const std::int64_t j = column + r * kWarp + lane;
+            if (j >= shape.dim) break;
+            const float x = to_float(cuda::read_global(row + j));
+            if (bags.mode == PoolMode::kMax) {
+              const bool better = x > sum[r] || from[r] < 0;
+              sum[r] = better ? x : sum[r];
+              from[r] = better ? first + k : from[r];
+            } else {
+              sum[r] = sum[r] + weight * x;
+            }
+          }
+        }
+      }
+      HOTLOOP_UNROLL
+      for (int r = 0; r < kWide; ++r) {
+        const std::int64_t j = column + r * kWarp + lane;
+        if (j >= shape.dim) break;
+        const float x = bags.mode == PoolMode::kMean && size > 1 ? sum[r] / static_cast<float>(size) : sum[r];
+        put(reinterpret_cast<Out*>(out + bag * out_stride)[j], x);
+        if (largest != nullptr) largest[bag * shape.dim + j] = from[r];
+      }
+      if (sizes != nullptr && lane == 0) sizes[bag] = size;
+    }
+  }
+};
+
+// <row of a position, gradient of its bag>: sixteen lanes a position, in the order of sums of the CPU.
+template <class Storage>
+struct WeightGradient {
+  static constexpr std::int64_t kScratch = 0;
+  static constexpr int kHalf = kWarp / 2;
+  Store store;
+  Shape shape;
+  Bags bags;
+  const float* grad;
+  std::int64_t grad_stride;
+  float* out;  // (n,)
+
+  std::int64_t warps() const { return blocks_of(bags.n, kWarp); }
+
+  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
+    const std::int64_t first = warp * kWarp;
+    const std::uint32_t slots = bags.locate_at(store, first + lane, first + lane < bags.n, lane);
+    const int half = lane / kHalf;
+    for (int k = 0; k < kWarp && first + k < bags.n; k += 2) {
+      const std::int64_t position = first + k + half;
+      const std::uint32_t slot = cuda::shuffle(slots, k + half);
+      const bool is_there = position < bags.n && slot != kNoRow;
+      float part = 0.0f;
+      if (is_there) {
+        const Storage* row = reinterpret_cast<const Storage*>(row_at(store, shape, slot));
+        const float* g = grad + bags.bag_of(position) * grad_stride;
+        for (std::int64_t j = lane % kHalf; j < shape.dim; j += kHalf) {
+          part += to_float(cuda::read_global(row + j)) * g[j];
+        }
+      }
+      float sum = 0.0f;
+      for (int l = 0; l < kHalf; ++l) sum += cuda::shuffle(part, half * kHalf + l);
+      if (position < bags.n && lane % kHalf == 0) out[position] = is_there ? sum : 0.0f;
+    }
+  }
+};
+
+}  // namespace hotloop::table::gpu

@@ -1,0 +1,163 @@
+"""The table in the memory of a CUDA device, with the methods of ``_core.Table``.
+
+Arrays come as the front door exports them; the stream is the one that ``on`` was told last, the current one of the
+library whose keys a call was given.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import _arrays, _native
+
+
+def index_of(op: str, device: Any) -> int | None:
+    """The index of a CUDA device, or None for the CPU."""
+    text = "cpu" if device is None else str(device)
+    kind, _, number = text.partition(":")
+    if kind == "cpu" and number in ("", "0"):
+        return None
+    if kind != "cuda" or not (number == "" or (number.isascii() and number.isdigit())):
+        raise ValueError(
+            f'[{op}] device: expected "cpu", "cuda" or "cuda:<index>", got {device!r}.'
+        )
+    if number:
+        return int(number)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.current_device())
+    return 0
+
+
+def made(op: str, settings: dict[str, Any], index: int) -> DeviceTable:
+    """A table on that device; says what is missing where there is none."""
+    if settings["dtype"] == "int8":
+        raise NotImplementedError(
+            f"[{op}] dtype: expected float32, float16 or bfloat16 on cuda:{index}, got int8. "
+            "Serve int8 rows from a table on the CPU."
+        )
+    module = _native.cuda()
+    if module is None:
+        raise NotImplementedError(
+            f"[{op}] device: expected a build with hotloop._cuda for cuda:{index}, got one without. "
+            "Rebuild with -C cmake.define.HOTLOOP_CUDA=ON; `python -m hotloop info` shows what was loaded."
+        )
+    count = module.device_count()
+    if index >= count:
+        raise RuntimeError(
+            f"[{op}] device: expected one of {count} CUDA device(s), got cuda:{index}."
+        )
+    return DeviceTable(module, settings, index)
+
+
+def on(native: Any, like: Any) -> None:
+    """Let a table on a device run on the current stream of ``like``'s library; nothing on the CPU."""
+    if isinstance(native, DeviceTable):
+        native.use(_stream(like, native.index))
+
+
+def _stream(like: Any, index: int) -> int:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return int(torch.cuda.current_stream(index).cuda_stream)
+    return int(sys.modules["cupy"].cuda.get_current_stream(index).ptr)
+
+
+class DeviceTable:
+    """What a ``Table`` has in the place of ``_core.Table``."""
+
+    def __init__(self, module: ModuleType, settings: dict[str, Any], index: int) -> None:
+        self.index = index
+        self.full = module.TableFull
+        self._table = module.Table(settings, index, 0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+    @property
+    def tick(self) -> int:
+        return int(self._table.tick)
+
+    @tick.setter
+    def tick(self, value: int) -> None:
+        self._table.tick = value
+
+    @property
+    def generation(self) -> int:
+        return int(self._table.generation)
+
+    @generation.setter
+    def generation(self, value: int) -> None:
+        self._table.generation = value
+
+    def upsert(
+        self,
+        n: int,
+        keys: Any,
+        values: Any,
+        moment: Any,
+        admission: Any,
+        keep: bool,
+        rows: Any,
+        found: Any,
+    ) -> int:
+        """How many rows had to leave, which ``evicted`` gives out if they were kept."""
+        return int(
+            self._table.upsert(n, keys, values, moment, _asked(admission), keep, rows, found)
+        )
+
+    def pool_or_insert(
+        self,
+        bags: tuple[Any, ...],
+        moment: Any,
+        admission: Any,
+        rows: Any,
+        found: Any,
+        out: Any,
+        sizes: Any,
+        largest: Any,
+    ) -> None:
+        """In two passes: unknown keys go through sorts of the whole batch in any case."""
+        self.upsert(bags[0], bags[1], None, moment, admission, False, rows, found)
+        self._table.pool(bags, rows, out, sizes, largest)
+
+    def erase(self, n: int, keys: Any, found: Any) -> None:
+        """Keys on the device, or in NumPy arrays."""
+        if isinstance(keys, np.ndarray):
+            self._table.erase_host(n, keys, found)
+        else:
+            self._table.erase(n, keys, found)
+
+
+def _asked(admission: Any) -> Any:
+    """The filter as a function: it lives on the host."""
+    if admission is None:
+        return None
+    core = _native.core()
+
+    def ask(keys: bytes, counts: bytes) -> bytes:
+        k = np.frombuffer(keys, np.int64)
+        c = np.frombuffer(counts, np.uint32).astype(np.int64)
+        admitted = np.empty(len(k), bool)
+        if len(admission) == 2:
+            admission[0].admits(len(k), k, c, admission[1], admitted)
+        else:
+            seed, step, threshold, equal = admission
+            core.table_probabilistic(len(k), seed, k, step, c, threshold, equal, admitted)
+        return admitted.tobytes()
+
+    return ask
+
+
+def evicted(native: DeviceTable, m: int, keys: Any, dim: int, dtype: str) -> tuple[Any, Any, Any]:
+    """(keys, values, scores) of the rows that had to leave, in the kind of ``keys``."""
+    gone, scores = _arrays.empty(keys, (m,), "int64"), _arrays.empty(keys, (m,), "int64")
+    values = _arrays.empty(keys, (m, dim), dtype)
+    if m:
+        x = _arrays.exported
+        native.evicted(x(gone), x(values), x(scores))
+    return gone, values.float() if dtype == "bfloat16" else values, scores

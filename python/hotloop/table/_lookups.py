@@ -1,0 +1,257 @@
+"""The lookups of ``HashEmbedding`` and ``HashEmbeddingBag`` and their gradients: as registered operators, which
+name a table by a number, and as the eager route without the dispatcher.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _arrays
+from . import _columns
+from .table import Table
+
+_TABLES: weakref.WeakValueDictionary[int, Held] = weakref.WeakValueDictionary()
+_NUMBERS = itertools.count()
+
+
+class Held:
+    """What a registered operator names by a number: a table, and what backward does with it."""
+
+    def __init__(self, table: Table, mode: str) -> None:
+        self.table = table
+        self.mode = mode
+        self.fused = True
+        self.time: int | None = None
+        self.epoch: int | None = None
+        self.pending: list[tuple[Tensor, ...]] = []
+        self.number = next(_NUMBERS)
+        _TABLES[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.pending:  # they name rows by where these lie
+            raise ValueError(
+                f"[HashEmbedding] copy: expected no gradients kept for step(), got those of {len(self.pending)} "
+                "lookup(s). Call step() or zero_grad() first."
+            )
+        return {
+            "table": self.table,
+            "mode": self.mode,
+            "fused": self.fused,
+            "time": self.time,
+            "epoch": self.epoch,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["table"], state["mode"])  # type: ignore[misc]
+        self.fused, self.time = state["fused"], state["time"]
+        self.epoch = state.get("epoch")
+
+
+def forward(
+    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, number: int, insert: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(pooled, row of each id, ids with a row per bag, where each maximum came from)."""
+    held = _TABLES[number]
+    table = held.table
+    n = ids.numel()
+    bags = n if offsets is None else offsets.numel() - 1
+    op = "HashEmbedding"
+    if table.device != "cpu":
+        table._enter(op, ids)
+    dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
+    at = ids.device
+    out = torch.empty(bags, table.dim, dtype=dtype, device=at)
+    sizes = torch.empty(bags, dtype=torch.int64, device=at)
+    largest = torch.empty(
+        bags if held.mode == "max" else 0, table.dim, dtype=torch.int64, device=at
+    )
+    outs = (out, sizes, largest if held.mode == "max" else None)
+    given = _bags(held, ids, offsets, weights)
+    if insert:
+        moment = table._moment(op, ids, None, held.epoch, held.time)
+        rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
+    else:
+        rows = torch.empty(0, dtype=torch.int32, device=at)
+        table._native.pool(given, None, *(None if x is None else _arrays.exported(x) for x in outs))
+    return out, rows, sizes, largest
+
+
+def _bags(
+    held: Held, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
+) -> tuple[Any, ...]:
+    x = _arrays.exported
+    return (
+        ids.numel(),
+        x(ids),
+        ids.numel() if offsets is None else offsets.numel() - 1,
+        None if offsets is None else x(offsets),
+        None if weights is None else x(weights),
+        held.mode,
+        held.table._scale,
+    )
+
+
+def _backward(
+    grad: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    rows: Tensor,
+    sizes: Tensor,
+    largest: Tensor,
+    number: int,
+    of_weights: bool,
+) -> Tensor:
+    """Move the rows, or keep the gradients for ``step``; return the gradient of the weights."""
+    held = _TABLES[number]
+    grad = grad.float().contiguous()
+    if held.table.device != "cpu":
+        held.table._enter("HashEmbedding.backward", ids)
+    grad_weights = torch.empty(ids.numel() if of_weights else 0, device=ids.device)
+    x = _arrays.exported
+    frozen = rows.numel() != ids.numel()
+    if of_weights:  # before the rows move
+        held.table._native.weight_gradient(
+            _bags(held, ids, offsets, weights),
+            None if frozen else x(rows),
+            x(grad),
+            x(grad_weights),
+        )
+        if held.table._scale != 1.0:  # the loop takes int8 rows as whole numbers
+            grad_weights *= held.table._scale
+    if frozen:
+        return grad_weights
+    saved = (grad, ids, offsets, weights, rows, sizes, largest)
+    if held.fused:
+        apply(held, held.table._rule("backward", None), saved)
+    else:
+        held.pending.append(saved)  # type: ignore[arg-type]
+    return grad_weights
+
+
+def apply(held: Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
+    grad, ids, offsets, weights, rows, sizes, largest = saved
+    if ids.numel() == 0:  # and what has no elements has no address either
+        return 0
+    if held.table.device != "cpu":
+        held.table._enter("HashEmbedding.backward", ids)
+    _columns.check_finite("HashEmbedding.backward", grad)
+    top = largest if held.mode == "max" else None
+    return held.table._update(
+        rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time
+    )
+
+
+@torch.library.custom_op("hotloop::table_lookup", mutates_args=())
+def lookup_op(
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    number: int,
+    insert: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return forward(ids, offsets, weights, number, insert)
+
+
+@lookup_op.register_fake
+def _(
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    number: int,
+    insert: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    held = _TABLES[number]
+    table = held.table
+    bags = ids.shape[0] if offsets is None else offsets.shape[0] - 1
+    dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)
+    return (
+        ids.new_empty((bags, table.dim), dtype=dtype),
+        ids.new_empty((ids.shape[0] if insert else 0,), dtype=torch.int32),
+        ids.new_empty((bags,), dtype=torch.int64),
+        ids.new_empty((bags if held.mode == "max" else 0, table.dim), dtype=torch.int64),
+    )
+
+
+# The gradient of the anchor is what keeps the operator in a compiled graph: a pure function without a used result
+# would be dropped.
+@torch.library.custom_op("hotloop::table_update", mutates_args=())
+def _update_op(
+    grad: Tensor,
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    rows: Tensor,
+    sizes: Tensor,
+    largest: Tensor,
+    number: int,
+    of_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    grad_weights = _backward(grad, ids, offsets, weights, rows, sizes, largest, number, of_weights)
+    return torch.zeros_like(anchor), grad_weights
+
+
+@_update_op.register_fake
+def _(
+    grad: Tensor,
+    anchor: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    rows: Tensor,
+    sizes: Tensor,
+    largest: Tensor,
+    number: int,
+    of_weights: bool,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(anchor), ids.new_empty(
+        (ids.shape[0] if of_weights else 0,), dtype=torch.float32
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    anchor, ids, offsets, weights, ctx.number, _ = inputs
+    ctx.save_for_backward(anchor, ids, offsets, weights, *output[1:])
+
+
+def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    anchor, ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
+    of_weights = weights is not None and ctx.needs_input_grad[3]
+    grad_anchor, grad_weights = _update_op(
+        grad, anchor, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
+    )
+    return grad_anchor, None, None, grad_weights if of_weights else None, None, None
+
+
+lookup_op.register_autograd(_op_backward, setup_context=_setup)
+
+
+class Direct(torch.autograd.Function):
+    """The eager route: the same without the dispatcher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any, insert: Any
+    ) -> Any:
+        out, rows, sizes, largest = forward(ids, offsets, weights, number, insert)
+        ctx.save_for_backward(ids, offsets, weights, rows, sizes, largest)
+        ctx.number = number
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
+        of_weights = weights is not None and ctx.needs_input_grad[3]
+        grad_weights = _backward(
+            grad, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
+        )
+        return None, None, None, grad_weights if of_weights else None, None, None

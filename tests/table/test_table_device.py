@@ -1,0 +1,81 @@
+"""What a table says of devices where there is none to use: without a GPU, and without a build for one."""
+
+from __future__ import annotations
+
+import copy
+import types
+
+import numpy as np
+import pytest
+from hotloop import _native
+from hotloop.table import Table, _device
+
+
+def without(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
+    monkeypatch.setattr(_native, "cuda", lambda: module)
+
+
+def test_a_build_without_cuda_says_what_to_do(monkeypatch):
+    without(monkeypatch, None)
+    with pytest.raises(
+        NotImplementedError,
+        match=r"\[Table\] device: expected a build with hotloop._cuda for cuda:1, got one without",
+    ):
+        Table(4, device="cuda:1")
+
+
+def test_a_machine_without_a_device_says_how_many_there_are(monkeypatch):
+    without(monkeypatch, types.SimpleNamespace(device_count=lambda: 0))
+    with pytest.raises(
+        RuntimeError, match=r"\[Table\] device: expected one of 0 CUDA device\(s\), got cuda:0"
+    ):
+        Table(4, device="cuda:0")
+
+
+def test_int8_rows_stay_on_the_cpu(monkeypatch):
+    without(monkeypatch, None)
+    with pytest.raises(
+        NotImplementedError, match=r"\[Table\] dtype: expected float32, .* on cuda:0, got int8"
+    ):
+        Table(4, dtype="int8", device="cuda:0")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "cpu:1", 0, "cuda:²"])
+def test_other_devices_are_refused(device):
+    with pytest.raises(
+        ValueError, match=r'\[Table\] device: expected "cpu", "cuda" or "cuda:<index>"'
+    ):
+        Table(4, device=device)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_the_cpu_never_asks_for_cuda(monkeypatch, device):
+    def asked() -> None:
+        raise AssertionError("a table on the CPU loaded the CUDA module")
+
+    monkeypatch.setattr(_native, "cuda", asked)
+    table = Table(2, device=device)
+    assert table.device == "cpu"
+    keys = np.array([3, -1])
+    table.insert_or_assign(keys, np.ones((2, 2), np.float32))
+    assert table.find(keys).found.all()
+    assert copy.deepcopy(table).device == "cpu"
+    assert table.quantized("float16").find(keys).values.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_filters_answer_in_bytes():
+    """How a table on a device asks a filter, which lives on the host."""
+    from hotloop.table import CountFilter
+
+    assert _device._asked(None) is None
+    keys, counts = np.array([5, 6], np.int64), np.array([1, 3], np.uint32)
+    counter = CountFilter(100, threshold=1)
+    ask = _device._asked((counter._native, counter.threshold))
+    assert ask(keys.tobytes(), counts.tobytes()) == b"\0\0"
+    assert ask(keys.tobytes(), counts.tobytes()) == b"\1\1"
+    always = _device._asked((7, 1, 0.0, False))
+    assert always(keys.tobytes(), counts.tobytes()) == b"\1\1"
+    likely = _device._asked((7, 1, 3.0, False))
+    many = np.arange(3000, dtype=np.int64)
+    let_in = np.frombuffer(likely(many.tobytes(), np.ones(3000, np.uint32).tobytes()), np.uint8)
+    assert 850 < let_in.sum() < 1150
