@@ -79,3 +79,34 @@ def test_filters_answer_in_bytes():
     many = np.arange(3000, dtype=np.int64)
     let_in = np.frombuffer(likely(many.tobytes(), np.ones(3000, np.uint32).tobytes()), np.uint8)
     assert 850 < let_in.sum() < 1150
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_batch_that_did_not_fit_was_not_seen(fits):
+    from hotloop.table import CountFilter
+
+    class Full(Exception):
+        pass
+
+    class FakeTable:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def upsert(self, n, keys, values, moment, ask, keep, rows, found):
+            assert ask(keys.tobytes(), np.ones(n, np.uint32).tobytes()) == b"\0\0"
+            if not fits:
+                raise Full
+            return 0
+
+    settings = {"max_rows": 1, "strategy": "none"}
+    table = _device.DeviceTable(types.SimpleNamespace(Table=FakeTable, TableFull=Full), settings, 0)
+    counter, keys = CountFilter(100, threshold=1), np.array([5, 6], np.int64)
+    counter.add(np.array([5]))
+    admission = (counter._native, 9)
+    if fits:
+        table.upsert(2, keys, None, None, admission, False, None, None)
+        assert counter.add(keys).tolist() == [2, 1]
+    else:
+        with pytest.raises(Full):
+            table.upsert(2, keys, None, None, admission, False, None, None)
+        assert counter.add(keys).tolist() == [1, 0]

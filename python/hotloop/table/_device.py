@@ -73,6 +73,7 @@ class DeviceTable:
     def __init__(self, module: ModuleType, settings: dict[str, Any], index: int) -> None:
         self.index = index
         self.full = module.TableFull
+        self._refuses = settings["max_rows"] is not None and settings["strategy"] == "none"
         self._table = module.Table(settings, index, 0)
 
     def __getattr__(self, name: str) -> Any:
@@ -106,9 +107,15 @@ class DeviceTable:
         found: Any,
     ) -> int:
         """How many rows had to leave, which ``evicted`` gives out if they were kept."""
-        return int(
-            self._table.upsert(n, keys, values, moment, _asked(admission), keep, rows, found)
-        )
+        ask = _asked(admission)
+        counts = self._refuses and admission is not None and len(admission) == 2
+        before = _sightings(admission[0]) if counts else None
+        try:
+            return int(self._table.upsert(n, keys, values, moment, ask, keep, rows, found))
+        except self.full:  # a batch that did not fit has not been seen
+            if before is not None:
+                admission[0].load(*before)
+            raise
 
     def pool_or_insert(
         self,
@@ -131,6 +138,12 @@ class DeviceTable:
             self._table.erase_host(n, keys, found)
         else:
             self._table.erase(n, keys, found)
+
+
+def _sightings(counter: Any) -> tuple[Any, ...]:
+    splits = len(counter.save(None)[3])
+    cells = np.empty((splits, counter.cells_per_split, 2), np.uint8)
+    return (*counter.save(cells), cells)
 
 
 def _asked(admission: Any) -> Any:
