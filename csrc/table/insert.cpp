@@ -370,6 +370,7 @@ void Table::upsert_within(const Upsert& call) {
 
 // One key after the other, in the order of the batch: who is evicted depends on it.
 void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions) {
+  if (call.evicts != nullptr) *call.evicts = true;
   grow(settings_.max_rows);
   const std::shared_lock together(structure_);
   const std::shared_ptr<Index> index = this->index();

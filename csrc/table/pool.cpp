@@ -281,16 +281,30 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
   some.rows = rows.data();
   some.found = found.data();
   if (!scores.empty()) some.stamp.scores = scores.data();
+  bool evicts = false;
+  some.evicts = &evicts;
   table.upsert(some);
   note_uses();
-  std::vector<std::int64_t> again;  // bags
-  std::int64_t bag = 0;
+  std::vector<std::int64_t> changed;  // positions
   for (std::size_t i = 0; i < n; ++i) {
     call.rows[missing[i]] = rows[i];
     if (call.found != nullptr) call.found[missing[i]] = found[i];
-    if (rows[i] == kNoRow) continue;
-    if (bags.offsets == nullptr) bag = missing[i];
-    else bag = std::upper_bound(bags.offsets + bag, bags.offsets + bags.count, missing[i]) - bags.offsets - 1;
+    if (rows[i] != kNoRow) changed.push_back(missing[i]);
+  }
+  if (evicts) {  // what is pooled is what is there after the batch: a known key may have had to leave for another
+    std::vector<std::uint32_t> now(static_cast<std::size_t>(call.keys.count));
+    table.locate(call.keys, now.data());
+    for (std::int64_t i = 0; i < call.keys.count; ++i) {
+      if (call.rows[i] != now[static_cast<std::size_t>(i)]) changed.push_back(i);
+      call.rows[i] = now[static_cast<std::size_t>(i)];
+    }
+    std::sort(changed.begin(), changed.end());
+  }
+  std::vector<std::int64_t> again;  // bags
+  std::int64_t bag = 0;
+  for (const std::int64_t at : changed) {
+    if (bags.offsets == nullptr) bag = at;
+    else bag = std::upper_bound(bags.offsets + bag, bags.offsets + bags.count, at) - bags.offsets - 1;
     if (again.empty() || again.back() != bag) again.push_back(bag);
   }
   parallel_for(static_cast<std::int64_t>(again.size()), kGrain / 8, [&](std::int64_t begin, std::int64_t end) {

@@ -69,6 +69,7 @@ struct Upsert {
   Evicted* evicted = nullptr;
   std::uint32_t* rows = nullptr;   // (n,) out: the row of each key, kNoRow if it was not let in
   std::uint8_t* found = nullptr;   // (n,) out, optional: the key was there before
+  bool* evicts = nullptr;          // out, optional: set if somebody may have had to leave
 };
 
 // What became of one key of a batch.

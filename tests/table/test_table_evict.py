@@ -7,6 +7,7 @@ from hotloop.table import (
     SGD,
     Constant,
     CountFilter,
+    HashEmbeddingBag,
     ProbabilisticFilter,
     Table,
     TableFullError,
@@ -265,3 +266,34 @@ def test_admission_and_eviction_together():
     assert table.export().keys.tolist() == [1, 2, 3]
     table.find_or_insert(np.array([4, 6]))
     assert table.export().keys.tolist() == [2, 3, 4]
+
+
+def test_who_leaves_in_a_batch_reads_as_zeros_in_it():
+    """Known keys are used first; what is returned is what is there after the batch."""
+    table = Table(2, evict_strategy="lru", max_capacity=3, capacity=1, initializer=Constant(1.0))
+    table.find_or_insert(np.array([0, 5]))
+    looked = table.find_or_insert(np.array([5, 0, 6, 7, 0]))
+    assert looked.found.tolist() == [True, True, False, False, True]
+    # All four have the number of this call for a score, and of equal scores the lower key goes.
+    assert looked.values.tolist() == [[1, 1], [0, 0], [1, 1], [1, 1], [0, 0]]
+    assert sorted(table.export().keys.tolist()) == [5, 6, 7]
+
+
+def test_a_bag_is_pooled_of_who_stays():
+    layer = HashEmbeddingBag(
+        2,
+        mode="mean",
+        optimizer=SGD(lr=1.0),
+        evict_strategy="lru",
+        max_capacity=3,
+        initializer=Constant(1.0),
+    )
+    layer.table.insert_or_assign(torch.tensor([0, 5]), torch.tensor([[8.0, 8.0], [3.0, 3.0]]))
+    pooled = layer(torch.tensor([0, 5, 6, 7]), torch.tensor([0, 2]))
+    assert pooled.tolist() == [[3.0, 3.0], [1.0, 1.0]]
+    pooled.sum().backward()
+    assert layer.table.find(torch.tensor([5, 6, 7])).values.tolist() == [
+        [2, 2],
+        [0.5, 0.5],
+        [0.5, 0.5],
+    ]
