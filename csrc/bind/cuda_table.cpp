@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "bind/arguments.hpp"
 #include "bind/register.hpp"
+#include "bind/table_arguments.hpp"
 #include "bind/table_rules.hpp"
 #include "kernels/table/table_cuda.hpp"
 #include "table/updates.hpp"
@@ -20,70 +20,33 @@ using namespace hotloop::table;
 using gpu::CudaTable;
 using Size = std::int64_t;
 
-constexpr std::size_t kMostArrays = 12;
-
-// The methods are those of _core.Table, with arrays in device memory. The front door has checked everything; this keeps
-// a wrong call from touching memory that is not its own.
-class Given {
- public:
-  explicit Given(const char* op, std::int32_t device = dlpack::kCuda) : a_(op, kMostArrays, device) {}
-
-  template <class T>
-  T* column(const py::object& object, const char* name, Size n, bool writable) {
-    return static_cast<T*>(a_.dense(object, name, DtypeOf<T>::value, {n}, writable).data);
-  }
-  std::uint64_t* words(const py::object& object, const char* name, Size n, bool writable) {
-    return reinterpret_cast<std::uint64_t*>(column<std::int64_t>(object, name, n, writable));
-  }
-  std::uint32_t* numbers(const py::object& object, const char* name, Size n, bool writable) {
-    return reinterpret_cast<std::uint32_t*>(column<std::int32_t>(object, name, n, writable));
-  }
-  gpu::Rows matrix(const py::object& object, const char* name, Dtype dtype, Size n, Size width, bool writable) {
-    if (object.is_none()) return {};
-    const View& view = a_.tile(object, name, writable);
-    // NumPy has no bfloat16: its bits come as float16.
-    const bool bits = dtype == Dtype::kBFloat16 && view.dtype == Dtype::kFloat16;
-    if (view.dtype != dtype && !bits) {
-      fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
-    }
-    if (view.shape[0] != n || view.shape[1] != width) fail(name, "wrong shape " + view.shape_text());
-    // The stride of a single row, or of none, says nothing.
-    const Size stride = n > 1 ? view.stride[0] : width;
-    return {static_cast<char*>(view.data), stride * item_size(view.dtype)};
-  }
-  const View& tile(const py::object& object, const char* name, bool writable) {
-    return a_.tile(object, name, writable);
-  }
-  const std::int64_t* whole(const py::object& object, const char* name, Size n, Size width, bool writable) {
-    return static_cast<const std::int64_t*>(a_.dense(object, name, Dtype::kInt64, {n, width}, writable).data);
-  }
-  [[noreturn]] void fail(const char* name, const std::string& what) const { a_.fail(name, what); }
-
- private:
-  Arguments a_;
+// The methods are those of _core.Table, with arrays in device memory.
+struct Given : Arguments {
+  static constexpr std::size_t kMostArrays = 12;
+  explicit Given(const char* op, std::int32_t device = dlpack::kCuda) : Arguments(op, kMostArrays, device) {}
 };
 
 void run_find(CudaTable& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
               const py::object& scores) {
   Given a("Table.find");
-  const auto* k = a.words(keys, "keys", n, false);
-  const gpu::Rows v = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, true);
-  auto* f = a.column<std::uint8_t>(found, "found", n, true);
-  auto* s = a.words(scores, "scores", n, true);
+  const auto* k = words(a, keys, "keys", n, false);
+  const gpu::Rows v = matrix<gpu::Rows>(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  auto* s = words(a, scores, "scores", n, true);
   py::gil_scoped_release release;
   t.find(k, n, v, f, s);
 }
 
 void run_locate(CudaTable& t, Size n, const py::object& keys, const py::object& rows) {
   Given a("Table.locate");
-  const auto* k = a.words(keys, "keys", n, false);
-  auto* r = a.numbers(rows, "rows", n, true);
+  const auto* k = words(a, keys, "keys", n, false);
+  auto* r = numbers(a, rows, "rows", n, true);
   py::gil_scoped_release release;
   t.locate(k, n, r);
 }
 
 gpu::Moment moment_of(Given& a, const py::tuple& t, Size n) {
-  return {a.words(t[0], "scores", n, false), t[1].cast<std::uint64_t>(), t[2].cast<std::uint32_t>()};
+  return {words(a, t[0], "scores", n, false), t[1].cast<std::uint64_t>(), t[2].cast<std::uint32_t>()};
 }
 
 template <class T>
@@ -109,14 +72,14 @@ Size run_upsert(CudaTable& t, Size n, const py::object& keys, const py::object& 
   Given a("Table.upsert");
   const gpu::Ask ask = ask_of(admission);
   gpu::UpsertCall call;
-  call.keys = a.words(keys, "keys", n, false);
+  call.keys = words(a, keys, "keys", n, false);
   call.n = n;
-  call.values = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, false);
+  call.values = matrix<gpu::Rows>(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
   call.moment = moment_of(a, moment, n);
   call.ask = ask ? &ask : nullptr;
   call.keep_evicted = keep_evicted;
-  call.rows = a.numbers(rows, "rows", n, true);
-  call.found = a.column<std::uint8_t>(found, "found", n, true);
+  call.rows = numbers(a, rows, "rows", n, true);
+  call.found = column<std::uint8_t>(a, found, "found", n, true);
   py::gil_scoped_release release;
   t.upsert(call);
   return t.evicted();
@@ -125,9 +88,9 @@ Size run_upsert(CudaTable& t, Size n, const py::object& keys, const py::object& 
 void run_evicted(CudaTable& t, const py::object& keys, const py::object& values, const py::object& scores) {
   Given a("Table.evicted");
   const Size n = t.evicted();
-  auto* k = a.words(keys, "keys", n, true);
-  const gpu::Rows v = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, true);
-  auto* s = a.words(scores, "scores", n, true);
+  auto* k = words(a, keys, "keys", n, true);
+  const gpu::Rows v = matrix<gpu::Rows>(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
+  auto* s = words(a, scores, "scores", n, true);
   const Size width = t.settings().dim * item_size(t.settings().dtype);
   if (n > 1 && v.stride != width) a.fail("values", "expected a contiguous array");
   py::gil_scoped_release release;
@@ -137,26 +100,26 @@ void run_evicted(CudaTable& t, const py::object& keys, const py::object& values,
 void run_assign(CudaTable& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
                 bool accumulate, const py::object& found) {
   Given a("Table.assign");
-  const auto* k = a.words(keys, "keys", n, false);
-  const gpu::Rows v = a.matrix(values, "values", t.settings().dtype, n, t.settings().dim, false);
+  const auto* k = words(a, keys, "keys", n, false);
+  const gpu::Rows v = matrix<gpu::Rows>(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
   const gpu::Moment m = moment_of(a, moment, n);
-  auto* f = a.column<std::uint8_t>(found, "found", n, true);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
   py::gil_scoped_release release;
   t.assign(k, n, v, m, accumulate, f);
 }
 
 void run_erase(CudaTable& t, Size n, const py::object& keys, const py::object& found) {
   Given a("Table.erase");
-  const auto* k = a.words(keys, "keys", n, false);
-  auto* f = a.column<std::uint8_t>(found, "found", n, true);
+  const auto* k = words(a, keys, "keys", n, false);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
   py::gil_scoped_release release;
   t.erase(k, n, f);
 }
 
 void run_erase_host(CudaTable& t, Size n, const py::object& keys, const py::object& found) {
   Given a("Table.erase", dlpack::kCpu);
-  const auto* k = a.words(keys, "keys", n, false);
-  auto* f = a.column<std::uint8_t>(found, "found", n, true);
+  const auto* k = words(a, keys, "keys", n, false);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
   py::gil_scoped_release release;
   t.erase_host(k, n, f);
 }
@@ -164,11 +127,11 @@ void run_erase_host(CudaTable& t, Size n, const py::object& keys, const py::obje
 // arrays: (keys, values, state, scores, times) in host memory, None where not wanted.
 gpu::HostRows host_rows_of(Given& a, const CudaTable& t, const py::tuple& arrays, Size n, bool writable) {
   gpu::HostRows r;
-  r.keys = a.words(arrays[0], "keys", n, writable);
-  r.values = a.matrix(arrays[1], "values", t.settings().dtype, n, t.settings().dim, writable);
-  r.state = a.matrix(arrays[2], "state", Dtype::kFloat32, n, t.states(), writable);
-  r.scores = a.words(arrays[3], "scores", n, writable);
-  r.times = a.numbers(arrays[4], "times", n, writable);
+  r.keys = words(a, arrays[0], "keys", n, writable);
+  r.values = matrix<gpu::Rows>(a, arrays[1], "values", t.settings().dtype, n, t.settings().dim, writable);
+  r.state = matrix<gpu::Rows>(a, arrays[2], "state", Dtype::kFloat32, n, t.states(), writable);
+  r.scores = words(a, arrays[3], "scores", n, writable);
+  r.times = numbers(a, arrays[4], "times", n, writable);
   return r;
 }
 
@@ -194,14 +157,14 @@ void run_import(CudaTable& t, Size n, const py::tuple& arrays) {
 gpu::BagCall bags_of(Given& a, const py::tuple& t, const py::object& rows) {
   gpu::BagCall b;
   b.n = t[0].cast<Size>();
-  b.keys = a.words(t[1], "keys", b.n, false);
+  b.keys = words(a, t[1], "keys", b.n, false);
   b.count = t[2].cast<Size>();
   if (b.count < 0) a.fail("bags", "negative");
-  b.offsets = a.column<std::int64_t>(t[3], "offsets", b.count + 1, false);
+  b.offsets = column<std::int64_t>(a, t[3], "offsets", b.count + 1, false);
   if (b.offsets == nullptr && b.count != b.n) a.fail("bags", "expected one per key");
-  b.weights = a.column<float>(t[4], "weights", b.n, false);
+  b.weights = column<float>(a, t[4], "weights", b.n, false);
   b.mode = static_cast<gpu::Mode>(pool_named(t[5].cast<std::string>()));
-  b.rows = a.numbers(rows, "rows", b.n, false);
+  b.rows = numbers(a, rows, "rows", b.n, false);
   return b;
 }
 
@@ -209,13 +172,10 @@ void run_pool(CudaTable& t, const py::tuple& bags, const py::object& rows, const
               const py::object& sizes, const py::object& largest) {
   Given a("Table.pool");
   const gpu::BagCall b = bags_of(a, bags, rows);
-  const View& view = a.tile(out, "out", true);
-  const Size dim = t.settings().dim;
-  if (view.shape[0] != b.count || view.shape[1] != dim) a.fail("out", "wrong shape " + view.shape_text());
-  if (view.dtype != Dtype::kFloat32 && view.dtype != t.settings().dtype) a.fail("out", "wrong type");
-  const gpu::Rows rows_out{static_cast<char*>(view.data), (b.count > 1 ? view.stride[0] : dim) * item_size(view.dtype)};
-  auto* s = a.column<std::int64_t>(sizes, "sizes", b.count, true);
-  auto* l = const_cast<std::int64_t*>(a.whole(largest, "largest", b.count, dim, true));
+  const View& view = pooled(a, out, t.settings().dtype, b.count, t.settings().dim);
+  const auto rows_out = rows_of<gpu::Rows>(view);
+  auto* s = column<std::int64_t>(a, sizes, "sizes", b.count, true);
+  auto* l = static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
   const bool wide = view.dtype == Dtype::kFloat32;
   py::gil_scoped_release release;
   t.pool(b, rows_out, wide, s, l);
@@ -225,8 +185,8 @@ void run_weight_gradient(CudaTable& t, const py::tuple& bags, const py::object& 
                          const py::object& out) {
   Given a("Table.weight_gradient");
   const gpu::BagCall b = bags_of(a, bags, rows);
-  const gpu::Rows g = a.matrix(grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
-  auto* o = a.column<float>(out, "out", b.n, true);
+  const gpu::Rows g = matrix<gpu::Rows>(a, grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
+  auto* o = column<float>(a, out, "out", b.n, true);
   py::gil_scoped_release release;
   t.weight_gradient(b, reinterpret_cast<const float*>(g.data), g.stride / 4, o);
 }
@@ -241,11 +201,11 @@ Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const
   if (state_floats(u.spec, t.settings().dim) != t.states()) a.fail("rule", "another state than the table's");
   u.time = time;
   u.seed = seed;
-  const gpu::Rows g = a.matrix(grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
+  const gpu::Rows g = matrix<gpu::Rows>(a, grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
   u.grad = reinterpret_cast<const float*>(g.data);
   u.grad_stride = g.stride / 4;
-  u.sizes = a.column<std::int64_t>(sizes, "sizes", b.count, false);
-  u.largest = a.whole(largest, "largest", b.count, t.settings().dim, false);
+  u.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, false);
+  u.largest = static_cast<const std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, false).data);
   if (b.rows == nullptr && b.n > 0) a.fail("rows", "missing");
   if (b.mode == gpu::Mode::kMean && u.sizes == nullptr) a.fail("sizes", "missing");
   if (b.mode == gpu::Mode::kMax && u.largest == nullptr) a.fail("largest", "missing");

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <vector>
 
-#include "bind/arguments.hpp"
 #include "bind/register.hpp"
+#include "bind/table_arguments.hpp"
 #include "bind/table_rules.hpp"
 #include "table/filter.hpp"
 #include "table/pool.hpp"
@@ -20,26 +20,6 @@ namespace {
 using namespace hotloop::table;
 using Size = std::int64_t;
 
-// The front door has checked everything; this keeps a wrong call from touching memory that is not its own.
-template <class T>
-T* column(Arguments& a, const py::object& object, const char* name, Size n, bool writable) {
-  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, {n}, writable).data);
-}
-std::uint64_t* words(Arguments& a, const py::object& object, const char* name, Size n, bool writable) {
-  return reinterpret_cast<std::uint64_t*>(column<std::int64_t>(a, object, name, n, writable));
-}
-std::uint32_t* numbers(Arguments& a, const py::object& object, const char* name, Size n, bool writable) {
-  return reinterpret_cast<std::uint32_t*>(column<std::int32_t>(a, object, name, n, writable));
-}
-Values matrix(Arguments& a, const py::object& object, const char* name, Dtype dtype, Size n, Size width, bool writable) {
-  if (object.is_none()) return {};
-  const View& view = a.tile(object, name, writable);
-  // NumPy has no bfloat16: its bits come as float16.
-  const bool bits = dtype == Dtype::kBFloat16 && view.dtype == Dtype::kFloat16;
-  if (view.dtype != dtype && !bits) a.fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
-  if (view.shape[0] != n || view.shape[1] != width) a.fail(name, "wrong shape " + view.shape_text());
-  return {static_cast<char*>(view.data), view.stride[0] * item_size(view.dtype)};
-}
 Keys keys_of(Arguments& a, const py::object& object, Size n) { return {words(a, object, "keys", n, false), n}; }
 
 struct Moment {  // (scores, epoch, time)
@@ -53,7 +33,7 @@ struct Moment {  // (scores, epoch, time)
 void run_find(const Table& t, Size n, const py::object& keys, const py::object& values, const py::object& found, const py::object& scores) {
   Arguments a("Table.find", 4);
   const Keys k = keys_of(a, keys, n);
-  const Values v = matrix(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
+  const Values v = matrix<Values>(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
   auto* f = column<std::uint8_t>(a, found, "found", n, true);
   auto* s = words(a, scores, "scores", n, true);
   py::gil_scoped_release release;
@@ -96,7 +76,7 @@ py::object run_upsert(Table& t, Size n, const py::object& keys, const py::object
   Evicted evicted;
   Upsert call;
   call.keys = keys_of(a, keys, n);
-  call.values = matrix(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
+  call.values = matrix<Values>(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
   call.stamp = m.stamp(a, n);
   call.admission = admit.admits ? &admit : nullptr;
   call.evicted = keep_evicted ? &evicted : nullptr;
@@ -114,7 +94,7 @@ void run_assign(Table& t, Size n, const py::object& keys, const py::object& valu
   Arguments a("Table.assign", 4);
   const Moment m(moment);
   const Keys k = keys_of(a, keys, n);
-  const Values v = matrix(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
+  const Values v = matrix<Values>(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
   const Stamp s = m.stamp(a, n);
   auto* f = column<std::uint8_t>(a, found, "found", n, true);
   py::gil_scoped_release release;
@@ -133,8 +113,8 @@ void run_erase(Table& t, Size n, const py::object& keys, const py::object& found
 Table::Export export_of(Arguments& a, const Table& t, const py::tuple& arrays, Size n, bool writable) {
   Table::Export e;
   e.keys = words(a, arrays[0], "keys", n, writable);
-  e.values = matrix(a, arrays[1], "values", t.settings().dtype, n, t.settings().dim, writable);
-  e.state = matrix(a, arrays[2], "state", Dtype::kFloat32, n, t.layout().states, writable);
+  e.values = matrix<Values>(a, arrays[1], "values", t.settings().dtype, n, t.settings().dim, writable);
+  e.state = matrix<Values>(a, arrays[2], "state", Dtype::kFloat32, n, t.layout().states, writable);
   e.scores = words(a, arrays[3], "scores", n, writable);
   e.times = numbers(a, arrays[4], "times", n, writable);
   return e;
@@ -180,11 +160,8 @@ Bags bags_of(Arguments& a, const py::tuple& t) {
 
 Pooled pooled_of(Arguments& a, const Table& t, const Bags& b, const py::object& out, const py::object& sizes, const py::object& largest) {
   Pooled p;
-  const View& view = a.tile(out, "out", true);
-  if (view.shape[0] != b.count || view.shape[1] != t.settings().dim) a.fail("out", "wrong shape " + view.shape_text());
-  const Dtype stored = t.settings().dtype;
-  if (view.dtype != Dtype::kFloat32 && (view.dtype != stored || stored == Dtype::kUInt8)) a.fail("out", "wrong type");
-  p.out = {static_cast<char*>(view.data), view.stride[0] * item_size(view.dtype)};
+  const View& view = bind::pooled(a, out, t.settings().dtype, b.count, t.settings().dim);
+  p.out = rows_of<Values>(view);
   p.dtype = view.dtype;
   p.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, true);
   p.largest = static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
@@ -218,7 +195,7 @@ void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment
 }
 
 const float* gradient_of(Arguments& a, const Table& t, const Bags& b, const py::object& grad, Size& stride) {
-  const Values g = matrix(a, grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
+  const Values g = matrix<Values>(a, grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
   stride = g.stride / 4;
   return reinterpret_cast<const float*>(g.data);
 }

@@ -142,23 +142,20 @@ Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t k
   if (there != kNoRow) return {there, true};
   Bucket* const bucket = index.room_before(end, hash);
   crossed = bucket == nullptr;
-  if (crossed || !take_room(source, room_at_once)) return {kNoRow, false};
-  const std::uint32_t row = source.take();
+  if (crossed) return {kNoRow, false};
+  const std::uint32_t row = source.take();  // before room is taken: it may throw
+  if (!take_room(source, room_at_once)) {
+    source.give(row);
+    return {kNoRow, false};
+  }
   if (layout_.score >= 0 || layout_.version >= 0) {
     make_row(row, key, call, at);
   } else {
     // Nobody writes to a row that no bucket names. Whoever still has its number from an earlier owner looks at the
     // key, which comes last; whoever scans the rows looks at the live bits, which come later.
-    char* const p = arena_.row(row);
-    if constexpr (kWordByWord) {
-      std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
-      fill(copy.data(), key, call, at);
-      copy_in(p + 8, copy.data() + 8, copy.size() - 8);
-    } else {
-      fill(p, key, call, at);
-    }
+    char* const p = fill(row, key, call, at);
     if (layout_.time >= 0) store_relaxed(p + layout_.time, call.stamp.time);
-    __atomic_store_n(reinterpret_cast<std::uint64_t*>(p), key, __ATOMIC_RELEASE);
+    publish_key(p, key);
     source.live(row);
   }
   index.place_alone(bucket, hash, row);
@@ -168,15 +165,7 @@ Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t k
 
 void Table::make_row(std::uint32_t row, std::uint64_t key, const Upsert& call, std::int64_t at) {
   const SeqLocks::Writing writing(locks_, row);
-  char* const p = arena_.row(row);
-  if constexpr (kWordByWord) {
-    std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
-    fill(copy.data(), key, call, at);
-    copy_in(p + 8, copy.data() + 8, copy.size() - 8);
-  } else {
-    fill(p, key, call, at);
-  }
-  __atomic_store_n(reinterpret_cast<std::uint64_t*>(p), key, __ATOMIC_RELEASE);
+  publish_key(fill(row, key, call, at), key);
   arena_.set_live(row, true);  // first: the evictor passes over rows that are not
   touch(row, call.stamp, at, true, true);
 }

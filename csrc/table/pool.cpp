@@ -1,8 +1,8 @@
 #include "table/pool.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
-#include <mutex>
 #include <vector>
 
 #include "core/parallel.hpp"
@@ -246,16 +246,14 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
   const Settings& settings = table.settings();
   const bool refuses = settings.strategy == Strategy::kNone && settings.max_rows < kMaxRows;
   const bool uses = table.keeps_uses() && !refuses;
-  std::mutex mutex;
-  std::vector<std::int64_t> missing;
+  std::atomic<bool> some_missing{false};
   pool_and_visit(table, bags, nullptr, pooled, [&](std::int64_t at, std::uint64_t key, std::uint32_t row) {
     call.rows[at] = row;
     if (call.found != nullptr) call.found[at] = row != kNoRow;
-    if (row == kNoRow) {
-      const std::lock_guard lock(mutex);
-      missing.push_back(at);
-    } else if (uses) {
-      table.use(key, row, call.stamp, at);
+    if (row != kNoRow) {
+      if (uses) table.use(key, row, call.stamp, at);
+    } else if (!some_missing.load(std::memory_order_relaxed)) {
+      some_missing.store(true, std::memory_order_relaxed);
     }
   });
   const auto note_uses = [&] {
@@ -266,8 +264,11 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
       }
     });
   };
-  if (missing.empty()) return note_uses();
-  std::sort(missing.begin(), missing.end());
+  if (!some_missing) return note_uses();
+  std::vector<std::int64_t> missing;
+  for (std::int64_t i = 0; i < call.keys.count; ++i) {
+    if (call.rows[i] == kNoRow) missing.push_back(i);
+  }
   const std::size_t n = missing.size();
   std::vector<std::uint64_t> keys(n), scores(call.stamp.scores != nullptr ? n : 0);
   std::vector<std::uint32_t> rows(n);

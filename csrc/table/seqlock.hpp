@@ -43,6 +43,9 @@ static inline void store_relaxed(void* p, T x) {
 static inline std::uint64_t row_key(const char* row) {
   return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(row), __ATOMIC_ACQUIRE);
 }
+static inline void publish_key(char* row, std::uint64_t key) {
+  __atomic_store_n(reinterpret_cast<std::uint64_t*>(row), key, __ATOMIC_RELEASE);
+}
 
 template <class Word>
 static inline void copy_words(char* to, const char* from, std::size_t& bytes, std::size_t& at, bool shared_source) {

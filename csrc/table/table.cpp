@@ -136,6 +136,18 @@ void Table::initialize(char* row, std::uint64_t key) const {
   store_floats(settings_.dtype, drawn, values, layout_.dim);
 }
 
+char* Table::fill(std::uint32_t row, std::uint64_t key, const Upsert& call, std::int64_t at) const {
+  char* const p = arena_.row(row);
+  if constexpr (kWordByWord) {
+    std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
+    fill(copy.data(), key, call, at);
+    copy_in(p + 8, copy.data() + 8, copy.size() - 8);
+  } else {
+    fill(p, key, call, at);
+  }
+  return p;
+}
+
 void Table::fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const {
   for (std::int64_t at_head = 8; at_head < layout_.values; at_head += 4) std::memset(row + at_head, 0, 4);
   if (call.values) copy_bytes(row + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));

@@ -180,7 +180,8 @@ class Table {
   Entry enter_alone(Index& index, const Bucket* end, std::uint64_t key, std::uint64_t hash, RowSource& source,
                     std::int64_t room_at_once, const Upsert& call, std::int64_t at, bool& crossed);
   void make_row(std::uint32_t row, std::uint64_t key, const Upsert& call, std::int64_t at);
-  // All but the key.
+  // Writes all of a new row but its key, score and stamps, and says where it is.
+  char* fill(std::uint32_t row, std::uint64_t key, const Upsert& call, std::int64_t at) const;
   void fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const;
   void initialize(char* row, std::uint64_t key) const;
   // Time, version and score of a row that was used, under its lock. at: position in the batch; -1: an update that is

@@ -54,10 +54,12 @@ std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* ro
   // A thread has the rows of its share, so a row is updated once and by one.
   const std::int64_t threads = std::clamp<std::int64_t>(n / kGrain, 1, max_threads());
   parallel_for(threads, 1, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<Entry> mine(static_cast<std::size_t>(n)), spare;
+    constexpr std::size_t kRoom = 1024;
+    std::vector<Entry> mine(static_cast<std::size_t>(n / threads) + kRoom), spare;
     std::size_t count = 0;
     for (std::int64_t b = 0; b < bags.count; ++b) {
       for (std::int64_t i = bags.begin(b) - first, last = bags.end(b) - first; i < last; ++i) {
+        if (count == mine.size()) mine.resize(count + count / 4);
         const std::uint32_t row = rows[first + i];
         const std::int64_t share = (std::uint64_t{row} * 0x9E3779B1u >> 16 & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16;
         // Written whether it is ours or not: a branch would be mispredicted every other time.
