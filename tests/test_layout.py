@@ -89,3 +89,36 @@ def test_at_most_five_environment_variables():
     for path in sources("python/**/*.py", "csrc/**/*.cpp", "kernels/**/*.py"):
         for name in re.findall(r"\"(HOTLOOP_[A-Z_]+)\"", path.read_text()):
             assert name in VARIABLES, f"{path} reads {name}"
+
+
+# Factories that ``torch.set_default_device`` and ``with torch.device(...)`` redirect, and those of them whose
+# dtype is the default one unless it is named. Everything ``*_like`` and ``new_*`` follows a tensor instead.
+TYPED = {
+    "empty",
+    "empty_strided",
+    "eye",
+    "linspace",
+    "ones",
+    "rand",
+    "randn",
+    "scalar_tensor",
+    "zeros",
+}
+PLACED = TYPED | {
+    "arange", "as_tensor", "asarray", "full", "nested_tensor", "randint", "randperm", "sparse_coo_tensor",
+    "sparse_csr_tensor", "tensor", "tril_indices", "triu_indices",
+}  # fmt: skip
+
+
+def test_no_tensor_is_made_on_the_default_device_or_in_the_default_dtype():
+    for path in sources("python/**/*.py", "kernels/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner, name = ast.unparse(node.func.value), node.func.attr
+            if owner != "torch" or name not in PLACED:
+                continue
+            named = {k.arg for k in node.keywords}
+            where = f"{path.relative_to(ROOT)}:{node.lineno}: torch.{name}"
+            assert "device" in named, f"{where} without device="
+            assert name not in TYPED or "dtype" in named, f"{where} without dtype="

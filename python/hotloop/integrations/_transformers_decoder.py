@@ -72,7 +72,7 @@ class Decoder:
         """Feed (R, m) tokens; the logits after the last ``keep`` of them, (R, keep, V)."""
         m = int(tokens.shape[1])
         first = self.width == 0
-        slots = torch.arange(self.width + m)
+        slots = torch.arange(self.width + m, device="cpu")
         positions = (slots[None, self.width :] - self.pad[:, None]).clamp_(min=0)
         # A draft may know fewer tokens than the target: whatever it makes of the others, its law is the one verified.
         known = tokens.clamp(min=0, max=self.vocabulary - 1)
@@ -107,7 +107,7 @@ class Decoder:
                 layer.values = layer.values[:, :, start:stop]
         else:
             # Slots left of a row's first token are masked: what they hold does not matter.
-            source = torch.arange(width)[None] + (self.width - width - drop)[:, None]
+            source = torch.arange(width, device="cpu")[None] + (self.width - width - drop)[:, None]
             source.clamp_(min=0)
             for layer in self._layers():
                 layer.keys = _moved(layer.keys, None if all_rows else rows, source)

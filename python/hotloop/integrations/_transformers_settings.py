@@ -113,7 +113,7 @@ def read(
     name = "generation_config.num_return_sequences"
     copies = integer(op, name, config.num_return_sequences, at_least=1)
     eos = config.eos_token_id
-    eos = [] if eos is None else torch.as_tensor(eos).reshape(-1).tolist()
+    eos = [] if eos is None else torch.as_tensor(eos, device="cpu").reshape(-1).tolist()
     pad = config.pad_token_id
     if pad is None and eos:
         pad = eos[0]
@@ -147,7 +147,7 @@ def read(
         law=lambda logits: Logits(logits, **numbers),
         copies=copies,
         limit=_limits(op, max_new_tokens, rows).repeat_interleave(copies),
-        eos=torch.tensor(eos, dtype=torch.int64),
+        eos=torch.tensor(eos, dtype=torch.int64, device="cpu"),
         pad=None if pad is None else int(pad),
         assistant_tokens=_assistant_tokens(op, num_assistant_tokens, given, assistant_model),
     )
@@ -184,8 +184,9 @@ def _assistant_tokens(
 
 def _limits(op: str, value: Any, rows: int) -> Tensor:
     if not isinstance(value, (Tensor, np.ndarray)):
-        return torch.full((rows,), integer(op, "max_new_tokens", value, at_least=1))
-    limits = torch.as_tensor(value).cpu()
+        number = integer(op, "max_new_tokens", value, at_least=1)
+        return torch.full((rows,), number, device="cpu")
+    limits = torch.as_tensor(value, device="cpu")
     if limits.dtype not in (torch.int64, torch.int32):
         raise TypeError(
             f"[{op}] max_new_tokens: expected dtype int64 or int32, got {limits.dtype}. Convert it first."
@@ -206,7 +207,7 @@ def _per_row(op: str, name: str, value: Tensor, rows: int) -> None:
 def row_seeds(op: str, seed: Any, rows: int, copies: int) -> Tensor:
     """A seed for every row: the given ones, or, where one seed serves several rows, draws of Philox under it."""
     if isinstance(seed, (Tensor, np.ndarray)):
-        seeds = torch.as_tensor(seed).cpu()
+        seeds = torch.as_tensor(seed, device="cpu")
         if seeds.dtype != torch.int64:
             raise TypeError(
                 f"[{op}] seed: expected dtype int64, got {seeds.dtype}. Convert it first."
@@ -234,7 +235,7 @@ def attention(op: str, input_ids: Tensor, mask: Any, settings: Settings) -> Tens
         # As transformers infers it: only where the padding token cannot end a text.
         pad = settings.pad
         if pad is None or pad in settings.eos.tolist():
-            return torch.zeros(len(input_ids), dtype=torch.int64)
+            return torch.zeros(len(input_ids), dtype=torch.int64, device="cpu")
         mask = input_ids != pad
     elif not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(input_ids.shape):
         got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
@@ -243,7 +244,7 @@ def attention(op: str, input_ids: Tensor, mask: Any, settings: Settings) -> Tens
         )
     real = (mask != 0).cpu()
     count = real.sum(1)
-    slots = torch.arange(real.shape[1])
+    slots = torch.arange(real.shape[1], device="cpu")
     wrong = (real != (slots >= (real.shape[1] - count)[:, None])).any(1) | (count == 0)
     if bool(wrong.any()):
         at = int(wrong.nonzero()[0])

@@ -204,16 +204,16 @@ class _Batch:
         self.op, self.prompts, self.pad, self.seeds = op, prompts, pad, seeds
         self.settings, self.stops = settings, stops
         longest = int(settings.limit.max()) if rows else 0
-        self.tokens = torch.full((rows, longest), settings.pad or 0)
-        self.logprobs = torch.zeros(rows, longest)
+        self.tokens = torch.full((rows, longest), settings.pad or 0, device="cpu")
+        self.logprobs = torch.zeros(rows, longest, dtype=torch.float32, device="cpu")
         self.count, self.calls, self.drafted, self.accepted = torch.zeros(
-            4, rows, dtype=torch.int64
+            4, rows, dtype=torch.int64, device="cpu"
         )
 
     def run(self, target: Decoder, draft: Decoder | None, verification: str, impl: Impl) -> None:
         device = self.prompts.device
         most = self.settings.assistant_tokens
-        rows = torch.arange(len(self.prompts))  # of the requests still running
+        rows = torch.arange(len(self.prompts), device="cpu")  # of the requests still running
         fed = ahead = self.prompts  # what target and draft have not seen yet
         seeds = self.seeds.to(device)
         while True:
@@ -304,7 +304,7 @@ class _Batch:
                 f"[{self.op}] model: expected a finite logit everywhere, got NaN, +inf or only -inf in row {row} "
                 f"after {int(self.count[row])} new tokens. Look for NaN in the weights, or overflow of a half type."
             )
-        columns = torch.arange(out.shape[1])
+        columns = torch.arange(out.shape[1], device="cpu")
         emitted = kept + 1
         ends = torch.isin(out, self.settings.eos) & (columns < emitted[:, None])
         for i in range(len(rows)) if self.stops else ():
@@ -332,7 +332,8 @@ class _Batch:
         for i in range(len(tokens)):
             # Criteria of transformers answer for every row of a batch; here it has one.
             if any(
-                bool(torch.as_tensor(s(text[None, : start + i], None)).any()) for s in self.stops
+                bool(torch.as_tensor(s(text[None, : start + i], None), device="cpu").any())
+                for s in self.stops
             ):
                 return i
         return None

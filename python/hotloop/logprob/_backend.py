@@ -86,7 +86,7 @@ def forward(
     )  # fmt: skip
     statistics = relative_to_maximum(statistics)
     masked = labels == ignore_index
-    neutral = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], device=statistics.device).unsqueeze(1)
+    neutral = statistics.new_tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]).unsqueeze(1)
     statistics = torch.where(masked, neutral, statistics)
     if largest is not None:
         largest = torch.where(masked, -1, largest)

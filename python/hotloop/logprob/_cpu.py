@@ -89,7 +89,7 @@ class Products:
     def _matrix(self, rows: int, columns: int) -> Tensor:
         size = rows * columns * self.dtype.itemsize
         if size == 0:
-            return torch.empty(rows, columns, dtype=self.dtype)
+            return torch.empty(rows, columns, dtype=self.dtype, device="cpu")
         self._buffers.append(_memory.workspace.take(size))
         return self._buffers[-1][:size].view(self.dtype).view(rows, columns)
 
@@ -150,7 +150,9 @@ class Gradients:
         # Each row of d weight comes from one product over all n rows, so it is rounded once.
         self.weight = _memory.empty(vocabulary, width, dtype=weight_dtype) if need_weight else None
         self.bias = (
-            torch.empty(vocabulary, dtype=accumulate_dtype(products.dtype)) if need_bias else None
+            torch.empty(vocabulary, dtype=accumulate_dtype(products.dtype), device="cpu")
+            if need_bias
+            else None
         )
 
     def add(self, first: int, dz: Tensor) -> None:
@@ -178,7 +180,7 @@ class Gradients:
 
 def new_statistics(n: int, dtype: torch.dtype) -> Tensor:
     """Statistics of no columns: max -inf, sums 0, label NaN until its column has been seen."""
-    statistics = torch.zeros(len(STATISTICS), n, dtype=dtype)
+    statistics = torch.zeros(len(STATISTICS), n, dtype=dtype, device="cpu")
     statistics[0] = -torch.inf
     statistics[5] = torch.nan
     return statistics
@@ -226,7 +228,7 @@ def forward(
     products = Products(x, weight, workspace)
     dtype = accumulate_dtype(weight.dtype)
     statistics = new_statistics(x.shape[0], dtype)
-    largest = torch.zeros(x.shape[0], dtype=torch.int64) if argmax else None
+    largest = torch.zeros(x.shape[0], dtype=torch.int64, device="cpu") if argmax else None
     wide_bias = None if bias is None else bias.to(dtype).contiguous()
     native = _native.core()
     for first, tile in products.logits():
@@ -240,11 +242,13 @@ def forward(
         products.release()
     if rows is not None:
         n = labels.shape[0]
-        full = torch.zeros(len(STATISTICS), n, dtype=dtype)
+        full = torch.zeros(len(STATISTICS), n, dtype=dtype, device="cpu")
         full[1] = 1.0
         statistics = full.index_copy_(1, rows, statistics)
         if largest is not None:
-            largest = torch.full((n,), -1, dtype=torch.int64).index_copy_(0, rows, largest)
+            largest = torch.full((n,), -1, dtype=torch.int64, device="cpu").index_copy_(
+                0, rows, largest
+            )
     return statistics, largest, HeadState(rows, products, y, hidden.shape[0])
 
 
@@ -297,10 +301,14 @@ def finish(
     d_hidden = gradients.hidden
     if gradients.need_hidden:
         if d_hidden is None:
-            d_hidden = torch.zeros(gradients.products.hidden.shape, dtype=hidden.dtype)
+            d_hidden = torch.zeros(
+                gradients.products.hidden.shape, dtype=hidden.dtype, device="cpu"
+            )
         d_hidden = d_hidden.to(hidden.dtype)
         if rows is not None:
-            d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype).index_copy_(0, rows, d_hidden)
+            d_hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device="cpu").index_copy_(
+                0, rows, d_hidden
+            )
     d_bias = gradients.bias
     if d_bias is not None and bias is not None:
         d_bias = d_bias.to(bias.dtype)

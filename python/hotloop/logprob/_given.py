@@ -33,7 +33,7 @@ def forward(
         sums = relative_to_maximum(sums)
     else:
         sums = new_statistics(logits.shape[0], accumulate_dtype(logits.dtype))
-        largest = torch.zeros(logits.shape[0], dtype=torch.int64) if argmax else None
+        largest = torch.zeros(logits.shape[0], dtype=torch.int64, device="cpu") if argmax else None
         _native.core().row_statistics(
             _export(logits), None, _export(labels), 0, logit.native(), everything, _export(sums),
             None if largest is None else _export(largest),

@@ -138,13 +138,13 @@ def _log_cosh(
 @in_the_dtype_given
 def forward(d: Divergence, source: Given | Heads, n: int, dtype: torch.dtype) -> Rows:
     if d.kind == "log_cosh":
-        sums = torch.zeros(n, dtype=dtype)
+        sums = torch.zeros(n, dtype=dtype, device="cpu")
         for first, s, t in source.tiles():
             _log_cosh(d, source, first, s, t, sums=sums)
         scale = d.student.temperature**2
-        empty = torch.zeros(0, n, dtype=dtype)
+        empty = torch.zeros(0, n, dtype=dtype, device="cpu")
         return Rows(scale * sums, empty, empty, empty, source)
-    statistics = torch.zeros(_STATISTICS, n, dtype=dtype)
+    statistics = torch.zeros(_STATISTICS, n, dtype=dtype, device="cpu")
     statistics[0] = statistics[3] = -torch.inf
     for first, s, t in source.tiles():
         _call(d, source, first, s, t, "statistics", statistics=statistics)
@@ -154,9 +154,9 @@ def forward(d: Divergence, source: Given | Heads, n: int, dtype: torch.dtype) ->
 def mixture_of(d: Divergence, source: Given | Heads, lse: Tensor) -> Tensor:
     """KL(p||M) and KL(q||M), [2, n], by a second pass over the tiles."""
     n = lse.shape[1]
-    coefficients = torch.zeros(7, n, dtype=lse.dtype)
+    coefficients = torch.zeros(7, n, dtype=lse.dtype, device="cpu")
     coefficients[:2] = lse
-    mixture = torch.zeros(2, n, dtype=lse.dtype)
+    mixture = torch.zeros(2, n, dtype=lse.dtype, device="cpu")
     for first, s, t in source.again():
         _call(d, source, first, s, t, "mixture", coefficients=coefficients, mixture=mixture)
     return mixture
@@ -216,7 +216,11 @@ def overwrite_student(
             yield first, s
         return
     packed = coefficients(rows, grad)
-    flag = {"mixture": torch.zeros(2, grad.shape[0], dtype=grad.dtype)} if d.mixture else {}
+    flag = (
+        {"mixture": torch.zeros(2, grad.shape[0], dtype=grad.dtype, device="cpu")}
+        if d.mixture
+        else {}
+    )
     for first, s, t in source.again():
         _call(d, source, first, s, t, "gradient", coefficients=packed, **flag)
         yield first, s

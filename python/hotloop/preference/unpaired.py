@@ -307,8 +307,8 @@ class RunningRewardMean:
         self.balanced = balanced
         self.all_ranks = all_ranks
         # Rows: bad answers, good answers. Columns: count, mean.
-        self._counts = torch.zeros(2, dtype=torch.float64)
-        self._means = torch.zeros(2, dtype=torch.float64)
+        self._counts = torch.zeros(2, dtype=torch.float64, device="cpu")
+        self._means = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     @property
     def delta(self) -> Tensor:

@@ -94,8 +94,8 @@ def divergences(student: Tensor, teacher: Tensor, beta: float = 0.5) -> dict[str
     }
     if 0 < beta < 1:
         log_m = torch.logaddexp(
-            log_p + torch.log(torch.tensor(beta, dtype=p.dtype)),
-            log_q + torch.log1p(torch.tensor(-beta, dtype=p.dtype)),
+            log_p + torch.log(torch.tensor(beta, dtype=p.dtype, device=p.device)),
+            log_q + torch.log1p(torch.tensor(-beta, dtype=p.dtype, device=p.device)),
         )
         out["jsd"] = beta * expect(p, log_p - log_m) + (1 - beta) * expect(q, log_q - log_m)
     else:
@@ -112,7 +112,7 @@ def mi_alpha_bound(scores: Tensor, log_baseline: Tensor, *, alpha: float = 0.7) 
     eye = torch.eye(n, dtype=torch.bool, device=f.device)
     held_out = f.unsqueeze(1).expand(n, n, n).masked_fill(eye.unsqueeze(0), -torch.inf)
     mean_out = torch.logsumexp(held_out, dim=2) - torch.log(
-        torch.tensor(float(n - 1), dtype=f.dtype)
+        torch.tensor(float(n - 1), dtype=f.dtype, device=f.device)
     )
     weight = torch.tensor(float(alpha), dtype=f.dtype, device=f.device)
     a = torch.logaddexp(mean_out + torch.log(weight), (q + torch.log1p(-weight)).unsqueeze(1))

@@ -112,7 +112,8 @@ def _backward(
     grad = grad.float().contiguous()
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
-    grad_weights = torch.empty(ids.numel() if of_weights else 0, device=ids.device)
+    size = ids.numel() if of_weights else 0
+    grad_weights = torch.empty(size, dtype=torch.float32, device=ids.device)
     x = _arrays.exported
     frozen = rows.numel() != ids.numel()
     if of_weights:  # before the rows move

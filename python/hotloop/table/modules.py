@@ -59,7 +59,7 @@ class _HashModule(nn.Module):
         self._held = _lookups.Held(table, self._mode)
         self._held.fused = update == "backward"
         # Autograd only calls backward for what a tensor with a gradient went into.
-        self._anchor = torch.zeros((), requires_grad=True)
+        self._anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
 
     def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         number = self._held.number

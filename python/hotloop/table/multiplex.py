@@ -193,12 +193,17 @@ class _Spec:
                 found.append(None)
                 continue
             n = hits.rows(t)
-            indices = torch.empty(1, n, dtype=torch.int64)
+            indices = torch.empty(1, n, dtype=torch.int64, device="cpu")
             values = _memory.empty(n, dim, dtype=grad.dtype)
             hits.sparse(t, export(indices), export(values), given)
             found.append(
                 torch.sparse_coo_tensor(
-                    indices, values, (rows, dim), check_invariants=False, is_coalesced=True
+                    indices,
+                    values,
+                    (rows, dim),
+                    device="cpu",
+                    check_invariants=False,
+                    is_coalesced=True,
                 )
             )
         return found

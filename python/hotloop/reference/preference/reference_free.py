@@ -129,6 +129,6 @@ def cpl_dense_loss(
 ) -> Tensor:
     l, r = columns((segment_logps,), (ref_logps,))
     a = _advantage(l, r, alpha, gamma)[torch.argsort(scores, stable=True)]
-    worse, better = torch.triu_indices(len(a), len(a), offset=1)
+    worse, better = torch.triu_indices(len(a), len(a), offset=1, device=a.device)
     loss = reduce(softplus(lam * a[worse] - a[better]), reduction)
     return loss - bc_coeff * l.mean() if bc_coeff else loss
