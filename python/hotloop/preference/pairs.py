@@ -32,46 +32,44 @@ def dpo_loss(
 ) -> Tensor:
     """Direct preference optimization.
 
-        loss_i = softplus(-beta * (s(dw_i) - s(dl_i))), dw = policy_chosen - ref_chosen, dl =
-        policy_rejected - ref_rejected, and s(u) = u (reverse KL, the paper), 1 - exp(-u) (forward KL),
-        log sigma(u) + log 2 (js) or (exp((alpha - 1) u) - 1) / (alpha - 1). With
-        ``conditional_reference`` the reference margin counts only where it agrees with the label:
-        loss_i = softplus(-beta * (policy margin - max(0, reference margin))). Exponents are capped at
-        80, as TRL does for the alpha divergence; here the cap is there for the forward KL too.
+    loss_i = softplus(-beta * (s(dw_i) - s(dl_i))), dw = policy_chosen - ref_chosen, dl =
+    policy_rejected - ref_rejected, and s(u) = u (reverse KL, the paper), 1 - exp(-u) (forward KL),
+    log sigma(u) + log 2 (js) or (exp((alpha - 1) u) - 1) / (alpha - 1). With
+    ``conditional_reference`` the reference margin counts only where it agrees with the label:
+    loss_i = softplus(-beta * (policy margin - max(0, reference margin))). Exponents are capped at
+    80, as TRL does for the alpha divergence; here the cap is there for the forward KL too.
 
-        Args:
-            policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-                its tokens, shape (n,), nats. Differentiable.
-            policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-            ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-            ref_rejected_logps: the same of the other answer, shape (n,).
-            beta: inverse temperature, > 0; the paper uses 0.1 to 0.5. Default 0.1.
-            f_divergence: "reverse_kl", "forward_kl", "js" or "alpha". Default "reverse_kl".
-            alpha: order of the alpha divergence, not 1. Default 0.5.
-            conditional_reference: see above; only with f_divergence="reverse_kl". Default False.
-            reduction: "mean", "sum" or "none". Default "mean".
-            impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        beta: inverse temperature, > 0; the paper uses 0.1 to 0.5. Default 0.1.
+        f_divergence: "reverse_kl", "forward_kl", "js" or "alpha". Default "reverse_kl".
+        alpha: order of the alpha divergence, not 1. Default 0.5.
+        conditional_reference: see above; only with f_divergence="reverse_kl". Default False.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
-        Returns:
-            Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-            float64.
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
 
-        Raises:
-            TypeError: an argument is not a float tensor, or a number is not a number.
-            ValueError: shapes or devices differ, or a number is out of range.
-            NotImplementedError: the forced impl cannot run these inputs.
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
 
-        Example:
-            >>> import math
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(dpo_loss(z, z, z, z)), 4)
+        0.6931
 
-    import torch
-            >>> z = torch.zeros(2)
-            >>> round(float(dpo_loss(z, z, z, z)), 4)
-            0.6931
-
-        Reference:
-            Rafailov et al. 2023, arXiv:2305.18290, eq. 7. f-divergences: Wang et al. 2023,
-            arXiv:2309.16240. Conditional reference: arXiv:2602.11902.
+    Reference:
+        Rafailov et al. 2023, arXiv:2305.18290, eq. 7. f-divergences: Wang et al. 2023,
+        arXiv:2309.16240. Conditional reference: arXiv:2602.11902.
     """
     op = "dpo_loss"
     beta = _check.number(op, "beta", beta, above=0)
@@ -127,44 +125,42 @@ def conservative_dpo_loss(
 ) -> Tensor:
     """DPO with labels that may be wrong (cDPO): cross-entropy against a soft label.
 
-        loss_i = (1 - e_i) softplus(-beta * h_i) + e_i softplus(beta * h_i), h = (policy_chosen -
-        ref_chosen) - (policy_rejected - ref_rejected). A tensor of smoothings, one per pair, gives the
-        losses of MCTS-DPO (e from visit counts) and UPO (e from uncertainty). TRL dropped label
-        smoothing from its plain DPO loss.
+    loss_i = (1 - e_i) softplus(-beta * h_i) + e_i softplus(beta * h_i), h = (policy_chosen -
+    ref_chosen) - (policy_rejected - ref_rejected). A tensor of smoothings, one per pair, gives the
+    losses of MCTS-DPO (e from visit counts) and UPO (e from uncertainty). TRL dropped label
+    smoothing from its plain DPO loss.
 
-        Args:
-            policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-                its tokens, shape (n,), nats. Differentiable.
-            policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-            ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-            ref_rejected_logps: the same of the other answer, shape (n,).
-            beta: inverse temperature, > 0. Default 0.1.
-            label_smoothing: e, the probability that the label is wrong: a number in [0, 1], or shape
-                (n,). A tensor's range is not checked. Default 0.1.
-            reduction: "mean", "sum" or "none". Default "mean".
-            impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        beta: inverse temperature, > 0. Default 0.1.
+        label_smoothing: e, the probability that the label is wrong: a number in [0, 1], or shape
+            (n,). A tensor's range is not checked. Default 0.1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
-        Returns:
-            Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-            float64.
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
 
-        Raises:
-            TypeError: an argument is not a float tensor, or a number is not a number.
-            ValueError: shapes or devices differ, or a number is out of range.
-            NotImplementedError: the forced impl cannot run these inputs.
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
 
-        Example:
-            >>> import math
+    Example:
+        >>> import torch
+        >>> chosen, z = torch.tensor([3.0, -1.0]), torch.zeros(2)
+        >>> e = torch.tensor([0.0, 0.5])
+        >>> conservative_dpo_loss(chosen, z, z, z, beta=1.0, label_smoothing=e, reduction="none")
+        tensor([0.0486, 0.8133])
 
-    import torch
-            >>> chosen, z = torch.tensor([3.0, -1.0]), torch.zeros(2)
-            >>> e = torch.tensor([0.0, 0.5])
-            >>> conservative_dpo_loss(chosen, z, z, z, beta=1.0, label_smoothing=e, reduction="none")
-            tensor([0.0486, 0.8133])
-
-        Reference:
-            Mitchell 2023, "A note on DPO with noisy preferences and relationship to IPO". Per-pair
-            smoothing: Xie et al. 2024, arXiv:2405.00451.
+    Reference:
+        Mitchell 2023, "A note on DPO with noisy preferences and relationship to IPO". Per-pair
+        smoothing: Xie et al. 2024, arXiv:2405.00451.
     """
     op = "conservative_dpo_loss"
     beta = _check.number(op, "beta", beta, above=0)
@@ -204,42 +200,40 @@ def robust_dpo_loss(
 ) -> Tensor:
     """DPO that is unbiased under labels flipped at a known rate (rDPO).
 
-        loss_i = [(1 - e) softplus(-beta * h_i) - e softplus(beta * h_i)] / (1 - 2 e), h =
-        (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected); computed as softplus(-beta * h)
-        - e / (1 - 2 e) * beta * h, which is the same number. Averaged over flips it is the DPO loss of
-        the true labels. It has no lower bound in h: the slope never falls below beta * e / (1 - 2 e).
+    loss_i = [(1 - e) softplus(-beta * h_i) - e softplus(beta * h_i)] / (1 - 2 e), h =
+    (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected); computed as softplus(-beta * h)
+    - e / (1 - 2 e) * beta * h, which is the same number. Averaged over flips it is the DPO loss of
+    the true labels. It has no lower bound in h: the slope never falls below beta * e / (1 - 2 e).
 
-        Args:
-            policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-                its tokens, shape (n,), nats. Differentiable.
-            policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-            ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-            ref_rejected_logps: the same of the other answer, shape (n,).
-            beta: inverse temperature, > 0. Default 0.1.
-            label_smoothing: e, the rate of flipped labels: a number in [0, 0.5), or shape (n,). A
-                tensor's range is not checked. Default 0.1.
-            reduction: "mean", "sum" or "none". Default "mean".
-            impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        beta: inverse temperature, > 0. Default 0.1.
+        label_smoothing: e, the rate of flipped labels: a number in [0, 0.5), or shape (n,). A
+            tensor's range is not checked. Default 0.1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
-        Returns:
-            Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-            float64.
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
 
-        Raises:
-            TypeError: an argument is not a float tensor, or a number is not a number.
-            ValueError: shapes or devices differ, or a number is out of range.
-            NotImplementedError: the forced impl cannot run these inputs.
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
 
-        Example:
-            >>> import math
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(robust_dpo_loss(z, z, z, z)), 4)
+        0.6931
 
-    import torch
-            >>> z = torch.zeros(2)
-            >>> round(float(robust_dpo_loss(z, z, z, z)), 4)
-            0.6931
-
-        Reference:
-            Ray Chowdhury et al. 2024, arXiv:2403.00409.
+    Reference:
+        Ray Chowdhury et al. 2024, arXiv:2403.00409.
     """
     op = "robust_dpo_loss"
     beta = _check.number(op, "beta", beta, above=0)
@@ -278,42 +272,40 @@ def dpo_norm_loss(
 ) -> Tensor:
     """DPO on log-ratios averaged over tokens (Tulu 3; ``sigmoid_norm`` in TRL).
 
-        loss_i = softplus(-beta * (dw_i / nc_i - dl_i / nr_i)), dw = policy_chosen - ref_chosen, dl =
-        policy_rejected - ref_rejected. Token counts below 1 count as 1.
+    loss_i = softplus(-beta * (dw_i / nc_i - dl_i / nr_i)), dw = policy_chosen - ref_chosen, dl =
+    policy_rejected - ref_rejected. Token counts below 1 count as 1.
 
-        Args:
-            policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-                its tokens, shape (n,), nats. Differentiable.
-            policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-            ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-            ref_rejected_logps: the same of the other answer, shape (n,).
-            chosen_lengths: nc, tokens of the preferred answer, integers or floats, shape (n,) or a
-                number.
-            rejected_lengths: nr, tokens of the other answer, shape (n,) or a number.
-            beta: inverse temperature, > 0; of the order of the answers' length times a DPO beta.
-                Default 5.
-            reduction: "mean", "sum" or "none". Default "mean".
-            impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        chosen_lengths: nc, tokens of the preferred answer, integers or floats, shape (n,) or a
+            number.
+        rejected_lengths: nr, tokens of the other answer, shape (n,) or a number.
+        beta: inverse temperature, > 0; of the order of the answers' length times a DPO beta.
+            Default 5.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
-        Returns:
-            Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-            float64.
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
 
-        Raises:
-            TypeError: an argument is not a float tensor, or a number is not a number.
-            ValueError: shapes or devices differ, or a number is out of range.
-            NotImplementedError: the forced impl cannot run these inputs.
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
 
-        Example:
-            >>> import math
+    Example:
+        >>> import torch
+        >>> chosen, z = torch.tensor([10.0]), torch.zeros(1)
+        >>> round(float(dpo_norm_loss(chosen, z, z, z, torch.tensor([20]), torch.tensor([30]))), 4)
+        0.0789
 
-    import torch
-            >>> chosen, z = torch.tensor([10.0]), torch.zeros(1)
-            >>> round(float(dpo_norm_loss(chosen, z, z, z, torch.tensor([20]), torch.tensor([30]))), 4)
-            0.0789
-
-        Reference:
-            Lambert et al. 2024, arXiv:2411.15124 (length-normalized DPO).
+    Reference:
+        Lambert et al. 2024, arXiv:2411.15124 (length-normalized DPO).
     """
     op = "dpo_norm_loss"
     beta = _check.number(op, "beta", beta, above=0)
@@ -357,42 +349,40 @@ def flex_dpo_loss(
 ) -> Tensor:
     """DPO with a weaker push on the rejected answer (Flex-DPO).
 
-        loss_i = softplus(-(beta_chosen * dw_i - beta_rejected * dl_i)) - sft_weight * policy_chosen_i,
-        dw = policy_chosen - ref_chosen, dl = policy_rejected - ref_rejected. The paper calls the two
-        betas adaptive but evaluates constants, and constants are what this is.
+    loss_i = softplus(-(beta_chosen * dw_i - beta_rejected * dl_i)) - sft_weight * policy_chosen_i,
+    dw = policy_chosen - ref_chosen, dl = policy_rejected - ref_rejected. The paper calls the two
+    betas adaptive but evaluates constants, and constants are what this is.
 
-        Args:
-            policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-                its tokens, shape (n,), nats. Differentiable.
-            policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-            ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-            ref_rejected_logps: the same of the other answer, shape (n,).
-            beta_chosen: strength on the preferred answer, > 0. Default 0.1.
-            beta_rejected: strength on the other answer, >= 0; the best value reported is near 0.08.
-                Default 0.08.
-            sft_weight: weight of -policy_chosen_logps, >= 0. Default 0.
-            reduction: "mean", "sum" or "none". Default "mean".
-            impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+    Args:
+        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
+            its tokens, shape (n,), nats. Differentiable.
+        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
+        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
+        ref_rejected_logps: the same of the other answer, shape (n,).
+        beta_chosen: strength on the preferred answer, > 0. Default 0.1.
+        beta_rejected: strength on the other answer, >= 0; the best value reported is near 0.08.
+            Default 0.08.
+        sft_weight: weight of -policy_chosen_logps, >= 0. Default 0.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
-        Returns:
-            Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-            float64.
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
 
-        Raises:
-            TypeError: an argument is not a float tensor, or a number is not a number.
-            ValueError: shapes or devices differ, or a number is out of range.
-            NotImplementedError: the forced impl cannot run these inputs.
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
 
-        Example:
-            >>> import math
+    Example:
+        >>> import torch
+        >>> chosen, z = torch.tensor([5.0]), torch.zeros(1)
+        >>> round(float(flex_dpo_loss(chosen, chosen, z, z)), 4)
+        0.6444
 
-    import torch
-            >>> chosen, z = torch.tensor([5.0]), torch.zeros(1)
-            >>> round(float(flex_dpo_loss(chosen, chosen, z, z)), 4)
-            0.6444
-
-        Reference:
-            Yan et al. 2024, arXiv:2406.07327, sections 3.3 and 4.3.
+    Reference:
+        Yan et al. 2024, arXiv:2406.07327, sections 3.3 and 4.3.
     """
     op = "flex_dpo_loss"
     params = (
@@ -436,47 +426,45 @@ def dno_loss(
 ) -> Tensor:
     """Direct Nash optimization: the gap of log-ratios is regressed on the gap of win rates.
 
-        h_i = eta * ((policy_1 - ref_1) - (policy_2 - ref_2)), q_i = sigma(gap_scale * win_rate_gap_i)
-        or the given label, loss_i = q_i softplus(-h_i) + (1 - q_i) softplus(h_i). The reference is the
-        current iterate pi_t that the answers were drawn from, not the SFT model, and eta is a DPO beta,
-        not its inverse. Win rates lie in [0, 1], so without gap_scale the label stays within sigma(-1)
-        and sigma(1). label=1 is the paper's DNO-Prct on filtered pairs, which is DPO.
+    h_i = eta * ((policy_1 - ref_1) - (policy_2 - ref_2)), q_i = sigma(gap_scale * win_rate_gap_i)
+    or the given label, loss_i = q_i softplus(-h_i) + (1 - q_i) softplus(h_i). The reference is the
+    current iterate pi_t that the answers were drawn from, not the SFT model, and eta is a DPO beta,
+    not its inverse. Win rates lie in [0, 1], so without gap_scale the label stays within sigma(-1)
+    and sigma(1). label=1 is the paper's DNO-Prct on filtered pairs, which is DPO.
 
-        Args:
-            policy_logps_1: log-probability of the first answer under the policy, summed over its
-                tokens, shape (n,), nats. Differentiable.
-            policy_logps_2: the same of the second answer, shape (n,). Differentiable.
-            ref_logps_1: log-probability of the first answer under the frozen current iterate, shape
-                (n,).
-            ref_logps_2: the same of the second answer, shape (n,).
-            win_rate_gap: win rate of the first answer against samples of the current iterate, minus
-                that of the second, shape (n,) or a number. Give either this or ``label``.
-            label: q itself in [0, 1], shape (n,) or a number. Default None.
-            eta: inverse temperature, > 0. Default 0.1.
-            gap_scale: multiplies win_rate_gap, > 0; a scale c together with eta * c keeps the fixed
-                point and sharpens the labels. Default 1.
-            reduction: "mean", "sum" or "none". Default "mean".
-            impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+    Args:
+        policy_logps_1: log-probability of the first answer under the policy, summed over its
+            tokens, shape (n,), nats. Differentiable.
+        policy_logps_2: the same of the second answer, shape (n,). Differentiable.
+        ref_logps_1: log-probability of the first answer under the frozen current iterate, shape
+            (n,).
+        ref_logps_2: the same of the second answer, shape (n,).
+        win_rate_gap: win rate of the first answer against samples of the current iterate, minus
+            that of the second, shape (n,) or a number. Give either this or ``label``.
+        label: q itself in [0, 1], shape (n,) or a number. Default None.
+        eta: inverse temperature, > 0. Default 0.1.
+        gap_scale: multiplies win_rate_gap, > 0; a scale c together with eta * c keeps the fixed
+            point and sharpens the labels. Default 1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
-        Returns:
-            Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-            float64.
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
 
-        Raises:
-            TypeError: an argument is not a float tensor, or a number is not a number.
-            ValueError: shapes or devices differ, or a number is out of range.
-            NotImplementedError: the forced impl cannot run these inputs.
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
 
-        Example:
-            >>> import math
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(dno_loss(z, z, z, z, torch.tensor([0.5, -0.25]))), 4)
+        0.6931
 
-    import torch
-            >>> z = torch.zeros(2)
-            >>> round(float(dno_loss(z, z, z, z, torch.tensor([0.5, -0.25]))), 4)
-            0.6931
-
-        Reference:
-            Rosset et al. 2024, arXiv:2404.03715, eqs. 8, 9 and 11 to 13, Algorithms 1 and 2.
+    Reference:
+        Rosset et al. 2024, arXiv:2404.03715, eqs. 8, 9 and 11 to 13, Algorithms 1 and 2.
     """
     op = "dno_loss"
     eta = _check.number(op, "eta", eta, above=0)
@@ -493,7 +481,7 @@ def dno_loss(
         q = torch.sigmoid(gap_scale * exact(win_rate_gap))
     else:
         gap = _check.number(op, "win_rate_gap", win_rate_gap, at_least=-1, at_most=1)
-        q = 0.5 + 0.5 * math.tanh(0.5 * gap_scale * gap)  # sigmoid, without overflow
+        q = 0.5 + 0.5 * math.tanh(0.5 * gap_scale * gap)  # the sigmoid, without overflow
     return pair_loss(
         op,
         "soft_label_dpo",
@@ -531,42 +519,40 @@ def drift_iterative_dpo_loss(
 ) -> Tensor:
     """DPO between a fresh answer of the policy and one a user was dissatisfied with (DRIFT).
 
-        loss_i = softplus(-beta * ((policy_fresh - ref_fresh) - (policy_dissatisfied -
-        ref_dissatisfied))). The arithmetic is DPO; the roles are the method: the preferred answer is
-        sampled anew from the current policy each round, the other is a stored answer that drew a
-        complaint (the mirror image of SPIN). Known only from reviews of the paper: whether the
-        reference is refreshed every round, and its beta.
+    loss_i = softplus(-beta * ((policy_fresh - ref_fresh) - (policy_dissatisfied -
+    ref_dissatisfied))). The arithmetic is DPO; the roles are the method: the preferred answer is
+    sampled anew from the current policy each round, the other is a stored answer that drew a
+    complaint (the mirror image of SPIN). Known only from reviews of the paper: whether the
+    reference is refreshed every round, and its beta.
 
-        Args:
-            policy_fresh_logps: log-probability of the fresh answer under the policy, summed over its
-                tokens, shape (n,), nats. Differentiable.
-            policy_dissatisfied_logps: the same of the stored answer, shape (n,). Differentiable.
-            ref_fresh_logps: log-probability of the fresh answer under the reference, shape (n,).
-            ref_dissatisfied_logps: the same of the stored answer, shape (n,).
-            beta: inverse temperature, > 0; the paper's value is not confirmed. Default 0.1.
-            reduction: "mean", "sum" or "none". Default "mean".
-            impl: "auto", "cpu", "cuda" or "reference". Default "auto".
+    Args:
+        policy_fresh_logps: log-probability of the fresh answer under the policy, summed over its
+            tokens, shape (n,), nats. Differentiable.
+        policy_dissatisfied_logps: the same of the stored answer, shape (n,). Differentiable.
+        ref_fresh_logps: log-probability of the fresh answer under the reference, shape (n,).
+        ref_dissatisfied_logps: the same of the stored answer, shape (n,).
+        beta: inverse temperature, > 0; the paper's value is not confirmed. Default 0.1.
+        reduction: "mean", "sum" or "none". Default "mean".
+        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
-        Returns:
-            Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-            float64.
+    Returns:
+        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
+        float64.
 
-        Raises:
-            TypeError: an argument is not a float tensor, or a number is not a number.
-            ValueError: shapes or devices differ, or a number is out of range.
-            NotImplementedError: the forced impl cannot run these inputs.
+    Raises:
+        TypeError: an argument is not a float tensor, or a number is not a number.
+        ValueError: shapes or devices differ, or a number is out of range.
+        NotImplementedError: the forced impl cannot run these inputs.
 
-        Example:
-            >>> import math
+    Example:
+        >>> import torch
+        >>> z = torch.zeros(2)
+        >>> round(float(drift_iterative_dpo_loss(z, z, z, z)), 4)
+        0.6931
 
-    import torch
-            >>> z = torch.zeros(2)
-            >>> round(float(drift_iterative_dpo_loss(z, z, z, z)), 4)
-            0.6931
-
-        Reference:
-            "DRIFT: Learning from Abundant User Dissatisfaction in Real-World Preference Learning",
-            2026.
+    Reference:
+        "DRIFT: Learning from Abundant User Dissatisfaction in Real-World Preference Learning",
+        2026.
     """
     op = "drift_iterative_dpo_loss"
     beta = _check.number(op, "beta", beta, above=0)
