@@ -13,16 +13,21 @@ TFRA_BASE ?= python3.11
 TFRA := .venv-tfra
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo demo-online test test-python test-cpp peers rivals bench lint format docs wheel clean
+.PHONY: help demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs wheel clean
 help:
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
 	@echo "make demo-online      clicks of a real log learned in one pass at equal memory (out/online/report.png)"
-	@echo "make test             every test that needs no GPU; slow sweeps: PYTEST_ARGS='-m slow'"
+	@echo "make test             the quick tests, C++ and Python; ends with one line of counts"
+	@echo "make test-cpp | test-python     one half of them; PYTEST_ARGS='-k dpo' for a part"
+	@echo "make test-sanitized   the C++ tests under the address, undefined-behaviour and thread sanitizers"
+	@echo "make test-slow        the sweeps that take longer than a few seconds each"
+	@echo "make peers            against TRL, Liger, CCE and transformers themselves"
 	@echo "make bench [OPS=...]  measure against the rivals (out/bench)"
 	@echo "make rivals           install the rivals of the table benches (bench/README.md)"
-	@echo "make lint | format    ruff, clang-format where installed, mypy"
+	@echo "make lint | format    ruff, mypy"
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
-	@echo "make docs             rewrite what is generated from the op registry"
+	@echo "make docs             rewrite what is generated from the op registry and from bench/results"
+	@echo ".ci/run               all of these tests, lint, the CUDA build and the wheel"
 
 # torch first and pinned: anything looser fetches gigabytes of CUDA libraries.
 $(VENV)/dev: pyproject.toml
@@ -72,27 +77,23 @@ $(VENV)/obp: $(VENV)/dev
 demo-online: $(VENV)/built $(VENV)/obp
 	$(BIN)/python -m examples.online_recommender $(DEMO_ARGS)
 
-test: test-cpp test-python
+test: $(VENV)/built
+	@$(BIN)/python tools/run_tests.py cpp python
 
 test-python: $(VENV)/built
-	$(BIN)/python -m pytest -m 'not gpu and not big and not peer and not slow' $(PYTEST_ARGS)
-	$(BIN)/python -m pytest --doctest-modules --pyargs hotloop.core hotloop.decode hotloop.logprob hotloop.preference hotloop.table hotloop.unlearn -q
+	@$(BIN)/python tools/run_tests.py python
 
 test-cpp: $(VENV)/dev
-	$(BIN)/cmake -S . -B build/cpp -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_WERROR=ON > build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)
-	$(BIN)/cmake --build build/cpp
-	$(BIN)/ctest --test-dir build/cpp --output-on-failure
-	$(BIN)/cmake -S . -B build/cpp-sanitized -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_SANITIZE=address,undefined >> build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)
-	$(BIN)/cmake --build build/cpp-sanitized
-	$(BIN)/ctest --test-dir build/cpp-sanitized --output-on-failure
-	$(BIN)/cmake -S . -B build/cpp-threads -G Ninja -DHOTLOOP_CPP_TESTS=ON -DHOTLOOP_SANITIZE=thread >> build-cpp.log 2>&1 || (cat build-cpp.log; exit 1)
-	$(BIN)/cmake --build build/cpp-threads --target test_table
-	$(BIN)/ctest --test-dir build/cpp-threads --output-on-failure
-	@rm -f build-cpp.log
+	@$(BIN)/python tools/run_tests.py cpp
+
+test-sanitized: $(VENV)/dev
+	@$(BIN)/python tools/run_tests.py sanitized
+
+test-slow: $(VENV)/built
+	@$(BIN)/python tools/run_tests.py slow
 
 peers: $(VENV)/built $(VENV)/peers
-	$(BIN)/python -m pytest -m peer $(PYTEST_ARGS)
-	$(BIN)/python -m pytest --doctest-modules --pyargs hotloop.integrations.transformers -q
+	@$(BIN)/python tools/run_tests.py peers
 
 bench: $(VENV)/built $(VENV)/peers
 	$(BIN)/python -m bench run $(or $(OPS),all) --out out/bench/rows.jsonl $(BENCH_ARGS)

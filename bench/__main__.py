@@ -1,4 +1,4 @@
-"""``python -m bench list | run OP | compare A B | report FILE | plot FILE``."""
+"""``python -m bench list | run OP | memory OP | compare A B | report FILE | plot FILE``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser
     add("list", help="list the benches")
-    run = add("run", help="measure an op, a room, a glob or 'all'")
+    run = add("run", help="measure an op, a room, a glob or 'all'; several with commas")
     run.add_argument("op")
+    memory = add("memory", help="peak memory of one step of every contender; nothing is timed")
+    memory.add_argument("op")
     compare = add("compare", help="fail if our rows in B are slower than in A")
     compare.add_argument("a", type=Path, metavar="A", help="rows measured before")
     compare.add_argument("b", type=Path, metavar="B", nargs="?", help="rows measured after")
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _list()
         if parsed.command == "run":
             return _run(parsed.op, options, parsed.out)
+        if parsed.command == "memory":
+            return _memory(parsed.op, options, parsed.out)
         if parsed.command == "compare":
             return _compare(parsed)
         if parsed.command == "report":
@@ -113,6 +117,24 @@ def _run(op: str, options: _options.Options, out: Path) -> int:
     for note in notes:
         print(note)
     return 1 if bad else 0
+
+
+def _memory(op: str, options: _options.Options, out: Path) -> int:
+    from . import _peaks
+    from ._registry import select
+
+    out = out if out != _options.DEFAULT_OUT else _options.DEFAULT_MEMORY_OUT
+    rows, notes = [], []
+    for case in (case for bench in select(op) for case in bench.cases(options)):
+        if options.dtype not in (None, case.dtype):
+            continue
+        found, without = _peaks.measure(case, options)
+        _peaks.write(found, out)
+        rows += found
+        notes += [f"{case.key}: without {name}: {why}" for name, why in without.items()]
+    print(_peaks.text(rows))
+    print("\n".join([f"\nrows in {out}", *notes]))
+    return 0 if any(row["role"] == "ours" for row in rows) else 1
 
 
 def _compare(parsed: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ def _checked(
     case: Case, present: list[Contender], inputs: Inputs, options: Options, outcome: Outcome
 ) -> tuple[list[Contender], dict[str, list[float]]]:
     """The contenders to time: those wanted that ran and agree."""
-    checked = check(case, present, inputs)
+    checked = check(case, present, inputs, options.judge)
     outcome.failed.update(checked.broken)
     ours = {c.name for c in present if c.role == "ours"}
     if checked.disagree and (not options.keep_going or ours & set(checked.disagree)):
@@ -148,9 +149,13 @@ def _measure(
     say: Say,
     title: str,
 ) -> None:
-    """Rounds in which every contender has one turn; who is first changes from round to round."""
+    """Rounds in which every contender has one turn, in an order drawn anew for each.
+
+    Who follows a contender that frees large buffers pays for the pages: in a fixed order, or one that only
+    rotates, that would always be the same one.
+    """
     least = _QUICK_ROUNDS if options.quick else _LEAST_ROUNDS
-    names = list(samplers)
+    names, order = list(samplers), random.Random(options.order_seed)
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()
@@ -163,8 +168,8 @@ def _measure(
             if round_ >= next_line:
                 say(f"{title}: {round_} rounds, {spent:.0f} s of {options.seconds:.0f} s")
                 next_line *= 2
-            first = round_ % len(names)
-            turn = {name: samplers[name].sample(round_) for name in names[first:] + names[:first]}
+            order.shuffle(names)
+            turn = {name: samplers[name].sample(round_) for name in names}
             for name, seconds in turn.items():  # whole rounds only
                 samples[name].append(seconds)
     finally:

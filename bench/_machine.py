@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
 import shlex
@@ -89,10 +90,14 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """Short hash, with "-dirty" for a changed tree; "unknown" outside a git checkout."""
+    """Short hash, with "-dirty" for a changed tree.
+
+    Outside a git checkout what ``BENCH_COMMIT`` says (``run_gpu.sh`` sets it for a package built
+    elsewhere), or "unknown".
+    """
     head = _output(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"])
     if not head:
-        return "unknown"
+        return os.environ.get("BENCH_COMMIT") or "unknown"
     changed = _output(["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no"])
     return head + ("-dirty" if changed else "")
 

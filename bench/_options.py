@@ -10,6 +10,7 @@ from pathlib import Path
 DTYPES = ("float32", "bfloat16", "float16")
 SIMD = ("native", "baseline", "avx2", "avx512")
 DEFAULT_OUT = Path("out/bench.jsonl")
+DEFAULT_MEMORY_OUT = Path("out/memory.jsonl")
 
 # Cores of this process before anything is pinned.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -40,8 +41,12 @@ class Options:
     simd: str = "native"
     seconds: float = 20.0
     """Time to spend measuring one case, warm-up aside."""
+    order_seed: int = 0
+    """Draws the order of the contenders, anew in every round."""
     memory: bool | None = None
     """Measure peak memory; None for unless ``quick``."""
+    judge: bool = True
+    """Judge random results by their law; without, a contender only has to run."""
     keep_going: bool = False
     """Leave a rival out that fails its check; otherwise the whole case prints no number."""
     quiet: bool = False
@@ -60,8 +65,8 @@ class Options:
             flag = "--" + field.name.replace("_", "-")
             if value == field.default:
                 continue
-            if field.name == "memory":
-                words.append("--memory" if value else "--no-memory")
+            if field.name in ("memory", "judge"):
+                words.append(flag if value else f"--no-{field.name}")
             elif isinstance(value, bool):
                 words.append(flag)
             else:
@@ -83,10 +88,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--simd", choices=SIMD, default=d.simd, help="highest instruction set")
     parser.add_argument("--seconds", type=float, default=d.seconds, help="measuring time per case")
     parser.add_argument(
+        "--order-seed",
+        type=int,
+        metavar="N",
+        default=d.order_seed,
+        help="draws the order of the contenders in every round",
+    )
+    parser.add_argument(
         "--memory",
         action=argparse.BooleanOptionalAction,
         default=d.memory,
         help="measure peak memory",
+    )
+    parser.add_argument(
+        "--judge",
+        action=argparse.BooleanOptionalAction,
+        default=d.judge,
+        help="judge random results by their law, seconds per contender (no: tests have done it)",
     )
     parser.add_argument(
         "--keep-going", action="store_true", help="drop a rival that fails its check, time the rest"
@@ -97,7 +115,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         default=DEFAULT_OUT,
-        help=f"rows (default {DEFAULT_OUT})",
+        help=f"rows (default {DEFAULT_OUT}, of memory {DEFAULT_MEMORY_OUT})",
     )
 
 

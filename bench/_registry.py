@@ -37,17 +37,28 @@ def benches(room: str | None = None) -> list[Bench]:
 def select(pattern: str) -> list[Bench]:
     """Benches whose op is ``pattern``, lies in the room ``pattern``, or matches it as a glob.
 
+    Several patterns are separated by commas; the benches come in their order.
+
     Raises:
-        ValueError: there is none.
+        ValueError: one of them matches nothing.
     """
     everything = benches()
-    found = [
-        b for b in everything
-        if pattern in ("all", b.op, b.op.split(".")[0]) or fnmatch.fnmatch(b.op, pattern)
-    ]  # fmt: skip
+    found: dict[str, Bench] = {}
+    for part in pattern.split(","):
+        matching = [b for b in everything if _matches(b, part)]
+        if not matching:
+            pattern, found = part, {}
+            break
+        found |= {b.op: b for b in matching if b.op not in found}
     if not found:
         raise ValueError(
             f"[bench] op: expected one of {', '.join(b.op for b in everything)}, a room, a glob or "
             f"'all', got {pattern!r}. See `python -m bench list`."
         )
-    return found
+    return list(found.values())
+
+
+def _matches(bench: Bench, pattern: str) -> bool:
+    return pattern in ("all", bench.op, bench.op.split(".")[0]) or fnmatch.fnmatch(
+        bench.op, pattern
+    )

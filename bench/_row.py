@@ -23,6 +23,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "p20_us": (float,),
     "p80_us": (float,),
     "rounds": (int,),
+    "order_seed": (int, type(None)),
     "timer": (str,),
     "bytes": (str, type(None)),
     "flops": (str, type(None)),

@@ -49,6 +49,7 @@ def case_rows(
                 "p20_us": spread.p20 * 1e6,
                 "p80_us": spread.p80 * 1e6,
                 "rounds": len(samples[name]),
+                "order_seed": options.order_seed,
                 "timer": timers.get(name, "wall"),
                 "bytes": None if flops else case.cost.formula,
                 "flops": case.cost.formula if flops else None,

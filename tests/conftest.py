@@ -7,9 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import gpu_run
 import pytest
 import torch
+from gpu_run import pytest_runtest_logreport, pytest_sessionfinish
 from hotloop import _impl
+
+__all__ = ["pytest_runtest_logreport", "pytest_sessionfinish"]
 
 _exercised: dict[str, set[str]] = defaultdict(set)
 
@@ -49,7 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     _impl.note = note_and_remember
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    gpu_run.pytest_terminal_summary(terminalreporter, config)
     if not _exercised:
         return
     terminalreporter.section("hotloop implementations exercised")

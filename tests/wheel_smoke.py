@@ -1,5 +1,7 @@
 """What an installed wheel must do at once: run by `make wheel` in an environment without a compiler."""
 
+import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,10 @@ report = subprocess.run(
     [sys.executable, "-m", "hotloop", "info"], capture_output=True, text=True, check=True
 ).stdout
 assert "preference.dpo_loss" in report
+
+if importlib.util.find_spec("hotloop._cuda") is not None:
+    cuda = importlib.import_module("hotloop._cuda")  # loads without a driver
+    print("_cuda", cuda.architectures(), "devices", cuda.device_count())
 
 from hotloop import decode  # noqa: E402
 

@@ -6,13 +6,18 @@ bin=.venv/bin
 export PATH="$PWD/$bin:$PATH" PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -rf dist wheelhouse .venv-wheel
 pip install -q --group wheel
+mkdir -p build
 pip wheel -q --no-deps --no-build-isolation -w dist -C cmake.define.HOTLOOP_CUDA="${HOTLOOP_CUDA:-AUTO}" \
+  -C cmake.define.HOTLOOP_WERROR="${HOTLOOP_WERROR:-OFF}" \
   ${HOTLOOP_CUDA_ARCHS:+-C cmake.define.HOTLOOP_CUDA_ARCHS="$HOTLOOP_CUDA_ARCHS"} -C build-dir=build/wheel .
 # libgomp stays outside: torch's wheel carries it, and a second copy would be a second OpenMP runtime.
 auditwheel -v repair --exclude libgomp.so.1 -w wheelhouse dist/*.whl > build/auditwheel.log 2>&1 \
   || { cat build/auditwheel.log; exit 1; }
 wheel=$(ls wheelhouse/*.whl)
 ls -l "$wheel"
+if [ "${HOTLOOP_CUDA:-AUTO}" = ON ] || { [ "${HOTLOOP_CUDA:-AUTO}" = AUTO ] && command -v nvcc > /dev/null; }; then
+  python -m zipfile -l "$wheel" | grep -q '_cuda\.' || { echo "nvcc is here, and the wheel has no _cuda"; exit 1; }
+fi
 
 python3 -m venv .venv-wheel
 .venv-wheel/bin/pip install -q "$wheel"

@@ -6,28 +6,42 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from hotloop import catalog
 from hotloop._environment import VARIABLES
-from hotloop._registry import rooms
+from hotloop._registry import Op, rooms
+
+Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPLS = ("reference", "cpu", "cuda", "triton")
+GPU_IMPLS = ("cuda", "triton")
 
 
 def yes(flag: bool) -> str:
     return "yes" if flag else "-"
 
 
+def where(op: Op, impl: str, ran: set[tuple[str, str]]) -> str:
+    """What has run on a GPU has a row in bench/results/gpu.jsonl; the rest is compiled only."""
+    if impl not in op.impls:
+        return "-"
+    if impl in GPU_IMPLS and (op.full_name, f"hotloop {impl}") not in ran:
+        return "never run"
+    return "yes"
+
+
 def coverage() -> str:
     head = ["op", *IMPLS, "dtypes", "backward", "torch.compile", "deterministic", "maturity"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     short = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+    ran = {(row["op"], row["impl"]) for row in rows_of("gpu.jsonl")}
     for op in catalog():
-        cells = [f"`{op.full_name}`", *(yes(impl in op.impls) for impl in IMPLS)]
+        cells = [f"`{op.full_name}`", *(where(op, impl, ran) for impl in IMPLS)]
         cells.append(" ".join(short[d] for d in op.dtypes))
         cells += [yes(op.gradient), yes(op.compiles), yes(op.deterministic), op.maturity]
         lines.append("| " + " | ".join(cells) + " |")
@@ -62,22 +76,16 @@ def papers() -> str:
     return "\n".join(lines) + "\n"
 
 
-RESULTS = ROOT / "bench" / "results" / "cpu.jsonl"
+RESULTS = ROOT / "bench" / "results"
+# Rivals with a column of their own; the nearest one of each row has a column in any case.
 SHOWN = (
     "trl",
     "liger dpo",
     "liger jsd",
     "cce torch_compile",
-    "torch linear_ce chunked",
     "torch.compile",
     "torch",
 )
-
-
-def time_text(us: float) -> str:
-    return f"{us / 1e3:.3g} ms" if us >= 1000 else f"{us:.3g} us"
-
-
 # Rooms with a page of their own for results: the rivals that its table shows, and under how many threads.
 PAGES = {
     "decode": (
@@ -106,56 +114,126 @@ PAGES = {
         "two threads where a case does not say one",
     ),
 }
+# What is no rival: bare products, the machine's limit, and our own code without its keys.
+_NO_RIVALS = ("ours", "floor", "roof")
+_OUR_OWN = ("hotloop on row numbers",)
+_CASE = ("op", "mode", "label", "shape", "dtype", "device", "threads")
+_REMEASURE = "bench/remeasure.sh"
 
 
-def measured() -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["role"] == "ours"]
+def rows_of(name: str) -> list[Row]:
+    """Rows of a file of results; a tree with uncommitted changes cannot be had again, so its rows are refused."""
+    path = RESULTS / name
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    dirty = sorted({r["commit"] for r in rows if not re.fullmatch(r"[0-9a-f]{12}", r["commit"])})
+    if dirty:
+        raise SystemExit(
+            f"[docs] {path.relative_to(ROOT)}: expected rows of clean commits, got {', '.join(dirty)}. "
+            f"Commit, then measure again: {_REMEASURE}."
+        )
+    return rows
 
 
-def results_table(ours: list[dict[str, Any]], shown: tuple[str, ...], what: str) -> list[str]:
-    """Each rival's time over ours, so above 1 we are faster."""
-    rivals = [name for name in shown if any(name in row["ratios"] for row in ours)]
-    head = [
-        what,
-        "shape",
-        "dtype",
-        "hotloop",
-        *(f"{name} / ours" for name in rivals),
+def case_of(row: Row) -> str:
+    return str([row[name] for name in _CASE])
+
+
+def time_text(us: float) -> str:
+    return f"{us / 1e3:.3g} ms" if us >= 1000 else f"{us:.3g} us"
+
+
+def memory_text(row: Row | None) -> str:
+    if row is None or row["peak_mb"] is None:
+        return ""
+    return "< 1 MB" if row["peak_mb"] < 1 else f"{row['peak_mb']:.0f} MB"
+
+
+def nearest(own: Row, others: dict[str, Row]) -> tuple[str, float] | None:
+    """The fastest that is not ours: its name, and our time over its."""
+    ratios = {
+        name: ratio[0]
+        for name, ratio in own["ratios"].items()
+        if name in others and others[name]["role"] not in _NO_RIVALS and name not in _OUR_OWN
+    }
+    return max(ratios.items(), key=lambda item: item[1]) if ratios else None
+
+
+def case_text(row: Row) -> str:
+    return row["op"] + (f", {row['label']}" if row["label"] else "")
+
+
+def shape_text(row: Row) -> str:
+    return " x ".join(str(n) for n in row["shape"])
+
+
+def table(head: list[str], lines: list[list[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(cells) + " |" for cells in lines),
     ]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+
+
+def results_table(rows: list[Row], shown: tuple[str, ...], what: str) -> list[str]:
+    """Each rival's time over ours, so above 1 we are faster; ends with the row that looks worst for us."""
+    by_case: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_case.setdefault(case_of(row), {})[row["impl"]] = row
+    ours = [row for row in rows if row["role"] == "ours"]
+    rivals = [name for name in shown if any(name in row["ratios"] for row in ours)]
+    lines, worst = [], (0.0, "")
     for row in ours:
-        case = row["op"] + (f", {row['label']}" if row["label"] else "")
-        cells = [
-            f"`{case}`",
-            " x ".join(str(n) for n in row["shape"]),
-            row["dtype"],
-            time_text(row["median_us"]),
-        ]
-        for name in rivals:
-            ratio = row["ratios"].get(name)
-            cells.append(f"{1 / ratio[0]:.2f}" if ratio else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        others = by_case[case_of(row)]
+        first = nearest(row, others)
+        cell = ""
+        if first is not None:
+            name, ratio = first
+            cell = ", ".join(filter(None, [f"{name} {1 / ratio:.2f}", memory_text(others[name])]))
+            worst = max(
+                worst,
+                (ratio, f"{name}, `{case_text(row)}`, {shape_text(row)}, {row['dtype']}"),
+            )
+        lines.append(
+            [
+                f"`{case_text(row)}`",
+                shape_text(row),
+                row["dtype"],
+                time_text(row["median_us"]),
+                memory_text(row),
+                cell,
+                *(
+                    f"{1 / row['ratios'][name][0]:.2f}" if name in row["ratios"] else ""
+                    for name in rivals
+                ),
+            ]
+        )
+    head = [what, "shape", "dtype", "hotloop", "memory", "nearest rival: its time / ours, memory"]
+    head += [f"{name} / ours" for name in rivals]
+    found = table(head, lines)
+    if worst[1]:
+        found += ["", f"The worst row: {1 / worst[0]:.2f} for {worst[1]}."]
+    return found
 
 
-def room_of(row: dict[str, Any]) -> str:
+def room_of(row: Row) -> str:
     return str(row["op"]).partition(".")[0]
 
 
 def page_results(room: str) -> str:
     shown, threads = PAGES[room]
-    ours = [row for row in measured() if room_of(row) == room]
-    return "\n".join([*results_table(ours, shown, "op"), "", *conditions(ours, threads)])
+    rows = [row for row in rows_of("cpu.jsonl") if room_of(row) == room]
+    return "\n".join([*results_table(rows, shown, "op"), "", *conditions(rows, threads)])
 
 
 def results() -> str:
-    ours = [row for row in measured() if room_of(row) not in PAGES]
+    rows = [row for row in rows_of("cpu.jsonl") if room_of(row) not in PAGES]
     return "\n".join(
         [
-            *results_table(ours, SHOWN, "forward + backward"),
+            *results_table(rows, SHOWN, "forward + backward"),
             "",
-            *conditions(ours, "two threads, pair losses one"),
+            *conditions(rows, "two threads, pair losses one"),
             "This machine has no matrix unit: products are nearly all of a",
             "bfloat16 head, so ratios against rivals that do the same products stay near 1.",
             "Decoding is measured in [docs/decode.md](docs/decode.md), tables in [docs/table.md](docs/table.md).",
@@ -163,17 +241,52 @@ def results() -> str:
     )
 
 
-def conditions(ours: list[dict[str, Any]], threads: str) -> list[str]:
-    first = ours[0]
-    versions = ", ".join(
-        f"{k} {v}" for k, v in first["versions"].items() if k not in ("python", "numpy", "triton")
+def memory() -> str:
+    """Peak of one step: ours, then the others by how much they take."""
+    by_case: dict[str, list[Row]] = {}
+    for row in rows_of("memory.jsonl"):
+        by_case.setdefault(case_of(row), []).append(row)
+    wanted = ("cce torch_compile", "torch")
+    lines = []
+    for rows in by_case.values():
+        of = {row["impl"]: row for row in rows}
+        own = next(row for row in rows if row["role"] == "ours")
+        lines.append(
+            [
+                f"`{case_text(own)}`",
+                shape_text(own),
+                own["dtype"],
+                memory_text(own),
+                *(memory_text(of.get(name)) for name in wanted),
+            ]
+        )
+    return "\n".join(table(["one step", "shape", "dtype", "hotloop", *wanted], lines))
+
+
+def conditions(rows: list[Row], threads: str) -> list[str]:
+    if not rows:
+        return [f"No rows of a clean commit yet: `{_REMEASURE}` measures them."]
+    versions: dict[str, str] = {}
+    for row in rows:
+        versions |= row["versions"]
+    named = ", ".join(
+        f"{k} {v}" for k, v in versions.items() if k not in ("python", "numpy", "triton")
     )
-    days = sorted({row["time"][:10] for row in ours})
+    devices = "; ".join(dict.fromkeys(row["device"] for row in rows))
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    days = sorted({row["time"][:10] for row in rows})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    seeds = {row["order_seed"] for row in rows}
+    order = (
+        "rounds in which the contenders take turns"
+        if None in seeds
+        else "rounds in an order drawn anew for each"
+    )
     return [
-        f"Medians of interleaved rounds on {first['device']}, {threads};",
-        f"{versions}; {days[-1]}. Above 1 we are faster. `python -m bench run all` measures it on your machine;",
-        "the rows, with spread and commands, are in `bench/results/cpu.jsonl`, and what limits each is in",
-        "`docs/perf-notes.md`.",
+        f"Medians of {order}, on {devices}, {threads}; {named}; commits {commits};",
+        f"{when}. Above 1 we are faster. Memory is the peak of a step above its inputs: gradients, temporaries and",
+        "workspace. `python -m bench run all` measures it on your machine; the rows, with spread and commands,",
+        "are in `bench/results/cpu.jsonl`, and what limits each is in `docs/perf-notes.md`.",
     ]
 
 
@@ -189,6 +302,7 @@ def documents() -> dict[Path, str]:
     readme = between(readme, "coverage", coverage())
     readme = between(readme, "variables", variables())
     readme = between(readme, "results", results())
+    readme = between(readme, "memory", memory())
     pages = {ROOT / "docs" / f"{room}.md": page_results(room) for room in PAGES}
     return {
         ROOT / "README.md": readme,

@@ -18,7 +18,7 @@ from . import _inputs, _judge
 
 _ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 _K = 4
-_SMALL, _LARGE = 32000, 151936
+_SMALL, _LARGE, _GPU_VOCABULARY = 32000, 151936, 128256
 # Input sets of one request are small: more of them, so that their acceptance averages out.
 _SETS = {1: 8, 16: 3}
 _QUICK = ((1, _K, 1000), (3, 2, 1537))
@@ -117,12 +117,13 @@ def chain_cases(options: Options) -> list[Case]:
             *(_chain(device, dtype, size) for size in _QUICK for dtype in ("float32", "bfloat16")),
             *(_chain(device, "float32", size, (), True) for size in _QUICK),
         ]
+    if device == "cuda":
+        return [_chain(device, "bfloat16", (batch, _K, _GPU_VOCABULARY)) for batch in (1, 8, 64)]
     found = []
     for dtype in ("float32", "bfloat16"):
         for vocabulary, batched in ((_SMALL, 0.30), (_LARGE, 0.25)):
-            on_cpu = device == "cpu"
-            one = (Target("C3.1", huggingface.NAME, 0.35),) if on_cpu else ()
-            many = (Target("C3.2", "torch", batched),) if on_cpu else ()
+            one = (Target("C3.1", huggingface.NAME, 0.35),)
+            many = (Target("C3.2", "torch", batched),)
             found.append(_chain(device, dtype, (1, _K, vocabulary), one))
             found.append(_chain(device, dtype, (16, _K, vocabulary), many))
     found += [_chain(device, "float32", (16, _K, v), (), True) for v in (_SMALL, _LARGE)]

@@ -69,6 +69,11 @@ def cases(options: Options) -> list[Case]:
     if options.device == "cuda":
         return [_case("cuda", "bfloat16", (8192, 4096, 128256), sets=2)]
     found = [_case("cpu", dtype, (512, 768, 32000)) for dtype in ("bfloat16", "float32")]
+    # As many rows as a step of training has: the logits of one are 262 MB, of the other 1.2 GB.
+    found += [
+        _case("cpu", "bfloat16", size, masked=0.0, sets=2)
+        for size in ((4096, 768, 32000), (4096, 512, 151936))
+    ]
     if options.sweep:
         found += [
             _case("cpu", "bfloat16", (n, 768, 32000)) for n in (64, 128, 256, 1024, 2048, 4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import statistics
 import subprocess
@@ -138,15 +139,21 @@ def test_gpu_script_is_well_formed_and_prints_its_steps() -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    for name in (
-        "build",
-        "pytest-gpu",
-        "memcheck",
-        "bench-logprob",
-        "bench-dpo",
-        "bench-jsd",
-        "report",
-    ):
-        assert f"\n{name} " in "\n" + done.stdout
+    order = (
+        "environment", "build", "info", "smoke", "bench-logprob", "bench-dpo", "bench-decode-table",
+        "bench-jsd-pairs", "pytest-gpu", "bench-ce", "report", "memcheck", "racecheck",
+    )  # fmt: skip
+    at = [("\n" + done.stdout).find(f"\n{name} ") for name in order]
+    assert -1 not in at
+    assert at == sorted(at)
+    # Every file with GPU tests is named to pytest, and every op to the benches exists.
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"pytest\.mark\.gpu$|= on_gpu$|mark\.gpu,$", path.read_text(), re.M)
+    }
+    assert marked == set(re.search(r"pytest (.*?) -m gpu", done.stdout)[1].split())
+    for ops in re.findall(r"bench run '([^']*)'", done.stdout):
+        assert _registry.select(ops)
     assert not (ROOT / "out" / "none").exists()
     assert subprocess.run(["bash", str(SCRIPT)], capture_output=True, check=False).returncode == 2

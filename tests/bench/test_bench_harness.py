@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench import _harness, _row
-from bench._case import Case, Contender, Cost, Inputs, Lazy, Missing, Target
+from bench._case import Case, Contender, Cost, Inputs, Lazy, Missing, Target, Verdict
 from bench._check import CheckFailed, relative_error
 from bench._harness import run_case
 from bench._options import Options
@@ -174,3 +175,49 @@ def test_relative_error() -> None:
     assert relative_error(torch.tensor([3.0, 4.5]), truth) == pytest.approx(0.1)
     assert relative_error(torch.tensor([3.0]), truth) == float("inf")
     assert relative_error(torch.tensor([3.0, float("nan")]), truth) == float("inf")
+
+
+def test_who_follows_whom_changes_from_round_to_round(
+    make_case: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns that only rotate would leave each contender behind the same other one."""
+
+    def order_of(seed: int) -> list[str]:
+        order: list[str] = []
+
+        def samplers(per_step: object, calls: dict[str, object], sets: int) -> dict[str, Sampler]:
+            def sampler(name: str) -> Sampler:
+                return Sampler("wall", lambda round_: order.append(name) or 1e-3)  # type: ignore[func-returns-value]
+
+            return {name: sampler(name) for name in calls}
+
+        monkeypatch.setattr(_harness, "cpu_samplers", samplers)
+        monkeypatch.setattr(_harness, "_WARM_UP_S", 0.0)
+        monkeypatch.setattr(_harness, "_MOST_ROUNDS", 60)
+        options = Options(quiet=True, memory=False, seconds=1e9, order_seed=seed)
+        rows = run_case(make_case(OURS, Contender("rival", "rival", square)), options, None).rows
+        assert {row["order_seed"] for row in rows} == {seed}
+        return order
+
+    order = order_of(3)
+    names = set(order)
+    assert len(names) == 4
+    for begin in range(0, len(order), 4):
+        assert set(order[begin : begin + 4]) == names
+    followers = {name: {b for a, b in pairwise(order) if a == name} for name in names}
+    assert all(followers[name] >= names - {name} for name in names), followers
+    assert order == order_of(3)
+    assert order != order_of(4)
+
+
+def test_without_a_judge_a_contender_only_has_to_run(make_case: Make) -> None:
+    def judge(contender: Contender, inputs: Inputs) -> Verdict:
+        return Verdict([1.0], "is off")
+
+    case = replace(make_case(OURS, Contender("broken", "rival", raises)), truth=None, judge=judge)
+    with pytest.raises(CheckFailed, match="is off"):
+        run_case(case, QUICK, None)
+    outcome = run_case(case, replace(QUICK, judge=False), None)
+    assert outcome.failed == {"broken": "RuntimeError: no kernel for this"}
+    assert {row["impl"] for row in outcome.rows} == {"torch", "hotloop cpu", "roof"}
+    assert all(row["errors"] == [] for row in outcome.rows)

@@ -31,6 +31,13 @@ class Head:
         bias = None if self.bias is None else self.bias.to(dtype)
         return Head(self.hidden.to(dtype), self.weight.to(dtype), bias, self.labels)
 
+    def on(self, device: str) -> Head:
+        moved = [None if x is None else x.to(device) for x in (self.hidden, self.weight, self.bias)]
+        hidden, weight, bias = moved
+        assert hidden is not None
+        assert weight is not None
+        return Head(hidden, weight, bias, self.labels.to(device))
+
     def leaves(self) -> Head:
         bias = None if self.bias is None else self.bias.detach().clone().requires_grad_()
         hidden, weight = (x.detach().clone().requires_grad_() for x in (self.hidden, self.weight))
@@ -66,7 +73,7 @@ def upstream(n: int, with_entropy: bool = True) -> Tensor:
 
 
 def backward(rows: Sequence[Tensor], weights: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    total = sum((w.to(r.dtype) * r.reshape(-1)).sum() for w, r in zip(weights, rows))
+    total = sum((w.to(r) * r.reshape(-1)).sum() for w, r in zip(weights, rows))
     assert isinstance(total, Tensor)
     found = torch.autograd.grad(total, inputs, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found)]

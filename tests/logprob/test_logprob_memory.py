@@ -27,6 +27,23 @@ def test_the_workspaces_are_what_they_are_meant_to_be() -> None:
     assert kept == {"none": 0, "part": 512, "all": V}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("rows", [4096, 65_536, 300_000, 2_000_000])
+def test_logits_of_any_number_of_rows_stay_within_the_workspace(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """512 columns of 300,000 rows would be 307 MB in bfloat16."""
+    taken: list[int] = []
+    monkeypatch.setattr(
+        Products, "_matrix", lambda self, n, m: taken.append(n * m * self.dtype.itemsize)
+    )
+    workspace = 64 * 2**20
+    hidden, weight = torch.empty(rows, 1, dtype=dtype), torch.empty(32_000, 1, dtype=dtype)
+    products = Products(hidden, weight, workspace)
+    taken.append(rows * products.tile_columns * dtype.itemsize)
+    assert sum(taken) <= workspace
+
+
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str

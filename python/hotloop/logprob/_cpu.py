@@ -29,6 +29,8 @@ STATISTICS = ("max", "sum_exp", "sum_z_exp", "sum_exp2", "sum_z", "label_z")
 # make the product less efficient (docs/perf-notes.md, "tile width").
 _TILE_BYTES = 8 * 2**20
 _LEAST_TILE_COLUMNS = 512
+# A workspace smaller than one tile of this size is exceeded by it.
+_SMALL_TILE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ class Products:
         self.weight = weight
         n, vocabulary = hidden.shape[0], weight.shape[0]
         column_bytes = max(1, n) * self.dtype.itemsize
+        # Many rows: fewer columns than the product likes, so that a tile does not outgrow the workspace.
+        most = max(1, max(workspace, _SMALL_TILE_BYTES) // column_bytes)
         self.tile_columns = max(
-            1, min(vocabulary, max(_LEAST_TILE_COLUMNS, _TILE_BYTES // column_bytes))
+            1, min(vocabulary, most, max(_LEAST_TILE_COLUMNS, _TILE_BYTES // column_bytes))
         )
         fit = workspace // column_bytes
         if fit >= vocabulary:
