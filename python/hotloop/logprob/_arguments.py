@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from .. import _check, _environment
-from ._cpu import LogitMap
 from ._statistics import STATISTICS
 
 
-def logit_map(op: str, temperature: float, logit_scale: float, softcap: float | None) -> LogitMap:
-    return LogitMap(
+def logit_numbers(
+    op: str, temperature: float, logit_scale: float, softcap: float | None
+) -> tuple[float, float, float]:
+    """Temperature, logit scale and softcap (0: none) of a ``LogitMap``, which Dynamo need not trace."""
+    return (
         _check.number(op, "temperature", temperature, above=0),
         _check.number(op, "logit_scale", logit_scale),
-        None
+        0.0
         if softcap is None
         else _check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap."),
     )
@@ -67,12 +69,18 @@ def head(
                 f"[{op}] {b}: expected shape ({weight.shape[0]},), one per row of {w}, got {tuple(bias.shape)}."
             )
         _check.same_device(op, b, bias, h, hidden)
-    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = rows_of(hidden)
     if _environment.checks_on() and not torch.compiler.is_compiling():
         for name, value in ((h, hidden), (w, weight), (b, bias)):
             if value is not None:
                 _check.finite(op, name, value)
     return flat, weight, bias
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """(..., k) as (n, k). What is so already stays the tensor it is: AOTAutograd then sees that backward needs an
+    input of the graph and refuses to differentiate it again, where it would say nothing about a view."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
 def labels(

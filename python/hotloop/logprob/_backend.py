@@ -16,14 +16,20 @@ from .. import _impl
 from . import _cpu
 from ._cpu import LogitMap
 
+# Looked up once, at import: Dynamo does not trace find_spec.
+_TRITON = importlib.util.find_spec("triton") is not None
+_TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+LEAST_TORCH_ON_CUDA = (2, 10)
+"""The first release whose half-precision products add into a float32 result."""
+
 
 def choose(op: str, impl: str, like: Tensor, describe: Callable[[], str]) -> str:
-    device = like.device.type
+    device, dtype = like.device.type, like.dtype
     return _impl.choose(
         op,
         impl,
         {
-            "triton": lambda: triton_refuses(device),
+            "triton": lambda: triton_refuses(device, dtype),
             "cpu": lambda: None if device == "cpu" else f"device {device}",
             "reference": lambda: None,
         },
@@ -31,11 +37,15 @@ def choose(op: str, impl: str, like: Tensor, describe: Callable[[], str]) -> str
     )
 
 
-def triton_refuses(device: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+def triton_refuses(device: str, dtype: torch.dtype) -> str | None:
+    if not _TRITON:
         return "triton is not installed"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"device {device}"
+    if dtype == torch.float64:
+        return "dtype float64 (supports float32, float16, bfloat16)"
+    if device == "cuda" and _TORCH < LEAST_TORCH_ON_CUDA:
+        return f"torch {torch.__version__} (needs 2.10 or later on CUDA)"
     return None
 
 
@@ -85,11 +95,9 @@ def forward(
         all_statistics=everything, argmax=argmax, first_column=first_column, ignore_index=ignore_index,
     )  # fmt: skip
     statistics = relative_to_maximum(statistics)
-    masked = labels == ignore_index
-    neutral = statistics.new_tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]).unsqueeze(1)
-    statistics = torch.where(masked, neutral, statistics)
+    # The kernel writes the statistics of masked rows itself.
     if largest is not None:
-        largest = torch.where(masked, -1, largest)
+        largest = torch.where(labels == ignore_index, -1, largest)
     return statistics, largest, None
 
 

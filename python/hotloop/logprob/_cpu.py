@@ -201,6 +201,11 @@ class HeadState:
         self.labels = labels
         self.hidden_rows = hidden_rows
 
+    def take_products(self) -> Products | None:
+        """The products with their tiles, for one backward: of two threads one gets them."""
+        products: Products | None = self.__dict__.pop("products", None)
+        return products
+
 
 def select_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
     valid = labels != ignore_index
@@ -278,8 +283,7 @@ def backward(
         y = (labels if rows is None else labels.index_select(0, rows)).contiguous()
         state = HeadState(rows, None, y, hidden.shape[0])
     rows = state.rows
-    products = state.products
-    state.products = None
+    products = state.take_products()
     if products is None:
         x = hidden if rows is None else hidden.index_select(0, rows)
         products = Products(x, weight, 0)

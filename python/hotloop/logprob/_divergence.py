@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from torch import Tensor
 from .. import _check, _environment
 from .._impl import Impl
 from ..reference import logprob as reference
-from . import _arguments, _backend, _two_heads, _two_heads_triton
+from . import _arguments, _backend, _second, _two_heads, _two_heads_triton
 from ._cpu import LogitMap, accumulate_dtype, select_rows
 from ._two_heads import KINDS, Divergence, Given, Heads, Rows
 from .head import IGNORE_INDEX
 
 _Head = tuple[Tensor, Tensor, Tensor | None]
+Terms = tuple[str, float, float, Sequence[float]]
+"""A ``Divergence`` in plain values, as operators take it and Dynamo traces it: kind, beta, delta, and the temperature,
+logit scale and softcap (0: none) of student and teacher."""
 
 
 # -- autograd ----------------------------------------------------------------------------------------------
@@ -33,43 +37,62 @@ class _LinearDivergence(torch.autograd.Function):
         bias: Tensor | None,
         teacher: _Head,
         labels: Tensor,
-        d: Divergence,
+        terms: Terms,
         ignore_index: int,
         impl: str,
         grad_enabled: bool,
     ) -> Tensor:
+        d = _divergence(*terms)
         rows, index = linear_forward(impl, d, (hidden, weight, bias), teacher, labels, ignore_index)
-        if not (grad_enabled and any(ctx.needs_input_grad[:3])):
-            rows.source = None
-        ctx.save_for_backward(hidden, weight, bias, labels)
-        ctx.rows, ctx.index, ctx.teacher, ctx.d = rows, index, teacher, d
-        ctx.impl, ctx.ignore_index = impl, ignore_index
+        if grad_enabled and any(ctx.needs_input_grad[:3]):
+            # The teacher too: a change in place between forward and backward is noticed.
+            ctx.save_for_backward(
+                hidden, weight, bias, *teacher, labels, rows.lse, rows.weights, rows.inner, index
+            )
+            ctx.terms, ctx.impl, ctx.ignore_index = terms, impl, ignore_index
+            ctx.source = rows.source
         return scatter(rows.loss, index, hidden.shape[0])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels = ctx.saved_tensors
-        need = (
-            ctx.needs_input_grad[0],
-            ctx.needs_input_grad[1],
-            ctx.needs_input_grad[2] and bias is not None,
-        )
-        rows: Rows = ctx.rows
-        gradients = linear_backward(
-            ctx.impl,
-            ctx.d,
-            (hidden, weight, bias),
-            ctx.teacher,
-            rows,
-            ctx.index,
-            labels,
-            ctx.ignore_index,
-            grad,
-            need,
-        )
-        rows.source = None  # its tiles are spent: a second backward computes them again
-        return (*gradients, None, None, None, None, None, None)
+        saved = ctx.saved_tensors
+        hidden, weight, bias, *teacher, labels, lse, weights, inner, index = saved
+        need = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            d = _linear_differentiable(ctx.terms, saved[:6], labels, ctx.ignore_index, need, grad)
+            return (*d, None, None, None, None, None, None)
+        # Tiles are spent by the first backward, whatever becomes of it; a second one computes them again.
+        rows = Rows(grad, lse, weights, inner, ctx.__dict__.pop("source", None))
+        d = linear_backward(
+            ctx.impl, _divergence(*ctx.terms), (hidden, weight, bias), tuple(teacher), rows, index, labels,
+            ctx.ignore_index, grad, (need[0], need[1], need[2] and bias is not None),
+        )  # fmt: skip
+        return (*d, None, None, None, None, None, None)
+
+
+def _linear_differentiable(
+    terms: Terms,
+    heads: Sequence[Tensor | None],
+    labels: Tensor,
+    ignore_index: int,
+    need: Sequence[bool],
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the student's head as a graph, by the reference."""
+
+    def rows(*student: Any) -> tuple[Tensor]:
+        return (reference_of_heads(terms, student, tuple(heads[3:]), labels, ignore_index),)  # type: ignore[arg-type]
+
+    return _second.gradients(rows, heads[:3], need, (grad,))
+
+
+def _logit_differentiable(
+    terms: Terms, student: Tensor, teacher: Tensor, labels: Tensor, ignore_index: int, grad: Tensor
+) -> Tensor | None:
+    def rows(s: Tensor) -> tuple[Tensor]:
+        return (reference_of_logits(terms, s, teacher, labels, ignore_index),)
+
+    return _second.gradients(rows, (student,), (True,), (grad,))[0]
 
 
 def scatter(values: Tensor, index: Tensor | None, n: int) -> Tensor:
@@ -123,21 +146,25 @@ class _LogitDivergence(torch.autograd.Function):
         student: Tensor,
         teacher: Tensor,
         labels: Tensor,
-        d: Divergence,
+        terms: Terms,
         ignore_index: int,
         impl: str,
     ) -> Tensor:
-        rows = logit_forward(impl, d, student.detach(), teacher)
+        rows = logit_forward(impl, _divergence(*terms), student.detach(), teacher)
         ctx.save_for_backward(student, teacher, labels, rows.lse, rows.weights, rows.inner)
-        ctx.d, ctx.ignore_index, ctx.impl = d, ignore_index, impl
+        ctx.terms, ctx.ignore_index, ctx.impl = terms, ignore_index, impl
         return torch.where(labels != ignore_index, rows.loss, 0.0)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, labels, lse, weights, inner = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            d = _logit_differentiable(ctx.terms, student, teacher, labels, ctx.ignore_index, grad)
+            return d, None, None, None, None, None
         rows = Rows(grad, lse, weights, inner)
-        gradient = logit_backward(ctx.impl, ctx.d, student.detach(), teacher, rows, grad)
+        gradient = logit_backward(
+            ctx.impl, _divergence(*ctx.terms), student.detach(), teacher, rows, grad
+        )
         gradient.masked_fill_((labels == ctx.ignore_index).unsqueeze(1), 0.0)
         return gradient, None, None, None, None, None
 
@@ -164,17 +191,11 @@ def logit_backward(
 # -- registered forms, for torch.compile -------------------------------------------------------------------
 
 
-def _divergence(kind: str, beta: float, delta: float, numbers: list[float]) -> Divergence:
+def _divergence(kind: str, beta: float, delta: float, numbers: Sequence[float]) -> Divergence:
     s, t = numbers[:3], numbers[3:]
     return Divergence(
         kind, beta, delta, LogitMap(s[0], s[1], s[2] or None), LogitMap(t[0], t[1], t[2] or None)
     )
-
-
-def _numbers(d: Divergence) -> list[float]:
-    return [
-        x for m in (d.student, d.teacher) for x in (m.temperature, m.logit_scale, m.softcap or 0.0)
-    ]
 
 
 def _pack(rows: Rows, index: Tensor | None, n: int) -> Tensor:
@@ -258,6 +279,12 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     *heads, labels, packed = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        ignore_index, kind, beta, delta, numbers, _ = ctx.rest
+        need = ctx.needs_input_grad[:3]
+        terms = (kind, beta, delta, numbers)
+        d = _linear_differentiable(terms, heads, labels, ignore_index, need, grad[0])
+        return *d, *([None] * 10)
     dh, dw, db = torch.ops.hotloop.linear_divergence_backward(
         *heads, packed, grad[0], labels, *ctx.rest
     )
@@ -323,6 +350,11 @@ def _logit_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _logit_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     student, teacher, packed = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        # The front door masks rows: a loss of NaN without a gradient from above is that of a masked one.
+        labels = ((grad[0] == 0) & ~packed[0].isfinite()).to(torch.int64).neg()
+        d = _logit_differentiable(ctx.rest[:4], student, teacher, labels, -1, grad[0])
+        return d, *([None] * 6)
     gradient = torch.ops.hotloop.logit_divergence_backward(
         student, teacher, packed, grad[0], *ctx.rest
     )
@@ -337,15 +369,15 @@ _logit_divergence.register_autograd(_logit_backward, setup_context=_logit_setup)
 
 def options(
     op: str, kind: str, beta: float, delta: float, temperature: float, reduction: str
-) -> Divergence:
+) -> Terms:
     _check.choice(op, "divergence_kind", kind, KINDS)
     _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
     _check.number(op, "beta", beta, at_least=0, at_most=1)
     _check.number(op, "delta", delta, at_least=1)
-    logit = _arguments.logit_map(op, temperature, 1.0, None)
+    logit = _arguments.logit_numbers(op, temperature, 1.0, None)
     if kind == "jsd" and beta in (0, 1):
         kind = "forward_kl" if beta == 0 else "reverse_kl"  # by definition, not as a limit
-    return Divergence(kind, beta, delta, logit, logit)
+    return kind, beta, delta, (*logit, *logit)
 
 
 def reduce(
@@ -358,23 +390,45 @@ def reduce(
     return losses.sum() / (labels != ignore_index).sum()
 
 
-def reference_rows(d: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
+def reference_rows(terms: Terms, student: Tensor, teacher: Tensor) -> Tensor:
     """The loss of each row in plain torch, from logits that are not yet divided by the temperature."""
-    s, t = (
-        reference.map_logits(student, d.student.temperature),
-        reference.map_logits(teacher, d.teacher.temperature),
-    )
-    scale = d.student.temperature**2
-    if d.kind == "log_cosh":
+    kind, beta, delta, numbers = terms
+    s, t = reference.map_logits(student, *numbers[:3]), reference.map_logits(teacher, *numbers[3:])
+    scale = numbers[0] ** 2
+    if kind == "log_cosh":
         x = (s - t) / 2
         return scale * (x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)).sum(-1)
-    found = reference.divergences(s, t, d.beta)
-    if d.kind == "balanced":
+    found = reference.divergences(s, t, beta)
+    if kind == "balanced":
         sharper = found["teacher_entropy"] > found["student_entropy"]
-        forward = torch.where(sharper, d.delta, 1.0) * found["forward_kl"]
-        reverse = torch.where(sharper, 1.0, d.delta) * found["reverse_kl"]
+        forward = torch.where(sharper, delta, 1.0) * found["forward_kl"]
+        reverse = torch.where(sharper, 1.0, delta) * found["reverse_kl"]
         return scale * (forward + reverse)
-    return found[d.kind]
+    return found[kind]
+
+
+def reference_of_heads(
+    terms: Terms, student: _Head, teacher: _Head, labels: Tensor, ignore_index: int
+) -> Tensor:
+    valid = labels != ignore_index
+    (hidden, *head), (teacher_hidden, *teacher_head) = student, teacher
+    hidden, teacher_hidden = (
+        torch.where(valid.unsqueeze(1), h, 0.0) for h in (hidden, teacher_hidden)
+    )
+    rows = reference_rows(
+        terms,
+        reference.logits_of(hidden, *head),  # type: ignore[arg-type]
+        reference.logits_of(teacher_hidden, *teacher_head),  # type: ignore[arg-type]
+    )
+    return torch.where(valid, rows, 0.0)
+
+
+def reference_of_logits(
+    terms: Terms, student: Tensor, teacher: Tensor, labels: Tensor, ignore_index: int
+) -> Tensor:
+    valid = labels != ignore_index
+    student, teacher = (torch.where(valid.unsqueeze(1), z, 0.0) for z in (student, teacher))
+    return torch.where(valid, reference_rows(terms, student, teacher), 0.0)
 
 
 def of_heads(
@@ -382,7 +436,7 @@ def of_heads(
     student: tuple[Any, Any, Any],
     teacher: tuple[Any, Any, Any],
     labels: Tensor | None,
-    d: Divergence,
+    terms: Terms,
     ignore_index: int,
     reduction: str,
     impl: Impl,
@@ -412,32 +466,14 @@ def of_heads(
         flat_labels = _arguments.labels(
             op, labels, shape, weight.shape[0], ignore_index, "student_hidden", hidden.device
         )
-    chosen = _choose(op, impl, hidden, f"student_hidden {tuple(shape)}", d)
+    chosen = _choose(op, impl, hidden, f"student_hidden {tuple(shape)}", terms[0])
     teacher_head = tuple(None if x is None else x.detach() for x in teacher_head)  # type: ignore[assignment]
     if chosen == "reference":
-        valid = flat_labels != ignore_index
-        hidden, teacher_hidden = (
-            torch.where(valid.unsqueeze(1), h, 0.0) for h in (hidden, teacher_head[0])
-        )
-        rows = reference_rows(
-            d,
-            reference.logits_of(hidden, weight, bias),
-            reference.logits_of(teacher_hidden, *teacher_head[1:]),
-        )
-        rows = torch.where(valid, rows, 0.0)
+        student_head = (hidden, weight, bias)
+        rows = reference_of_heads(terms, student_head, teacher_head, flat_labels, ignore_index)
     elif torch.compiler.is_compiling():
         rows = torch.ops.hotloop.linear_divergence(
-            hidden,
-            weight,
-            bias,
-            *teacher_head,
-            flat_labels,
-            ignore_index,
-            d.kind,
-            d.beta,
-            d.delta,
-            _numbers(d),
-            chosen,
+            hidden, weight, bias, *teacher_head, flat_labels, ignore_index, *terms, chosen
         )[0]
     else:
         rows = _LinearDivergence.apply(
@@ -446,7 +482,7 @@ def of_heads(
             bias,
             teacher_head,
             flat_labels,
-            d,
+            terms,
             ignore_index,
             chosen,
             torch.is_grad_enabled(),
@@ -459,7 +495,7 @@ def of_logits(
     student: Any,
     teacher: Any,
     labels: Tensor | None,
-    d: Divergence,
+    terms: Terms,
     ignore_index: int,
     reduction: str,
     impl: Impl,
@@ -479,7 +515,7 @@ def of_logits(
     _check.same_device(op, "teacher_logits", teacher, "student_logits", student)
     shape = student.shape[:-1]
     vocabulary = student.shape[-1]
-    flat, flat_teacher = student.reshape(-1, vocabulary), teacher.detach().reshape(-1, vocabulary)
+    flat, flat_teacher = _arguments.rows_of(student), _arguments.rows_of(teacher.detach())
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
     flat_teacher = flat_teacher if flat_teacher.stride(-1) == 1 else flat_teacher.contiguous()
     if labels is None:
@@ -491,30 +527,26 @@ def of_logits(
     if _environment.checks_on() and not torch.compiler.is_compiling():
         _check.finite(op, "student_logits", student)
         _check.finite(op, "teacher_logits", teacher)
-    chosen = _choose(op, impl, flat, f"student_logits {tuple(student.shape)}", d)
+    chosen = _choose(op, impl, flat, f"student_logits {tuple(student.shape)}", terms[0])
     if chosen == "reference":
-        valid = flat_labels != ignore_index
-        flat, flat_teacher = (torch.where(valid.unsqueeze(1), z, 0.0) for z in (flat, flat_teacher))
-        rows = torch.where(valid, reference_rows(d, flat, flat_teacher), 0.0)
+        rows = reference_of_logits(terms, flat, flat_teacher, flat_labels, ignore_index)
     elif torch.compiler.is_compiling():
-        rows = torch.ops.hotloop.logit_divergence(
-            flat, flat_teacher, d.kind, d.beta, d.delta, _numbers(d), chosen
-        )[0]
+        rows = torch.ops.hotloop.logit_divergence(flat, flat_teacher, *terms, chosen)[0]
         rows = torch.where(flat_labels != ignore_index, rows, 0.0)
     else:
-        rows = _LogitDivergence.apply(flat, flat_teacher, flat_labels, d, ignore_index, chosen)
+        rows = _LogitDivergence.apply(flat, flat_teacher, flat_labels, terms, ignore_index, chosen)
     return reduce(rows, flat_labels, ignore_index, reduction, shape)
 
 
-def _choose(op: str, impl: Impl, like: Tensor, what: str, d: Divergence) -> str:
+def _choose(op: str, impl: Impl, like: Tensor, what: str, kind: str) -> str:
     from .. import _impl
 
     device = like.device.type
 
     def triton() -> str | None:
-        if d.kind == "log_cosh":
+        if kind == "log_cosh":
             return "log_cosh has no Triton kernel yet"
-        return _backend.triton_refuses(device)
+        return _backend.triton_refuses(device, like.dtype)
 
     return _impl.choose(
         op,

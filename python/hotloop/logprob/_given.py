@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from .. import _native
 from .._dlpack import export as _export
-from . import _statistics
+from ..reference import logprob as reference
+from . import _second, _statistics
 from ._backend import relative_to_maximum, triton_kernels
 from ._cpu import LogitMap, accumulate_dtype, new_statistics
 
@@ -98,12 +100,32 @@ class TokenLogprob(torch.autograd.Function):
         return (*outputs, hit)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, labels, statistics = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            d = differentiable(logits, labels, ctx.logit, ctx.ignore_index, grads[:5])
+            return d, None, None, None, None, None
         packed = _statistics.coefficients(statistics, list(grads[:5]), logits.shape[1])
         gradient = backward(ctx.impl, logits, labels, ctx.logit, ctx.ignore_index, packed)
         return gradient, None, None, None, None, None
+
+
+def differentiable(
+    logits: Tensor,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+    grads: Sequence[Tensor | None],
+) -> Tensor | None:
+    """The gradient as a graph, by the reference."""
+
+    def rows(z: Tensor) -> list[Tensor]:
+        found = reference.logit_statistics(
+            z, labels, ignore_index, logit.temperature, logit.logit_scale, logit.softcap
+        )
+        return [found[name] for name in _statistics.FIELDS]
+
+    return _second.gradients(rows, (logits,), (True,), grads)[0]
 
 
 @torch.library.custom_op("hotloop::token_logprob", mutates_args=())
@@ -177,6 +199,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad_statistics: Tensor, _grad_hit: Tensor) -> tuple[Any, ...]:
     logits, labels, statistics = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        ignore_index, temperature, logit_scale, softcap, _ = ctx.rest
+        logit = LogitMap(temperature, logit_scale, softcap or None)
+        d = differentiable(logits, labels, logit, ignore_index, grad_statistics.unbind(0))
+        return d, None, None, None, None, None, None
     packed = _statistics.coefficients(statistics, list(grad_statistics.unbind(0)), logits.shape[1])
     gradient = torch.ops.hotloop.token_logprob_backward(logits, labels, packed, *ctx.rest)
     return gradient, None, None, None, None, None, None

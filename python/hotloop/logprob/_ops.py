@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _environment
-from ..reference.logprob import cross_entropy
-from . import _backend, _statistics
+from ..reference.logprob import cross_entropy, head_statistics
+from . import _backend, _second, _statistics
 from ._cpu import LogitMap, accumulate_dtype
 
 
@@ -55,39 +54,39 @@ class LinearLogprob(torch.autograd.Function):
         return (*outputs, hit)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, statistics = ctx.saved_tensors
+        need = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            d = _second.gradients(
+                lambda h, w, b: _reference(h, w, b, labels, ctx.logit, ctx.ignore_index),
+                (hidden, weight, bias), need, grads[:5],
+            )  # fmt: skip
+            return (*d, None, None, None, None, None, None)
         packed = _statistics.coefficients(statistics, list(grads[:5]), weight.shape[0])
-        need = (
-            ctx.needs_input_grad[0],
-            ctx.needs_input_grad[1],
-            ctx.needs_input_grad[2] and bias is not None,
-        )
         d = _backend.backward(
-            ctx.impl,
-            hidden,
-            weight,
-            bias,
-            labels,
-            ctx.logit,
-            ctx.ignore_index,
-            packed,
-            ctx.state,
-            need,
-        )
+            ctx.impl, hidden, weight, bias, labels, ctx.logit, ctx.ignore_index, packed, ctx.state,
+            (need[0], need[1], need[2] and bias is not None),
+        )  # fmt: skip
         return (*d, None, None, None, None, None, None)
 
 
-def fits_workspace(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> bool:
-    """Whether the logits of the valid rows fit the workspace all at once."""
-    width = 4 if weight.dtype == torch.float16 else weight.dtype.itemsize
-    valid = int((labels != ignore_index).sum())
-    return valid * weight.shape[0] * width <= _environment.workspace_bytes()
+def _reference(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    logit: LogitMap,
+    ignore_index: int,
+) -> tuple[Tensor, ...]:
+    rows = head_statistics(
+        hidden, weight, bias, labels, ignore_index, logit.temperature, logit.logit_scale, logit.softcap
+    )  # fmt: skip
+    return tuple(rows[name] for name in _statistics.FIELDS)
 
 
-class OnePassCrossEntropy(torch.autograd.Function):
-    """Scalar cross-entropy on the CPU whose forward computes the gradient; backward only scales it."""
+class CrossEntropy(torch.autograd.Function):
+    """Scalar cross-entropy of a head: ``LinearLogprob`` and what follows it, without autograd between them."""
 
     @staticmethod
     def forward(
@@ -101,51 +100,50 @@ class OnePassCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         z_loss: float,
         reduction: str,
+        impl: str,
     ) -> Tensor:
         sums, _, state = _backend.forward(
-            "cpu", hidden, weight, bias, labels, logit, ignore_index, label_smoothing > 0, False
+            impl, hidden, weight, bias, labels, logit, ignore_index, label_smoothing > 0, False
         )
         statistics = _statistics.finish(sums, weight.shape[0])
+        options: dict[str, Any] = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+        options |= {"ignore_index": ignore_index, "reduction": reduction}
+        ctx.save_for_backward(hidden, weight, bias, labels, statistics)
+        ctx.state, ctx.logit, ctx.options, ctx.impl = state, logit, options, impl
         rows = dict(zip(_statistics.FIELDS, statistics.unbind(0)))
-        options = {"label_smoothing": label_smoothing, "z_loss": z_loss}
-        loss = cross_entropy(
-            rows, labels, ignore_index=ignore_index, reduction=reduction, **options
-        )
-        valid = labels != ignore_index
-        scale = valid.to(statistics.dtype)
-        if reduction == "mean":
-            scale = scale / scale.sum()
-        # Derivatives of cross_entropy in its three statistics.
-        grads: list[Tensor | None] = [
-            -(1 - label_smoothing) * scale,
-            None,
-            (label_smoothing + 2 * z_loss * rows["lse"]) * scale
-            if label_smoothing or z_loss
-            else None,
-            None,
-            -label_smoothing * scale if label_smoothing else None,
-        ]
-        packed = _statistics.coefficients(statistics, grads, weight.shape[0])
-        need = (
-            ctx.needs_input_grad[0],
-            ctx.needs_input_grad[1],
-            ctx.needs_input_grad[2] and bias is not None,
-        )
-        gradients = _backend.backward(
-            "cpu", hidden, weight, bias, labels, logit, ignore_index, packed, state, need
-        )
-        # Saved, not kept on ctx: autograd lets go of them before the gradients are accumulated.
-        ctx.save_for_backward(*gradients)
-        return loss
+        return cross_entropy(rows, labels, **options)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        if grad_loss.item() == 1.0:
-            scaled = ctx.saved_tensors
-        else:
-            scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in ctx.saved_tensors]
-        return (*scaled, None, None, None, None, None, None)
+        hidden, weight, bias, labels, statistics = ctx.saved_tensors
+        options, need = ctx.options, ctx.needs_input_grad[:3]
+        ignore_index, smoothing = options["ignore_index"], options["label_smoothing"]
+        if torch.is_grad_enabled():
+
+            def loss(h: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor]:
+                rows = _reference(h, w, b, labels, ctx.logit, ignore_index)
+                return (cross_entropy(dict(zip(_statistics.FIELDS, rows)), labels, **options),)
+
+            d = _second.gradients(loss, (hidden, weight, bias), need, (grad_loss,))
+            return (*d, None, None, None, None, None, None, None)
+        # The scale from above meets the rows before any of their gradient is rounded.
+        scale = (labels != ignore_index).to(statistics.dtype)
+        if options["reduction"] == "mean":
+            scale = scale / scale.sum()
+        scale = scale * grad_loss
+        # Derivatives of cross_entropy in its three statistics.
+        d_lse = d_mean = None
+        if smoothing or options["z_loss"]:
+            d_lse = (smoothing + 2 * options["z_loss"] * statistics[2]) * scale
+        if smoothing:
+            d_mean = -smoothing * scale
+        grads = [-(1 - smoothing) * scale, None, d_lse, None, d_mean]
+        d = _backend.backward(
+            ctx.impl, hidden, weight, bias, labels, ctx.logit, ignore_index,
+            _statistics.coefficients(statistics, grads, weight.shape[0]), ctx.state,
+            (need[0], need[1], need[2] and bias is not None),
+        )  # fmt: skip
+        return (*d, None, None, None, None, None, None, None)
 
 
 @torch.library.custom_op("hotloop::linear_logprob", mutates_args=())
@@ -248,6 +246,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, grad_statistics: Tensor, _grad_hit: Tensor) -> tuple[Any, ...]:
     hidden, weight, bias, labels, statistics = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        ignore_index, temperature, logit_scale, softcap, _ = ctx.rest
+        logit = LogitMap(temperature, logit_scale, softcap or None)
+        d = _second.gradients(
+            lambda h, w, b: _reference(h, w, b, labels, logit, ignore_index),
+            (hidden, weight, bias), ctx.needs_input_grad[:3], grad_statistics.unbind(0),
+        )  # fmt: skip
+        return *d, None, None, None, None, None, None
     packed = _statistics.coefficients(statistics, list(grad_statistics.unbind(0)), weight.shape[0])
     d_hidden, d_weight, d_bias = torch.ops.hotloop.linear_logprob_backward(
         hidden, weight, bias, labels, packed, *ctx.rest

@@ -78,7 +78,7 @@ def linear_logprob(
     op = "linear_logprob"
     wanted = _arguments.wanted_statistics(op, statistics)
     rows = _rows(
-        op, hidden, weight, labels, bias, _arguments.logit_map(op, temperature, logit_scale, softcap),
+        op, hidden, weight, labels, bias, _arguments.logit_numbers(op, temperature, logit_scale, softcap),
         ignore_index, wanted, impl,
     )  # fmt: skip
     if cu_seqlens is None:
@@ -105,7 +105,7 @@ def _rows(
     weight: Tensor,
     labels: Tensor,
     bias: Tensor | None,
-    logit: LogitMap,
+    logit: tuple[float, float, float],
     ignore_index: int,
     wanted: frozenset[str],
     impl: str,
@@ -124,34 +124,31 @@ def _rows(
         op, impl=chosen, rows=flat.shape[0], width=flat.shape[1], vocabulary=weight.shape[0]
     )
     if chosen == "reference":
-        flat = torch.where(
-            (flat_labels != ignore_index).unsqueeze(1), flat, 0.0
-        )  # d weight must not meet a masked NaN
-        z = reference.logits_of(
-            flat, weight, bias, logit.temperature, logit.logit_scale, logit.softcap
-        )
-        found = reference.statistics(z, flat_labels, ignore_index)
+        found = reference.head_statistics(flat, weight, bias, flat_labels, ignore_index, *logit)
         return tuple(
             found[name] if name == "logps" or name in wanted else None
             for name in (*_statistics.FIELDS, "argmax_hit")
         )
     if torch.compiler.is_compiling():
         packed, hit = torch.ops.hotloop.linear_logprob(
-            flat, weight, bias, flat_labels, ignore_index, logit.temperature, logit.logit_scale,
-            logit.softcap or 0.0, chosen,
-        )  # fmt: skip
+            flat, weight, bias, flat_labels, ignore_index, *logit, chosen
+        )
         return _select(packed, hit, wanted)
     return _ops.LinearLogprob.apply(  # type: ignore[no-any-return]
         flat,
         weight,
         bias,
         flat_labels,
-        logit,
+        _map(logit),
         ignore_index,
         wanted,
         chosen,
         torch.is_grad_enabled(),
     )
+
+
+def _map(numbers: tuple[float, float, float]) -> LogitMap:
+    return LogitMap(numbers[0], numbers[1], numbers[2] or None)
 
 
 def _select(packed: Tensor, hit: Tensor, wanted: frozenset[str]) -> tuple[Tensor | None, ...]:
@@ -209,10 +206,10 @@ def token_logprob(
         raise ValueError(
             f"[{op}] logits: expected shape (..., vocabulary), got {tuple(logits.shape)}."
         )
-    logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
+    logit = _arguments.logit_numbers(op, temperature, logit_scale, softcap)
     wanted = _arguments.wanted_statistics(op, statistics)
     shape = logits.shape[:-1]
-    flat = logits.reshape(-1, logits.shape[-1])
+    flat = _arguments.rows_of(logits)
     if flat.stride(-1) != 1:
         flat = flat.contiguous()
     flat_labels = _arguments.labels(
@@ -228,25 +225,20 @@ def token_logprob(
     )
     rows: tuple[Tensor | None, ...]
     if chosen == "reference":
-        z = reference.map_logits(flat, temperature, logit_scale, softcap)
-        found = reference.statistics(z, flat_labels, ignore_index)
+        found = reference.logit_statistics(flat, flat_labels, ignore_index, *logit)
         rows = tuple(
             found[name] if name == "logps" or name in wanted else None
             for name in (*_statistics.FIELDS, "argmax_hit")
         )
     elif torch.compiler.is_compiling():
         packed, hit = torch.ops.hotloop.token_logprob(
-            flat,
-            flat_labels,
-            ignore_index,
-            logit.temperature,
-            logit.logit_scale,
-            logit.softcap or 0.0,
-            chosen,
+            flat, flat_labels, ignore_index, *logit, chosen
         )
         rows = _select(packed, hit, wanted)
     else:
-        rows = _given.TokenLogprob.apply(flat, flat_labels, logit, ignore_index, wanted, chosen)
+        rows = _given.TokenLogprob.apply(
+            flat, flat_labels, _map(logit), ignore_index, wanted, chosen
+        )
     return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
 
 
@@ -270,9 +262,8 @@ def linear_cross_entropy(
     label is not ``ignore_index``; "mean" divides by their number. Same values as
     ``torch.nn.functional.cross_entropy(hidden @ weight.T, labels, ...)`` with z_loss = 0.
 
-    With a scalar reduction whose logits fit the workspace (HOTLOOP_WORKSPACE_MB, default 64 MiB), forward
-    computes the gradient at once and keeps only that: three matrix products instead of four, and no logits
-    between forward and backward. Otherwise as ``linear_logprob``.
+    Logits that fit the workspace (HOTLOOP_WORKSPACE_MB, default 64 MiB) wait there for backward: three matrix
+    products instead of four. Those beyond it are computed again.
 
     Args:
         hidden: shape (..., D), float32, float64, float16 or bfloat16. Differentiable.
@@ -307,7 +298,7 @@ def linear_cross_entropy(
     _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
     _check.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
     _check.number(op, "z_loss", z_loss, at_least=0)
-    logit = _arguments.logit_map(op, 1.0, logit_scale, softcap)
+    logit = _arguments.logit_numbers(op, 1.0, logit_scale, softcap)
     shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else torch.Size()
     if (
         reduction != "none"
@@ -331,9 +322,9 @@ def linear_cross_entropy(
                 f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
             ),
         )
-        if chosen == "cpu" and _ops.fits_workspace(flat, w, y, ignore_index):
-            loss: Tensor = _ops.OnePassCrossEntropy.apply(
-                flat, w, b, y, logit, ignore_index, label_smoothing, z_loss, reduction
+        if chosen != "reference":
+            loss: Tensor = _ops.CrossEntropy.apply(
+                flat, w, b, y, _map(logit), ignore_index, label_smoothing, z_loss, reduction, chosen
             )
             return loss
     wanted = frozenset(

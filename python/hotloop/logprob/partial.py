@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import _check
 from .._impl import Impl
 from . import _arguments, _backend, _statistics
-from ._cpu import STATISTICS
+from ._cpu import STATISTICS, LogitMap
 from ._statistics import LogprobStatistics
 from .head import IGNORE_INDEX
 
@@ -76,7 +76,8 @@ def linear_logprob_partial(
     op = "linear_logprob_partial"
     if isinstance(first_column, bool) or not isinstance(first_column, int) or first_column < 0:
         raise ValueError(f"[{op}] first_column: expected an int >= 0, got {first_column!r}.")
-    logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
+    numbers = _arguments.logit_numbers(op, temperature, logit_scale, softcap)
+    logit = LogitMap(numbers[0], numbers[1], numbers[2] or None)
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
     if not isinstance(labels, Tensor) or labels.shape != (flat.shape[0],):
         raise ValueError(

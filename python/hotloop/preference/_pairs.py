@@ -21,6 +21,8 @@ from .._dlpack import export
 Reduction = Literal["none", "mean", "sum"]
 Row = Tensor | float
 
+_NO_SECOND = "[pair_loss] create_graph: expected False, got True. Use impl='reference' for second derivatives."
+
 
 def pair_loss(
     op: str,
@@ -221,6 +223,16 @@ def _gradient_like(x: Tensor) -> Tensor:
     return _memory.advised(gradient) if large else gradient
 
 
+def _always() -> bool:
+    return True
+
+
+# Whether the backward that runs may be followed by another one over the same graph; torch's own name for it is private.
+_graph_is_kept: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", _always
+)
+
+
 class _PairLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -252,13 +264,14 @@ class _PairLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # once_differentiable says the same, for 3 us more.
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "[pair_loss] create_graph: expected False, got True. Use impl='reference' for second derivatives."
-            )
+            raise RuntimeError(_NO_SECOND)
         # On the CPU reading a scalar is free, and most losses are the root of the graph.
         scaled = ctx.saved_tensors
         if not (grad_loss.ndim == 0 and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0):
             scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in scaled]
+        elif _graph_is_kept():
+            # Another backward will want them, and whoever gets a gradient may change it.
+            scaled = [None if g is None else g.clone() for g in scaled]
         if ctx.dtypes is not None:
             scaled = [None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes)]
         return (None, None, None, None, None, None, *scaled)
@@ -293,16 +306,31 @@ def _pair_loss_fake(
     return loss, first.new_empty((len(inputs), n), dtype=dtype)
 
 
+# The inputs take part so that AOTAutograd sees that the gradient depends on them: where they are inputs of its graph it
+# then refuses a second derivative, instead of leaving it out.
+@torch.library.custom_op("hotloop::pair_loss_backward", mutates_args=())
+def _pair_loss_backward_op(
+    stacked: Tensor, grad_loss: Tensor, inputs: list[Tensor]
+) -> list[Tensor]:
+    """Return the gradients of the inputs from the stacked ones (G, n) and the gradient of the loss."""
+    return [(g * grad_loss).to(x.dtype) for g, x in zip(stacked.unbind(0), inputs)]
+
+
+@_pair_loss_backward_op.register_fake
+def _(stacked: Tensor, grad_loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in inputs]
+
+
 def _pair_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(output[1])
-    ctx.dtypes = [x.dtype for x in inputs[0]]
+    ctx.save_for_backward(output[1], *inputs[0])
     ctx.n_constants = len(inputs[1])
 
 
 def _pair_loss_backward(ctx: Any, grad_loss: Tensor, _grad_grads: Tensor) -> tuple[Any, ...]:
-    (stacked,) = ctx.saved_tensors
-    scaled = stacked * grad_loss
-    grads = [g.to(dtype) for g, dtype in zip(scaled.unbind(0), ctx.dtypes)]
+    if torch.is_grad_enabled():
+        raise RuntimeError(_NO_SECOND)
+    stacked, *inputs = ctx.saved_tensors
+    grads = torch.ops.hotloop.pair_loss_backward(stacked, grad_loss, inputs)
     return grads, [None] * ctx.n_constants, None, None, None
 
 

@@ -26,6 +26,7 @@ from . import links, multi_term, optimistic, pairs, reference_free, squared, unp
 from .metrics import preference_metrics
 
 PAIR = ("chosen", "rejected")
+PLAIN = LogitMap()  # made here, not in a call: Dynamo need not trace how
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def linear_preference_loss(
     """
     extra = dict(options or {})
     form = _form(loss)
-    logit = logit or LogitMap()
+    logit = PLAIN if logit is None else logit
     policy, lengths = _answers(
         hidden, weight, labels, bias, cu_seqlens, logit, ignore_index, form.tokens, impl
     )

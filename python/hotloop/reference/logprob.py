@@ -32,6 +32,38 @@ def map_logits(
     return u / temperature
 
 
+def head_statistics(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> dict[str, Tensor]:
+    """``statistics`` of a head."""
+    # d weight must not meet a NaN of a masked row.
+    hidden = torch.where((labels != ignore_index).unsqueeze(1), hidden, 0.0)
+    z = logits_of(hidden, weight, bias, temperature, logit_scale, softcap)
+    return statistics(z, labels, ignore_index)
+
+
+def logit_statistics(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = -100,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> dict[str, Tensor]:
+    """``statistics`` of logits that are not yet capped and divided by the temperature."""
+    # Before the cap, whose slope at a NaN of a masked row is NaN.
+    logits = torch.where((labels != ignore_index).unsqueeze(1), logits, 0.0)
+    z = map_logits(logits, temperature, logit_scale, softcap)
+    return statistics(z, labels, ignore_index)
+
+
 def statistics(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> dict[str, Tensor]:
     """All statistics of ``LogprobStatistics`` from logits [N, V]; masked rows give 0 and False."""
     valid = labels != ignore_index
