@@ -1,6 +1,6 @@
 """Every row of "Coming from FlashInfer and vLLM" in docs/decode.md, against the rivals' documented rules in NumPy.
 
-Neither rival installs without a GPU, so what their columns say is written out here and compared with the hotloop column.
+Neither rival installs without a GPU, so what their columns say is written out here and compared with ours.
 """
 
 from __future__ import annotations

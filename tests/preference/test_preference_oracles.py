@@ -1,0 +1,511 @@
+"""Every loss against its paper's formula, written here once more in mpmath at 40 digits, values and gradients.
+
+Nothing here imports ``hotloop.reference``: sign conventions, factors and halves come from the papers' equations. The
+gradients are mpmath's numerical derivatives of these formulas. docs/oracles.md is the list by loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hotloop.preference
+import hotloop.unlearn
+import mpmath
+import pytest
+import torch
+from hotloop import catalog
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+mp = mpmath.mp.clone()
+mp.dps = 40
+mpf = mp.mpf
+
+Numbers = dict[str, Any]
+
+
+def softplus(x: Any) -> Any:
+    return mp.log1p(mp.exp(x))
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + mp.exp(-x))
+
+
+def mean(values: Any) -> Any:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    op: str
+    grad: dict[str, Any]
+    """Inputs with a gradient."""
+    const: dict[str, Any]
+    options: dict[str, Any]
+    formula: Callable[[Numbers], Any]
+    detached: tuple[str, ...] = ()
+    """Names under which the formula also finds inputs that it must not differentiate."""
+    id: str = ""
+    room: str = "preference"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+PC, PR, RC, RR = (
+    [-31.0, -8.5, -12.25],
+    [-29.5, -11.0, -12.0],
+    [-32.5, -8.0, -13.0],
+    [-28.0, -10.5, -12.5],
+)
+PAIR = {"policy_chosen_logps": PC, "policy_rejected_logps": PR}
+REF = {"ref_chosen_logps": RC, "ref_rejected_logps": RR}
+ONE_TWO = {"policy_logps_1": PC, "policy_logps_2": PR}
+REF_ONE_TWO = {"ref_logps_1": RC, "ref_logps_2": RR}
+ONE = {"policy_logps": PC}
+REF_ONE = {"ref_logps": RC}
+LENGTHS = {"chosen_lengths": [20, 7, 9], "rejected_lengths": [18, 10, 11]}
+MEANS = {"policy_chosen_logps": [-0.7, -1.2, -0.05], "policy_rejected_logps": [-1.1, -0.4, -0.3]}
+
+
+def sides(v: Numbers, i: int) -> tuple[Any, Any]:
+    """Log-ratios of the chosen and of the rejected answer of pair i."""
+    names = (
+        ("policy_chosen_logps", "ref_chosen_logps", "policy_rejected_logps", "ref_rejected_logps")
+        if "policy_chosen_logps" in v
+        else ("policy_logps_1", "ref_logps_1", "policy_logps_2", "ref_logps_2")
+    )
+    a, b, c, d = (v[name][i] for name in names)
+    return a - b, c - d
+
+
+def by_pair(row: Callable[..., Any]) -> Callable[[Numbers], Any]:
+    """The mean over pairs of ``row(dw, dl, v, i)``."""
+    count = len(PC)
+    return lambda v: mean(row(*sides(v, i), v, i) for i in range(count))
+
+
+def pair(op: str, row: Callable[..., Any], id: str = "", /, **options: Any) -> Oracle:
+    return Oracle(op, PAIR, REF, options, by_pair(row), id=id)
+
+
+def exo(dw: Any, dl: Any, *_: Any) -> Any:
+    p, e = sigmoid(mpf("0.3") * (dw - dl)), mpf("0.01")
+    return p * mp.log(p / (1 - e)) + (1 - p) * mp.log((1 - p) / e)
+
+
+def nca(dw: Any, dl: Any, *_: Any) -> Any:
+    w, l = mpf("0.3") * dw, mpf("0.3") * dl
+    return softplus(-w) + softplus(w) / 2 + softplus(l) / 2
+
+
+def aot(v: Numbers) -> Any:
+    policy = sorted(a - b for a, b in zip(v["policy_chosen_logps"], v["policy_rejected_logps"]))
+    ref = sorted(a - b for a, b in zip(v["ref_chosen_logps"], v["ref_rejected_logps"]))
+    return mean(softplus(-mpf("0.3") * (p - r)) for p, r in zip(policy, ref))
+
+
+def kto(v: Numbers) -> Any:
+    total = []
+    for i in range(3):
+        d = v["policy_logps"][i] - v["ref_logps"][i] - mpf("0.5")
+        good = v["is_desirable"][i]
+        total.append(
+            1 - sigmoid(mpf("0.3") * d) if good else mpf("1.5") * (1 - sigmoid(-mpf("0.3") * d))
+        )
+    return mean(total)
+
+
+def bco(v: Numbers) -> Any:
+    total = []
+    for i in range(3):
+        r = mpf("0.3") * (v["policy_logps"][i] - v["ref_logps"][i])
+        good, rho = v["is_desirable"][i], v["density_weights"][i]
+        total.append(softplus(-(r - mpf("0.4"))) if good else rho * softplus(r - mpf("0.4")))
+    return mean(total)
+
+
+def orpo(v: Numbers) -> Any:
+    total = []
+    for a, b, nll in zip(
+        *(v[n] for n in ("policy_chosen_logps", "policy_rejected_logps", "chosen_nll"))
+    ):
+        odds = [mp.log(mp.exp(x) / (1 - mp.exp(x))) for x in (a, b)]
+        total.append(nll + mpf("0.3") * softplus(-(odds[0] - odds[1])))
+    return mean(total)
+
+
+def cpo(v: Numbers) -> Any:
+    e = mpf("0.1")
+    total = []
+    for a, b, nll in zip(
+        *(v[n] for n in ("policy_chosen_logps", "policy_rejected_logps", "chosen_nll"))
+    ):
+        m = mpf("0.3") * (a - b)
+        total.append((1 - e) * softplus(-m) + e * softplus(m) + mpf("0.5") * nll)
+    return mean(total)
+
+
+def simpo(v: Numbers) -> Any:
+    names = ("policy_chosen_logps", "policy_rejected_logps", "chosen_lengths", "rejected_lengths")
+    return mean(
+        softplus(-(2 * (a / n - b / m) - mpf("0.5"))) for a, b, n, m in zip(*(v[x] for x in names))
+    )
+
+
+def advantage(logps: Any, gamma: Any, alpha: Any) -> Any:
+    return alpha * sum(gamma**t * x for t, x in enumerate(logps))
+
+
+def cpl(v: Numbers) -> Any:
+    total = []
+    for a, b, y in zip(v["segment_logps_1"], v["segment_logps_2"], v["label"]):
+        one, two = (advantage(x, mpf("0.9"), mpf("0.2")) for x in (a, b))
+        lam = mpf("0.75")
+        # y: the probability that the second segment is the preferred one.
+        loss = y * softplus(-(two - lam * one)) + (1 - y) * softplus(-(one - lam * two))
+        total.append(loss)
+    return mean(total)
+
+
+def cpl_dense(v: Numbers) -> Any:
+    scored = sorted(zip(v["scores"], v["segment_logps"]), key=lambda x: x[0])
+    a = [advantage(x, mpf("0.9"), mpf("0.2")) for _, x in scored]
+    pairs = [(j, i) for i in range(len(a)) for j in range(i)]
+    return mean(softplus(-(a[i] - mpf("0.75") * a[j])) for j, i in pairs)
+
+
+def dno(v: Numbers) -> Any:
+    total = []
+    for i in range(3):
+        d1, d2 = sides(v, i)
+        q, h = sigmoid(2 * v["win_rate_gap"][i]), mpf("0.3") * (d1 - d2)
+        total.append(q * softplus(-h) + (1 - q) * softplus(h))
+    return mean(total)
+
+
+def inpo(v: Numbers) -> Any:
+    eta, tau = mpf("0.5"), mpf("0.2")
+    total = []
+    for i in range(3):
+        gap = [
+            v[f"{who}_chosen_logps"][i] - v[f"{who}_rejected_logps"][i]
+            for who in ("policy", "ref", "iterate")
+        ]
+        h = gap[0] - tau / eta * gap[1] - (eta - tau) / eta * gap[2]
+        total.append((h - 1 / (2 * eta)) ** 2)
+    return mean(total)
+
+
+SRPO = {
+    f"{name}_logratios": [k + 0.5, 1.0 - k / 2, k / 4 - 2]
+    for k, name in enumerate(
+        (
+            "chosen_given_rejected", "rejected_given_chosen", "rejected_given_rejected", "chosen_given_chosen",
+            "chosen", "rejected",
+        )
+    )
+}  # fmt: skip
+
+
+def srpo(v: Numbers) -> Any:
+    beta, alpha = mpf("0.3"), mpf("0.25")
+    total = []
+    for i in range(3):
+        wl, lw, ll, ww, gw, gl = (v[name][i] for name in SRPO)
+        q = v["label"][i] - mpf("0.5")
+        improver = ((q - beta * (wl - ll)) ** 2 + (q + beta * (lw - ww)) ** 2) / 2
+        joint = (q - beta / 2 * (wl - lw + gw - gl)) ** 2
+        total.append((1 - alpha) * joint + alpha * improver)
+    return mean(total)
+
+
+def hypo(v: Numbers) -> Any:
+    """Two online samples per prompt: each weighs its log-ratio less the other one's, which is not differentiated."""
+    h = by_pair(lambda dw, dl, *_: softplus(-mpf("0.3") * (dw - dl)))(v)
+    w = [a - b for a, b in zip(v["fixed policy_online_logps"], v["ref_online_logps"])]
+    other = [w[j ^ 1] for j in range(len(w))]
+    extra = mean((a - b) * x for a, b, x in zip(w, other, v["policy_online_logps"]))
+    return h + mpf("0.05") * extra
+
+
+def modpo(v: Numbers) -> Any:
+    w = [mpf("0.5"), mpf("0.3"), mpf("0.2")]
+    total = []
+    for i in range(3):
+        dw, dl = sides(v, i)
+        reward = [
+            (mpf("0.3") * d - sum(a * b for a, b in zip(w[1:], v[f"{side}_margin_rewards"][i])))
+            / w[0]
+            for d, side in ((dw, "chosen"), (dl, "rejected"))
+        ]
+        total.append(softplus(-(reward[0] - reward[1])))
+    return mean(total)
+
+
+OPA = {
+    f"{name}_logratios": [[0.5, -0.25 * k, 0.1], [-1.0, 0.2, 0.3 * k]]
+    for k, name in enumerate(("truth", "revised", "original", "truth_masked", "revised_masked"))
+}
+
+
+def opa(v: Numbers) -> Any:
+    beta, d = mpf("0.3"), mpf("0.1")
+    ones = [mpf(1)] * 3
+    total = []
+    for i in range(2):
+        g, a, o, gm, am = (v[name][i] for name in OPA)
+        s_a, s_o, v_a = (v[f"{name}_weights"][i] for name in ("revised", "original", "image"))
+
+        def dot(x: Any, w: Any) -> Any:
+            return sum(p * q for p, q in zip(x, w))
+
+        def better(c: Any, wc: Any, r: Any, wr: Any) -> Any:
+            return softplus(-beta * (dot(c, wc) - dot(r, wr)))
+
+        text = better(g, ones, o, ones) + better(a, s_a, o, s_o)
+        image = better(g, ones, gm, ones) + better(a, v_a, am, v_a)
+        chosen = ((g, ones), (a, s_a), (g, ones), (a, v_a))
+        anchor = sum(softplus(-(beta * dot(x, w) - d)) for x, w in chosen)
+        total.append(text + mpf("0.2") * image + anchor)
+    return mean(total)
+
+
+def vpo(v: Numbers) -> Any:
+    h = by_pair(lambda dw, dl, *_: softplus(-mpf("0.3") * (dw - dl)))(v)
+    gaps = zip(v["policy_calibration_logps"], v["ref_calibration_logps"])
+    return h - mpf("0.05") * mpf("0.3") * mean(a - b for a, b in gaps)
+
+
+def npo(v: Numbers) -> Any:
+    beta = mpf("0.3")
+    return (
+        2 / beta * mean(softplus(beta * (a - b)) for a, b in zip(v["policy_logps"], v["ref_logps"]))
+    )
+
+
+B = mpf("0.3")
+ORACLES = [
+    pair("dpo_loss", lambda dw, dl, *_: softplus(-B * (dw - dl)), beta=0.3),
+    pair(
+        "conservative_dpo_loss",
+        lambda dw, dl, *_: mpf("0.8") * softplus(-B * (dw - dl)) + mpf("0.2") * softplus(B * (dw - dl)),
+        beta=0.3, label_smoothing=0.2,
+    ),
+    pair(
+        "robust_dpo_loss",
+        lambda dw, dl, *_: (mpf("0.8") * softplus(-B * (dw - dl)) - mpf("0.2") * softplus(B * (dw - dl)))
+        / mpf("0.6"),
+        beta=0.3, label_smoothing=0.2,
+    ),
+    Oracle(
+        "dpo_norm_loss", PAIR, {**REF, **LENGTHS}, {"beta": 3.0},
+        by_pair(lambda dw, dl, v, i: softplus(-3 * (dw / v["chosen_lengths"][i] - dl / v["rejected_lengths"][i]))),
+    ),
+    pair(
+        "flex_dpo_loss",
+        lambda dw, dl, v, i: softplus(-(B * dw - mpf("0.2") * dl)) - mpf("0.01") * v["policy_chosen_logps"][i],
+        beta_chosen=0.3, beta_rejected=0.2, sft_weight=0.01,
+    ),
+    Oracle(
+        "dno_loss", ONE_TWO, {**REF_ONE_TWO, "win_rate_gap": [0.4, -0.2, 0.0]}, {"eta": 0.3, "gap_scale": 2.0}, dno,
+    ),
+    Oracle(
+        "drift_iterative_dpo_loss",
+        {"policy_fresh_logps": PC, "policy_dissatisfied_logps": PR},
+        {"ref_fresh_logps": RC, "ref_dissatisfied_logps": RR}, {"beta": 0.3},
+        lambda v: mean(
+            softplus(-B * ((a - b) - (c - d)))
+            for a, b, c, d in zip(
+                v["policy_fresh_logps"], v["ref_fresh_logps"], v["policy_dissatisfied_logps"],
+                v["ref_dissatisfied_logps"],
+            )
+        ),
+    ),
+    pair("ipo_loss", lambda dw, dl, *_: (dw - dl - 1 / (2 * B)) ** 2, tau=0.3),
+    Oracle(
+        "online_ipo_loss", ONE_TWO, {**REF_ONE_TWO, "preference": [1.0, 0.3, 0.5]}, {"tau": 0.3},
+        by_pair(lambda d1, d2, v, i: (d1 - d2 - (v["preference"][i] - mpf("0.5")) / B) ** 2),
+    ),
+    Oracle(
+        "inpo_loss", PAIR,
+        {**REF, "iterate_chosen_logps": [-30.0, -9.0, -12.0], "iterate_rejected_logps": [-29.0, -10.0, -12.5]},
+        {"eta": 0.5, "tau": 0.2}, inpo,
+    ),
+    Oracle(
+        "sppo_loss", ONE, {**REF_ONE, "win_rate": [0.9, 0.2, 0.5]}, {"eta": 4.0},
+        lambda v: mean(
+            (a - b - 4 * (p - mpf("0.5"))) ** 2
+            for a, b, p in zip(v["policy_logps"], v["ref_logps"], v["win_rate"])
+        ),
+    ),
+    pair("sppo_hard_loss", lambda dw, dl, *_: (dw - 1 / (2 * B)) ** 2 + (dl + 1 / (2 * B)) ** 2, beta=0.3),
+    Oracle("srpo_loss", SRPO, {"label": [1.0, 0.3, 0.5]}, {"beta": 0.3, "alpha": 0.25}, srpo),
+    pair("slic_hinge_loss", lambda dw, dl, *_: max(mpf(0), 1 - B * (dw - dl)), beta=0.3),
+    pair("exo_pair_loss", exo, beta=0.3, label_smoothing=0.01),
+    pair("apo_loss", lambda dw, dl, *_: 1 - sigmoid(B * dw) + sigmoid(B * dl), beta=0.3),
+    pair(
+        "apo_loss", lambda dw, dl, *_: sigmoid(B * dw) + 1 - sigmoid(B * (dw - dl)), "down",
+        beta=0.3, variant="down",
+    ),
+    Oracle("aot_loss", PAIR, REF, {"beta": 0.3}, aot),
+    pair("nca_loss", nca, beta=0.3),
+    Oracle(
+        "kto_loss", ONE, {**REF_ONE, "is_desirable": [True, False, True]},
+        {"beta": 0.3, "kl": 0.5, "undesirable_weight": 1.5}, kto,
+    ),
+    Oracle(
+        "bco_loss", ONE, {**REF_ONE, "is_desirable": [True, False, True], "density_weights": [1.0, 1.75, 1.0]},
+        {"beta": 0.3, "delta": 0.4}, bco,
+    ),
+    pair(
+        "bco_pair_loss",
+        lambda dw, dl, *_: softplus(-(B * dw - mpf("0.4"))) + softplus(B * dl - mpf("0.4")),
+        beta=0.3, delta=0.4,
+    ),
+    Oracle("orpo_loss", {**MEANS, "chosen_nll": [0.7, 1.2, 0.05]}, {}, {"beta": 0.3}, orpo),
+    Oracle(
+        "cpo_loss", {**PAIR, "chosen_nll": [0.7, 1.2, 0.05]}, {},
+        {"beta": 0.3, "label_smoothing": 0.1, "cpo_alpha": 0.5}, cpo,
+    ),
+    Oracle("simpo_loss", PAIR, LENGTHS, {"beta": 2.0, "gamma": 0.5}, simpo),
+    Oracle(
+        "cpl_loss",
+        {"segment_logps_1": [[-1.0, -0.5], [-2.0, -3.0]], "segment_logps_2": [[-0.25, -1.5], [-1.0, -0.5]]},
+        {"label": [1.0, 0.3]}, {"alpha": 0.2, "gamma": 0.9, "lam": 0.75}, cpl,
+    ),
+    Oracle(
+        "cpl_dense_loss", {"segment_logps": [[-3.0, -0.5], [-1.5, -2.0], [-9.0, 0.0], [-4.0, -1.0]]}, {"scores": [0.2, 0.9, 0.1, 0.5]},
+        {"alpha": 0.2, "gamma": 0.9, "lam": 0.75}, cpl_dense,
+    ),
+    Oracle(
+        "xpo_loss", {**PAIR, "policy_ref_sample_logps": [-7.0, -30.0, -2.0]}, REF, {"beta": 0.3, "alpha": 0.05},
+        by_pair(
+            lambda dw, dl, v, i: softplus(-B * (dw - dl)) + mpf("0.05") * v["policy_ref_sample_logps"][i]
+        ),
+    ),
+    Oracle(
+        "vpo_loss", {**PAIR, "policy_calibration_logps": [-7.0, -30.0, -2.0]},
+        {**REF, "ref_calibration_logps": [-6.5, -31.0, -2.5]}, {"beta": 0.3, "alpha": 0.05}, vpo,
+    ),
+    Oracle(
+        "selm_loss", {**PAIR, "policy_generated_logps": [-7.0, -30.0, -2.0]},
+        {**REF, "ref_generated_logps": [-6.5, -31.0, -2.5]}, {"beta": 0.3, "alpha": 0.05},
+        by_pair(
+            lambda dw, dl, v, i: softplus(-B * (dw - dl))
+            + mpf("0.05") * B * (v["policy_generated_logps"][i] - v["ref_generated_logps"][i])
+        ),
+    ),
+    Oracle(
+        "hypo_loss", {**PAIR, "policy_online_logps": [-7.0, -30.0, -2.0, -3.0, -8.0, -8.5]},
+        {**REF, "ref_online_logps": [-6.5, -31.0, -2.5, -3.5, -9.0, -6.0]},
+        {"beta": 0.3, "kl_weight": 0.05, "num_samples": 2}, hypo, ("policy_online_logps",),
+    ),
+    pair(
+        "rpo_sft_loss",
+        lambda dw, dl, v, i: softplus(-B * (dw - dl)) - mpf("0.05") * B * v["policy_chosen_logps"][i],
+        beta=0.3, eta=0.05,
+    ),
+    Oracle(
+        "modpo_loss", PAIR,
+        {
+            **REF,
+            "chosen_margin_rewards": [[0.5, -1.0], [0.25, 0.0], [2.0, 1.0]],
+            "rejected_margin_rewards": [[-0.5, 1.0], [0.75, 0.5], [0.0, 1.5]],
+        },
+        {"beta": 0.3, "weights": (0.5, 0.3, 0.2)}, modpo,
+    ),
+    Oracle(
+        "opa_dpo_loss", OPA,
+        {
+            "revised_weights": [[1.0, 0.5, 2.0], [0.25, 1.0, 1.0]],
+            "original_weights": [[0.5, 1.0, 1.5], [1.0, 2.0, 0.5]],
+            "image_weights": [[2.0, 1.0, 0.5], [0.5, 0.5, 1.0]],
+        },
+        {"beta": 0.3, "image_coeff": 0.2, "anchor_coeff": 1.0, "anchor_target": 0.1}, opa,
+    ),
+    Oracle("npo_loss", ONE, REF_ONE, {"beta": 0.3}, npo, room="unlearn"),
+]  # fmt: skip
+
+
+def exact(x: Any) -> Any:
+    """Nested lists of floats as numbers of 40 digits; marks stay marks."""
+    if isinstance(x, list):
+        return [exact(y) for y in x]
+    return x if isinstance(x, bool) else mpf(x)
+
+
+def flat(x: Any) -> list[Any]:
+    return [z for y in x for z in flat(y)] if isinstance(x, list) else [x]
+
+
+def put(x: Any, values: list[Any]) -> Any:
+    """The same nesting with other numbers, which are taken from the front of ``values``."""
+    return [put(y, values) for y in x] if isinstance(x, list) else values.pop(0)
+
+
+def worked(case: Oracle) -> tuple[Any, dict[str, list[Any]]]:
+    """Value and gradients by mpmath."""
+    numbers = {name: exact(x) for name, x in {**case.grad, **case.const}.items()}
+    numbers |= {f"fixed {name}": numbers[name] for name in case.detached}
+    gradients = {}
+    for name in case.grad:
+        values = flat(numbers[name])
+
+        def moved(x: Any, at: int, name: str = name, values: list[Any] = values) -> Any:
+            other = [*values[:at], x, *values[at + 1 :]]
+            return case.formula({**numbers, name: put(numbers[name], other)})
+
+        gradients[name] = [
+            mp.diff(lambda x, at=at: moved(x, at), value) for at, value in enumerate(values)
+        ]
+    return case.formula(numbers), gradients
+
+
+def tensor(x: Any) -> Tensor:
+    kind = torch.float64 if isinstance(flat(x)[0], float) else None
+    return torch.tensor(x, dtype=kind)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("case", ORACLES, ids=lambda c: f"{c.op}-{c.id}".strip("-"))
+def test_value_and_gradients_of_the_paper(case: Oracle, impl: str) -> None:
+    function = getattr(getattr(hotloop, case.room), case.op)
+    leaves = {name: tensor(x).requires_grad_() for name, x in case.grad.items()}
+    const = {name: tensor(x) for name, x in case.const.items()}
+    loss = function(**leaves, **const, **case.options, impl=impl)
+    value, gradients = worked(case)
+    assert float(loss.detach()) == pytest.approx(float(value), rel=1e-12, abs=1e-14)
+    found = torch.autograd.grad(loss, list(leaves.values()))
+    for (name, wanted), got in zip(gradients.items(), found, strict=True):
+        expected = torch.tensor([float(x) for x in wanted], dtype=torch.float64)
+        torch.testing.assert_close(
+            got.reshape(-1),
+            expected,
+            rtol=1e-10,
+            atol=1e-12,
+            msg=lambda m, name=name: f"{name}: {m}",
+        )
+
+
+def test_a_wrong_sign_is_found_out() -> None:
+    """The comparison itself: DPO's formula with the answers swapped is not DPO's."""
+    value, _ = worked(pair("dpo_loss", lambda dw, dl, *_: softplus(B * (dw - dl)), beta=0.3))
+    right, _ = worked(ORACLES[0])
+    assert abs(value - right) > 0.05
+
+
+def test_every_loss_is_here_and_listed() -> None:
+    losses = {
+        op.name
+        for op in catalog()
+        if op.room in ("preference", "unlearn")
+        and op.name not in ("preference_metrics", "linear_preference_loss")
+    }
+    assert {case.op for case in ORACLES} == losses
+    page = (ROOT / "docs" / "oracles.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(?:preference|unlearn)\.(\w+)` \|", page, re.M)) >= losses
