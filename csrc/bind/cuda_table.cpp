@@ -181,14 +181,16 @@ void run_pool(CudaTable& t, const py::tuple& bags, const py::object& rows, const
   t.pool(b, rows_out, wide, s, l);
 }
 
-void run_weight_gradient(CudaTable& t, const py::tuple& bags, const py::object& rows, const py::object& grad,
+// kept: (n, dim), as `pool` gave them out for bags of one key.
+void run_weight_gradient(CudaTable& t, const py::tuple& bags, const py::object& kept, const py::object& grad,
                          const py::object& out) {
   Given a("Table.weight_gradient");
-  const gpu::BagCall b = bags_of(a, bags, rows);
+  const gpu::BagCall b = bags_of(a, bags, py::none());
+  const auto rows = matrix<gpu::Rows>(a, kept, "kept", t.settings().dtype, b.n, t.settings().dim, false);
   const gpu::Rows g = matrix<gpu::Rows>(a, grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
   auto* o = column<float>(a, out, "out", b.n, true);
   py::gil_scoped_release release;
-  t.weight_gradient(b, reinterpret_cast<const float*>(g.data), g.stride / 4, o);
+  t.weight_gradient(b, rows, reinterpret_cast<const float*>(g.data), g.stride / 4, o);
 }
 
 Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const py::object& rows,

@@ -200,15 +200,18 @@ const float* gradient_of(Arguments& a, const Table& t, const Bags& b, const py::
   return reinterpret_cast<const float*>(g.data);
 }
 
-void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object& rows, const py::object& grad, const py::object& out) {
+// kept: (n, dim), as `pool` gave them out for bags of one key.
+void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object& kept, const py::object& grad, const py::object& out) {
   Arguments a("Table.weight_gradient", 6);
   const Bags b = bags_of(a, bags);
-  const auto* r = numbers(a, rows, "rows", b.keys.count, false);
+  const View& view = bind::pooled(a, kept, t.settings().dtype, b.keys.count, t.settings().dim);
+  const auto rows = rows_of<Values>(view);
+  const Dtype dtype = view.dtype;
   Size stride = 0;
   const float* g = gradient_of(a, t, b, grad, stride);
   auto* o = column<float>(a, out, "out", b.keys.count, true);
   py::gil_scoped_release release;
-  weight_gradient(t, b, r, g, stride, o);
+  weight_gradient(b, rows, dtype, t.settings().dim, g, stride, o);
 }
 
 Size run_update(Table& t, const py::dict& rule, const py::tuple& bags, const py::object& rows, const py::object& grad,

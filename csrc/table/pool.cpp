@@ -321,22 +321,15 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
   });
 }
 
-void weight_gradient(const Table& table, const Bags& bags, const std::uint32_t* rows, const float* grad,
+void weight_gradient(const Bags& bags, const Values& kept, Dtype dtype, std::int64_t dim, const float* grad,
                      std::int64_t grad_stride, float* grad_weights) {
   divide_bags(bags, [&](std::int64_t first, std::int64_t last) {
     const DotRow dot = dot_row();
-    std::vector<char> copy;
-    std::int64_t bag = first;
-    visit_rows(table, bags, rows, first, last, [&](std::int64_t at, std::uint64_t key, std::uint32_t row) {
-      while (at >= bags.end(bag)) ++bag;
-      grad_weights[at] = 0;
-      bool used = false;
-      for (; !used && row != kNoRow; row = used ? row : look_again(table, key)) {
-        used = use_row(table, key, row, copy, [&](const void* p) {
-          grad_weights[at] = dot(table.settings().dtype, p, grad + bag * grad_stride, table.layout().dim);
-        });
+    for (std::int64_t bag = first; bag < last; ++bag) {
+      for (std::int64_t at = bags.begin(bag); at < bags.end(bag); ++at) {
+        grad_weights[at] = dot(dtype, kept.row(at), grad + bag * grad_stride, dim);
       }
-    });
+    }
   });
 }
 

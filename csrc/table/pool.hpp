@@ -44,7 +44,8 @@ void pool_bags(const Table& table, const Bags& bags, const std::uint32_t* rows, 
 void pool_or_insert(Table& table, const Bags& bags, const Upsert& call, const Pooled& pooled);
 
 // The gradient of pool_bags with respect to the weights: grad_weights[i] = <row of position i, gradient of its bag>.
-void weight_gradient(const Table& table, const Bags& bags, const std::uint32_t* rows, const float* grad,
+// kept: (n, dim) of `dtype`, the rows as they were when the bags were pooled; the table's may have moved since.
+void weight_gradient(const Bags& bags, const Values& kept, Dtype dtype, std::int64_t dim, const float* grad,
                      std::int64_t grad_stride, float* grad_weights);
 
 // Gradients of bags (count, dim), merged per row in the order of the batch and applied by the rule, every row once.

@@ -241,10 +241,11 @@ class BasicTable : private Transfers<Machine> {
     });
   }
 
-  void weight_gradient(const BagCall& call, const float* grad, std::int64_t grad_stride, float* out) {
+  // kept: (n, dim) of the type of the table, the rows as they were when the bags were pooled.
+  void weight_gradient(const BagCall& call, Rows kept, const float* grad, std::int64_t grad_stride, float* out) {
     const auto entered = machine_.enter();
     with_storage([&](auto storage) {
-      run(WeightGradient<decltype(storage)>{memory_.store, shape_, bags(call), grad, grad_stride, out});
+      run(WeightGradient<decltype(storage)>{shape_, bags(call), kept.data, kept.stride, grad, grad_stride, out});
     });
   }
 

@@ -164,9 +164,10 @@ template <class Storage>
 struct WeightGradient {
   static constexpr std::int64_t kScratch = 0;
   static constexpr int kHalf = kWarp / 2;
-  Store store;
   Shape shape;
   Bags bags;
+  const char* kept;          // (n, dim): the rows as they were when the bags were pooled, zeros where there was none
+  std::int64_t kept_stride;  // in bytes
   const float* grad;
   std::int64_t grad_stride;
   float* out;  // (n,)
@@ -175,15 +176,12 @@ struct WeightGradient {
 
   HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
     const std::int64_t first = warp * kWarp;
-    const std::uint32_t slots = bags.locate_at(store, first + lane, first + lane < bags.n, lane);
     const int half = lane / kHalf;
     for (int k = 0; k < kWarp && first + k < bags.n; k += 2) {
       const std::int64_t position = first + k + half;
-      const std::uint32_t slot = cuda::shuffle(slots, k + half);
-      const bool is_there = position < bags.n && slot != kNoRow;
       float part = 0.0f;
-      if (is_there) {
-        const Storage* row = reinterpret_cast<const Storage*>(row_at(store, shape, slot));
+      if (position < bags.n) {
+        const Storage* row = reinterpret_cast<const Storage*>(kept + position * kept_stride);
         const float* g = grad + bags.bag_of(position) * grad_stride;
         for (std::int64_t j = lane % kHalf; j < shape.dim; j += kHalf) {
           part += to_float(cuda::read_global(row + j)) * g[j];
@@ -191,7 +189,7 @@ struct WeightGradient {
       }
       float sum = 0.0f;
       for (int l = 0; l < kHalf; ++l) sum += cuda::shuffle(part, half * kHalf + l);
-      if (position < bags.n && lane % kHalf == 0) out[position] = is_there ? sum : 0.0f;
+      if (position < bags.n && lane % kHalf == 0) out[position] = sum;
     }
   }
 };

@@ -58,8 +58,9 @@ void CudaTable::take_evicted(std::uint64_t* keys, Rows values, std::uint64_t* sc
 void CudaTable::pool(const BagCall& call, Rows out, bool wide, std::int64_t* sizes, std::int64_t* largest) {
   impl_->pool(call, out, wide, sizes, largest);
 }
-void CudaTable::weight_gradient(const BagCall& call, const float* grad, std::int64_t grad_stride, float* out) {
-  impl_->weight_gradient(call, grad, grad_stride, out);
+void CudaTable::weight_gradient(const BagCall& call, Rows kept, const float* grad, std::int64_t grad_stride,
+                                float* out) {
+  impl_->weight_gradient(call, kept, grad, grad_stride, out);
 }
 std::int64_t CudaTable::update(const BagCall& call, const UpdateCall& update) { return impl_->update(call, update); }
 std::vector<std::uint64_t> CudaTable::erased_since(std::uint64_t since) { return impl_->erased_since(since); }

@@ -53,7 +53,8 @@ class CudaTable {
   std::int64_t evicted() const;
   void take_evicted(std::uint64_t* keys, Rows values, std::uint64_t* scores);
   void pool(const BagCall& call, Rows out, bool wide, std::int64_t* sizes, std::int64_t* largest);
-  void weight_gradient(const BagCall& call, const float* grad, std::int64_t grad_stride, float* out);
+  // kept: (n, dim) of the type of the table, the rows as they were when the bags were pooled.
+  void weight_gradient(const BagCall& call, Rows kept, const float* grad, std::int64_t grad_stride, float* out);
   std::int64_t update(const BagCall& call, const UpdateCall& update);
   std::vector<std::uint64_t> erased_since(std::uint64_t since);  // throws std::out_of_range
   void forget_erased(std::uint64_t until);

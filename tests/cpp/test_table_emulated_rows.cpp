@@ -354,7 +354,14 @@ TEST(bags_are_pooled_and_their_gradients_go_back) {
             return static_cast<std::size_t>(after - offsets.begin()) - 1;
           };
           Floats of_weights(keys.size(), -9.0f);
-          t.weight_gradient(call, grad.data(), dim, of_weights.data());
+          std::vector<char> kept(keys.size() * static_cast<std::size_t>(t.shape().value_bytes));
+          BagCall each;
+          each.keys = keys.data();
+          each.rows = rows.data();
+          each.n = each.count = call.n;
+          const Rows taken{kept.data(), t.shape().value_bytes};
+          t.pool(each, taken, dtype == Dtype::kFloat32, nullptr, nullptr);
+          t.weight_gradient(call, taken, grad.data(), dim, of_weights.data());
           std::map<Key, Floats> sums;
           for (std::size_t i = 0; i < keys.size(); ++i) {
             if (rows[i] == kNoRow) {

@@ -137,12 +137,12 @@ def test_opcheck(case, utility):
     ids = draw(0 if case == "empty" else 9)
     offsets = None if case == "rows" else torch.tensor([0, len(ids) // 3, len(ids)])
     weights = torch.rand(len(ids)).requires_grad_() if case in ("weights", "frozen") else None
-    number, insert = module._held.number, case != "frozen"
+    number, insert, keep = module._held.number, case != "frozen", weights is not None
     anchor = module._anchor if insert else module._anchor.detach()
     look_up, update = torch.ops.hotloop.table_lookup, torch.ops.hotloop.table_update
-    args = (anchor, ids, offsets, weights, number, insert)
+    args = (anchor, ids, offsets, weights, number, insert, keep)
     torch.library.opcheck(look_up.default, args, test_utils=utility)
-    out, rows, sizes, largest = look_up(*args)
+    out, rows, sizes, largest, kept = look_up(*args)
     held = None if weights is None else weights.detach()
     grad = torch.randn(out.shape)
     args = (
@@ -154,7 +154,9 @@ def test_opcheck(case, utility):
         rows,
         sizes,
         largest,
+        kept,
         number,
+        0,
         held is not None,
     )
     torch.library.opcheck(update.default, args, test_utils=utility)

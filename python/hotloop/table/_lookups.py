@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from .. import _arrays
-from . import _columns
+from . import _columns, _moves
 from .table import Table
+
+Looked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 _TABLES: weakref.WeakValueDictionary[int, Held] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
+_CALLS = itertools.count()
 
 
 class Held:
@@ -28,9 +31,16 @@ class Held:
         self.fused = True
         self.time: int | None = None
         self.epoch: int | None = None
-        self.pending: list[tuple[Tensor, ...]] = []
+        self.pending: list[tuple[Any, ...]] = []
         self.number = next(_NUMBERS)
         _TABLES[self.number] = self
+
+    def take(self, saved: tuple[Any, ...]) -> None:
+        """Move the rows by a gradient, or keep it for ``step``."""
+        if self.fused:
+            apply(self, self.table._rule("HashEmbedding.backward", None), saved)
+        else:
+            self.pending.append(saved)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.pending:  # they name rows by where these lie
@@ -53,9 +63,17 @@ class Held:
 
 
 def forward(
-    ids: Tensor, offsets: Tensor | None, weights: Tensor | None, number: int, insert: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(pooled, row of each id, ids with a row per bag, where each maximum came from)."""
+    ids: Tensor,
+    offsets: Tensor | None,
+    weights: Tensor | None,
+    number: int,
+    insert: bool,
+    keep: bool,
+) -> Looked:
+    """(pooled, row of each id, ids with a row per bag, where each maximum came from, the rows themselves).
+
+    The rows (n, dim) are kept where the gradient of the weights will need them: until then they may move.
+    """
     held = _TABLES[number]
     table = held.table
     n = ids.numel()
@@ -72,13 +90,24 @@ def forward(
     )
     outs = (out, sizes, largest if held.mode == "max" else None)
     given = _bags(held, ids, offsets, weights)
-    if insert:
+    rows = torch.empty(n if insert else 0, dtype=torch.int32, device=at)
+    if (
+        insert and _moves.recomputes()
+    ):  # its first time made the rows, was a use, and asked for admission
+        table._native.locate(n, _arrays.exported(ids), _arrays.exported(rows))
+        table._native.pool(
+            given, *(None if x is None else _arrays.exported(x) for x in (rows, *outs))
+        )
+    elif insert:
         moment = table._moment(op, ids, None, held.epoch, held.time)
         rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
     else:
-        rows = torch.empty(0, dtype=torch.int32, device=at)
         table._native.pool(given, None, *(None if x is None else _arrays.exported(x) for x in outs))
-    return out, rows, sizes, largest
+    if keep and n:
+        kept, _ = table._pool(ids, rows if insert else None)
+    else:
+        kept = torch.empty(0, table.dim, dtype=dtype, device=at)
+    return out, rows, sizes, largest, kept
 
 
 def _bags(
@@ -104,44 +133,34 @@ def _backward(
     rows: Tensor,
     sizes: Tensor,
     largest: Tensor,
+    kept: Tensor,
     number: int,
     of_weights: bool,
+    of_rows: bool,
 ) -> Tensor:
-    """Move the rows, or keep the gradients for ``step``; return the gradient of the weights."""
+    """Return the gradient of the weights; that of the rows goes to the table, or waits for ``step``."""
     held = _TABLES[number]
     grad = grad.float().contiguous()
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
-    size = ids.numel() if of_weights else 0
+    n = ids.numel()
+    size = n if of_weights else 0
     grad_weights = torch.empty(size, dtype=torch.float32, device=ids.device)
-    x = _arrays.exported
-    frozen = rows.numel() != ids.numel()
-    if of_weights:  # before the rows move
-        held.table._native.weight_gradient(
-            _bags(held, ids, offsets, weights),
-            None if frozen else x(rows),
-            x(grad),
-            x(grad_weights),
-        )
-        if held.table._scale != 1.0:  # the loop takes int8 rows as whole numbers
-            grad_weights *= held.table._scale
-    if frozen:
-        return grad_weights
-    saved = (grad, ids, offsets, weights, rows, sizes, largest)
-    if held.fused:
-        apply(held, held.table._rule("backward", None), saved)
-    else:
-        held.pending.append(saved)  # type: ignore[arg-type]
+    if of_weights and n:
+        x = _arrays.exported
+        bags = _bags(held, ids, offsets, weights)
+        held.table._native.weight_gradient(bags, x(kept), x(grad), x(grad_weights))
+    if of_rows and n and rows.numel() == n:  # what has no elements has no address either
+        if held.fused:
+            _columns.check_finite("HashEmbedding.backward", grad)
+        _moves.after_backward(held, (grad, ids, offsets, weights, rows, sizes, largest))
     return grad_weights
 
 
 def apply(held: Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
     grad, ids, offsets, weights, rows, sizes, largest = saved
-    if ids.numel() == 0:  # and what has no elements has no address either
-        return 0
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
-    _columns.check_finite("HashEmbedding.backward", grad)
     top = largest if held.mode == "max" else None
     return held.table._update(
         rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time
@@ -156,8 +175,9 @@ def lookup_op(
     weights: Tensor | None,
     number: int,
     insert: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return forward(ids, offsets, weights, number, insert)
+    keep: bool,
+) -> Looked:
+    return forward(ids, offsets, weights, number, insert, keep)
 
 
 @lookup_op.register_fake
@@ -168,7 +188,8 @@ def _(
     weights: Tensor | None,
     number: int,
     insert: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep: bool,
+) -> Looked:
     held = _TABLES[number]
     table = held.table
     bags = ids.shape[0] if offsets is None else offsets.shape[0] - 1
@@ -178,11 +199,12 @@ def _(
         ids.new_empty((ids.shape[0] if insert else 0,), dtype=torch.int32),
         ids.new_empty((bags,), dtype=torch.int64),
         ids.new_empty((bags if held.mode == "max" else 0, table.dim), dtype=torch.int64),
+        ids.new_empty((ids.shape[0] if keep else 0, table.dim), dtype=dtype),
     )
 
 
 # The gradient of the anchor is what keeps the operator in a compiled graph: a pure function without a used result
-# would be dropped.
+# would be dropped. ``call`` differs for every lookup: equal calls of pure functions would be made once.
 @torch.library.custom_op("hotloop::table_update", mutates_args=())
 def _update_op(
     grad: Tensor,
@@ -193,10 +215,14 @@ def _update_op(
     rows: Tensor,
     sizes: Tensor,
     largest: Tensor,
+    kept: Tensor,
     number: int,
+    call: int,
     of_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    grad_weights = _backward(grad, ids, offsets, weights, rows, sizes, largest, number, of_weights)
+    grad_weights = _backward(
+        grad, ids, offsets, weights, rows, sizes, largest, kept, number, of_weights, True
+    )
     return torch.zeros_like(anchor), grad_weights
 
 
@@ -210,7 +236,9 @@ def _(
     rows: Tensor,
     sizes: Tensor,
     largest: Tensor,
+    kept: Tensor,
     number: int,
+    call: int,
     of_weights: bool,
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(anchor), ids.new_empty(
@@ -219,17 +247,39 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    anchor, ids, offsets, weights, ctx.number, _ = inputs
+    anchor, ids, offsets, weights, ctx.number, _, _ = inputs
+    ctx.call = next(_CALLS)
     ctx.save_for_backward(anchor, ids, offsets, weights, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise NotImplementedError(
+            "[HashEmbedding.backward] create_graph: expected False, got True: a lookup has no second derivative. "
+            "Take the rows of this term from table.find(ids).values.requires_grad_() and add up by torch."
+        )
 
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    anchor, ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
+    _refuse_second_derivative()
+    anchor, ids, offsets, weights, rows, sizes, largest, kept = ctx.saved_tensors
     of_weights = weights is not None and ctx.needs_input_grad[3]
     grad_anchor, grad_weights = _update_op(
-        grad, anchor, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
+        grad,
+        anchor,
+        ids,
+        offsets,
+        weights,
+        rows,
+        sizes,
+        largest,
+        kept,
+        ctx.number,
+        ctx.call,
+        of_weights,
     )
-    return grad_anchor, None, None, grad_weights if of_weights else None, None, None
+    return grad_anchor, None, None, grad_weights if of_weights else None, None, None, None
 
 
 lookup_op.register_autograd(_op_backward, setup_context=_setup)
@@ -240,19 +290,29 @@ class Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Any, ids: Any, offsets: Any, weights: Any, number: Any, insert: Any
+        ctx: Any,
+        anchor: Any,
+        ids: Any,
+        offsets: Any,
+        weights: Any,
+        number: Any,
+        insert: Any,
+        keep: Any,
     ) -> Any:
-        out, rows, sizes, largest = forward(ids, offsets, weights, number, insert)
-        ctx.save_for_backward(ids, offsets, weights, rows, sizes, largest)
+        out, *saved = forward(ids, offsets, weights, number, insert, keep)
+        ctx.save_for_backward(ids, offsets, weights, *saved)
         ctx.number = number
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
-        ids, offsets, weights, rows, sizes, largest = ctx.saved_tensors
+        _refuse_second_derivative()
+        ids, offsets, weights, rows, sizes, largest, kept = ctx.saved_tensors
         of_weights = weights is not None and ctx.needs_input_grad[3]
+        # Not where only gradients of others were asked for, by torch.autograd.grad or backward(inputs=...).
+        end = ctx.next_functions[0][0]
+        of_rows = end is not None and torch._C._will_engine_execute_node(end)
         grad_weights = _backward(
-            grad, ids, offsets, weights, rows, sizes, largest, ctx.number, of_weights
+            grad, ids, offsets, weights, rows, sizes, largest, kept, ctx.number, of_weights, of_rows
         )
-        return None, None, None, grad_weights if of_weights else None, None, None
+        return None, None, None, grad_weights if of_weights else None, None, None, None

@@ -65,13 +65,15 @@ class _HashModule(nn.Module):
         number = self._held.number
         training = self.training and self.table.optimizer is not None
         anchor = self._anchor if training else self._anchor.detach()
+        of_weights = weights is not None and weights.requires_grad
+        learns = (training or of_weights) and torch.is_grad_enabled()
+        args = (ids, offsets, weights, number, training, of_weights and learns)
         if torch.compiler.is_compiling():
-            looked: Tensor = _lookups.lookup_op(anchor, ids, offsets, weights, number, training)[0]
+            looked: Tensor = _lookups.lookup_op(anchor, *args)[0]
             return looked
-        learns = training or (weights is not None and weights.requires_grad)
-        if not (learns and torch.is_grad_enabled()):
-            return _lookups.forward(ids, offsets, weights, number, training)[0]
-        out: Tensor = _lookups.Direct.apply(anchor, ids, offsets, weights, number, training)
+        if not learns:
+            return _lookups.forward(*args)[0]
+        out: Tensor = _lookups.Direct.apply(anchor, *args)
         return out
 
     @property
@@ -211,6 +213,10 @@ class HashEmbedding(_HashModule):
     follow, with an epoch strategy ``module.epoch``; "custom" scores have no place in a training lookup. ``deepcopy``
     and ``pickle`` copy the table too, as a table of its own.
 
+    Rows move when a backward is through, so all of its lookups, those of checkpoints too, see the rows of forward; a
+    backward that raises moves none, and neither does ``torch.autograd.grad`` with respect to other tensors (in a
+    compiled graph it does). Every lookup of a graph is a step of the row optimizer. ``create_graph=True`` is refused.
+
     Args:
         embedding_dim: width of a row.
         table: an existing ``Table``, or None to make one of the settings.
@@ -266,7 +272,8 @@ class HashEmbeddingBag(_HashModule):
 
     ``forward(input, offsets=None, per_sample_weights=None)``: input (B, N), or (n,) with offsets (B,) (or (B + 1,) with
     ``include_last_offset``) -> (B, embedding_dim). Lookup, pooling, gradient and update are fused: there is
-    no (n, dim) array. Ids without a row and ``padding_idx`` are left out, of the count of a mean too.
+    no (n, dim) array, but where ``per_sample_weights`` require a gradient: forward keeps the rows for it. Ids without a
+    row and ``padding_idx`` are left out, of the count of a mean too.
 
     Args:
         embedding_dim, table, optimizer, padding_idx, update, settings: as in ``HashEmbedding``.
