@@ -379,7 +379,8 @@ ORACLES = [
         {"label": [1.0, 0.3]}, {"alpha": 0.2, "gamma": 0.9, "lam": 0.75}, cpl,
     ),
     Oracle(
-        "cpl_dense_loss", {"segment_logps": [[-3.0, -0.5], [-1.5, -2.0], [-9.0, 0.0], [-4.0, -1.0]]}, {"scores": [0.2, 0.9, 0.1, 0.5]},
+        "cpl_dense_loss", {"segment_logps": [[-3.0, -0.5], [-1.5, -2.0], [-9.0, 0.0], [-4.0, -1.0]]},
+        {"scores": [0.2, 0.9, 0.1, 0.5]},
         {"alpha": 0.2, "gamma": 0.9, "lam": 0.75}, cpl_dense,
     ),
     Oracle(

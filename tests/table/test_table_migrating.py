@@ -74,7 +74,7 @@ def _() -> None:
 
 @row("HierarchicalKV")
 def _() -> None:
-    """find_or_insert fills what is new; accum_or_assign adds where found, else assigns; LRU: the least recent leaves."""
+    """find_or_insert fills what is new; accum_or_assign adds where found, else assigns; LRU: the oldest use leaves."""
     table = Table(DIM, max_capacity=4, evict_strategy="lru")
     model: dict[int, float] = {}
     used: dict[int, int] = {}
