@@ -144,12 +144,12 @@ Size run_export(CudaTable& t, Size begin, Size end, std::uint64_t since, const p
   return t.export_rows(begin, end, since, out);
 }
 
-void run_import(CudaTable& t, Size n, const py::tuple& arrays) {
+void run_import(CudaTable& t, Size n, const py::tuple& arrays, bool beyond) {
   Given a("Table.import", dlpack::kCpu);
   const gpu::HostRows in = host_rows_of(a, t, arrays, n, false);
   if (n > 0 && (in.keys == nullptr || in.values.data == nullptr)) a.fail("keys", "missing");
   py::gil_scoped_release release;
-  t.import_rows(n, in);
+  t.import_rows(n, in, beyond);
 }
 
 // bags: (n, keys, bags, offsets or None, weights or None, pool, scale). Offsets stay on the device: loops keep inside
@@ -245,13 +245,14 @@ void register_table_cuda(py::module_& m) {
       .def("reserve", &CudaTable::reserve, released)
       .def("expire", &CudaTable::expire, released)
       .def("export", run_export)
-      .def("import_rows", run_import)
+      .def("import_rows", run_import, py::arg("n"), py::arg("arrays"), py::arg("beyond") = false)
       .def("mark", &CudaTable::mark)
       .def("erased_since",
            [](CudaTable& t, std::uint64_t since) {
              const std::vector<std::uint64_t> keys = t.erased_since(since);
              return bytes_of(keys.data(), keys.size());
            })
+      .def("changed_since", &CudaTable::changed_since, released)
       .def("forget_erased", &CudaTable::forget_erased)
       .def("pool", run_pool)
       .def("weight_gradient", run_weight_gradient)

@@ -130,11 +130,11 @@ Size run_export(const Table& t, Size begin, Size end, std::uint64_t since, const
   return begin < last ? t.export_rows(static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(last), since, e) : 0;
 }
 
-void run_import(Table& t, Size n, const py::tuple& arrays) {
+void run_import(Table& t, Size n, const py::tuple& arrays, bool beyond) {
   Arguments a("Table.import", 5);
   const Table::Export e = export_of(a, t, arrays, n, false);
   py::gil_scoped_release release;
-  t.import_rows({e.keys, n}, e);
+  t.import_rows({e.keys, n}, e, beyond);
 }
 
 // bags: (n, keys, bags, offsets or None, weights or None, pool, scale).
@@ -269,9 +269,11 @@ void register_table(py::module_& m) {
       .def("reserve", &Table::reserve, py::call_guard<py::gil_scoped_release>())
       .def("expire", &Table::expire, py::call_guard<py::gil_scoped_release>())
       .def("export", run_export)
-      .def("import_rows", run_import)
+      .def("import_rows", run_import, py::arg("n"), py::arg("arrays"), py::arg("beyond") = false)
+      .def("trim", &Table::trim, py::call_guard<py::gil_scoped_release>())
       .def("mark", &Table::mark)
       .def("erased_since", [](const Table& t, std::uint64_t since) { return bytes_of(t.erased_since(since)); })
+      .def("changed_since", &Table::changed_since, py::call_guard<py::gil_scoped_release>())
       .def("forget_erased", &Table::forget_erased)
       .def("pool", run_pool)
       .def("pool_or_insert", run_pool_or_insert)

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -96,6 +97,40 @@ void run_load(CountFilter& filter, std::int64_t head, std::int64_t advances, std
   filter.load({head, advances, failures, elements}, static_cast<const std::uint16_t*>(in.data));
 }
 
+template <class T>
+py::bytes bytes_of(const std::vector<T>& v) {
+  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
+}
+
+// mark: None for all lines that hold anything. (state as of `save`, names int64, cells uint16), the latter two as bytes.
+py::tuple run_changed_since(const CountFilter& filter, std::optional<std::uint64_t> mark) {
+  CountFilter::Lines lines;
+  {
+    py::gil_scoped_release release;
+    lines = filter.changed_since(mark);
+  }
+  const CountFilter::State& s = lines.state;
+  return py::make_tuple(py::make_tuple(s.head, s.advances, s.failures, s.elements), bytes_of(lines.names),
+                        bytes_of(lines.cells));
+}
+
+// cells: uint8 (n, 64), the bytes of lines of 32 cells.
+void run_put(CountFilter& filter, std::int64_t head, std::int64_t advances, std::int64_t failures,
+             const std::vector<std::int64_t>& elements, std::int64_t n, const py::object& names, const py::object& cells,
+             bool whole) {
+  Arguments a("Table.apply", 2);
+  const auto* l = column<std::int64_t>(a, names, "filter_lines", n, false);
+  const View in = a.dense(cells, "filter_cells", Dtype::kUInt8, {n, CountFilter::kLine * 2}, false);
+  const std::int64_t lines = filter.cells_per_split() / CountFilter::kLine * filter.splits();
+  if (head < 0 || head >= filter.splits()) a.fail("head", "out of range");
+  if (elements.size() != static_cast<std::size_t>(filter.splits())) a.fail("elements", "wrong size");
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (l[i] < 0 || l[i] >= lines) a.fail("filter_lines", "out of range");
+  }
+  py::gil_scoped_release release;
+  filter.put({head, advances, failures, elements}, l, static_cast<const std::uint16_t*>(in.data), n, whole);
+}
+
 void run_probabilistic(std::int64_t n, std::uint64_t seed, const py::object& keys, std::uint64_t step,
                        const py::object& counts, double threshold, bool equal, const py::object& admitted) {
   Arguments a("probabilistic_admission_filter", 3);
@@ -161,6 +196,11 @@ void register_table_filters(py::module_& m) {
       .def("save", &run_save, py::arg("cells"))
       .def("load", &run_load, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"),
            py::arg("cells"))
+      .def("mark", &CountFilter::mark)
+      .def("has_changed_since", &CountFilter::has_changed_since, py::arg("mark"))
+      .def("changed_since", &run_changed_since, py::arg("mark"))
+      .def("put", &run_put, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"), py::arg("n"),
+           py::arg("names"), py::arg("cells"), py::arg("whole"))
       .def("clear", &CountFilter::clear, py::call_guard<py::gil_scoped_release>());
 }
 

@@ -72,6 +72,7 @@ void CountFilter::write(std::uint16_t* cell, int split, std::uint64_t hash, std:
   if (*cell == 0) ++elements_[static_cast<std::size_t>(split)];
   *cell = static_cast<std::uint16_t>((static_cast<unsigned>(signature(hash)) << kCountBits) |
                                      std::min(count, kMaxCount));
+  stamp(cell);
 }
 
 std::uint32_t CountFilter::add(std::uint64_t key, std::uint32_t count) {
@@ -154,6 +155,7 @@ void CountFilter::clear_split(int split) {
   }
   for (std::int64_t number = 0; number < positions_ / kLine; ++number) {
     std::memset(line(number, split), 0, kLine * sizeof(std::uint16_t));
+    stamp(line(number, split));
   }
   elements_[static_cast<std::size_t>(split)] = 0;
 }
@@ -167,6 +169,7 @@ void CountFilter::copy_split(int split, std::uint16_t* out) const {
 void CountFilter::put_split(int split, const std::uint16_t* cells) {
   for (std::int64_t number = 0; number < positions_ / kLine; ++number, cells += kLine) {
     std::memcpy(line(number, split), cells, kLine * sizeof(std::uint16_t));
+    stamp(line(number, split));
   }
 }
 
@@ -199,6 +202,7 @@ void CountFilter::clear() {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::memset(cells_.get(), 0, static_cast<std::size_t>(bytes()));
   std::fill(elements_.begin(), elements_.end(), 0);
+  std::fill(stamps_.begin(), stamps_.end(), now_);
   head_ = 0;
   advances_ = failures_ = 0;
 }
@@ -212,6 +216,58 @@ CountFilter::State CountFilter::save(std::uint16_t* cells) const {
 void CountFilter::load(const State& state, const std::uint16_t* cells) {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (int split = 0; split < splits_; ++split, cells += positions_) put_split(split, cells);
+  head_ = static_cast<int>(state.head);
+  advances_ = state.advances;
+  failures_ = state.failures;
+  elements_ = state.elements;
+}
+
+std::uint64_t CountFilter::mark() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (stamps_.empty()) stamps_.resize(static_cast<std::size_t>(positions_ / kLine * splits_));
+  if (now_ == UINT32_MAX) {  // what changed when is forgotten: everything is news
+    std::fill(stamps_.begin(), stamps_.end(), now_);
+    return now_ - 1;
+  }
+  return now_++;
+}
+
+bool CountFilter::has_changed_since(std::uint64_t mark) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::any_of(stamps_.begin(), stamps_.end(), [&](std::uint32_t stamp) { return stamp > mark; });
+}
+
+CountFilter::Lines CountFilter::changed_since(std::optional<std::uint64_t> mark) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  Lines lines{{head_, advances_, failures_, elements_}, {}, {}};
+  const std::int64_t each = positions_ / kLine;
+  for (std::int64_t split = 0; split < splits_; ++split) {
+    for (std::int64_t number = 0; number < each; ++number) {
+      const std::uint16_t* const cells = line(number, static_cast<int>(split));
+      const bool news = mark && !stamps_.empty()
+                            ? stamps_[static_cast<std::size_t>(number * splits_ + split)] > *mark
+                            : std::any_of(cells, cells + kLine, [](std::uint16_t cell) { return cell != 0; });
+      if (!news) continue;
+      lines.names.push_back(split * each + number);
+      lines.cells.insert(lines.cells.end(), cells, cells + kLine);
+    }
+  }
+  return lines;
+}
+
+void CountFilter::put(const State& state, const std::int64_t* names, const std::uint16_t* cells, std::int64_t n,
+                      bool whole) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (whole) {
+    std::memset(cells_.get(), 0, static_cast<std::size_t>(bytes()));
+    std::fill(stamps_.begin(), stamps_.end(), now_);
+  }
+  const std::int64_t each = positions_ / kLine;
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::uint16_t* const to = line(names[i] % each, static_cast<int>(names[i] / each));
+    std::memcpy(to, cells + i * kLine, kLine * sizeof(std::uint16_t));
+    stamp(to);
+  }
   head_ = static_cast<int>(state.head);
   advances_ = state.advances;
   failures_ = state.failures;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "core/memory.hpp"
@@ -68,6 +69,20 @@ class CountFilter {
   void load(const State& state, const std::uint16_t* cells);  // the same
   void clear();
 
+  // Lines of cells as they are; the line `number` of `split` is called split * (cells_per_split / kLine) + number.
+  struct Lines {
+    State state;
+    std::vector<std::int64_t> names;
+    std::vector<std::uint16_t> cells;  // (names, kLine)
+  };
+  // From the first call on, lines that change later are told from those that did before by the number returned.
+  std::uint64_t mark();
+  bool has_changed_since(std::uint64_t mark) const;
+  // Those that changed since; without a mark all that hold anything.
+  Lines changed_since(std::optional<std::uint64_t> mark) const;
+  // Takes over what another filter of the same capacity and splits gave; `whole`: its other lines are empty.
+  void put(const State& state, const std::int64_t* names, const std::uint16_t* cells, std::int64_t n, bool whole);
+
   // While one lives, what is added can be taken back, and is when it goes, unless it was kept. Whoever makes one holds
   // the lock for as long.
   class Trial {
@@ -107,6 +122,9 @@ class CountFilter {
   int after(int split) const { return split + 1 == splits_ ? 0 : split + 1; }
   int before(int split) const { return split == 0 ? splits_ - 1 : split - 1; }
   void write(std::uint16_t* cell, int split, std::uint64_t hash, std::uint32_t count);
+  void stamp(const std::uint16_t* cell) {
+    if (!stamps_.empty()) stamps_[static_cast<std::size_t>(cell - cells_.get()) / kLine] = now_;
+  }
   void clear_split(int split);
   void copy_split(int split, std::uint16_t* out) const;
   void put_split(int split, const std::uint16_t* cells);
@@ -116,6 +134,8 @@ class CountFilter {
   std::int64_t advances_ = 0, failures_ = 0;
   std::vector<std::int64_t> elements_;
   std::unique_ptr<std::uint16_t, Free> cells_;
+  std::vector<std::uint32_t> stamps_;  // of each line in memory: the mark before its last change; empty until one is set
+  std::uint32_t now_ = 1;
   Trial* trial_ = nullptr;
   mutable std::mutex mutex_;
 };

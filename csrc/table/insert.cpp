@@ -167,7 +167,7 @@ void Table::make_row(std::uint32_t row, std::uint64_t key, const Upsert& call, s
   const SeqLocks::Writing writing(locks_, row);
   publish_key(fill(row, key, call, at), key);
   arena_.set_live(row, true);  // first: the evictor passes over rows that are not
-  touch(row, call.stamp, at, true, true);
+  touch(row, call.stamp, at, true);
 }
 
 bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at) {
@@ -175,14 +175,14 @@ bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std:
   char* const p = arena_.row(row);
   if (load_relaxed<std::uint64_t>(p) != key) return false;
   if (call.values) copy_in(p + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
-  touch(row, call.stamp, at, false, static_cast<bool>(call.values));
+  touch(row, call.stamp, at, false);
   return true;
 }
 
 bool Table::use(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at) {
   const SeqLocks::Writing writing(locks_, row);
   if (row_key(arena_.row(row)) != key) return false;
-  touch(row, stamp, at, false, false);
+  touch(row, stamp, at, false);
   return true;
 }
 
@@ -280,7 +280,7 @@ std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64
         room_at_once = 1;
         continue;
       }
-      if (capacity() >= settings_.max_rows) {
+      if (capacity() >= most_rows_.load(std::memory_order_relaxed)) {
         if (evictor_ == nullptr) throw TableFull();
         all_left.insert(all_left.end(), left.begin(), left.end());
         break;
@@ -297,7 +297,7 @@ void Table::upsert(const Upsert& given) {
   Upsert call = given;
   if (call.stamp.tick == 0) call.stamp.tick = next_tick();
   const Counted one_more(writers_);
-  if (call.admission == nullptr && settings_.max_rows >= kMaxRows) {
+  if (call.admission == nullptr && most_rows_.load(std::memory_order_relaxed) >= kMaxRows) {
     upsert_all(call, nullptr, call.keys.count);
   } else {
     upsert_within(call);
@@ -408,7 +408,38 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
   locate(call.keys, call.rows);
 }
 
-void Table::import_rows(Keys keys, const Export& rows) {
+std::int64_t Table::trim() {
+  const std::lock_guard one(admission_mutex_);
+  if (size() <= settings_.max_rows) return 0;
+  if (evictor_ == nullptr) throw TableFull();
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  std::vector<std::uint32_t> freed;
+  std::int64_t gone = 0;
+  while (size() > settings_.max_rows) {
+    const std::optional<Evictor::Victim> lowest = evictor_->lowest();
+    if (!lowest) break;  // all rows were erased meanwhile
+    gone += remove(*index, lowest->key, freed, [&](const char* row) {
+      return load_relaxed<std::uint64_t>(row + layout_.score) == lowest->score;
+    });
+    arena_.give(freed);
+  }
+  return gone;
+}
+
+void Table::import_rows(Keys keys, const Export& rows, bool beyond) {
+  struct Lifted {
+    Table& table;
+    bool on;
+    Lifted(Table& t, bool b) : table(t), on(b) { set(kMaxRows); }
+    ~Lifted() { set(table.settings_.max_rows); }
+    void set(std::int64_t most) {
+      if (!on) return;
+      const std::unique_lock alone(table.structure_);
+      table.most_rows_ = most;
+      table.limit_ = table.limit_of(table.index()->buckets());
+    }
+  } const lifted(*this, beyond && settings_.max_rows < kMaxRows);
   std::vector<std::uint32_t> at(static_cast<std::size_t>(keys.count));
   upsert({.keys = keys, .values = rows.values, .stamp = {.scores = rows.scores}, .rows = at.data()});
   const auto put_back = [&](std::int64_t, const std::int64_t* mine, std::int64_t n, Outcome*) {

@@ -1,6 +1,7 @@
 #include <stdexcept>
 #include <unordered_set>
 
+#include "core/parallel.hpp"
 #include "table/table.hpp"
 
 namespace hotloop::table {
@@ -79,6 +80,25 @@ std::vector<std::uint64_t> Table::erased_since(std::uint64_t since) const {
   const std::shared_ptr<Index> index = this->index();
   std::erase_if(keys, [&](std::uint64_t key) { return row_of(*index, key, place_hash(key)) != kNoRow; });
   return {keys.begin(), keys.end()};
+}
+
+bool Table::changed_since(std::uint64_t since) const {
+  {
+    const std::lock_guard lock(erased_mutex_);
+    if (since < erased_from_ || (!erased_.empty() && erased_.back().first > since)) return true;
+  }
+  std::atomic<bool> changed{false};
+  parallel_for((std::int64_t{arena_.end()} + 63) / 64, 64, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t w = begin; w < end && !changed.load(std::memory_order_relaxed); ++w) {
+      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
+        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
+        if (load_relaxed<std::uint32_t>(arena_.row(r) + layout_.version) > since) {
+          changed.store(true, std::memory_order_relaxed);
+        }
+      }
+    }
+  });
+  return changed;
 }
 
 void Table::forget_erased(std::uint64_t until) {

@@ -26,7 +26,7 @@ std::int64_t buckets_for(std::int64_t rows, double load) {
 }  // namespace
 
 Table::Table(const Settings& settings)
-    : settings_(settings), layout_(settings), arena_(layout_.stride, settings.capacity) {
+    : settings_(settings), layout_(settings), arena_(layout_.stride, settings.capacity), most_rows_(settings.max_rows) {
   const std::int64_t rows = std::clamp<std::int64_t>(settings.capacity, 1, settings.max_rows);
   index_ = std::make_shared<Index>(buckets_for(rows, settings.max_load_factor));
   limit_ = limit_of(index_->buckets());
@@ -39,7 +39,7 @@ std::int64_t Table::limit_of(std::int64_t buckets) const {
   // One slot stays free, so that every search for one ends.
   const std::int64_t slots = buckets * Bucket::kSlots;
   const auto rows = static_cast<std::int64_t>(static_cast<double>(slots) * settings_.max_load_factor + 1e-6);
-  return std::min(settings_.max_rows, std::clamp<std::int64_t>(rows, 1, slots - 1));
+  return std::min(most_rows_.load(std::memory_order_relaxed), std::clamp<std::int64_t>(rows, 1, slots - 1));
 }
 
 void Table::reserve(std::int64_t rows) {
@@ -49,9 +49,9 @@ void Table::reserve(std::int64_t rows) {
 void Table::grow(std::int64_t rows) {
   const std::unique_lock alone(structure_);
   // Somebody else may have grown it while we waited.
-  const std::int64_t least = std::max(rows, size() + 1);
-  if (capacity() >= std::min(least, settings_.max_rows)) return;
-  rebuild(std::min(std::max(least, 2 * capacity()), settings_.max_rows));
+  const std::int64_t least = std::max(rows, size() + 1), most = most_rows_.load(std::memory_order_relaxed);
+  if (capacity() >= std::min(least, most)) return;
+  rebuild(std::min(std::max(least, 2 * capacity()), most));
 }
 
 void Table::rebuild(std::int64_t rows) {
@@ -157,12 +157,12 @@ void Table::fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t 
   }
 }
 
-void Table::touch(std::uint32_t row, const Stamp& stamp, std::int64_t at, bool fresh, bool changed) {
+void Table::touch(std::uint32_t row, const Stamp& stamp, std::int64_t at, bool fresh) {
   char* const p = arena_.row(row);
   if (layout_.time >= 0 && stamp.time > load_relaxed<std::uint32_t>(p + layout_.time)) {
     store_relaxed<std::uint32_t>(p + layout_.time, stamp.time);
   }
-  if (layout_.version >= 0 && changed) {
+  if (layout_.version >= 0) {
     // The generation is read under the row's lock: see mark().
     store_relaxed(p + layout_.version, static_cast<std::uint32_t>(generation_.load(std::memory_order_seq_cst)));
   }

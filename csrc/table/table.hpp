@@ -134,8 +134,11 @@ class Table {
   };
   // Rows of [begin, end) in use whose version is above `since`, from the front of the outputs on; says how many.
   std::int64_t export_rows(std::uint32_t begin, std::uint32_t end, std::uint64_t since, const Export& out) const;
-  // Puts rows back with state, score and time as exported.
-  void import_rows(Keys keys, const Export& rows);
+  // Puts rows back with state, score and time as exported. beyond: of a replica, whose source has decided who stays; the
+  // bound does not count then, and rows above it stay until somebody enters, or `trim`.
+  void import_rows(Keys keys, const Export& rows, bool beyond = false);
+  // Evicts the lowest rows above the bound; says how many. Throws TableFull if no strategy says whom.
+  std::int64_t trim();
 
   // Later changes are told from earlier ones by the number that is returned.
   std::uint64_t mark();
@@ -143,6 +146,8 @@ class Table {
   void set_generation(std::uint64_t g) { generation_.store(g, std::memory_order_seq_cst); }
   // Keys erased after `since` that are not there now. Throws std::out_of_range if that is no longer known.
   std::vector<std::uint64_t> erased_since(std::uint64_t since) const;
+  // Whether a row was written, used or erased after `since`.
+  bool changed_since(std::uint64_t since) const;
   void forget_erased(std::uint64_t until);
 
   // The number of a call: what LRU calls time.
@@ -185,8 +190,8 @@ class Table {
   void fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const;
   void initialize(char* row, std::uint64_t key) const;
   // Time, version and score of a row that was used, under its lock. at: position in the batch; -1: an update that is
-  // no use of its own.
-  void touch(std::uint32_t row, const Stamp& stamp, std::int64_t at, bool fresh, bool changed);
+  // no use of its own. A use that leaves a score or a time is a change: replicas have to learn of it.
+  void touch(std::uint32_t row, const Stamp& stamp, std::int64_t at, bool fresh);
   bool write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at);
   // Erases a key if condition(its row) holds under the row's lock.
   template <class If>
@@ -222,6 +227,7 @@ class Table {
   std::atomic<std::int64_t> size_{0};      // rows, but for those of batches under way
   std::atomic<std::int64_t> reserved_{0};  // rows, and room that threads have put aside
   std::atomic<std::int64_t> limit_{0};
+  std::atomic<std::int64_t> most_rows_;  // the bound, but while a replica takes rows beyond it
   std::atomic<std::uint64_t> tick_{0}, generation_{1};
   mutable std::mutex erased_mutex_;
   std::vector<std::pair<std::uint64_t, std::uint64_t>> erased_;  // (generation, key), oldest first
@@ -319,7 +325,7 @@ bool Table::edit(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::
   } else {
     edit(p);
   }
-  touch(row, stamp, at, false, true);
+  touch(row, stamp, at, false);
   return true;
 }
 

@@ -185,8 +185,8 @@ class BasicTable : private Transfers<Machine> {
     return m;
   }
 
-  // Puts rows back, from host arrays, with state, score and time as exported.
-  void import_rows(std::int64_t n, const HostRows& in) {
+  // Puts rows back, from host arrays, as exported. beyond: of a replica; without a strategy there is no bound then.
+  void import_rows(std::int64_t n, const HostRows& in, bool beyond = false) {
     check_count(n);
     const auto entered = machine_.enter();
     if (n == 0) return;
@@ -204,7 +204,7 @@ class BasicTable : private Transfers<Machine> {
     call.values = {values.get(), shape_.value_bytes};
     call.moment.scores = scores.get();
     call.rows = rows.get();
-    upsert_now(call, exact);
+    upsert_now(call, exact, beyond && !evicts());
     if (!with_state && times.get() == nullptr) return;
     Sorted sorted = sort_by_slot(rows.get(), n);
     run(RestoreRuns{memory_.store, shape_, sorted.runs,
@@ -288,6 +288,12 @@ class BasicTable : private Transfers<Machine> {
     return keys;
   }
   void forget_erased(std::uint64_t until) { erasures_.forget(until); }
+  // Whether a row was written, used or erased after `since`.
+  bool changed_since(std::uint64_t since) {
+    bool is = erasures_.any_since(since);
+    for (std::int64_t b = 0; !is && b < slots(); b += kScanned) is = export_rows(b, b + kScanned, since, {}) > 0;
+    return is;
+  }
   // Erases keys in host memory.
   void erase_host(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found) {
     if (n == 0) return;
@@ -382,10 +388,6 @@ class BasicTable : private Transfers<Machine> {
     }
   }
 
-  static void check_count(std::int64_t n) {
-    if (n <= 0x7FFFFFFF) return;
-    throw std::length_error("[Table] keys: expected at most 2^31 - 1 in one call, got " + std::to_string(n) + ".");
-  }
   static Matrix matrix(Rows rows, std::int64_t bytes) {
     return rows.data == nullptr ? Matrix{} : matrix_of(rows.data, rows.stride, bytes);
   }
@@ -445,7 +447,7 @@ class BasicTable : private Transfers<Machine> {
     });
   }
 
-  void upsert_now(const UpsertCall& call, bool exact) {
+  void upsert_now(const UpsertCall& call, bool exact, bool beyond = false) {
     check_count(call.n);
     drop_evicted();
     const Stamp now = stamp(call.moment, exact);
@@ -456,7 +458,7 @@ class BasicTable : private Transfers<Machine> {
     if (const std::int64_t m = counters().missing; m > 0) {
       unknown = sorted_misses(call, m);
       if (call.ask != nullptr) ask(call, unknown);
-      if (unknown.misses.d > 0 && make_room(unknown.misses)) {
+      if (unknown.misses.d > 0 && make_room(unknown.misses, beyond)) {
         run(finder(call.keys, call.n, nullptr, {}, nullptr, nullptr, call.rows, nullptr));
       }
     }
@@ -534,7 +536,7 @@ class BasicTable : private Transfers<Machine> {
   }
 
   // Grows until every bucket takes its new keys, or cannot; says whether rows have moved.
-  bool make_room(const Misses& misses) {
+  bool make_room(const Misses& misses, bool beyond) {
     if (evicts() && !can_grow()) return false;
     bool grew = false;
     for (;;) {
@@ -542,7 +544,7 @@ class BasicTable : private Transfers<Machine> {
       run(CountFill{memory_.store, misses, &counters_.get()->fullest});
       const Counters c = counters();
       const bool too_many = static_cast<std::int64_t>(c.size) + misses.d > settings_.max_rows;
-      if (!evicts() && too_many) throw Full();
+      if (!evicts() && too_many && !beyond) throw Full();
       if (static_cast<std::int64_t>(c.fullest) <= most()) return grew;
       if (!can_grow()) {
         if (!evicts()) throw Full();

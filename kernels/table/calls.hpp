@@ -5,6 +5,8 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "table/heads.hpp"
@@ -68,6 +70,11 @@ struct HostRows {
   std::uint64_t* scores = nullptr;
   std::uint32_t* times = nullptr;
 };
+
+inline void check_count(std::int64_t n) {
+  if (n <= 0x7FFFFFFF) return;
+  throw std::length_error("[Table] keys: expected at most 2^31 - 1 in one call, got " + std::to_string(n) + ".");
+}
 
 class Full : public std::exception {
  public:

@@ -31,6 +31,10 @@ class Erasures {
     }
     return {keys.begin(), keys.end()};
   }
+  // Or it is not known.
+  bool any_since(std::uint64_t generation) const {
+    return generation < from_ || (!kept_.empty() && kept_.back().first > generation);
+  }
   void forget(std::uint64_t until) {
     std::erase_if(kept_, [&](const auto& e) { return e.first <= until; });
     from_ = until > from_ ? until : from_;

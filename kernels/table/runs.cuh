@@ -121,7 +121,7 @@ struct RunWriter {
     }
     if (lane != 0) return;
     const std::uint64_t given = call.counts() ? uses : call.stamp.scores != nullptr ? call.stamp.scores[last] : 1;
-    touch(call.store, call.shape, call.stamp, slot, given, call.write != Write::kUpdate, call.write != Write::kTouch);
+    touch(call.store, call.shape, call.stamp, slot, given, call.write != Write::kUpdate);
   }
 
  private:
@@ -254,7 +254,7 @@ struct TouchEach {
   std::int64_t warps() const { return blocks_of(n, kWarp); }
   HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
     const std::int64_t i = warp * kWarp + lane;
-    if (i < n && rows[i] != kNoRow) touch(store, shape, stamp, rows[i], 1, true, false);
+    if (i < n && rows[i] != kNoRow) touch(store, shape, stamp, rows[i], 1, true);
   }
 };
 

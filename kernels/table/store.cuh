@@ -178,11 +178,11 @@ HOTLOOP_INLINE std::uint64_t uses_of(const Shape& shape, const Stamp& stamp, std
   return shape.strategy == Strategy::kEpochLfu && given > 0xFFFFFFFFu ? 0xFFFFFFFFu : given;
 }
 
-// Score, time and version of a row that was used; by one lane.
+// Score, time and version of a row that was used; by one lane. A use that leaves a score or a time is a change.
 HOTLOOP_INLINE void touch(const Store& s, const Shape& shape, const Stamp& stamp, std::uint32_t slot,
-                          std::uint64_t given, bool counts, bool changed) {
+                          std::uint64_t given, bool counts) {
   if (s.times != nullptr && stamp.time > s.times[slot]) s.times[slot] = stamp.time;
-  if (s.versions != nullptr && changed) s.versions[slot] = stamp.generation;
+  if (s.versions != nullptr) s.versions[slot] = stamp.generation;
   if (s.scores != nullptr) s.scores[slot] = score_after(shape, stamp, given, counts, false, s.scores[slot]);
 }
 

@@ -50,7 +50,7 @@ std::int64_t CudaTable::expire(std::uint32_t time) { return impl_->expire(time);
 std::int64_t CudaTable::export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const HostRows& out) {
   return impl_->export_rows(begin, end, since, out);
 }
-void CudaTable::import_rows(std::int64_t n, const HostRows& in) { impl_->import_rows(n, in); }
+void CudaTable::import_rows(std::int64_t n, const HostRows& in, bool beyond) { impl_->import_rows(n, in, beyond); }
 std::int64_t CudaTable::evicted() const { return impl_->evicted(); }
 void CudaTable::take_evicted(std::uint64_t* keys, Rows values, std::uint64_t* scores) {
   impl_->take_evicted(keys, values, scores);
@@ -65,5 +65,6 @@ void CudaTable::weight_gradient(const BagCall& call, Rows kept, const float* gra
 std::int64_t CudaTable::update(const BagCall& call, const UpdateCall& update) { return impl_->update(call, update); }
 std::vector<std::uint64_t> CudaTable::erased_since(std::uint64_t since) { return impl_->erased_since(since); }
 void CudaTable::forget_erased(std::uint64_t until) { impl_->forget_erased(until); }
+bool CudaTable::changed_since(std::uint64_t since) { return impl_->changed_since(since); }
 
 }  // namespace hotloop::table::gpu

@@ -49,7 +49,7 @@ class CudaTable {
   void reserve(std::int64_t rows);
   std::int64_t expire(std::uint32_t time);
   std::int64_t export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const HostRows& out);
-  void import_rows(std::int64_t n, const HostRows& in);
+  void import_rows(std::int64_t n, const HostRows& in, bool beyond);
   std::int64_t evicted() const;
   void take_evicted(std::uint64_t* keys, Rows values, std::uint64_t* scores);
   void pool(const BagCall& call, Rows out, bool wide, std::int64_t* sizes, std::int64_t* largest);
@@ -58,6 +58,7 @@ class CudaTable {
   std::int64_t update(const BagCall& call, const UpdateCall& update);
   std::vector<std::uint64_t> erased_since(std::uint64_t since);  // throws std::out_of_range
   void forget_erased(std::uint64_t until);
+  bool changed_since(std::uint64_t since);
 
  private:
   class Impl;

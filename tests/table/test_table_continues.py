@@ -209,7 +209,7 @@ def test_snapshots_from_before_they_held_a_filter_are_read(tmp_path):
     config = _persist._config(table, 0, False)
     for name in ("own_mark", "epoch", "step"):
         del config[name]
-    blocks = [_persist._arrays_of(table, b) for b in _persist._columns.blocks(table, 50, 0)]
+    blocks = [_persist._columns.arrays_of(table, b) for b in _persist._columns.blocks(table, 50, 0)]
     _snapshot.save(tmp_path, config, blocks)
     assert "admission" not in json.loads((tmp_path / "table.json").read_bytes())
     loaded = Table.load(tmp_path)

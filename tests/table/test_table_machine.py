@@ -1,4 +1,5 @@
-"""A table against a dict through any sequence of verbs, growth, snapshots and deltas to a replica.
+"""A table against a dict through any sequence of verbs, growth, snapshots and deltas to a replica, a shard and a
+publisher that is restored.
 
 ``HOTLOOP_TEST_STEPS=1000000 pytest tests/table/test_table_machine.py -m slow`` takes that many steps; without the
 variable the slow test takes 10^6.
@@ -13,7 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hotloop.table import SGD, Constant, Delta, DeltaError, Table, salted_hash_bucket
+from hotloop.table import (
+    SGD,
+    Constant,
+    Delta,
+    DeltaError,
+    Table,
+    TableFullError,
+    _columns,
+    _replicas,
+    salted_hash_bucket,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -45,11 +56,6 @@ def rows_of(table):
     }
 
 
-def values(model):
-    """Without the second of last use: a use that writes nothing is no change, and deltas leave it out."""
-    return {key: value for key, (value, _) in model.items()}
-
-
 class TableMachine(RuleBasedStateMachine):
     """``model`` is what the table holds, ``replica_model`` what the replica held when it was last brought forward."""
 
@@ -69,7 +75,7 @@ class TableMachine(RuleBasedStateMachine):
     def start(self, strategy, bound, capacity, threads):
         torch.set_num_threads(threads)
         self.strategy = strategy
-        self.bound = None if strategy == "none" else bound
+        self.bound = None if strategy == "none" and bound == 100 else bound
         self.table = Table(
             DIM,
             capacity=capacity,
@@ -84,9 +90,10 @@ class TableMachine(RuleBasedStateMachine):
         self.tick = 0
         self.position: int | None = None  # of the replica
         self.replica: Table | None = None
+        self.shard: Table | None = None  # (0, 2) of the same
         self.replica_model: dict = {}
-        self.applied: list[tuple[Delta, dict]] = []
-        self.cleared = False
+        self.replica_scores: dict = {}
+        self.applied: list[Delta] = []
 
     # --- the model
 
@@ -115,6 +122,20 @@ class TableMachine(RuleBasedStateMachine):
             self.scores[key] = score
         return gone
 
+    def full(self, keys, call):
+        """Whether nobody says who leaves, and the batch does not fit; it then changes nothing."""
+        new = set(keys) - self.model.keys()
+        if (
+            self.strategy != "none"
+            or self.bound is None
+            or len(self.model) + len(new) <= self.bound
+        ):
+            return False
+        self.tick += 1
+        with pytest.raises(TableFullError):
+            call()
+        return True
+
     def batch(self, keys, number):
         numbers = np.float32(number) + np.arange(len(keys), dtype=np.float32)[:, None]
         given = None
@@ -134,6 +155,8 @@ class TableMachine(RuleBasedStateMachine):
     @rule(keys=BATCH, number=NUMBERS, time=TIMES)
     def insert(self, keys, number, time):
         k, v, s = self.batch(keys, number)
+        if self.full(keys, lambda: self.table.insert_or_assign(k, v, time=time)):
+            return
         self.upsert(keys, v.tolist(), time, None if s is None else s.tolist())
         done = self.table.insert_or_assign(k, v, time=time, scores=s)
         assert done.tolist() == [key in self.model for key in keys]
@@ -141,6 +164,8 @@ class TableMachine(RuleBasedStateMachine):
     @rule(keys=BATCH, number=NUMBERS, time=TIMES)
     def insert_and_evict(self, keys, number, time):
         k, v, s = self.batch(keys, number)
+        if self.full(keys, lambda: self.table.insert_and_evict(k, v, time=time)):
+            return
         gone = self.upsert(keys, v.tolist(), time, None if s is None else s.tolist())
         out = self.table.insert_and_evict(k, v, time=time, scores=s)
         assert out.keys.tolist() == [g[0] for g in gone]
@@ -150,6 +175,8 @@ class TableMachine(RuleBasedStateMachine):
     @rule(keys=BATCH, number=NUMBERS, time=TIMES)
     def find_or_insert(self, keys, number, time):
         k, _, s = self.batch(keys, number)
+        if self.full(keys, lambda: self.table.find_or_insert(k, time=time)):
+            return
         self.upsert(keys, None, time, None if s is None else s.tolist())
         found = self.table.find_or_insert(k, time=time, scores=s)
         wanted = [list(self.model[key][0]) if key in self.model else [0.0] * DIM for key in keys]
@@ -192,6 +219,8 @@ class TableMachine(RuleBasedStateMachine):
     @rule(keys=BATCH, number=NUMBERS, time=TIMES)
     def update(self, keys, number, time):
         k, g, _ = self.batch(keys, number)
+        if self.full(keys, lambda: self.table.update(k, g, time=time)):
+            return
         self.upsert(keys, None, time)
         lost = self.table.update(k, g, time=time)
         assert lost == sum(key not in self.model for key in keys)
@@ -220,7 +249,6 @@ class TableMachine(RuleBasedStateMachine):
         self.table.clear()
         self.model.clear()
         self.scores.clear()
-        self.cleared = True
 
     # --- files
 
@@ -235,8 +263,7 @@ class TableMachine(RuleBasedStateMachine):
         # From here on it is the table: ticks, times and changes go on in it.
         if self.replica is None or self.position == 0:
             self.table = loaded
-            self.cleared = False
-            self.replica, self.applied = None, []
+            self.replica, self.shard, self.applied = None, None, []
 
     @rule(of=st.integers(1, 5))
     def save_and_load_by_shards(self, of):
@@ -253,9 +280,10 @@ class TableMachine(RuleBasedStateMachine):
     def replicate(self):
         self.table.save(Path(self.directory.name) / "t")
         self.replica = Table.load(Path(self.directory.name) / "t")
+        self.shard = Table.load(Path(self.directory.name) / "t", shard=(0, 2))
         self.position = self.replica._position
-        self.replica_model = values(self.model)
-        self.applied, self.cleared = [], False
+        self.replica_model, self.replica_scores = dict(self.model), dict(self.scores)
+        self.applied = []
 
     @rule()
     def restart_the_replica(self):
@@ -268,27 +296,59 @@ class TableMachine(RuleBasedStateMachine):
     @rule(as_bytes=st.booleans())
     def bring_forward(self, as_bytes):
         assert self.position is not None
-        if self.cleared:
-            with pytest.raises(DeltaError, match="Start the replica again"):
-                self.table.delta(self.position)
-            self.replica = None
-            return
         delta = self.table.delta(self.position)
-        changed = {k: v for k, v in values(self.model).items() if self.replica_model.get(k) != v}
+        changed = {k: v for k, v in self.model.items() if self.replica_model.get(k) != v}
         assert changed.keys() <= set(delta.keys.tolist())
         assert set(delta.keys.tolist()) <= self.model.keys()
-        assert set(delta.erased.tolist()) >= self.replica_model.keys() - self.model.keys()
-        assert self.replica.apply(delta.to_bytes() if as_bytes else delta) is True
+        if delta.present is None:
+            assert set(delta.erased.tolist()) >= self.replica_model.keys() - self.model.keys()
+        else:
+            assert set(delta.present.tolist()) == self.model.keys()
+        self.apply(delta.to_bytes() if as_bytes else delta)
         self.position = delta.until
-        self.replica_model = values(self.model)
-        self.applied.append((delta, dict(self.model)))
+        self.replica_model, self.replica_scores = dict(self.model), dict(self.scores)
+        self.applied.append(delta)
+
+    def apply(self, delta):
+        assert self.replica.apply(delta) is True and self.shard.apply(delta) is True
+
+    @precondition(lambda self: self.replica is not None)
+    @rule(gone=BATCH, keys=BATCH, number=NUMBERS, time=TIMES, everything=st.booleans())
+    def publish_during_writes(self, gone, keys, number, time, everything):
+        """Rows go and come between the two looks of one delta; the next makes it good, whatever the bound."""
+        real = _columns.blocks
+
+        def blocks(*given):
+            _columns.blocks = real
+            self.clear() if everything else self.erase(gone)
+            self.insert(keys, number, time)
+            yield from real(*given)
+
+        _columns.blocks = blocks
+        delta = self.table.delta(self.position)
+        assert _columns.blocks is real
+        self.apply(delta)
+        self.position = delta.until
+        # What went since is not known to be gone: rows of before are expected to be missed in the next delta.
+        self.replica_model = {key: self.model.get(key) for key in rows_of(self.replica)}
+        self.bring_forward(False)
+
+    @precondition(lambda self: self.replica is not None)
+    @rule()
+    def restore_the_publisher(self):
+        """After a crash the replica is the table, and goes on as the other would have."""
+        self.bring_forward(True)
+        assert _replicas.clock(self.replica) == _replicas.clock(self.table)
+        self.table, self.replica, self.shard, self.applied = self.replica, None, None, []
 
     @precondition(lambda self: self.applied and self.replica is not None)
     @rule(which=st.integers(0, 10))
     def repeat_a_delta(self, which):
-        assert self.replica.apply(self.applied[which % len(self.applied)][0]) is False
+        delta = self.applied[which % len(self.applied)]
+        for each in (self.replica, self.shard, self.table):
+            assert each.apply(delta) is False
 
-    @precondition(lambda self: self.replica is not None and not self.cleared)
+    @precondition(lambda self: self.replica is not None)
     @rule(number=NUMBERS)
     def skip_a_delta(self, number):
         between = self.table.mark()
@@ -299,11 +359,9 @@ class TableMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.applied and self.replica is not None)
     @rule()
     def overlap(self):
-        first = self.applied[-1][0]
-        delta = self.table.delta(first.since) if not self.cleared else None
-        if delta is not None:
-            with pytest.raises(DeltaError, match="overlaps what was applied"):
-                self.replica.apply(delta)
+        delta = self.table.delta(self.applied[-1].since)
+        with pytest.raises(DeltaError, match="overlaps what was applied"):
+            self.replica.apply(delta)
 
     @invariant()
     def they_agree(self):
@@ -315,8 +373,14 @@ class TableMachine(RuleBasedStateMachine):
             keys = np.array(list(self.model), np.int64)
             assert self.table.scores(keys).tolist() == [self.scores[k] for k in self.model]
         if self.replica is not None:
-            assert values(rows_of(self.replica)) == self.replica_model
-            assert self.replica._position == self.position
+            assert rows_of(self.replica) == self.replica_model
+            assert self.replica.position == self.shard.position == self.position
+            keys = np.array(list(self.replica_model), np.int64)
+            mine = keys[salted_hash_bucket(keys, 2) == 0].tolist()
+            assert rows_of(self.shard) == {key: self.replica_model[key] for key in mine}
+            if self.strategy != "none" and len(keys):
+                wanted = [self.replica_scores[key] for key in self.replica_model]
+                assert self.replica.scores(keys).tolist() == wanted
 
 
 QUICK = settings(

@@ -224,3 +224,70 @@ def unfiled(values: Any, table: Table) -> np.ndarray:
         return values.bits.view(np.float16)
     raw: np.ndarray = values.view(np.uint8) if table.dtype == "int8" else values
     return raw
+
+
+def arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    """A block of rows as files hold it, by name."""
+    keys, values, state, scores, use = block
+    arrays = {"keys": keys, "values": filed(values, table)}
+    if table.state_width:
+        arrays["state"] = state
+    if table.evict_strategy != "none":
+        arrays["scores"] = scores
+    if "use" in table.track:
+        arrays["last_use"] = use.view(np.uint32)
+    return arrays
+
+
+def fitting(
+    op: str, table: Table, block: Any, error: type[ValueError] = _parts.FormatError
+) -> tuple[int, tuple[Any, ...]]:
+    """Number of rows of a file, and their columns as the table takes them; refuses what does not fit."""
+    n = len(block["keys"])
+    tag = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}[table.dtype]
+    wanted = {
+        "keys": (("I64", "U64"), (n,)),
+        "values": ((tag,), (n, table.dim)),
+        "state": (("F32",), (n, table.state_width)),
+        "scores": (("I64", "U64"), (n,)),
+        "last_use": (("U32",), (n,)),
+    }
+    kept = {
+        "state": bool(table.state_width),
+        "scores": table.evict_strategy != "none",
+        "last_use": "use" in table.track,
+    }
+    columns: list[Any] = []
+    for name, (tags, shape) in wanted.items():
+        if not kept.get(name, True):
+            columns.append(None)
+            continue
+        column = block.get(name)
+        if column is None:
+            raise error(
+                f"[{op}] {name}: expected {tags[0]} {shape}, got none. Write the rows with a table of these settings."
+            )
+        found = _parts.tag(op, name, column)
+        if found not in tags or column.shape != shape:
+            raise error(
+                f"[{op}] {name}: expected {tags[0]} {shape}, got {found} {column.shape}. "
+                "Write the rows with a table of these settings."
+            )
+        if name == "values":
+            column = unfiled(column, table)
+        column = np.ascontiguousarray(column, column.dtype.newbyteorder("="))
+        views = {"keys": np.int64, "scores": np.int64, "last_use": np.int32}
+        columns.append(column.view(views[name]) if name in views else column)
+    return n, tuple(columns)
+
+
+def all_keys(table: Table) -> np.ndarray:
+    """The keys of all rows, (m,); one that was erased and entered again meanwhile may stand there twice."""
+    native, begin, step = table._native, 0, 1 << 20
+    found = []
+    while begin < native.end:
+        end = min(begin + step, native.end)
+        keys = np.empty(end - begin, np.int64)
+        found.append(keys[: native.export(begin, end, 0, (keys, None, None, None, None))])
+        begin = end
+    return np.concatenate(found) if found else np.empty(0, np.int64)

@@ -7,6 +7,7 @@ that starts where it stands, and ``admit`` is the one place that decides it.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -20,11 +21,17 @@ from ._parts import Array, FormatError
 
 KIND = "delta"
 ERASED = "erased"
+PRESENT = "present"
+LINES, CELLS = "filter_lines", "filter_cells"
+VERSION = 2  # of deltas that say more than rows and erased keys; the others stay files of version 1
+CLOCK = ("tick", "epoch", "step")
+LINE = 32  # cells of a line of the filter
 MAX_POSITION = (1 << 63) - 1
 PENDING_BYTES = 1 << 30
 
 _FILE = re.compile(r"delta-(0|[1-9][0-9]{0,18})-([1-9][0-9]{0,18})\.safetensors")
 _TABLE_ID = re.compile(r"[0-9a-f]{32}")
+_WRITER = re.compile(r"[0-9a-f]{16}")
 
 
 class DeltaError(ValueError):
@@ -32,8 +39,38 @@ class DeltaError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
+class FilterChange:
+    """What a ``CountFilter`` saw between two positions: its numbers, and the lines of cells that changed, as they are.
+
+    Args:
+        state: numbers of the filter as in a snapshot; ``whole``: lines that are not here are empty.
+        lines: (k,) int64, numbers of lines of 32 cells, counted as a snapshot files the cells.
+        cells: (k, 32) uint16.
+    """
+
+    state: Mapping[str, Any] = field(repr=False)
+    lines: Array = field(repr=False)
+    cells: Array = field(repr=False)
+
+    def __post_init__(self) -> None:
+        op = "FilterChange"
+        tags = (_parts.tag(op, LINES, self.lines), _parts.tag(op, CELLS, self.cells))
+        count = self.lines.shape[0] if len(self.lines.shape) == 1 else -1
+        if tags != ("I64", "U16") or self.cells.shape != (count, LINE):
+            raise ValueError(
+                f"[{op}] lines: expected I64 (k,) and U16 (k, {LINE}), got {tags[0]} {self.lines.shape} and "
+                f"{tags[1]} {self.cells.shape}. Take what Table.delta gave."
+            )
+        if not isinstance(self.state, Mapping):
+            raise TypeError(f"[{op}] state: expected a dict, got {type(self.state).__name__}.")
+
+
+@dataclass(frozen=True, eq=False)
 class Delta:
-    """Rows written and keys erased between two positions of a table; erased keys go first, then rows are written.
+    """Rows written or used and keys erased between two positions of a table, and its counters at the second.
+
+    Erased keys go, then rows are written. With ``present``, all keys go that it does not hold: so a table says it that
+    no longer knows which were erased.
 
     Args:
         table_id: the table's uuid, 32 lower-case hexadecimal digits.
@@ -42,6 +79,11 @@ class Delta:
         rows: arrays with one entry per row: ``keys`` (int64 or uint64, (n,)), ``values`` (n, ...), and whatever
             else a row has, such as ``state``, ``score`` and ``last_use``.
         erased: keys that are gone, (m,), of the type of ``keys``.
+        present: all keys of the table, (m,); ``erased`` is empty then. Default None: ``erased`` says what went.
+        clock: ``tick``, ``epoch`` and ``step`` of the table, which scores and draws are counted in. Default None:
+            unknown, as in deltas of format version 1.
+        admission: what the table's ``CountFilter`` saw. Default None.
+        writer: 16 hexadecimal digits of the process's table that the delta is of. Default None: unknown.
     """
 
     table_id: str
@@ -49,6 +91,10 @@ class Delta:
     until: int
     rows: Mapping[str, Array] = field(repr=False)
     erased: Array = field(repr=False)
+    present: Array | None = field(default=None, repr=False)
+    clock: Mapping[str, int] | None = field(default=None, repr=False)
+    admission: FilterChange | None = field(default=None, repr=False)
+    writer: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         op = "Delta"
@@ -71,8 +117,9 @@ class Delta:
                 raise ValueError(
                     f"[{op}] rows: expected keys and values, got {', '.join(self.rows) or 'nothing'}. Add {name!r}."
                 )
-        if ERASED in self.rows:
-            raise ValueError(f"[{op}] rows: expected no array {ERASED!r}, got one. Rename it.")
+        for name in (ERASED, PRESENT, LINES, CELLS):
+            if name in self.rows:
+                raise ValueError(f"[{op}] rows: expected no array {name!r}, got one. Rename it.")
         keys = self.rows["keys"]
         tag = _parts.tag(op, "rows['keys']", keys)
         if tag not in ("I64", "U64"):
@@ -88,10 +135,32 @@ class Delta:
                     f"[{op}] rows[{name!r}]: expected {keys.shape[0]} entries like keys, got shape {array.shape}. "
                     "Give each row to every array."
                 )
-        if _parts.tag(op, ERASED, self.erased) != tag or len(self.erased.shape) != 1:
-            got = f"{_parts.tag(op, ERASED, self.erased)} {self.erased.shape}"
+        for name, part in ((ERASED, self.erased), (PRESENT, self.present)):
+            if part is None and name == PRESENT:
+                continue
+            if _parts.tag(op, name, part) != tag or len(part.shape) != 1:  # type: ignore[union-attr]
+                got = f"{_parts.tag(op, name, part)} {part.shape}"  # type: ignore[union-attr]
+                raise ValueError(
+                    f"[{op}] {name}: expected {tag} (m,) like keys, got {got}. Convert it."
+                )
+        if self.present is not None and len(self.erased):
             raise ValueError(
-                f"[{op}] erased: expected {tag} (m,) like keys, got {got}. Convert it."
+                f"[{op}] erased: expected no key beside present, got {len(self.erased)}. Leave one of them out."
+            )
+        if self.clock is not None:
+            most = {"tick": 2**64 - 1, "epoch": 2**32 - 1, "step": 2**64 - 1}
+            clock = {
+                name: _numbers.integer(
+                    op, name, self.clock.get(name), at_least=0, at_most=most[name]
+                )
+                for name in CLOCK
+            }
+            object.__setattr__(self, "clock", clock)
+        if self.writer is not None and not (
+            isinstance(self.writer, str) and _WRITER.fullmatch(self.writer)
+        ):
+            raise ValueError(
+                f"[{op}] writer: expected 16 lower-case hexadecimal digits or None, got {self.writer!r}. Leave it out."
             )
 
     @property
@@ -120,7 +189,19 @@ def encode_delta(delta: Delta) -> bytes:
         "until": str(delta.until),
     }
     arrays = {**delta.rows, ERASED: delta.erased}
-    return b"".join(_parts.encode(arrays, metadata, op="encode_delta"))
+    plain = len(metadata)
+    if delta.present is not None:
+        arrays[PRESENT] = delta.present
+    if delta.clock is not None:
+        metadata.update((name, str(delta.clock[name])) for name in CLOCK)
+    if delta.writer is not None:
+        metadata["writer"] = delta.writer
+    if delta.admission is not None:
+        arrays[LINES], arrays[CELLS] = delta.admission.lines, delta.admission.cells
+        metadata["filter"] = json.dumps(dict(delta.admission.state))
+    new = len(metadata) > plain or delta.present is not None
+    version = VERSION if new else _parts.VERSION
+    return b"".join(_parts.encode(arrays, metadata, op="encode_delta", version=version))
 
 
 def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") -> Delta:
@@ -130,7 +211,7 @@ def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") ->
         DeltaError: the bytes are damaged, no delta, or of a newer format.
     """
     try:
-        arrays, metadata = _parts.decode(data, what, op=op)
+        arrays, metadata = _parts.decode(data, what, op=op, newest=VERSION)
     except FormatError as error:
         raise DeltaError(str(error)) from error
     if metadata.get("kind") != KIND:
@@ -140,9 +221,16 @@ def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") ->
         )
     try:
         erased = arrays.pop(ERASED)
+        present, lines, cells = (arrays.pop(name, None) for name in (PRESENT, LINES, CELLS))
         since, until = (position_of(metadata[name]) for name in ("since", "until"))
-        return Delta(metadata["table_id"], since, until, arrays, erased)
-    except (KeyError, TypeError, ValueError) as error:
+        clock = admission = None
+        if "tick" in metadata:
+            clock = {name: int(metadata[name]) for name in CLOCK}
+        if lines is not None or cells is not None or "filter" in metadata:
+            admission = FilterChange(json.loads(metadata["filter"]), lines, cells)  # type: ignore[arg-type]
+        writer, table_id = metadata.get("writer"), metadata["table_id"]
+        return Delta(table_id, since, until, arrays, erased, present, clock, admission, writer)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DeltaError(
             f"[{op}] {what}: expected the entries of a delta, got {error!r}. Another program wrote it: fetch it again."
         ) from error

@@ -132,6 +132,14 @@ class DeviceTable:
         self.upsert(bags[0], bags[1], None, moment, admission, False, rows, found)
         self._table.pool(bags, rows, out, sizes, largest)
 
+    def import_rows(self, n: int, columns: tuple[Any, ...], beyond: bool = False) -> None:
+        """``beyond`` the bound only without an eviction strategy: a full bucket evicts whatever the bound is."""
+        self._table.import_rows(n, columns, beyond)
+
+    def trim(self) -> int:
+        """Nothing is above the bound of a table that evicts by the bucket; of another nothing was taken beyond it."""
+        return 0
+
     def erase(self, n: int, keys: Any, found: Any) -> None:
         """Keys on the device, or in NumPy arrays."""
         if isinstance(keys, np.ndarray):

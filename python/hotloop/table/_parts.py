@@ -141,7 +141,11 @@ def checksum(buffers: Iterable[Buffer], start: int = 0) -> int:
 
 
 def encode(
-    arrays: Mapping[str, Array], metadata: Mapping[str, str], *, op: str = "encode"
+    arrays: Mapping[str, Array],
+    metadata: Mapping[str, str],
+    *,
+    op: str = "encode",
+    version: int = VERSION,
 ) -> list[Buffer]:
     """Return the file's bytes as buffers to be written one after the other; contiguous arrays are not copied.
 
@@ -158,7 +162,7 @@ def encode(
         "__metadata__": {
             "hotloop_crc32": "0" * 8,
             "format": FORMAT,
-            "version": str(VERSION),
+            "version": str(version),
             **dict(sorted(metadata.items())),
         }
     }
@@ -198,13 +202,14 @@ def encode(
 
 
 def decode(
-    buffer: Any, what: str, *, op: str = "decode"
+    buffer: Any, what: str, *, op: str = "decode", newest: int = VERSION
 ) -> tuple[dict[str, Array], dict[str, str]]:
     """Check every byte of a file and return its arrays, read-only views of ``buffer``, and its metadata.
 
     Args:
         buffer: the bytes of the whole file: bytes, a memory map, anything with the buffer protocol.
         what: the name of the file, for errors.
+        newest: the latest version of this kind of file that is read. Default ``VERSION``.
     Raises:
         NewerFormatError: the file is whole, of a later format version.
         FormatError: anything else is wrong with it.
@@ -227,7 +232,8 @@ def decode(
     metadata = header.pop("__metadata__")  # there: PREFIX is
     if not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"[{op}] {what}: expected metadata of strings, got others. {DAMAGED}")
-    check_version(metadata.pop("format", None), metadata.pop("version", None), FORMAT, what, op)
+    name, version = metadata.pop("format", None), metadata.pop("version", None)
+    check_version(name, version, FORMAT, what, op, newest)
     del metadata["hotloop_crc32"]
     body = view[8 + len(text) :]
     return _arrays(header, body, what, op), metadata
@@ -236,7 +242,9 @@ def decode(
 DAMAGED = "The file is damaged: fetch it again, or restore it from a copy."
 
 
-def check_version(name: Any, version: Any, wanted: str, what: str, op: str) -> None:
+def check_version(
+    name: Any, version: Any, wanted: str, what: str, op: str, newest: int = VERSION
+) -> None:
     """Refuse an undamaged file of another format, or of a later version of it."""
     if name != wanted:
         raise FormatError(
@@ -244,9 +252,9 @@ def check_version(name: Any, version: Any, wanted: str, what: str, op: str) -> N
         )
     if not re.fullmatch(r"[1-9][0-9]{0,8}", str(version)):
         raise FormatError(f"[{op}] {what}: expected a format version, got {version!r}. {DAMAGED}")
-    if int(version) > VERSION:
+    if int(version) > newest:
         raise NewerFormatError(
-            f"[{op}] {what}: expected format version {VERSION} or lower, got {version}. "
+            f"[{op}] {what}: expected format version {newest} or lower, got {version}. "
             "A newer hotloop wrote the file: upgrade hotloop to read it."
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _numbers
-from . import _columns, _delta, _snapshot, filters, hashing, initializers, optimizers
+from . import _columns, _delta, _replicas, _snapshot, filters, initializers, optimizers
 from ._parts import FormatError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def _config(table: Table, position: int, own_mark: bool) -> dict[str, Any]:
         "epoch": table._epoch,
         "step": table._step,
         "shard": None if table._shard is None else list(table._shard),
+        "smaller": table._history.smaller,
+        "left_out": table._history.left_out,
     }
 
 
@@ -104,9 +106,6 @@ def _made_admission(op: str, filed: tuple[dict[str, Any], list[dict[str, Any]]] 
     )
 
 
-_COUNTS = ("tick", "epoch", "step")
-
-
 def continued(table: Table) -> dict[str, Any]:
     """What a module's ``state_dict`` holds beside rows: whose state it is, and what the next batch goes on from."""
     state: dict[str, Any] = {
@@ -131,45 +130,38 @@ def take_over_admission(op: str, table: Table, state: dict[str, Any]) -> None:
     given = state.get("admission")
     if table.admission is None or given is None:
         return
-    if given["name"] != type(table.admission).__name__:
+    name = given.get("name") if isinstance(given, dict) else type(given).__name__
+    if name != type(table.admission).__name__:
         raise ValueError(
-            f"[{op}] admission: expected the state of {table.admission!r}, got that of a {given['name']}. "
+            f"[{op}] admission: expected the state of {table.admission!r}, got that of a {name}. "
             "Make a module with the filter of the one saved."
         )
     if isinstance(table.admission, filters.CountFilter):
-        cells = given["cells"].contiguous().numpy().view(np.uint16)
-        elements = np.array(given["elements"], np.int64)
+        try:
+            cells = given["cells"].cpu().contiguous().numpy().view(np.uint16)
+            elements = np.array(given["elements"], np.int64)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"[{op}] admission: expected the state of {table.admission!r}, got one whose parts give {error!r}. "
+                "Pass what state_dict() returned."
+            ) from error
         table.admission.load_state_dict({**given, "cells": cells, "elements": elements})
 
 
-def take_over_counts(table: Table, state: dict[str, Any]) -> None:
-    if all(name in state for name in _COUNTS):  # states before there was a filter in them have none
-        table._native.tick, table._epoch, table._step = (int(state[name]) for name in _COUNTS)
-
-
-def _arrays_of(table: Table, block: tuple[np.ndarray, ...]) -> dict[str, Any]:
-    keys, values, state, scores, use = block
-    arrays = {"keys": keys, "values": _columns.filed(values, table)}
-    if table.state_width:
-        arrays["state"] = state
-    if table.evict_strategy != "none":
-        arrays["scores"] = scores
-    if "use" in table.track:
-        arrays["last_use"] = use.view(np.uint32)
-    return arrays
+def counts_of(op: str, state: dict[str, Any]) -> tuple[int, int, int] | None:
+    """Tick, epoch and step of a ``state_dict``; None of one from before there was a filter in it."""
+    if not all(name in state for name in _delta.CLOCK):
+        return None
+    most = (2**64 - 1, 2**32 - 1, 2**64 - 1)
+    tick, epoch, step = (
+        _numbers.integer(op, name, state[name], at_least=0, at_most=n)
+        for name, n in zip(_delta.CLOCK, most)
+    )
+    return tick, epoch, step
 
 
 class _Written(Exception):
     """Rows changed while a snapshot was written that was to stand at a mark given before."""
-
-
-def _unchanged(table: Table, since: int) -> bool:
-    try:
-        return not table._native.erased_since(since) and not any(
-            _columns.blocks(table, _BLOCK, since)
-        )
-    except IndexError:  # it was cleared
-        return False
 
 
 def save(table: Table, directory: str | os.PathLike[str]) -> Any:
@@ -177,21 +169,26 @@ def save(table: Table, directory: str | os.PathLike[str]) -> Any:
     publisher that start from the snapshot then join the deltas. Any other takes a mark of its own."""
     position, own_mark = table.position, table._own_mark
     again = "changes" in table.track
-    if again and not _unchanged(table, position):
+    if again and table._native.changed_since(position):
         # Rows that change from here on are in the next delta as well.
-        position, own_mark, again = int(table._native.mark()), True, False
+        position, own_mark, again = _replicas.marked(table), True, False
     stood = table._position
 
     def blocks() -> Any:
         for block in _columns.blocks(table, _BLOCK, 0):
-            yield _arrays_of(table, block)
+            yield _columns.arrays_of(table, block)
         # Not so if a delta was applied meanwhile: the replica applies it again.
-        if again and table._position == stood and not _unchanged(table, position):
+        if again and table._position == stood and table._native.changed_since(position):
             raise _Written
 
     try:
-        config = _config(table, position, own_mark)
-        return _snapshot.save(directory, config, blocks(), admission=_filed_admission(table))
+        return _snapshot.save(
+            directory,
+            # Called again when the rows are written: no score among them is ahead of the clock.
+            lambda: _config(table, position, own_mark),
+            blocks(),
+            admission=_filed_admission(table),
+        )
     except _Written:
         return save(table, directory)  # which finds them changed and takes a mark
 
@@ -237,13 +234,14 @@ def load(
                 f"[{op}] shard: expected None for a snapshot of shard {tuple(kept)}, got {shard!r}."
             )
         table._shard = (index, of) if shard is not None else None if kept is None else tuple(kept)
-        for block in blocks:
-            if shard is not None:
-                block = _part_of(block, index, of)
-            _import(op, table, block)
-        table._native.tick = config["tick"]
+        table._history.smaller = config.get("smaller", False) or _replicas.is_smaller(
+            bound, config["max_capacity"]
+        )
+        table._history.left_out = config.get("left_out", False)
+        newest = _replicas.take_rows(op, table, blocks)
+        table._native.tick = max(config["tick"], newest)
         table._epoch, table._step = config.get("epoch", 0), config.get("step", 0)
-        _stand(table, config["position"])
+        _replicas.stand(table, config["position"])
         table._own_mark = config.get("own_mark", False)
     return table
 
@@ -262,7 +260,7 @@ def reduced(table: Table) -> tuple[Any, ...]:
         "track": table.track,
         "device": table.device,
     }
-    blocks = [_arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0)]
+    blocks = [_columns.arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0)]
     numbers = (table.value_range, table._step, int(table._native.tick), table._epoch)
     return restored, (type(table), settings, blocks, numbers)
 
@@ -272,108 +270,7 @@ def restored(
 ) -> Table:
     table = cls(**settings)
     for block in blocks:
-        _import("Table.copy", table, block)
+        n, columns = _columns.fitting("Table.copy", table, block)
+        table._native.import_rows(n, columns, True)
     table.value_range, table._step, table._native.tick, table._epoch = numbers
     return table
-
-
-def _part_of(block: dict[str, Any], index: int, of: int) -> dict[str, Any]:
-    mine = hashing.salted_hash_bucket(np.asarray(block["keys"]), of) == index
-    return {name: array[mine] for name, array in block.items()}
-
-
-def _stand(table: Table, position: int) -> None:
-    """Put a replica at a position: it holds everything up to it, and what it changes itself comes after."""
-    table._position = position
-    if "changes" in table.track:
-        table._native.generation = position + 1
-        table._native.forget_erased(position)
-
-
-def _import(op: str, table: Table, block: Any) -> None:
-    _put(op, table, *_fitting(op, table, block))
-
-
-def _fitting(op: str, table: Table, block: Any) -> tuple[int, tuple[Any, ...]]:
-    """Number of rows, and their columns as the table takes them; refuses what does not fit."""
-    keys = np.ascontiguousarray(block["keys"])
-    values = _columns.unfiled(block["values"], table)
-    n = len(keys)
-    if values.shape != (n, table.dim):
-        raise FormatError(f"[{op}] values: expected shape ({n}, {table.dim}), got {values.shape}.")
-    columns: list[Any] = [keys.view(np.int64), values]
-    for name, width in (("state", table.state_width), ("scores", 0), ("last_use", 0)):
-        column = block.get(name)
-        if column is not None and name == "state" and column.shape != (n, width):
-            raise FormatError(f"[{op}] state: expected shape ({n}, {width}), got {column.shape}.")
-        column = None if column is None or (name == "state" and not width) else column
-        columns.append(
-            column.view(np.int32) if name == "last_use" and column is not None else column
-        )
-    return n, tuple(columns)
-
-
-def _put(op: str, table: Table, n: int, columns: tuple[Any, ...]) -> None:
-    try:
-        table._native.import_rows(n, columns)
-    except table._full:
-        from .table import TableFullError
-
-        raise TableFullError(
-            f"[{op}] max_capacity: expected room for {n} more rows, got {table.max_capacity} with {table.size} in "
-            "use. Pass a larger one to Table.load."
-        ) from None
-
-
-def delta(table: Table, since: int) -> _delta.Delta:
-    op = "Table.delta"
-    since = _numbers.integer(op, "since", since, at_least=0)
-    until = int(table._native.mark())
-    if since >= until:
-        raise ValueError(
-            f"[{op}] since: expected a mark of this table, below {until}, got {since}."
-        )
-    try:
-        gone = np.frombuffer(table._native.erased_since(since), np.int64)
-    except IndexError:
-        raise _delta.DeltaError(
-            f"[{op}] since: expected a mark whose erasures are still known, got {since}. "
-            "Start the replica again from a snapshot."
-        ) from None
-    blocks = [_arrays_of(table, b) for b in _columns.blocks(table, _BLOCK, since)]
-    if not blocks:
-        empty = np.empty((0, table.dim), _columns._storage(table))
-        state = np.empty((0, table.state_width), np.float32)
-        nil = np.empty(0, np.int64)
-        blocks = [_arrays_of(table, (nil, empty, state, nil, np.empty(0, np.int32)))]
-    rows = {name: _joined([b[name] for b in blocks]) for name in blocks[0]}
-    # A key that came back between the two looks is in rows.
-    gone = np.setdiff1d(gone, rows["keys"])
-    return _delta.Delta(table.table_id, since, until, rows, gone)
-
-
-def _joined(parts: list[Any]) -> Any:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return type(parts[0])(parts[0].dtype, np.concatenate([p.bits for p in parts]))
-
-
-def apply(table: Table, delta: Any) -> bool:
-    op = "Table.apply"
-    if isinstance(delta, (bytes, bytearray, memoryview)):
-        delta = _delta.decode_delta(delta, op=op)
-    if not isinstance(delta, _delta.Delta):
-        raise TypeError(f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}.")
-    own = table._own_mark
-    if not _delta.admit(table._position, table.table_id, delta, own_mark=own, op=op):
-        return False
-    rows = dict(delta.rows) if table._shard is None else _part_of(dict(delta.rows), *table._shard)
-    n, columns = _fitting(op, table, rows)
-    if len(delta.erased):
-        gone = np.ascontiguousarray(delta.erased).view(np.int64)
-        table._native.erase(len(gone), gone, np.empty(len(gone), np.uint8))
-    if n:
-        _put(op, table, n, columns)
-    _stand(table, delta.until)
-    table._own_mark = False
-    return True

@@ -89,7 +89,7 @@ def part_name(token: str, index: int) -> str:
 
 def save(
     directory: PathLike,
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     blocks: Iterable[Mapping[str, Array]],
     *,
     admission: Admission | None = None,
@@ -102,7 +102,8 @@ def save(
 
     Args:
         directory: created if missing; other files in it are left alone.
-        config: what JSON gives back unchanged: strings as names, no tuples, no NaN.
+        config: what JSON gives back unchanged: strings as names, no tuples, no NaN; or what returns it: called first,
+            and again when the rows are written, which is what stays.
         blocks: rows as arrays with one first extent, the same names, types and row shapes in every block.
         admission: called when the rows are written; gives the state of the filter, a dict like ``config`` and arrays
             in blocks like those of the rows, which it is filed beside. Default None.
@@ -113,7 +114,8 @@ def save(
     """
     op = "save"
     part_bytes = _numbers.integer(op, "part_bytes", part_bytes, at_least=1)
-    config = _checked_config(op, config)
+    given = config if callable(config) else lambda: config
+    _checked_config(op, given())
     _files.make_directory(directory)
     _refuse_foreign(op, directory)
     _tidy(directory)  # a disk that killed saves have filled must not stay full
@@ -132,7 +134,7 @@ def save(
                 writer.add(block)
             writer.flush()
         _files.sync_directory(directory)
-        manifest = writer.manifest(config, state)
+        manifest = writer.manifest(_checked_config(op, given()), state)
         previous = _current(directory)
         _files.write_atomic(os.path.join(directory, MANIFEST), [_manifest_bytes(manifest)], op=op)
         if previous is not None and not writer.locked:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Any
 
 from .. import _numbers
-from . import _delta, _files, _parts
+from . import _delta, _files, _parts, _replicas
 from ._delta import Delta, DeltaError
 from ._files import PathLike
 from .table import Table
@@ -77,7 +78,7 @@ class DeltaLog:
 
         Args:
             table: with ``track="changes"``; the one that published the end of the log, or was brought there by
-                ``follow``.
+                ``follow``. After ``clear``, or more than 2^21 erasures, the delta lists the keys that are there.
         Raises:
             DeltaError: the log is another table's, or goes beyond this one: it was set back to an older snapshot.
             OSError: nothing was added.
@@ -154,27 +155,44 @@ class DeltaLog:
                 leaves what it lacks. Default None: ``prune`` does not know of it.
             max_bytes: of the files read in one round, at least one. Default 1 GiB.
         Raises:
-            DeltaError: as above. The replica stands where the last delta that was applied ends.
+            DeltaError: as above, or one of ``Table.apply``. The replica stands where the last delta that was applied
+                ends.
+            TableFullError, NotImplementedError: as ``Table.apply``.
             FileNotFoundError: nothing was published yet, or the directory is not that of a publisher.
         """
         op = "DeltaLog.follow"
         _is_table(op, "replica", replica)
+        self._not_beside(op, replica)
         if name is not None:  # first: what it is about to read must not be pruned
             self._keep(op, name, replica)
         applied = 0
         while found := _delta.pending(
             self.directory,
             replica.table_id,
-            replica._position,
-            own_mark=replica._own_mark,
+            replica.position,
+            own_mark=replica._own_mark and replica.position == replica._position,
             max_bytes=max_bytes,
             op=op,
         ):
             for delta in found:
-                applied += replica.apply(delta)
+                _replicas.fitted(op, replica, delta)
+            for delta in found:
+                applied += _replicas.apply(replica, delta, op=op, alone=applied > 0)
             if name is not None:
                 self._keep(op, name, replica)
         return applied
+
+    def _not_beside(self, op: str, table: Table) -> None:
+        """Refuse a table whose own marks lie beside deltas that another one published."""
+        joined, position = table._position, table.position
+        if joined == position or not os.path.isdir(self.directory):
+            return
+        beside = [span for span in _delta.chain(self.directory) if joined < span[1] <= position]
+        if beside:
+            newest = max(beside, key=lambda span: span[1])
+            path = os.path.join(self.directory, _delta.delta_name(*newest))
+            with suppress(FileNotFoundError):  # pruned since it was listed
+                _replicas.awaits(op, table, _delta.decode_delta(_files.read(path), path, op=op))
 
     @property
     def followers(self) -> dict[str, int]:
@@ -220,7 +238,7 @@ class DeltaLog:
         metadata = {
             "kind": KIND,
             "table_id": replica.table_id,
-            "position": str(replica._position),
+            "position": str(replica.position),
         }
         _files.make_directory(self.directory)
         with _files.only_one(self.directory):

@@ -230,7 +230,13 @@ class ProbabilisticFilter:
                 f"[{op}] state: expected version {STATE_VERSION}, got {state.get('version')}. "
                 "Pass what state_dict() returned."
             )
-        self.__init__(state["threshold"], equal=state["equal"], seed=state["seed"])  # type: ignore[misc]
+        missing = [name for name in ("threshold", "equal", "seed") if name not in state]
+        if missing:
+            raise ValueError(
+                f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
+            )
+        new = ProbabilisticFilter(state["threshold"], equal=state["equal"], seed=state["seed"])
+        self.threshold, self.equal, self.seed = new.threshold, new.equal, new.seed
 
 
 def frequency_admission_filter(

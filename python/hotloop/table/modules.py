@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -141,8 +142,26 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
             )
-        arrays = {name: state[name].contiguous().numpy() for name in Rows._fields}
+        for name in Rows._fields:
+            if not isinstance(state[name], Tensor):
+                raise TypeError(
+                    f"[{op}] {name}: expected a tensor, got {type(state[name]).__name__}. "
+                    "Pass what state_dict() returned."
+                )
+        arrays = {name: state[name].detach().cpu().contiguous().numpy() for name in Rows._fields}
         keys, n = arrays["keys"], len(arrays["keys"])
+        for name, dtype, dims in (
+            ("keys", np.int64, (n,)),
+            ("state", np.float32, arrays["state"].shape[:1] + arrays["state"].shape[-1:]),
+            ("scores", np.int64, (n,)),
+            ("last_use", np.int32, (n,)),
+        ):
+            got = arrays[name]
+            if got.dtype != dtype or got.shape != dims or len(got) != n:
+                raise ValueError(
+                    f"[{op}] {name}: expected {np.dtype(dtype)} of {n} rows, got {got.dtype} {got.shape}. "
+                    "Pass what state_dict() returned."
+                )
         values = _columns.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
         rule = None if table.optimizer is None else type(table.optimizer).__name__
         if table.state_width and state.get("optimizer", rule) != rule:
@@ -159,7 +178,10 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
             )
-        _persist.take_over_admission(op, table, state)  # all of it or none
+        counts = _persist.counts_of(op, state)
+        _persist.take_over_admission(
+            op, table, state
+        )  # all of it or none; the last that may be refused
         self._held.pending = []  # gradients of rows that are about to go
         table.clear()
         columns = (
@@ -170,8 +192,10 @@ class _HashModule(nn.Module):
             arrays["last_use"] if "use" in table.track else None,
         )
         if n:
-            table._native.import_rows(n, columns)
-        _persist.take_over_counts(table, state)
+            table._native.import_rows(n, columns, True)
+            table._native.trim()  # the rows with the highest scores stay
+        if counts is not None:
+            table._native.tick, table._epoch, table._step = counts
 
     def extra_repr(self) -> str:
         rule = self.table.optimizer

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import _arrays, _native, _numbers
-from . import _columns, _device
+from . import _columns, _device, _replicas
 from ._calls import Calls, of_kind
 from ._calls import TableFullError as TableFullError
 from .filters import CountFilter, ProbabilisticFilter
@@ -168,6 +168,7 @@ class Table(Calls):
         self._position = 0  # of the source, for a replica
         self._own_mark = False  # that position is a snapshot's alone: no delta ends there
         self._published: dict[str, tuple[int, int]] = {}  # by directory: see DeltaLog
+        self._history = _replicas.History()
         kind, first, second, seed = self.initializer._numbers()
         settings = {
             "dim": self.dim,
@@ -189,6 +190,7 @@ class Table(Calls):
         self._native: Any = (
             _native.core().Table(settings) if index is None else _device.made(op, settings, index)
         )
+        _replicas.start(self)
 
     def __len__(self) -> int:
         return int(self._native.size)
@@ -372,7 +374,7 @@ class Table(Calls):
         return found
 
     def clear(self) -> None:
-        """Remove all rows. Deltas that span it are refused: a replica starts again from a snapshot."""
+        """Remove all rows. The next delta then lists the keys that are there, and a replica drops all others."""
         self._native.clear()
 
     def reserve(self, capacity: int) -> None:
@@ -494,6 +496,10 @@ class Table(Calls):
 
         The table goes on where the one saved stood: the admission filter with its sightings, the clock of "lru", the
         last epoch. A shard stays one: it takes its part of every delta; its filter is the whole one.
+
+        ``max_capacity`` may be another than that of the table saved. With less room than rows the ones with the highest
+        scores are kept, and the table is no replica any more; without a strategy that is a ``TableFullError``. A
+        snapshot of a table at work may hold more rows than its bound: they are all taken, since deltas say which left.
         """
         from . import _persist
 
@@ -502,32 +508,44 @@ class Table(Calls):
     def mark(self) -> int:
         """Return a position: ``delta(since=...)`` tells what changed after it."""
         self._tracks("Table.mark", "changes")
-        return int(self._native.mark())
+        return _replicas.marked(self)
 
     @property
     def position(self) -> int:
         """Where the table stands: the last mark it gave (``mark``, ``delta``, ``save``), or the end of a delta applied.
 
-        A table that was made stands at 0, one that was loaded at the position of its snapshot.
+        A table that was made stands at 0, one that was loaded at the position of its snapshot. A delta that ends here
+        or before is not applied again, whether it came from elsewhere or was made by this table.
         """
         return int(self._native.generation) - 1 if "changes" in self.track else self._position
 
     def delta(self, since: int) -> Any:
-        """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes``); ``DeltaLog`` carries them."""
-        from . import _persist
+        """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes``); ``DeltaLog`` carries them.
 
-        self._tracks("Table.delta", "changes")
-        return _persist.delta(self, since)
-
-    def apply(self, delta: Any) -> bool:
-        """Bring a replica forward by a delta; False if it holds it already.
+        Rows that were written, rows whose score or second of last use changed, keys that went; the clock of "lru", the
+        last epoch, the draws of a ``ProbabilisticFilter`` and what a ``CountFilter`` saw. After ``clear``, or more than
+        2^21 erasures, it lists the keys that are there, 8 bytes each, instead of those that went.
 
         Raises:
-            DeltaError: it is another table's, or does not join this replica's position. Nothing was written.
+            ValueError: ``since`` is after the table's position.
+            DeltaError: ``since`` is before the position where this table was loaded, or a delta brought it.
         """
-        from . import _persist
+        self._tracks("Table.delta", "changes")
+        return _replicas.delta(self, since)
 
-        return _persist.apply(self, delta)
+    def apply(self, delta: Any) -> bool:
+        """Bring a replica forward by a delta; False if it holds it already, as does the table that made it.
+
+        The replica is then what its source was. It takes more rows than ``max_capacity`` where the delta of a table at
+        work holds them, and evicts nothing by itself. All is checked before anything is written.
+
+        Raises:
+            DeltaError: the delta is another table's, does not join this position, or has other columns; or this table
+                changed since by itself, or has not all rows of its source.
+            TableFullError: this table was loaded with a smaller ``max_capacity`` than its source's, and has no room.
+            NotImplementedError: with an ``evict_strategy`` on a device, whose buckets evict by themselves.
+        """
+        return _replicas.apply(self, delta)
 
     def __reduce__(self) -> Any:
         """Pickled and copied with rows, state and filter, as a table of its own: with another ``table_id``."""

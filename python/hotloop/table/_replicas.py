@@ -1,0 +1,390 @@
+"""What a table's replicas are told, and how a replica follows: deltas made and applied, counters that go with the rows.
+
+A table stands at one position. Up to ``Table._position`` its history is its source's: there it was loaded, or a delta
+brought it there. What it marked since is its own, and only a delta of its own ends at such a mark.
+"""
+
+from __future__ import annotations
+
+import bisect
+import secrets
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _numbers
+from . import _columns, _delta, filters, hashing
+from ._delta import Delta, DeltaError, FilterChange
+
+if TYPE_CHECKING:
+    from .table import Table
+
+_BLOCK = 1 << 14  # rows read at a time: a few MB
+_MOST_MARKS = 4096
+
+
+@dataclass
+class History:
+    """What a table remembers of itself and its source."""
+
+    writer: str = field(
+        default_factory=lambda: secrets.token_hex(8)
+    )  # tells its own deltas from those of others
+    smaller: bool = False  # it has less room than its source
+    left_out: bool = False  # and some of the source's rows found none when it was loaded
+    applying: tuple[int, int] | None = None  # the delta whose rows are being written
+    seen: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (position, mark of the filter), in order
+    seen_by: Any = None  # a weak reference to that filter
+
+
+def is_smaller(bound: int | None, source: int | None) -> bool:
+    return bound is not None and (source is None or bound < source)
+
+
+# --- marks
+
+
+def marked(table: Table) -> int:
+    """Take a mark of the table, and of its filter."""
+    position = int(table._native.mark())
+    _note(table, position)
+    return position
+
+
+def start(table: Table) -> None:
+    """Tell changes of the filter from what it held when the table was made."""
+    if "changes" in table.track:
+        _note(table, 0)
+
+
+def stand(table: Table, position: int) -> None:
+    """Put a replica at a position: it holds everything up to it, and what it changes itself comes after."""
+    table._position = position
+    if "changes" in table.track:
+        table._native.generation = position + 1
+        table._native.forget_erased(position)
+        table._history.seen.clear()
+        _note(table, position)
+
+
+def _note(table: Table, position: int) -> None:
+    history, counter = table._history, table.admission
+    if not isinstance(counter, filters.CountFilter):
+        return
+    if history.seen_by is None or history.seen_by() is not counter:
+        history.seen, history.seen_by = [], weakref.ref(counter)
+    seen = history.seen
+    seen.append((position, int(counter._native.mark())))
+    if len(seen) > _MOST_MARKS:  # an older mark than asked for only sends more
+        seen[1 : _MOST_MARKS // 2] = seen[1 : _MOST_MARKS // 2 : 2]
+
+
+def _filter_mark(table: Table, position: int) -> int | None:
+    """The mark of the filter at a position, or one before; None if that filter was not the table's yet."""
+    history, counter = table._history, table.admission
+    if counter is None or history.seen_by is None or history.seen_by() is not counter:
+        return None
+    at = bisect.bisect_right(history.seen, position, key=lambda pair: pair[0])
+    return history.seen[at - 1][1] if at else None
+
+
+# --- counters
+
+
+def clock(table: Table) -> dict[str, int]:
+    return {"tick": int(table._native.tick), "epoch": table._epoch, "step": table._step}
+
+
+def newest_tick(table: Table, scores: np.ndarray | None) -> int:
+    """The clock of "lru" as far as scores tell it; 0 if they do not. Old files may have it behind their scores."""
+    if scores is None or not len(scores) or table.evict_strategy not in ("lru", "epoch_lru"):
+        return 0
+    ticks = scores.view(np.uint64)
+    return int((ticks if table.evict_strategy == "lru" else ticks & np.uint64(2**32 - 1)).max())
+
+
+def filter_change(table: Table, since: int) -> FilterChange | None:
+    counter = table.admission
+    if not isinstance(counter, filters.CountFilter):
+        return None
+    mark = _filter_mark(table, since)
+    (head, advances, failures, elements), lines, cells = counter._native.changed_since(mark)
+    state = {
+        "name": "CountFilter",
+        "version": filters.STATE_VERSION,
+        "capacity": counter.capacity,
+        "splits": counter.splits,
+        "threshold": counter.threshold,
+        "head": head,
+        "advances": advances,
+        "failures": failures,
+        "elements": elements,
+        "whole": mark is None,
+    }
+    return FilterChange(
+        state,
+        np.frombuffer(lines, np.int64),
+        np.frombuffer(cells, np.uint16).reshape(-1, _delta.LINE),
+    )
+
+
+def _fitting_filter(op: str, table: Table, change: FilterChange | None) -> tuple[Any, ...] | None:
+    """What the table's filter takes of a delta, checked; None where there is nothing to take, or no filter."""
+    counter = table.admission
+    if change is None or counter is None:
+        return None
+    state = change.state
+    name, wanted = state.get("name"), type(counter).__name__
+    if name != wanted or not isinstance(counter, filters.CountFilter):
+        raise DeltaError(
+            f"[{op}] admission: expected what {counter!r} saw, got that of a {name}. "
+            "Load a snapshot of the table: the filter comes with it."
+        )
+    try:
+        own = (filters.STATE_VERSION, counter.capacity, counter.splits)
+        theirs = tuple(state[part] for part in ("version", "capacity", "splits"))
+        if own != theirs:
+            raise ValueError(f"version, capacity and splits {theirs}, not {own}")
+        head = _numbers.integer(op, "head", state["head"], at_least=0, at_most=counter.splits - 1)
+        advances, failures = (
+            _numbers.integer(op, part, state[part], at_least=0, at_most=2**63 - 1)
+            for part in ("advances", "failures")
+        )
+        elements = [
+            _numbers.integer(op, "elements", n, at_least=0, at_most=counter._native.cells_per_split)
+            for n in state["elements"]
+        ]
+        count = counter.splits * counter._native.cells_per_split // _delta.LINE
+        lines = np.ascontiguousarray(change.lines, np.int64)
+        if len(elements) != counter.splits:
+            raise ValueError(f"{len(elements)} numbers of elements for {counter.splits} splits")
+        if len(lines) and not 0 <= lines.min() <= lines.max() < count:
+            raise ValueError(f"lines {lines.min()} to {lines.max()} of {count}")
+        cells = np.ascontiguousarray(change.cells, np.uint16).view(np.uint8)
+        whole = bool(state["whole"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise DeltaError(
+            f"[{op}] admission: expected what {counter!r} saw, got {error!r}. "
+            "Load a snapshot of the table: the filter comes with it."
+        ) from error
+    return head, advances, failures, elements, len(lines), lines, cells, whole
+
+
+# --- rows
+
+
+def part_of(block: dict[str, Any], index: int, of: int) -> dict[str, Any]:
+    mine = hashing.salted_hash_bucket(np.asarray(block["keys"]), of) == index
+    return {name: array[mine] for name, array in block.items()}
+
+
+def put(op: str, table: Table, n: int, columns: tuple[Any, ...], beyond: bool) -> None:
+    try:
+        table._native.import_rows(n, columns, beyond)
+    except table._full:
+        raise _no_room(op, table, n) from None
+
+
+def _no_room(op: str, table: Table, n: int) -> Exception:
+    from .table import TableFullError
+
+    return TableFullError(
+        f"[{op}] max_capacity: expected room for {n} more rows, got {table.max_capacity} with {table.size} in "
+        "use. Pass a larger one to Table.load."
+    )
+
+
+def take_rows(op: str, table: Table, blocks: Iterable[dict[str, Any]]) -> int:
+    """Read the rows of a snapshot; return the newest tick among their scores.
+
+    Of a table that was being written to a snapshot may hold more rows than fit there at once. All of them belong to it:
+    the deltas that follow say which left. A table with less room than that one keeps the highest.
+    """
+    history, tick = table._history, 0
+    for block in blocks:
+        if table._shard is not None:
+            block = part_of(block, *table._shard)
+        n, columns = _columns.fitting(op, table, block)
+        # The rows of a block, and of those before it, compete by the scores they were saved with.
+        put(op, table, n, columns, not history.smaller or table.evict_strategy != "none")
+        if history.smaller and table._native.trim():
+            history.left_out = True
+        tick = max(tick, newest_tick(table, columns[3]))
+    return tick
+
+
+def last_of_each(rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows without those whose key comes again: it was erased and entered anew while they were read."""
+    keys = np.asarray(rows["keys"])
+    _, at = np.unique(keys[::-1], return_index=True)
+    if len(at) == len(keys):
+        return rows
+    order = np.sort(len(keys) - 1 - at)
+    return {name: array[order] for name, array in rows.items()}
+
+
+def delta(table: Table, since: int) -> Delta:
+    op = "Table.delta"
+    since = _numbers.integer(op, "since", since, at_least=0)
+    if since > table.position:
+        raise ValueError(
+            f"[{op}] since: expected a mark of this table, below {table.position + 1}, got {since}."
+        )
+    if since < table._position:
+        raise DeltaError(
+            f"[{op}] since: expected a position from {table._position} on, where this table was loaded or brought by a "
+            f"delta, got {since}: what changed before is not known here. Start that replica from a snapshot of this "
+            "table."
+        )
+    until = marked(table)
+    present = None
+    try:
+        gone = np.frombuffer(table._native.erased_since(since), np.int64)
+    except IndexError:  # a clear, or more than are kept
+        gone = None
+    blocks = [_columns.arrays_of(table, b) for b in _columns.blocks(table, _BLOCK, since)]
+    if not blocks:
+        empty = np.empty((0, table.dim), _columns._storage(table))
+        state = np.empty((0, table.state_width), np.float32)
+        nil = np.empty(0, np.int64)
+        blocks = [_columns.arrays_of(table, (nil, empty, state, nil, np.empty(0, np.int32)))]
+    rows = {name: _joined([b[name] for b in blocks]) for name in blocks[0]}
+    rows = last_of_each(rows)
+    if gone is None:
+        # After the rows: what is erased from here on is known to the next delta, and what enters is in it.
+        present, gone = _columns.all_keys(table), np.empty(0, np.int64)
+    else:
+        gone = np.setdiff1d(
+            gone, rows["keys"]
+        )  # a key that came back between the two looks is in rows
+    # Last: no score and no sighting is ahead of them.
+    change, now = filter_change(table, since), clock(table)
+    return Delta(
+        table.table_id, since, until, rows, gone, present, now, change, table._history.writer
+    )
+
+
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return type(parts[0])(parts[0].dtype, np.concatenate([p.bits for p in parts]))
+
+
+# --- a replica
+
+
+def awaits(op: str, table: Table, delta: Delta, *, alone: bool = False) -> bool:
+    """Whether a table is to apply a delta; False if it holds what the delta says already.
+
+    Args:
+        alone: nobody but the caller changed the table since it applied a delta.
+    Raises:
+        DeltaError: the delta does not join, or the table has gone on by itself.
+    """
+    joined, position = table._position, table.position
+    if delta.table_id == table.table_id and joined < delta.until <= position:
+        if delta.writer == table._history.writer:
+            return False  # this table made it
+        raise _by_itself(op, table, f"marks {joined + 1} to {position} of its own")
+    own_mark = table._own_mark and position == joined
+    if not _delta.admit(position, table.table_id, delta, own_mark=own_mark, op=op):
+        return False
+    if table._history.left_out:
+        raise DeltaError(
+            f"[{op}] delta: expected a replica with all rows of its source, got one whose max_capacity = "
+            f"{table.max_capacity} left some out when it was loaded. Load it with a larger max_capacity."
+        )
+    if table.device != "cpu" and table.evict_strategy != "none":
+        raise NotImplementedError(
+            f"[{op}] device: expected a replica on the CPU with evict_strategy {table.evict_strategy!r}, got "
+            f'{table.device}, where a full bucket evicts by itself. Pass device="cpu" to Table.load.'
+        )
+    again = (delta.since, delta.until) == table._history.applying  # it was broken off
+    if not alone and not again and _changed(table, position):
+        raise _by_itself(op, table, f"rows or sightings that changed since position {position}")
+    return True
+
+
+def _by_itself(op: str, table: Table, what: str) -> DeltaError:
+    return DeltaError(
+        f"[{op}] delta: expected a replica that only reads, got a table with {what}, which a delta of another table "
+        "would undo. Load a snapshot of the source, and train and publish on one side only."
+    )
+
+
+def _changed(table: Table, position: int) -> bool:
+    if "changes" not in table.track:
+        return False
+    if table._native.changed_since(position):
+        return True
+    mark = _filter_mark(table, position)
+    return mark is not None and bool(table.admission._native.has_changed_since(mark))  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A delta as a table takes it: checked, and nothing written."""
+
+    n: int
+    columns: tuple[Any, ...]
+    gone: np.ndarray | None
+    present: np.ndarray | None
+    seen: tuple[Any, ...] | None
+
+
+def fitted(op: str, table: Table, delta: Delta) -> Fitted:
+    rows: dict[str, Any] = last_of_each(dict(delta.rows))
+    if table._shard is not None:
+        rows = part_of(rows, *table._shard)
+    n, columns = _columns.fitting(op, table, rows, DeltaError)
+    plain = [
+        None if keys is None else np.ascontiguousarray(keys, _native(keys)).view(np.int64)
+        for keys in (delta.erased, delta.present)
+    ]
+    gone = None if delta.present is not None else np.setdiff1d(plain[0], columns[0])  # type: ignore[arg-type]
+    return Fitted(n, columns, gone, plain[1], _fitting_filter(op, table, delta.admission))
+
+
+def _native(array: Any) -> Any:
+    return array.dtype.newbyteorder("=")
+
+
+def apply(table: Table, delta: Any, *, op: str = "Table.apply", alone: bool = False) -> bool:
+    if isinstance(delta, (bytes, bytearray, memoryview)):
+        delta = _delta.decode_delta(delta, op=op)
+    if not isinstance(delta, Delta):
+        raise TypeError(f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}.")
+    if not awaits(op, table, delta, alone=alone):
+        return False
+    parts = fitted(op, table, delta)
+    gone = parts.gone
+    if gone is None:
+        kept = np.concatenate([parts.present, parts.columns[0]])
+        gone = np.setdiff1d(_columns.all_keys(table), kept)
+    if table._history.smaller:
+        more = parts.n - int(table.contains(parts.columns[0]).sum())
+        less = int(table.contains(gone).sum())
+        if table.size + more - less > (table.max_capacity or 0):
+            raise _no_room(op, table, more - less)
+    table._history.applying, tick = (delta.since, delta.until), table._native.tick
+    # Rows first: they may find no memory, and then nothing has gone.
+    if parts.n:
+        put(op, table, parts.n, parts.columns, True)
+    if len(gone):
+        table._native.erase(len(gone), gone, np.empty(len(gone), np.uint8))
+    if parts.seen is not None:
+        table.admission._native.put(*parts.seen)  # type: ignore[union-attr]
+    if delta.clock is not None:
+        table._native.tick = delta.clock["tick"]
+        table._epoch, table._step = delta.clock["epoch"], delta.clock["step"]
+    else:  # of a version that had none
+        table._native.tick = max(int(tick), newest_tick(table, parts.columns[3]))
+    stand(table, delta.until)
+    table._own_mark = False
+    table._history.applying = None
+    return True
