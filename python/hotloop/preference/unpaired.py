@@ -365,5 +365,5 @@ class RunningRewardMean:
                 f"[RunningRewardMean] balanced: expected {self.balanced}, got {state['balanced']} "
                 "in the state. Construct it like the one that was saved."
             )
-        self._counts = state["counts"].clone()
-        self._means = state["means"].clone()
+        counts, means = state["counts"].clone(), state["means"].clone()  # both or none
+        self._counts, self._means = counts, means
