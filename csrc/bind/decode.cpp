@@ -12,17 +12,28 @@ namespace {
 
 using namespace hotloop::decode;
 
-void run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
+// Loops over probabilities say whether they read a number that is none: 1 for the target, 2 for the draft. Python then
+// looks for it and raises.
+struct Refused {
+  std::uint8_t target = 0, draft = 0;
+  int both() const { return target | draft << 1; }
+};
+
+int run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
                const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
                const py::tuple& outputs) {
   Arguments a(whole_block ? "block_speculative_sampling" : "chain_speculative_sampling", kMostArrays);
   VerifyCall call;
   verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
+  Refused refused;
+  call.target.refused = &refused.target;
+  call.draft.refused = &refused.draft;
   py::gil_scoped_release release;
   whole_block ? block(call) : chain(call);
+  return refused.both();
 }
 
-void run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
+int run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
               const py::object& parents, const py::tuple& target, const py::object& draft, bool replacement,
               const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
               const py::object& nodes) {
@@ -30,11 +41,15 @@ void run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const 
   TreeCall call;
   tree_arguments(a, call, batch, width, depth, ids, parents, target, draft, replacement, lengths, seed, offset, outputs,
                  nodes);
+  Refused refused;
+  call.target.refused = &refused.target;
+  call.draft.refused = &refused.draft;
   py::gil_scoped_release release;
   tree(call);
+  return refused.both();
 }
 
-void run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
+int run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
                  const py::object& draft, const py::object& neighbors, std::int64_t k, double delta,
                  const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
                  const py::object& moved) {
@@ -51,11 +66,15 @@ void run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, 
   call.k = k < 0 ? 0 : k;
   call.delta = delta;
   call.moved = output<float>(a, moved, "relaxation", {batch, width});
+  Refused refused;
+  call.target.refused = &refused.target;
+  call.draft.refused = &refused.draft;
   py::gil_scoped_release release;
   lantern(call);
+  return refused.both();
 }
 
-void run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t width, const py::object& ids,
+int run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t width, const py::object& ids,
                const py::tuple& target, double epsilon, double alpha, double entropy_eps, const py::object& lengths,
                const py::object& seed, const py::object& offset, const py::tuple& outputs) {
   Arguments a(typical ? "typical_accept" : "greedy_speculative_accept", kMostArrays);
@@ -76,20 +95,26 @@ void run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_
   call.best = output<std::int64_t>(a, outputs[1], "best_path", {batch});
   call.accepted = output<std::int64_t>(a, outputs[2], "num_accepted", {batch});
   call.rows_read = output<std::int64_t>(a, outputs[3], "rows_read", {batch});
+  Refused refused;
+  call.target.refused = &refused.target;
   py::gil_scoped_release release;
   decode::paths(call);
+  return refused.both();
 }
 
-void run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
+int run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
                 const py::object& offset, const py::object& ids, const py::object& logps) {
   Arguments a("sample", kMostArrays);
   SampleCall call;
   sample_arguments(a, call, batch, rows, law, seed, offset, ids, logps);
+  Refused refused;
+  call.law.refused = &refused.target;
   py::gil_scoped_release release;
   sample(call);
+  return refused.both();
 }
 
-void run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool log, bool wide, const py::object& out) {
+int run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool log, bool wide, const py::object& out) {
   Arguments a("law_probs", kMostArrays);
   ProbsCall call;
   call.batch = batch;
@@ -98,11 +123,14 @@ void run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool
   call.log = log;
   call.dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
   call.output = a.dense(out, "out", call.dtype, {batch, rows, call.law.vocabulary}, true).data;
+  Refused refused;
+  call.law.refused = &refused.target;
   py::gil_scoped_release release;
   probs(call);
+  return refused.both();
 }
 
-void run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tuple& law, const py::object& ids,
+int run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tuple& law, const py::object& ids,
              const py::object& logps) {
   Arguments a("top_logprobs", kMostArrays);
   TopCall call;
@@ -112,8 +140,11 @@ void run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tu
   call.law = law_of(a, law, "law", batch, rows);
   call.output = output<std::int64_t>(a, ids, "token_ids", {batch, rows, k});
   call.logps = output<float>(a, logps, "logprobs", {batch, rows, k});
+  Refused refused;
+  call.law.refused = &refused.target;
   py::gil_scoped_release release;
   top(call);
+  return refused.both();
 }
 
 void run_logits(std::int64_t batch, const py::tuple& law, bool wide, const py::object& out) {

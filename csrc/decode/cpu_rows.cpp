@@ -16,7 +16,10 @@ template <class Storage>
 double point_logit(const RowSource& row, std::int64_t id) {
   using R = typename Accumulate<Storage>::type;
   R z = static_cast<R>(to_float(static_cast<const Storage*>(row.data)[id]));
-  if (!row.logits) return static_cast<double>(given_probability(z));
+  if (!row.logits) {
+    if (!is_probability(z)) refuse(row);
+    return static_cast<double>(given_probability(z));
+  }
   if (row.reference != nullptr) {
     const R second = static_cast<R>(to_float(static_cast<const Storage*>(row.reference)[id]));
     z = static_cast<R>(1.0 - row.mixture) * z + static_cast<R>(row.mixture) * second;
@@ -115,10 +118,10 @@ bool OpenRow::open(const LawTable& table, std::int64_t b, std::int64_t r, bool s
   row.vocabulary = table.vocabulary;
   row.logits = table.logits;
   row.mixture = table.mixture;
+  row.refused = table.refused;
   bias_of(table, b);
   const double temperature = table.temperature.at(b);
   const bool greedy = table.logits && !(temperature > 0.0);
-  row.scale = greedy ? 1.0 : 1.0 / temperature;
   law.threshold = kNone;
   const std::int64_t top_k = table.top_k.at(b);
   const double top_p = table.top_p.at(b), min_p = table.min_p.at(b);
@@ -137,6 +140,7 @@ bool OpenRow::open(const LawTable& table, std::int64_t b, std::int64_t r, bool s
     law.inverse = 1.0;
     return true;
   }
+  if (row.logits && !greedy) rescale(temperature);
   if (truncated) {
     truncate(top_k, top_p, min_p, table.joint);
   } else {
@@ -144,6 +148,20 @@ bool OpenRow::open(const LawTable& table, std::int64_t b, std::int64_t r, bool s
   }
   law.inverse = 1.0 / (static_cast<double>(law.mass) * kWeightUnit);
   return law.mass > 0;
+}
+
+// From here on the passes see logits divided by the temperature; what was found of the row so far is brought along.
+void OpenRow::rescale(double temperature) {
+  const auto by = [this](auto scale) {
+    using R = decltype(scale);
+    if (scale == R(1)) return;
+    law.source.scale = static_cast<double>(scale);
+    const auto scaled = [scale](double z) { return static_cast<double>(static_cast<R>(z) * scale); };
+    law.max = scaled(law.max);  // rounding keeps order: the largest product is that of the largest
+    for (double& z : chunk_max_) z = scaled(z);
+  };
+  law.source.dtype == Dtype::kFloat64 ? by(scale_of<double>(temperature, law.max))
+                                      : by(scale_of<float>(temperature, static_cast<float>(law.max)));
 }
 
 void OpenRow::measure() {

@@ -45,6 +45,7 @@ struct LawTable {
   const std::int64_t* bias_ids = nullptr;  // (B, biases)
   const float* bias = nullptr;
   std::int64_t biases = 0;
+  std::uint8_t* refused = nullptr;  // see RowSource
 };
 
 // A row's law and what its passes left behind.
@@ -72,6 +73,7 @@ class OpenRow {
   void bias_of(const LawTable& table, std::int64_t b);
   void truncate(std::int64_t top_k, double top_p, double min_p, bool joint);
   void collect(double least);
+  void rescale(double temperature);
   void measure();
   double kth_largest(std::int64_t k);
   double reach_down(std::vector<double>& values, std::uint64_t above, double wanted, bool by_mass) const;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "core/macros.hpp"
 #include "core/philox.hpp"
@@ -38,10 +39,29 @@ HOTLOOP_INLINE double to_residual_grid(double r) {
   return (r + kRound) - kRound;
 }
 
+// 1 / temperature, as the logits of a row are multiplied by it: `largest` of them times it stays finite, so that every
+// temperature above 0 has a law. Where the product overflows, the largest becomes half of the largest number instead. No
+// weight depends on it: logits that differ do so by 2^-25 of the largest at least, which is then past 2^100, and the law
+// lies evenly on the tokens of the largest logit.
+template <class R>
+HOTLOOP_INLINE R scale_of(double temperature, R largest) {
+  constexpr R kMost = std::numeric_limits<R>::max();
+  const double inverse = 1.0 / temperature;
+  R scale = inverse < static_cast<double>(kMost) ? static_cast<R>(inverse) : kMost;
+  if (!(scale > R(0))) scale = std::numeric_limits<R>::denorm_min();  // 0 * -inf is NaN
+  const R size = largest < R(0) ? -largest : largest;
+  return size * scale <= kMost ? scale : kMost / R(2) / size;
+}
+
 // Weight of a logit z under the largest logit of its row.
 template <class R>
 HOTLOOP_INLINE double logit_weight(R z, R max) {
   return to_weight_grid(static_cast<double>(exp_weight(static_cast<float>(z - max))));
+}
+// Whether a number can be a probability; rounding may leave it a little above 1.
+template <class R>
+HOTLOOP_INLINE bool is_probability(R p) {
+  return p >= R(0) && p <= R(1.001);
 }
 // A probability as it was given; what is none (NaN, negative, above 1) does no harm.
 template <class R>

@@ -22,12 +22,17 @@ struct RowSource {
   Dtype dtype = Dtype::kFloat32;
   std::int64_t vocabulary = 0;
   bool logits = true;
-  double scale = 1.0;    // 1 / temperature
+  double scale = 1.0;    // 1 / temperature, see scale_of; 1 until the largest logit is known
   double mixture = 0.0;  // weight of `reference`
   const std::int64_t* bias_ids = nullptr;  // ascending
   const float* bias = nullptr;
   std::int64_t biases = 0;
+  std::uint8_t* refused = nullptr;  // set to 1 where a number is read that is no probability
 };
+// By any thread that reads the row.
+HOTLOOP_INLINE void refuse(const RowSource& row) {
+  if (row.refused != nullptr) __atomic_store_n(row.refused, std::uint8_t{1}, __ATOMIC_RELAXED);
+}
 
 // A token's weight is 0 unless its logit reaches `threshold` and its weight `min_weight`.
 struct RowLaw {

@@ -60,11 +60,13 @@ template <class Storage, class R>
 HOTLOOP_INLINE void load(const RowSource& row, std::int64_t first, std::int64_t count, R* z) {
   widen(static_cast<const Storage*>(row.data) + first, count, z);
   if (!row.logits) {
-#pragma GCC ivdep
+    int wrong = 0;
+#pragma omp simd reduction(| : wrong)
     for (std::int64_t j = 0; j < count; ++j) {
-      R p = z[j] > R(0) ? z[j] : R(0);
-      z[j] = p < R(1) ? p : R(1);
+      wrong |= is_probability(z[j]) ? 0 : 1;
+      z[j] = given_probability(z[j]);
     }
+    if (wrong != 0) refuse(row);
     return;
   }
   if (row.reference != nullptr) {
@@ -129,7 +131,7 @@ HOTLOOP_INLINE R plain_largest(const RowSource& row, std::int64_t first, std::in
     const R value = static_cast<R>(to_float(x[j]));
     maximum = value > maximum ? value : maximum;
   }
-  return maximum * static_cast<R>(row.scale);  // rounding keeps order: the largest product is that of the largest
+  return maximum;
 }
 
 template <class Storage, class R>

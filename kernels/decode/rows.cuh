@@ -220,7 +220,6 @@ class GpuRows {
     source.vocabulary = table.vocabulary;
     source.logits = table.logits;
     source.mixture = table.mixture;
-    source.scale = greedy(table) ? 1.0 : 1.0 / of(table.temperature, b_);
     source.bias_ids = bias.ids;
     source.bias = bias.values;
     source.biases = table.biases;
@@ -272,6 +271,9 @@ class GpuRows {
       const bool finite = law.max > none<double>() && law.max < -none<double>();
       law.valid = finite && (law.source.logits || law.max > 0.0);
       law.greedy = law.valid && greedy(table_of(lane));
+      if (law.valid && law.source.logits && !law.greedy) {
+        rescale(law, of(table_of(lane).temperature, b_));
+      }
     }
     team_.block_sync();
     for (int i = 0; i < reading; ++i) {
@@ -296,6 +298,18 @@ class GpuRows {
     team_.reduce(reading, parts_, sums);
     for (int i = 0; i < reading; ++i) keep_mass(memory_.laws[memory_.reading[i]], i);
     team_.block_sync();
+  }
+
+  // From here on the passes see logits divided by the temperature.
+  HOTLOOP_BOTH static void rescale(Law& law, double temperature) {
+    if (law.source.dtype == Dtype::kFloat64) {
+      law.source.scale = scale_of<double>(temperature, law.max);
+      law.max = law.max * law.source.scale;
+      return;
+    }
+    const float max = static_cast<float>(law.max), scale = scale_of<float>(temperature, max);
+    law.source.scale = static_cast<double>(scale);
+    law.max = static_cast<double>(max * scale);
   }
 
   // f(i, part, law, stretch) for each part of each row that is being read, a warp for each.

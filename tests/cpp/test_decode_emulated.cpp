@@ -108,7 +108,7 @@ struct AnyLaw {
       parameter.data = array.data();
     };
     if (table.logits) {
-      each(table.temperature, temperature, std::vector<double>{0.0, 0.6, 1.0, 1.0, 1.9});
+      each(table.temperature, temperature, std::vector<double>{0.0, 0.6, 1.0, 1.0, 1.9, 1e-320, 1e-39, 1e300});
       if (one_in(g, 3)) {
         table.mixture = 0.4;
         table.reference = rows(g, reference, dtype, batch, rows_each, vocabulary, places);

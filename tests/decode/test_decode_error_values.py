@@ -265,7 +265,7 @@ SPECIFIC: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "entropy_eps: expected a number >= 0 and <= 1, got -1",
     ),
     ("typical_accept", {"alpha": "x"}, TypeError, "alpha: expected a number >= 0, got str"),
-    ("top_logprobs", {"k": -1}, ValueError, "k: expected an integer >= 0, got -1"),
+    ("top_logprobs", {"k": -1}, ValueError, "k: expected an integer >= 0 and <= 2097152, got -1"),
     ("top_logprobs", {"k": None}, TypeError, "k: expected an integer, got NoneType"),
     ("entropy_adaptive_temperature", {"std": 0.0}, ValueError, "std: expected a number > 0, got 0"),
     (

@@ -128,7 +128,7 @@ def test_seed_and_offset(op: str) -> None:
         start = rf"^\[{op}\] {name}: expected "
         for value in (-1, most + 1):
             refused(op, ValueError, start + rf"an integer .*, got {value}\.", {name: value})
-        for value in (1.5, "3", None, [1, 2]):
+        for value in (1.5, "3", [1, 2], *([None] if name == "offset" else [])):
             refused(op, TypeError, start, {name: value})
         wrong = np.zeros(B, np.int32)
         refused(op, TypeError, start + "dtype int64, got int32", {name: wrong})

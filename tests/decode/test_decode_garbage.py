@@ -1,4 +1,7 @@
-"""Arguments whose elements make no sense: found where HOTLOOP_CHECK=1; harmless, never a made-up token, where not."""
+"""Arguments whose elements make no sense: found where HOTLOOP_CHECK=1; harmless, never a made-up token, where not.
+
+Numbers that are no probabilities are found by whoever reads them, checks on or off: test_decode_no_probabilities.py.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +70,12 @@ def test_checks_find_what_is_no_law(op: str, monkeypatch: pytest.MonkeyPatch) ->
         rows = CALLS[op][1][name]
         for value in (np.nan, -0.25, np.inf):
             bad, at = with_element(rows, value)
-            text = rf"{name}: expected probabilities from 0 to 1, got {value} at {at}" + unset
-            checked(monkeypatch, op, {name: bad}, text)
+            monkeypatch.setenv("HOTLOOP_CHECK", "1")
+            text = (
+                rf"{name}: expected probabilities from 0 to 1, got {value} at {at}\. Wrap logits in"
+            )
+            refused(op, ValueError, rf"^\[{op}\] {text}", {name: bad})
+            monkeypatch.delenv("HOTLOOP_CHECK")
         bad, _ = with_element(rows, 0.9)
         text = rf"{name}: expected rows that sum to 1, got 1\.7 at \[.*\]" + unset
         checked(monkeypatch, op, {name: bad}, text)
@@ -196,14 +203,20 @@ def bad_rows(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return rows.astype(dtype)
 
 
+def odd_probabilities(rows: np.ndarray) -> np.ndarray:
+    """The same rows with every number between 0 and 1: rows of zeros, of ones, and others of any sum among them."""
+    return np.nan_to_num(np.abs(rows), nan=0.0).clip(0, 1).astype(rows.dtype)
+
+
 def laws(rows: np.ndarray) -> list[Any]:
     n = rows.shape[0]
     ids = bad_ids((n, 3), np.int64)
     bias = RNG.choice(np.array([0.0, np.nan, np.inf, -np.inf, 2.0], np.float32), (n, 3))
+    sound = odd_probabilities(rows)
     out = [
-        rows,
-        d.Probs(rows, top_k=3),
-        d.Probs(rows, top_p=0.5, min_p=0.2),
+        sound,
+        d.Probs(sound, top_k=3),
+        d.Probs(sound, top_p=0.5, min_p=0.2),
         d.Logits(rows),
         d.Logits(rows, temperature=0.0),
         d.Logits(rows, temperature=1e-30),

@@ -62,7 +62,7 @@ def test_opcheck(shape, seeded):
     batch, drafts = shape
     target, draft, ids = inputs(batch, drafts)
     seed = 3 if seeded == "number" else torch.arange(batch)
-    stream = (*operators._stream(seed, 0), "cpu")
+    stream = (*operators._stream("sample", seed, 0, target), "cpu")
     law = operators._take_apart(Logits(target, temperature=0.5, top_k=5))
     drafts_law = operators._take_apart(Logits(draft))
     torch.library.opcheck(torch.ops.hotloop.decode_sample.default, (*law, *stream))
@@ -94,3 +94,45 @@ def test_a_law_survives_being_taken_apart():
     assert operators._put_together(*operators._take_apart(law)) == law
     plain = Probs(torch.rand(2, 5), top_k=torch.tensor([1, 2]))
     assert operators._put_together(*operators._take_apart(plain)) == plain
+
+
+DEFAULTS = {
+    "sample": lambda z, ids: sample(Logits(z[:, 0])),
+    "chain": lambda z, ids: chain_speculative_sampling(None, ids, Logits(z)),
+    "block": lambda z, ids: block_speculative_sampling(z[:, :3].softmax(-1), ids, z.softmax(-1)),
+    "streams": lambda z, ids: speculative_streaming_verify(
+        z[:, :3, None].softmax(-1), ids, z.softmax(-1)
+    ),
+    "greedy": lambda z, ids: greedy_speculative_accept(ids, z),
+    "tree": lambda z, ids: tree_speculative_verify(ids, torch.zeros_like(ids) - 1, Logits(z)),
+}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("op", DEFAULTS)
+def test_defaults_compile(op, dynamic):
+    torch.compiler.reset()
+    call = DEFAULTS[op]
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for batch in (2, 3):
+        target, _, ids = inputs(batch)
+        torch.manual_seed(1)
+        found = compiled(target, ids)
+        torch.manual_seed(1)
+        for a, b in zip(found, call(target, ids)):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_numbers_of_a_law_may_be_inputs_of_the_graph(dynamic):
+    """Floats and integers become symbols there: the graph does not keep those of its first run."""
+    torch.compiler.reset()
+
+    def call(z, temperature, top_k, top_p, seed, offset):
+        law = Logits(z, temperature=temperature, top_k=top_k, top_p=top_p)
+        return sample(law, seed=seed, offset=offset).token_ids
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    target = inputs(5)[0]
+    for numbers in ((0.7, 5, 0.9, 7, 3), (0.8, 6, 0.95, 8, 4), (1e-40, 40, 1.0, 8, 5)):
+        assert torch.equal(compiled(target, *numbers), call(target, *numbers))

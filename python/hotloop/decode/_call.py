@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import _arrays, _environment, _impl, _native
 from .._impl import Impl
-from .._numbers import integer
 from ._law import Law, packed_number
+from ._seeds import check_stream as check_stream
+from ._seeds import drawn
 
 
 def choose(op: str, impl: Impl, like: Any, *, cuda: bool = False) -> str:
@@ -36,20 +37,6 @@ def choose(op: str, impl: Impl, like: Any, *, cuda: bool = False) -> str:
     return chosen
 
 
-def check_stream(op: str, seed: Any, offset: Any, batch: int, like: Any) -> None:
-    """Seeds and offsets: an int for all requests, or int64 arrays (B,)."""
-    for name, value, most in (("seed", seed, 2**64 - 1), ("offset", offset, 2**63 - 1)):
-        if isinstance(value, (int, np.integer)):
-            integer(op, name, value, at_least=0, at_most=most)
-            continue
-        _arrays.checked(op, name, value, ("int64",), 1)
-        _arrays.same_place(op, name, value, "the other arrays", like)
-        if tuple(value.shape) != (batch,):
-            raise ValueError(
-                f"[{op}] {name}: expected an integer or shape ({batch},), got shape {tuple(value.shape)}."
-            )
-
-
 def check_lengths(op: str, name: str, lengths: Any, batch: int, most: int, like: Any) -> None:
     if lengths is None:
         return
@@ -63,7 +50,10 @@ def check_lengths(op: str, name: str, lengths: Any, batch: int, most: int, like:
                 raise ValueError(f"[{op}] {name}: expected 0 to {most}, got {n} at [{at}].")
 
 
-def packed_stream(seed: Any, offset: Any) -> tuple[Any, Any]:
+def packed_stream(seed: Any, offset: Any, batch: int, like: Any) -> tuple[Any, Any]:
+    if type(seed) is int and type(offset) is int:
+        return seed, offset
+    seed = drawn(seed, batch, like)
     return (
         int(seed) if isinstance(seed, (int, np.integer)) else _arrays.exported(_dense(seed)),
         int(offset) if isinstance(offset, (int, np.integer)) else _arrays.exported(_dense(offset)),

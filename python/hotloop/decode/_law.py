@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -25,10 +27,12 @@ class Probs:
 
     Each of ``top_k``, ``top_p`` and ``min_p`` keeps the tokens whose value reaches a threshold; what all three keep is
     renormalised. Ties at a threshold are all kept. Without truncation a probability is taken as it was given, so a
-    row that is only looked up is never read whole.
+    row that is only looked up is never read whole. A number below 0 or above 1, or NaN, among those that are read
+    raises ValueError. On a GPU it does so only with HOTLOOP_CHECK=1, since the host does not wait for the loop;
+    without, it counts as the nearer bound, and NaN as 0.
 
     Args:
-        values: probabilities (..., V), float32, float64, float16 or bfloat16; rows sum to 1.
+        values: probabilities (..., V), float32, float64, float16 or bfloat16; rows sum to 1. Wrap logits in ``Logits``.
         top_k: keep the k largest; 0 for all. Number or (B,).
         top_p: keep the smallest set of largest tokens with at least this share of the mass, in (0, 1]. Number or (B,).
         min_p: keep tokens with at least this share of the largest probability, in [0, 1]. Number or (B,).
@@ -49,7 +53,9 @@ class Logits:
     Args:
         values: logits (..., V), float32, float64, float16 or bfloat16; -inf removes a token. Rows may lie any distance
             apart.
-        temperature: > 0, or 0 for the largest logit (lowest id among equals) with certainty. Number or (B,).
+        temperature: > 0, or 0 for the largest logit (lowest id among equals) with certainty. Number or (B,). Every
+            temperature above 0 has a law; below 2.94e-39 float32 and half types take 2.94e-39 for it, float64 takes
+            5.6e-309.
         top_k, top_p, min_p, filter_order: as in ``Probs``; a 0 or -1 for ``top_k`` keeps all.
         reference: logits of a second model, same shape: the law is that of (1 - mixture) * values + mixture *
             reference.
@@ -92,6 +98,9 @@ def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
     batch = int(values.shape[0])
     if not _is_bare(law):
         _check_parameters(op, name, law, values, batch)
+        k = law.top_k
+        if isinstance(k, float) or (isinstance(k, int) and k > MAX_VOCABULARY):
+            law = replace(law, top_k=int(min(k, MAX_VOCABULARY)))  # 64 bits hold it then
     if _environment.checks_on():
         _check_elements(op, name, law)
     if isinstance(law, Logits) and law.reference is not None and law.mixture in (0.0, 1.0):
@@ -171,10 +180,15 @@ def _per_request(
     elif type(value) is int and value == 0 and whole:
         return
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not np.isfinite(value) or (whole and int(value) != value):
+        try:
+            x = float(value)
+        except OverflowError:  # an int of more than 1024 bits
+            x = np.inf if value > 0 else -np.inf
+        huge = whole and isinstance(value, int) and x > 0
+        if not huge and (not np.isfinite(x) or (whole and int(value) != value)):
             wanted = "an integer" if whole else "a finite number"
-            raise ValueError(f"[{op}] {name}: expected {wanted}, got {value!r}.")
-        number(op, name, float(value), **bounds)
+            raise ValueError(f"[{op}] {name}: expected {wanted}, got {x!r}.")
+        number(op, name, x, **bounds)
         return
     _arrays.kind(op, name, value)
     if tuple(value.shape) != (batch,):
@@ -191,6 +205,41 @@ def _per_request(
         if not np.isfinite(x):
             raise ValueError(f"[{op}] {name}: expected finite numbers, got {x} at [{at}].")
         number(op, f"{name}[{at}]", float(x), **bounds)
+
+
+class NoProbability(ValueError):
+    """Raised by the reference where it meets a number that is no probability."""
+
+
+MOST_PROBABILITY = 1.001
+"""Rounding may leave a probability a little above 1; see is_probability in csrc/decode/heads.hpp."""
+
+
+def refuse_probabilities(op: str, **laws: Any) -> NoReturn:
+    """Name the first number of the laws that is no probability: a loop has met one."""
+    for name, law in laws.items():
+        if isinstance(law, Probs):
+            x = _arrays.to_numpy(law.values)
+            bad = ~((x >= 0) & (x <= MOST_PROBABILITY))
+            if bad.any():
+                at = tuple(int(i) for i in np.argwhere(bad)[0])
+                raise ValueError(
+                    f"[{op}] {name}: expected probabilities from 0 to 1, got {x[at]} at {list(at)}. "
+                    "Wrap logits in Logits(...)."
+                )
+    raise ValueError(
+        f"[{op}] {' or '.join(laws)}: expected probabilities from 0 to 1, got another number. "
+        "Do not write into the arrays during the call."
+    )
+
+
+@contextmanager
+def naming(op: str, **laws: Any) -> Iterator[None]:
+    """Around a call of the reference, which does not know what the arguments of the op are called."""
+    try:
+        yield
+    except NoProbability:
+        refuse_probabilities(op, **laws)
 
 
 def _check_elements(op: str, name: str, law: Law) -> None:
@@ -212,7 +261,8 @@ def _check_elements(op: str, name: str, law: Law) -> None:
                     op, label, np.all(x == -np.inf, axis=-1), "a finite logit", "only -inf"
                 )
         else:
-            _refuse(op, label, x, ~((x >= 0) & (x <= 1.0 + 1e-3)), "probabilities from 0 to 1")
+            if not ((x >= 0) & (x <= MOST_PROBABILITY)).all():
+                refuse_probabilities(op, **{label: law})
             total = x.sum(axis=-1, dtype=np.float64)
             # A sum of V numbers of half precision is off by this much and still a law.
             slack = 1e-3 if _arrays.dtype(array) in ("float32", "float64") else 2e-2

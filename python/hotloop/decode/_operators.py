@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ._law import Law, Logits, Probs, as_law
 from ._results import Sampled, Verified, VerifiedTree
+from ._seeds import BELOW
 from .sampling import sample
 from .speculative import block_speculative_sampling, chain_speculative_sampling
 from .tree import greedy_speculative_accept, tree_speculative_verify
@@ -56,7 +57,16 @@ def _put_together(values: Any, arrays: list[Any], numbers: list[float], kind: st
     )
 
 
-def _stream(seed: Any, offset: Any) -> tuple[Any, Any, Any, Any]:
+def _stream(op: str, seed: Any, offset: Any, like: Any) -> tuple[Any, Any, Any, Any]:
+    if isinstance(seed, torch.Generator):
+        raise TypeError(
+            f"[{op}] seed: expected None, an integer or an int64 tensor under torch.compile, got a torch.Generator. "
+            "Draw the seeds outside: torch.randint(2**63 - 1, (B,), generator=...)."
+        )
+    if seed is None:
+        # A node of the graph, so that every run draws anew. The operator itself is a function of its arguments:
+        # drawn inside it, two equal calls would be merged into one.
+        seed = torch.randint(BELOW, (like.shape[0],), device=like.device)
     seeds = seed if isinstance(seed, Tensor) else None
     offsets = offset if isinstance(offset, Tensor) else None
     number = 0 if seeds is not None else seed
@@ -201,12 +211,20 @@ def _fake_sample(law: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def chain(
-    mode: str, draft: Any, ids: Any, target: Any, lengths: Any, seed: Any, offset: Any, impl: str
+    op: str,
+    mode: str,
+    draft: Any,
+    ids: Any,
+    target: Any,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    impl: str,
 ) -> Verified:
     q = (None, [], [], "") if draft is None else _take_apart(draft)
     return Verified(
         *torch.ops.hotloop.decode_chain(
-            mode, ids, *_take_apart(target), *q, lengths, *_stream(seed, offset), impl
+            mode, ids, *_take_apart(target), *q, lengths, *_stream(op, seed, offset, ids), impl
         )
     )
 
@@ -233,13 +251,13 @@ def tree(
             replacement,
             lengths,
             ids.shape[1] if depth is None else depth,
-            *_stream(seed, offset),
+            *_stream("tree_speculative_verify", seed, offset, ids),
             impl,
         )
     )
 
 
 def draw(law: Any, seed: Any, offset: Any, impl: str) -> Sampled:
-    return Sampled(
-        *torch.ops.hotloop.decode_sample(*_take_apart(law), *_stream(seed, offset), impl)
-    )
+    apart = _take_apart(law)
+    stream = _stream("sample", seed, offset, apart[0])
+    return Sampled(*torch.ops.hotloop.decode_sample(*apart, *stream, impl))

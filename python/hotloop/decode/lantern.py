@@ -9,7 +9,7 @@ from .._impl import Impl
 from .._numbers import integer, number
 from ..reference.decode import lantern as _reference
 from . import _call
-from ._law import check_ids, check_law, pack
+from ._law import check_ids, check_law, naming, pack, refuse_probabilities
 from ._results import VerifiedRelaxed
 from .speculative import verified_like
 
@@ -23,7 +23,7 @@ def lantern_relaxed_accept(
     k: int = 1000,
     delta: float = 0.1,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
     impl: Impl = "auto",
 ) -> VerifiedRelaxed:
@@ -96,7 +96,7 @@ def lantern_relaxed_accept(
     _call.check_shape(
         op, "neighbors", near, (vocabulary, int(near.shape[1])), "for that vocabulary"
     )
-    k = integer(op, "k", k, at_least=0)
+    k = min(integer(op, "k", k, at_least=0), vocabulary)
     number(op, "delta", delta, at_least=0.0)
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, width, ids)
     _call.check_stream(op, seed, offset, batch, ids)
@@ -104,20 +104,21 @@ def lantern_relaxed_accept(
         check_ids(op, "draft_token_ids", ids, vocabulary)
         check_ids(op, "neighbors", near, vocabulary)
     if _call.choose(op, impl, target.values) == "reference":
-        return _reference.lantern_relaxed_accept(
-            draft,
-            ids,
-            target,
-            near,
-            k=k,
-            delta=delta,
-            num_draft_tokens=num_draft_tokens,
-            seed=seed,
-            offset=offset,
-        )
+        with naming(op, target_probs=target, draft_probs=draft):
+            return _reference.lantern_relaxed_accept(
+                draft,
+                ids,
+                target,
+                near,
+                k=k,
+                delta=delta,
+                num_draft_tokens=num_draft_tokens,
+                seed=seed,
+                offset=offset,
+            )
     outputs = verified_like(ids, batch, width + 1)
     moved = _arrays.empty(ids, (batch, width), "float32")
-    _native.core().decode_lantern(
+    if _native.core().decode_lantern(
         batch,
         width,
         _arrays.exported(_arrays.unit_stride(ids)),
@@ -127,8 +128,9 @@ def lantern_relaxed_accept(
         k,
         float(delta),
         _call.packed_lengths(num_draft_tokens, width),
-        *_call.packed_stream(seed, offset),
+        *_call.packed_stream(seed, offset, batch, ids),
         tuple(_arrays.exported(x) for x in outputs),
         _arrays.exported(moved),
-    )
+    ):
+        refuse_probabilities(op, target_probs=target, draft_probs=draft)
     return VerifiedRelaxed(*outputs, moved)

@@ -10,13 +10,13 @@ from .._impl import Impl
 from .._numbers import integer, number
 from ..reference.decode import sampling as _reference
 from . import _call
-from ._law import Law, Logits, check_law, pack
+from ._law import MAX_VOCABULARY, Law, Logits, check_law, naming, pack, refuse_probabilities
 from ._results import Sampled, TopLogprobs
 
 _ROWS = (("B", "V"), ("B", "R", "V"))
 
 
-def sample(law: Any, *, seed: Any = 0, offset: Any = 0, impl: Impl = "auto") -> Sampled:
+def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") -> Sampled:
     """Draw a token from every row: softmax, temperature, top-k, top-p, min-p and the draw in one op.
 
     p = softmax((logits + bias) / temperature); top-k keeps the k largest, top-p the smallest set of largest tokens with
@@ -28,10 +28,14 @@ def sample(law: Any, *, seed: Any = 0, offset: Any = 0, impl: Impl = "auto") -> 
 
     Args:
         law: ``Logits`` or ``Probs`` around an array (B, V) or (B, R, V), or a bare array of probabilities.
-        seed: 0 to 2^64 - 1 for all requests, or (B,) int64, one for each; a request's draws then do not depend on its
-            place in the batch. Default 0.
+        seed: None, an integer, an array or a generator. Default None: every call draws new seeds from the generator of
+            the arrays' library and device, so that calls differ and ``torch.manual_seed``, ``numpy.random.seed`` or
+            ``cupy.random.seed`` rules them. 0 to 2^64 - 1 for all requests, or (B,) int64, one for each (a request's
+            draws then do not depend on its place in the batch): the call is a function of its arguments. A
+            ``torch.Generator`` for tensors, a ``numpy.random.Generator`` for NumPy: each call draws its seeds from it.
         offset: position of the (first) token in its sequence, an integer or (B,) int64: another position, another
-            draw. Row r draws for position offset + r. Default 0.
+            draw. Row r draws for position offset + r. Default 0. A loop that passes the same seed has to count it on:
+            at equal offsets it meets equal uniforms.
         impl: "auto", "cuda", "cpu" or "reference".
 
     Returns:
@@ -39,8 +43,9 @@ def sample(law: Any, *, seed: Any = 0, offset: Any = 0, impl: Impl = "auto") -> 
         the law sampled from (after temperature and truncation).
 
     Raises:
-        TypeError, ValueError: an array of another dtype, shape, library or device, a number out of range. With
-            HOTLOOP_CHECK=1 also NaN or +inf logits and rows that are no law.
+        TypeError, ValueError: an array of another dtype, shape, library or device, a number out of range, a number
+            among the probabilities read that is none. With HOTLOOP_CHECK=1 also NaN or +inf logits and rows that are
+            no law.
         NotImplementedError: a forced ``impl`` that cannot run.
 
     Example:
@@ -65,7 +70,8 @@ def sample(law: Any, *, seed: Any = 0, offset: Any = 0, impl: Impl = "auto") -> 
     _call.check_stream(op, seed, offset, shape[0], law.values)
     chosen = _call.choose(op, impl, law.values, cuda=True)
     if chosen == "reference":
-        return _reference.sample(law, seed=seed, offset=offset)
+        with naming(op, law=law):
+            return _reference.sample(law, seed=seed, offset=offset)
     rows = shape[1] if len(shape) == 2 else 1
     ids = _arrays.empty(law.values, (shape[0], rows), "int64")
     logps = _arrays.empty(law.values, (shape[0], rows), "float32")
@@ -73,7 +79,7 @@ def sample(law: Any, *, seed: Any = 0, offset: Any = 0, impl: Impl = "auto") -> 
         shape[0],
         rows,
         pack(law),
-        *_call.packed_stream(seed, offset),
+        *_call.packed_stream(seed, offset, shape[0], law.values),
         _arrays.exported(ids),
         _arrays.exported(logps),
     )
@@ -81,8 +87,8 @@ def sample(law: Any, *, seed: Any = 0, offset: Any = 0, impl: Impl = "auto") -> 
         from . import _cuda
 
         _cuda.sample(law.values, *arguments)
-    else:
-        _native.core().decode_sample(*arguments)
+    elif _native.core().decode_sample(*arguments):
+        refuse_probabilities(op, law=law)
     return Sampled(ids.reshape(shape), logps.reshape(shape))
 
 
@@ -117,10 +123,12 @@ def _probs(op: str, law: Any, log: bool, impl: Impl) -> Any:
     shape = tuple(map(int, law.values.shape))
     wide = _arrays.dtype(law.values) == "float64"
     if _call.choose(op, impl, law.values) == "reference":
-        return _reference.law_probs(law)
+        with naming(op, law=law):
+            return _reference.law_probs(law)
     rows = shape[1] if len(shape) == 3 else 1
     out = _arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    _native.core().decode_probs(shape[0], rows, pack(law), log, wide, _arrays.exported(out))
+    if _native.core().decode_probs(shape[0], rows, pack(law), log, wide, _arrays.exported(out)):
+        refuse_probabilities(op, law=law)
     return out.reshape(shape)
 
 
@@ -129,7 +137,7 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
 
     Args:
         law: ``Logits`` or ``Probs`` around an array (B, V) or (B, R, V), or a bare array of probabilities.
-        k: how many, >= 0.
+        k: how many, 0 to 2^21.
         impl: "auto", "cpu" or "reference".
 
     Returns:
@@ -149,16 +157,18 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
     """
     op = "top_logprobs"
     law = check_law(op, "law", law, *_ROWS)
-    k = integer(op, "k", k, at_least=0)
+    k = integer(op, "k", k, at_least=0, at_most=MAX_VOCABULARY)
     shape = tuple(map(int, law.values.shape[:-1]))
     if _call.choose(op, impl, law.values) == "reference":
-        return _reference.top_logprobs(law, k)
+        with naming(op, law=law):
+            return _reference.top_logprobs(law, k)
     rows = shape[1] if len(shape) == 2 else 1
     ids = _arrays.empty(law.values, (shape[0], rows, k), "int64")
     logps = _arrays.empty(law.values, (shape[0], rows, k), "float32")
-    _native.core().decode_top(
+    if _native.core().decode_top(
         shape[0], rows, k, pack(law), _arrays.exported(ids), _arrays.exported(logps)
-    )
+    ):
+        refuse_probabilities(op, law=law)
     return TopLogprobs(ids.reshape((*shape, k)), logps.reshape((*shape, k)))
 
 

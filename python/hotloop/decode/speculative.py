@@ -10,7 +10,7 @@ from .. import _arrays, _environment, _native
 from .._impl import Impl
 from ..reference.decode import speculative as _reference
 from . import _call
-from ._law import check_ids, check_law, pack
+from ._law import check_ids, check_law, naming, pack, refuse_probabilities
 from ._results import Verified
 
 
@@ -20,7 +20,7 @@ def chain_speculative_sampling(
     target_probs: Any,
     *,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
     impl: Impl = "auto",
 ) -> Verified:
@@ -37,9 +37,10 @@ def chain_speculative_sampling(
         draft_token_ids: (B, K), int32 or int64; K may be 0.
         target_probs: the laws p, (B, K+1, V): probabilities, ``Logits`` or ``Probs``. Row K follows the whole draft.
         num_draft_tokens: (B,) draft tokens of each request, 0 to K; None for K.
-        seed: 0 to 2^64 - 1 for all requests, or (B,) int64, one for each; a request's draws then do not depend on its
-            place in the batch. Default 0.
+        seed: as in ``sample``: None for new draws in every call, an integer for all requests, (B,) int64, one for
+            each, or a generator. Default None.
         offset: tokens the request has emitted so far, an integer or (B,) int64: draws belong to positions. Default 0.
+            A loop that passes the same seed has to count it on: at equal offsets it meets equal uniforms.
         impl: "auto", "cuda", "cpu" or "reference".
 
     Returns:
@@ -47,8 +48,9 @@ def chain_speculative_sampling(
         (B,), ``logprobs`` (B, K+1), ``rows_read`` (B,). A row without a law (no finite logit) emits nothing.
 
     Raises:
-        TypeError, ValueError: an array of another dtype, shape, library or device. With HOTLOOP_CHECK=1 also NaN or
-            +inf logits, rows that are no law, and ids out of range.
+        TypeError, ValueError: an array of another dtype, shape, library or device, a number among the probabilities
+            read that is none (raw logits, say). With HOTLOOP_CHECK=1 also NaN or +inf logits, rows that are no law,
+            and ids out of range.
         NotImplementedError: a forced ``impl`` that cannot run.
 
     Example:
@@ -74,7 +76,7 @@ def block_speculative_sampling(
     target_probs: Any,
     *,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
     impl: Impl = "auto",
 ) -> Verified:
@@ -118,7 +120,7 @@ def speculative_streaming_verify(
     target_probs: Any,
     *,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
     impl: Impl = "auto",
 ) -> Verified:
@@ -176,6 +178,7 @@ def speculative_streaming_verify(
         seed,
         offset,
         impl,
+        {"stream_probs": law},
     )
 
 
@@ -189,13 +192,22 @@ def _verify(
     seed: Any,
     offset: Any,
     impl: Impl,
+    streams: dict[str, Any] | None = None,
 ) -> Verified:
     if _arrays.compiling():
         from . import _operators
 
         mode = "block" if whole_block else "chain"
         return _operators.chain(
-            mode, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl
+            op,
+            mode,
+            draft_probs,
+            draft_token_ids,
+            target_probs,
+            num_draft_tokens,
+            seed,
+            offset,
+            impl,
         )
     target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
     ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
@@ -220,9 +232,10 @@ def _verify(
             if whole_block
             else _reference.chain_speculative_sampling
         )
-        return verify(
-            draft, ids, target, num_draft_tokens=num_draft_tokens, seed=seed, offset=offset
-        )
+        with naming(op, target_probs=target, **(streams or {"draft_probs": draft})):
+            return verify(
+                draft, ids, target, num_draft_tokens=num_draft_tokens, seed=seed, offset=offset
+            )
     outputs = verified_like(ids, batch, k + 1)
     arguments = (
         whole_block,
@@ -232,15 +245,15 @@ def _verify(
         pack(target),
         None if draft is None else pack(draft),
         _call.packed_lengths(num_draft_tokens, k),
-        *_call.packed_stream(seed, offset),
+        *_call.packed_stream(seed, offset, batch, ids),
         tuple(_arrays.exported(x) for x in outputs),
     )
     if chosen == "cuda":
         from . import _cuda
 
         _cuda.chain(outputs, target.values, *arguments)
-    else:
-        _native.core().decode_chain(*arguments)
+    elif _native.core().decode_chain(*arguments):
+        refuse_probabilities(op, target_probs=target, **(streams or {"draft_probs": draft}))
     return outputs
 
 

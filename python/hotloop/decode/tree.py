@@ -11,7 +11,7 @@ from .._numbers import integer, number
 from ..reference.decode import paths as _reference_paths
 from ..reference.decode import tree as _reference_tree
 from . import _call
-from ._law import Law, Logits, check_ids, check_law, pack
+from ._law import Law, Logits, check_ids, check_law, naming, pack, refuse_probabilities
 from ._results import Verified, VerifiedPaths, VerifiedTree
 from .speculative import verified_like
 
@@ -25,7 +25,7 @@ def tree_speculative_verify(
     replacement: bool = False,
     num_nodes: Any = None,
     max_depth: int | None = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
     impl: Impl = "auto",
 ) -> VerifiedTree:
@@ -110,17 +110,18 @@ def tree_speculative_verify(
         _check_parents(op, parents, num_nodes)
     chosen = _call.choose(op, impl, target.values, cuda=True)
     if chosen == "reference":
-        return _reference_tree.tree_speculative_verify(
-            ids,
-            parents,
-            target,
-            draft,
-            replacement=replacement,
-            num_nodes=num_nodes,
-            max_depth=depth,
-            seed=seed,
-            offset=offset,
-        )
+        with naming(op, target_probs=target, draft_probs=draft):
+            return _reference_tree.tree_speculative_verify(
+                ids,
+                parents,
+                target,
+                draft,
+                replacement=replacement,
+                num_nodes=num_nodes,
+                max_depth=depth,
+                seed=seed,
+                offset=offset,
+            )
     outputs = verified_like(ids, batch, depth + 1)
     nodes = _arrays.empty(ids, (batch, depth), "int64")
     arguments = (
@@ -133,7 +134,7 @@ def tree_speculative_verify(
         None if draft is None else pack(draft),
         bool(replacement),
         _call.packed_lengths(num_nodes, m),
-        *_call.packed_stream(seed, offset),
+        *_call.packed_stream(seed, offset, batch, ids),
         tuple(_arrays.exported(x) for x in outputs),
         _arrays.exported(nodes),
     )
@@ -141,8 +142,8 @@ def tree_speculative_verify(
         from . import _cuda
 
         _cuda.tree(outputs, target.values, *arguments)
-    else:
-        _native.core().decode_tree(*arguments)
+    elif _native.core().decode_tree(*arguments):
+        refuse_probabilities(op, target_probs=target, draft_probs=draft)
     return VerifiedTree(outputs.output_token_ids, nodes, *outputs[1:])
 
 
@@ -203,7 +204,9 @@ def greedy_speculative_accept(
     if _arrays.compiling() and draft_token_ids.ndim == 2:
         from . import _operators
 
-        return _operators.chain("greedy", None, draft_token_ids, law, num_draft_tokens, 0, 0, impl)
+        return _operators.chain(
+            op, "greedy", None, draft_token_ids, law, num_draft_tokens, 0, 0, impl
+        )
     _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2, 3)
     if draft_token_ids.ndim == 3:
         return _paths(op, draft_token_ids, law, num_draft_tokens, impl, 0, 0)
@@ -254,7 +257,7 @@ def typical_accept(
     alpha: float = 0.09,
     entropy_eps: float = 0.0,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
     impl: Impl = "auto",
 ) -> VerifiedPaths:
@@ -334,22 +337,23 @@ def _paths(
                 ids, target, num_draft_tokens=num_draft_tokens
             )  # type: ignore[return-value]
         epsilon, alpha, entropy_eps = typical
-        return _reference_paths.typical_accept(
-            ids,
-            target,
-            epsilon=epsilon,
-            alpha=alpha,
-            entropy_eps=entropy_eps,
-            num_draft_tokens=num_draft_tokens,
-            seed=seed,
-            offset=offset,
-        )
+        with naming(op, target_logits=target):
+            return _reference_paths.typical_accept(
+                ids,
+                target,
+                epsilon=epsilon,
+                alpha=alpha,
+                entropy_eps=entropy_eps,
+                num_draft_tokens=num_draft_tokens,
+                seed=seed,
+                offset=offset,
+            )
     wide = _call.dense(ids, "int64")
     outputs = VerifiedPaths(
         _arrays.empty(ids, (batch, tokens), "int64"),
         *(_arrays.empty(ids, (batch,), "int64") for _ in range(3)),
     )
-    _native.core().decode_paths(
+    if _native.core().decode_paths(
         typical is not None,
         batch,
         paths,
@@ -358,9 +362,10 @@ def _paths(
         pack(target),
         *(typical or (0.0, 0.0, 0.0)),
         _call.packed_lengths(num_draft_tokens, tokens - 1),
-        *_call.packed_stream(seed, offset),
+        *_call.packed_stream(seed, offset, batch, ids),
         tuple(_arrays.exported(x) for x in outputs),
-    )
+    ):
+        refuse_probabilities(op, target_logits=target)
     if _arrays.dtype(ids) == "int32":
         return outputs._replace(output_token_ids=_call.dense(outputs.output_token_ids, "int32"))
     return outputs

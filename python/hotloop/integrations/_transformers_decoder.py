@@ -21,7 +21,7 @@ LAYERS = ("full_attention", "sliding_attention")
 
 def check_model(op: str, name: str, model: Any) -> None:
     """Refuse what cannot be run on a batch whose rows advance at different speeds."""
-    kind = type(model).__name__
+    kind = type(_plain(model)).__name__
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "generation_config"):
         raise TypeError(
             f"[{op}] {name}: expected a transformers.PreTrainedModel that can generate, got {kind}. "
@@ -31,7 +31,7 @@ def check_model(op: str, name: str, model: Any) -> None:
     config: Any = model.config
     if config.is_encoder_decoder:
         reasons.append("an encoder")
-    accepted = inspect.signature(model.forward).parameters
+    accepted = _accepted(model)
     reasons += [f"no {x} in forward" for x in INPUTS if x not in accepted]
     if not reasons:
         layer_types = set(getattr(config.get_text_config(decoder=True), "layer_types", None) or ())
@@ -46,8 +46,18 @@ def check_model(op: str, name: str, model: Any) -> None:
         )
 
 
-def vocabulary(model: Any) -> int:
-    return int(model.config.get_text_config(decoder=True).vocab_size)
+def _plain(model: Any) -> Any:
+    """The module that torch.compile was given: the one around it takes anything."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _accepted(model: Any) -> Any:
+    return inspect.signature(_plain(model).forward).parameters
+
+
+def embedded(model: Any) -> int:
+    """How many tokens the model can be fed."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 class Decoder:
@@ -60,9 +70,11 @@ class Decoder:
 
     def __init__(self, op: str, name: str, model: Any, home: torch.device, pad: Tensor) -> None:
         self.op, self.name, self.model = op, name, model
+        self.draft = name == "assistant_model"
         self.home, self.place = home, model.get_input_embeddings().weight.device
-        self.vocabulary = vocabulary(model)
-        self.takes_logits_to_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.embedded = embedded(model)
+        self.vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+        self.takes_logits_to_keep = "logits_to_keep" in _accepted(model)
         # Not of the model's configuration: a sliding window would forget tokens that a rejection brings back.
         self.cache = DynamicCache()
         self.pad = pad
@@ -74,8 +86,11 @@ class Decoder:
         first = self.width == 0
         slots = torch.arange(self.width + m, device="cpu")
         positions = (slots[None, self.width :] - self.pad[:, None]).clamp_(min=0)
-        # A draft may know fewer tokens than the target: whatever it makes of the others, its law is the one verified.
-        known = tokens.clamp(min=0, max=self.vocabulary - 1)
+        if self.draft or self.vocabulary <= self.embedded:
+            # A draft may know fewer tokens than the target; whatever it makes of the others, its law is verified.
+            known = tokens.clamp(min=0, max=self.embedded - 1)
+        else:
+            known = self._known(tokens)
         more = {"logits_to_keep": keep} if self.takes_logits_to_keep else {}
         logits: Tensor = self.model(
             input_ids=known.to(self.place),
@@ -86,13 +101,23 @@ class Decoder:
             return_dict=True,
             **more,
         ).logits
+        self.vocabulary = int(logits.shape[-1])
         self.width += m
         if first and self.cache.get_seq_length() != self.width:
             raise NotImplementedError(
                 f"[{self.op}] {self.name}: expected forward to add {self.width} tokens to past_key_values, "
-                f"got {self.cache.get_seq_length()} from {type(self.model).__name__}. Use its own generate."
+                f"got {self.cache.get_seq_length()} from {type(_plain(self.model)).__name__}. Use its own generate."
             )
         return logits[:, -keep:].to(self.home)
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """The target's own tokens, of which its head has more than its embedding."""
+        if tokens.numel() and int(tokens.max()) >= self.embedded:
+            raise ValueError(
+                f"[{self.op}] {self.name}: expected tokens below its {self.embedded} input embeddings, got "
+                f"{int(tokens.max())} from a head of {self.vocabulary}. Resize the embeddings."
+            )
+        return tokens.clamp(min=0)
 
     def keep(self, rows: Tensor, drop: Tensor) -> None:
         """Go on with these rows, (R',) int64, each without its last ``drop`` tokens, (R',) int64; both on the CPU."""

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from .. import core
 from .._numbers import integer
 from ..decode import Logits
+from ..decode._seeds import BELOW
 
 ASSISTANT_TOKENS = 4
 """Drafted tokens per step unless told otherwise; the examples of transformers draft 4 to 6."""
@@ -204,8 +205,22 @@ def _per_row(op: str, name: str, value: Tensor, rows: int) -> None:
         )
 
 
+def _drawn(generator: torch.Generator | None, n: int) -> Tensor:
+    """(n,) seeds on the CPU, from torch's own generator or the one given."""
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(BELOW, (n,), generator=generator, device=device).cpu()
+
+
+def one_seed(op: str, seed: Any) -> int:
+    if seed is None or isinstance(seed, torch.Generator):
+        return int(_drawn(seed, 1))
+    return integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
+
+
 def row_seeds(op: str, seed: Any, rows: int, copies: int) -> Tensor:
-    """A seed for every row: the given ones, or, where one seed serves several rows, draws of Philox under it."""
+    """A seed for every row: drawn ones, the given ones, or, where one serves several rows, draws of Philox under it."""
+    if seed is None or isinstance(seed, torch.Generator):
+        return _drawn(seed, rows * copies)
     if isinstance(seed, (Tensor, np.ndarray)):
         seeds = torch.as_tensor(seed, device="cpu")
         if seeds.dtype != torch.int64:

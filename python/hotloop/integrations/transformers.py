@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .._impl import Impl
-from .._numbers import choice, integer
+from .._numbers import choice
 from ..decode import (
     Logits,
     Probs,
@@ -33,7 +33,8 @@ from ..decode import (
     sample,
 )
 from . import _transformers_settings as _settings
-from ._transformers_decoder import Decoder, check_model, vocabulary
+from ._transformers_decoder import Decoder, check_model, embedded
+from ._transformers_keywords import answered
 
 __all__ = ["Generated", "generate", "hotloop_speculative_sampling"]
 
@@ -72,6 +73,7 @@ class Generated(NamedTuple):
         return float(self.num_accepted.sum()) / max(1, int(self.num_drafted.sum()))
 
 
+@answered
 def generate(
     model: Any,
     input_ids: Tensor,
@@ -83,7 +85,7 @@ def generate(
     max_new_tokens: Any = None,
     verification: Verification = "token",
     stopping_criteria: Stop | Sequence[Stop] = (),
-    seed: Any = 0,
+    seed: Any = None,
     impl: Impl = "auto",
 ) -> Generated:
     """Generate as ``model.generate`` does, greedily or by sampling, in batches, with a draft model too.
@@ -96,7 +98,8 @@ def generate(
 
     Args:
         model: a decoder of transformers (>= 5) whose forward takes a 2-D attention_mask, position_ids and
-            past_key_values, with full or sliding attention in every layer. In evaluation mode for the call.
+            past_key_values, with full or sliding attention in every layer; ``torch.compile(model)`` too. In evaluation
+            mode for the call.
         input_ids: prompts (B, P), int64, padded on the left.
         generation_config: do_sample, temperature, top_k, top_p, min_p, max_new_tokens or max_length, eos_token_id,
             pad_token_id, num_return_sequences, num_assistant_tokens. What it leaves open is taken from
@@ -110,18 +113,20 @@ def generate(
         verification: "token" (chain_speculative_sampling) or "block" (block_speculative_sampling: at least as many
             tokens per call). Default "token".
         stopping_criteria: functions (input_ids (1, n), None) -> true to stop, such as those of transformers.
-        seed: 0 to 2^64 - 1, or (B,) int64, one for each prompt: a request's draws then do not depend on the batch it is
-            in. (Its logits do in their last digits: matrix products of another batch size round differently, which
-            changes a token once in a long while.) They do depend on K, and, near the end, on max_new_tokens, beyond
-            which nothing is drafted. Default 0.
+        seed: None: every call draws seeds from torch's CPU generator, so that ``torch.manual_seed`` rules them. A
+            torch.Generator, from which it draws them instead; 0 to 2^64 - 1; or (B,) int64, one for each prompt: a
+            request's draws then do not depend on the batch it is in. (Its logits do in their last digits: matrix
+            products of another batch size round differently, which changes a token once in a long while.) They do
+            depend on K, and, near the end, on max_new_tokens, beyond which nothing is drafted. Default None.
         impl: "auto", "cuda", "cpu" or "reference", for the ops of ``hotloop.decode``.
 
     Returns:
         ``Generated``: ``sequences`` (B * num_return_sequences, P+N) on the device of ``input_ids``, and counts.
 
     Raises:
-        TypeError, ValueError: an argument of another type, dtype or shape, padding on the right, a row of logits
-            without a finite one.
+        TypeError, ValueError: an argument of another type, dtype or shape, a keyword of ``model.generate`` that has
+            another place here, padding on the right, a row of logits without a finite one, a token that the target
+            has no embedding for.
         NotImplementedError: a model or a setting that cannot be served, named in the text; a forced ``impl`` that
             cannot run.
 
@@ -147,7 +152,7 @@ def generate(
     check_model(op, "model", model)
     if assistant_model is not None:
         check_model(op, "assistant_model", assistant_model)
-    _check_ids(op, input_ids, vocabulary(model))
+    _check_ids(op, input_ids, embedded(model))
     settings = _settings.read(
         op,
         model,
@@ -225,6 +230,8 @@ class _Batch:
             offset = drawn.to(device)
             ids, laws = self._propose(draft, ahead, k, seeds, offset, target.vocabulary, impl)
             logits = target.forward(torch.cat([fed, ids], 1), k + 1)
+            if laws is not None:
+                laws = self._as_wide(laws, logits)
             if draft is None:
                 drew = sample(self.settings.law(logits), seed=seeds, offset=offset, impl=impl)
                 out, logps, kept = drew.token_ids, drew.logprobs, torch.zeros_like(rows)
@@ -244,6 +251,15 @@ class _Batch:
             if draft is not None:
                 draft.keep(going, k - kept)
             rows, seeds = rows[going], seeds[going.to(device)]
+
+    def _as_wide(self, laws: Tensor, logits: Tensor) -> Tensor:
+        """The draft's laws over the target's tokens, of which a padded head has more than its configuration says."""
+        if laws.shape[-1] > logits.shape[-1]:
+            raise NotImplementedError(
+                f"[{self.op}] model: expected logits of config.vocab_size = {laws.shape[-1]} tokens or more, got "
+                f"{logits.shape[-1]}. Correct config.vocab_size."
+            )
+        return _fitted(laws, int(logits.shape[-1]))
 
     def _propose(
         self,
@@ -401,9 +417,10 @@ _UPSTREAM = (
 )
 
 
+@answered
 @contextmanager
 def hotloop_speculative_sampling(
-    *, seed: int = 0, verification: Verification = "token", impl: Impl = "auto"
+    *, seed: Any = None, verification: Verification = "token", impl: Impl = "auto"
 ) -> Iterator[None]:
     """Let ``model.generate(assistant_model=...)`` accept drafted tokens with hotloop, inside a ``with`` block.
 
@@ -413,7 +430,8 @@ def hotloop_speculative_sampling(
     torch's global generator (``torch.manual_seed``). The swap is one for the process: not for two threads at a time.
 
     Args:
-        seed: 0 to 2^64 - 1. Every verification in the block takes new draws, in order. Default 0.
+        seed: 0 to 2^64 - 1, or None or a torch.Generator: drawn once when the block is entered, from torch's CPU
+            generator or from the one given. Every verification in the block takes new draws, in order. Default None.
         verification: "token" or "block", as in ``generate``. Default "token".
         impl: "auto", "cuda", "cpu" or "reference", for the ops of ``hotloop.decode``.
 
@@ -436,7 +454,7 @@ def hotloop_speculative_sampling(
     """
     op = "hotloop_speculative_sampling"
     choice(op, "verification", verification, VERIFICATIONS)
-    seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
+    seed = _settings.one_seed(op, seed)
     theirs: Any = getattr(_upstream, "_speculative_sampling", None)
     found = tuple(inspect.signature(theirs).parameters) if callable(theirs) else None
     if found != _UPSTREAM:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ... import _arrays
-from ...decode._law import Law, Logits
+from ...decode._law import MOST_PROBABILITY, Law, Logits, NoProbability
 from .. import core
 
 WEIGHT_UNIT = 2.0**-42
@@ -37,6 +37,14 @@ def exp_weight(x: np.ndarray) -> np.ndarray:
     e = np.where(usable, np.ldexp(_F(1) + y, k), _F(0))
     weight: np.ndarray = np.rint(e.astype(np.float64) / WEIGHT_UNIT) * WEIGHT_UNIT
     return weight
+
+
+def scale_of(temperature: float, largest: Any) -> Any:
+    """1 / temperature in the type of ``largest``, or less where its product with the largest logit would overflow."""
+    real = type(largest)
+    most, least = np.finfo(real).max, np.finfo(real).smallest_subnormal
+    scale = np.maximum(real(min(1.0 / temperature, float(most))), least)
+    return scale if abs(largest) * scale <= most else most / real(2) / abs(largest)
 
 
 def number(value: Any, b: int) -> Any:
@@ -70,16 +78,21 @@ class Row:
                         x[v] = x[v] + real(add)
             temperature = number(law.temperature, b)
             greedy = not temperature > 0
-            scale = real(1.0) if greedy else real(1.0 / temperature)
+            x = np.where(np.isnan(x), real(-np.inf), x)
+            self.valid = bool(np.isfinite(x.max()))
+            scale = real(1.0) if greedy or not self.valid else scale_of(temperature, x.max())
             z = x * scale
-            z = np.where(np.isnan(z), real(-np.inf), z)
             largest = z.max()
-            self.valid = bool(np.isfinite(largest))
             weight = exp_weight(z - largest) if self.valid else np.zeros(z.size)
             self.log_shift = z.astype(np.float64) - float(largest) if self.valid else z
             top = 1.0
         else:
-            x = np.where(x > 0, x, real(0))
+            bad = ~((x >= 0) & (x <= MOST_PROBABILITY))
+            if bad.any():
+                raise NoProbability(
+                    f"[reference] values: expected probabilities from 0 to 1, got {x[bad][0]}. "
+                    "Wrap logits in Logits(...)."
+                )
             z = np.where(x < 1, x, real(1))
             weight = np.rint(z.astype(np.float64) / WEIGHT_UNIT) * WEIGHT_UNIT
             largest = z.max()

@@ -10,6 +10,7 @@ import numpy as np
 from ... import _arrays
 from ...decode._law import Law, Logits, as_law
 from ...decode._results import VerifiedRelaxed
+from ...decode._seeds import drawn
 from ._spec import VERIFICATION, Row, Stream, number, residual
 from .speculative import Emitted, drafted, pick_left_over
 
@@ -23,13 +24,14 @@ def lantern_relaxed_accept(
     k: int = 1000,
     delta: float = 0.1,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
 ) -> VerifiedRelaxed:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
     ids, near = _arrays.to_numpy(draft_token_ids), _arrays.to_numpy(neighbors)
     batch, width = ids.shape
+    seed = drawn(seed, batch, draft_token_ids)
     out = Emitted(draft_token_ids, batch, width + 1)
     moved = np.zeros((batch, width), np.float32)
     for b in range(batch):

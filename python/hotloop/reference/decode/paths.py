@@ -10,6 +10,7 @@ import numpy as np
 from ... import _arrays
 from ...decode._law import Logits, as_law
 from ...decode._results import Verified, VerifiedPaths
+from ...decode._seeds import drawn
 from ._spec import VERIFICATION, Row, Stream, number
 from .speculative import Emitted, drafted
 
@@ -51,11 +52,12 @@ def typical_accept(
     alpha: float = 0.09,
     entropy_eps: float = 0.0,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
 ) -> VerifiedPaths:
     law = as_law(target_logits)
     whole = replace(law, top_k=0, top_p=1.0, min_p=0.0)
+    seed = drawn(seed, int(draft_token_ids.shape[0]), draft_token_ids)
 
     def accept(b: int, row: Row, token: int) -> tuple[bool, float]:
         p = row.probability(token)

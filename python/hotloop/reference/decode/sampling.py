@@ -10,12 +10,14 @@ import numpy as np
 from ... import _arrays
 from ...decode._law import Logits, as_law
 from ...decode._results import Sampled, TopLogprobs
+from ...decode._seeds import drawn
 from ._spec import SAMPLING, Row, Stream
 
 
-def sample(law: Any, *, seed: Any = 0, offset: Any = 0) -> Sampled:
+def sample(law: Any, *, seed: Any = None, offset: Any = 0) -> Sampled:
     law = as_law(law)
     shape = tuple(law.values.shape[:-1])
+    seed = drawn(seed, shape[0], law.values)
     ids, logps = np.full(shape, -1, np.int64), np.zeros(shape, np.float32)
     for index in product(*map(range, shape)):
         row = Row(law, index[0], index)

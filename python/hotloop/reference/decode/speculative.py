@@ -9,6 +9,7 @@ import numpy as np
 from ... import _arrays
 from ...decode._law import as_law
 from ...decode._results import Verified
+from ...decode._seeds import drawn
 from ._spec import RESIDUAL_UNIT, VERIFICATION, Row, Stream, number, pick, residual
 
 
@@ -61,13 +62,14 @@ def chain_speculative_sampling(
     target_probs: Any,
     *,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
 ) -> Verified:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
     ids = _arrays.to_numpy(draft_token_ids)
     batch, k = ids.shape
+    seed = drawn(seed, batch, draft_token_ids)
     out = Emitted(draft_token_ids, batch, k + 1)
     for b in range(batch):
         stream = Stream(seed, offset, b)
@@ -100,13 +102,14 @@ def block_speculative_sampling(
     target_probs: Any,
     *,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
 ) -> Verified:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
     ids = _arrays.to_numpy(draft_token_ids)
     batch, k = ids.shape
+    seed = drawn(seed, batch, draft_token_ids)
     out = Emitted(draft_token_ids, batch, k + 1)
     for b in range(batch):
         stream = Stream(seed, offset, b)
@@ -162,7 +165,7 @@ def speculative_streaming_verify(
     target_probs: Any,
     *,
     num_draft_tokens: Any = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
 ) -> Verified:
     from dataclasses import replace

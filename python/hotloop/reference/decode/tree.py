@@ -9,6 +9,7 @@ import numpy as np
 from ... import _arrays
 from ...decode._law import as_law
 from ...decode._results import VerifiedTree
+from ...decode._seeds import drawn
 from ._spec import RESIDUAL_UNIT, VERIFICATION, Row, Stream, residual
 from .speculative import Emitted, drafted, pick_left_over
 
@@ -22,13 +23,14 @@ def tree_speculative_verify(
     replacement: bool = False,
     num_nodes: Any = None,
     max_depth: int | None = None,
-    seed: Any = 0,
+    seed: Any = None,
     offset: Any = 0,
 ) -> VerifiedTree:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
     ids, parent = _arrays.to_numpy(draft_token_ids), _arrays.to_numpy(parents)
     batch, m = ids.shape
+    seed = drawn(seed, batch, draft_token_ids)
     depth_limit = m if max_depth is None else max_depth
     out = Emitted(draft_token_ids, batch, depth_limit + 1)
     nodes = np.full((batch, depth_limit), -1, np.int64)
