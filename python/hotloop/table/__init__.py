@@ -42,12 +42,14 @@ from .serving import serving_row_dequantize, serving_row_quantize
 from .table import Evicted, Found, Rows, Table, TableFullError
 
 if TYPE_CHECKING:
+    from ._kept import KeptGradients as KeptGradients
     from .modules import HashEmbedding as HashEmbedding
     from .modules import HashEmbeddingBag as HashEmbeddingBag
     from .multiplex import UnifiedEmbedding as UnifiedEmbedding
     from .multiplex import multiplexed_embedding_lookup as multiplexed_embedding_lookup
     from .routing import expert_space_routing as expert_space_routing
     from .routing import multi_reward_embedding as multi_reward_embedding
+    from .training import TableOptimizer as TableOptimizer
 
 __all__ = [
     "FTRL",
@@ -69,6 +71,7 @@ __all__ = [
     "GroupAdagrad",
     "HashEmbedding",
     "HashEmbeddingBag",
+    "KeptGradients",
     "ManagedSlots",
     "MergedGradients",
     "Normal",
@@ -79,6 +82,7 @@ __all__ = [
     "SketchCompensated",
     "Table",
     "TableFullError",
+    "TableOptimizer",
     "UnifiedEmbedding",
     "Uniform",
     "error_memory_compensate",
@@ -110,6 +114,8 @@ __all__ = [
 _WITH_TORCH = {
     "HashEmbedding": "modules",
     "HashEmbeddingBag": "modules",
+    "KeptGradients": "_kept",
+    "TableOptimizer": "training",
     "UnifiedEmbedding": "multiplex",
     "expert_space_routing": "routing",
     "multi_reward_embedding": "routing",

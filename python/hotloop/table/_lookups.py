@@ -4,6 +4,7 @@ name a table by a number, and as the eager route without the dispatcher.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import _arrays
-from . import _columns, _moves
+from . import _columns, _kept, _moves
+from .optimizers import RowOptimizer
 from .table import Table
 
 Looked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -31,16 +33,85 @@ class Held:
         self.fused = True
         self.time: int | None = None
         self.epoch: int | None = None
-        self.pending: list[tuple[Any, ...]] = []
+        self.pending: list[tuple[tuple[Any, ...], Any]] = []  # gradients, and the factor of each
+        # Settings that take the place of the table's optimizer: a parameter group of TableOptimizer.
+        self.group: dict[str, Any] | None = None
+        # Autograd only calls backward for what a tensor with a gradient went into. Where gradients are kept, the
+        # anchor's own .grad is a number they are multiplied by, infinite where one of them is not finite: GradScaler
+        # unscales and checks it as it does the gradient of any parameter.
+        self.anchor = torch.zeros((), dtype=torch.float32, device=table.device, requires_grad=True)
         self.number = next(_NUMBERS)
         _TABLES[self.number] = self
+
+    def rule(self, op: str, optimizer: RowOptimizer | None = None) -> dict[str, Any]:
+        """The settings of the next move, as the compiled half takes them."""
+        made = self.table.optimizer
+        if optimizer is None and self.group is not None and made is not None:
+            names = [field.name for field in dataclasses.fields(made)]  # type: ignore[arg-type]
+            given = {name: self.group[name] for name in names}
+            optimizer = type(made)(
+                **{n: x.item() if isinstance(x, Tensor) else x for n, x in given.items()}
+            )
+        return self.table._rule(op, optimizer)
 
     def take(self, saved: tuple[Any, ...]) -> None:
         """Move the rows by a gradient, or keep it for ``step``."""
         if self.fused:
-            apply(self, self.table._rule("HashEmbedding.backward", None), saved)
-        else:
-            self.pending.append(saved)
+            apply(self, self.rule("HashEmbedding.backward"), saved)
+            return
+        sound = True
+        if self.pending:
+            sound = self._fold()
+        self.pending.append((saved, 1.0))
+        grad = saved[0]
+        one = torch.ones((), dtype=torch.float32, device=self.anchor.device)
+        if grad.device.type == "cpu":
+            sound = sound and _columns._finite(grad)
+            self.anchor.grad = one if sound else one / 0
+        else:  # without waiting for the device
+            self.anchor.grad = one if sound else one / 0
+            self.anchor.grad = torch.where(torch.isfinite(grad).all(), self.anchor.grad, one / 0)
+
+    def _factor(self) -> Any:
+        """What the kept gradients are still to be multiplied by."""
+        number = self.anchor.grad
+        if number is None or number.device.type != "cpu":
+            return 1.0 if number is None else number
+        return number.item() if torch.isfinite(number) else 1.0
+
+    def _fold(self) -> bool:
+        """Give every kept gradient its factor, so that a new one may have another; False if one was not finite."""
+        number, factor = self.anchor.grad, self._factor()
+        if isinstance(factor, Tensor) or factor != 1.0:
+            self.pending = [(saved, f * factor) for saved, f in self.pending]
+        return number is None or number.device.type != "cpu" or bool(torch.isfinite(number))
+
+    def scaled(self) -> list[tuple[Any, ...]]:
+        """The kept gradients with their factors."""
+        now = self._factor()
+        out = []
+        for saved, factor in self.pending:
+            whole = factor * now
+            plain = not isinstance(whole, Tensor) and whole == 1.0
+            out.append(saved if plain else (saved[0] * whole, *saved[1:]))
+        return out
+
+    def scale(self, factor: Tensor) -> None:
+        if self.anchor.grad is not None:
+            self.anchor.grad = self.anchor.grad * factor.to(self.anchor.device)
+
+    def drop(self) -> None:
+        self.pending = []
+        self.anchor.grad = None
+
+    def step(self, op: str, optimizer: RowOptimizer | None, summed: bool) -> int:
+        rule, entries = self.rule(op, optimizer), self.scaled()
+        for saved in entries:
+            _columns.check_finite(op, saved[0])
+        self.drop()
+        if summed and entries:
+            entries = [_kept.joined(entries)]
+        return sum(apply(self, rule, saved) for saved in entries)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.pending:  # they name rows by where these lie
@@ -54,12 +125,14 @@ class Held:
             "fused": self.fused,
             "time": self.time,
             "epoch": self.epoch,
+            "learns": self.anchor.requires_grad,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["table"], state["mode"])  # type: ignore[misc]
         self.fused, self.time = state["fused"], state["time"]
         self.epoch = state.get("epoch")
+        self.anchor.requires_grad_(state.get("learns", True))
 
 
 def forward(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import _arrays, _numbers
-from . import _columns, _lookups, _persist
+from . import _columns, _kept, _lookups, _persist
+from ._kept import KeptGradients
 from .optimizers import RowOptimizer
 from .table import Rows, Table
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MODES = ("sum", "mean", "max")
 
@@ -59,12 +63,14 @@ class _HashModule(nn.Module):
         self.update = update
         self._held = _lookups.Held(table, self._mode)
         self._held.fused = update == "backward"
-        # Autograd only calls backward for what a tensor with a gradient went into.
-        self._anchor = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
+
+    @property
+    def _anchor(self) -> Tensor:
+        return self._held.anchor
 
     def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         number = self._held.number
-        training = self.training and self.table.optimizer is not None
+        training = self.training and self.table.optimizer is not None and self._anchor.requires_grad
         anchor = self._anchor if training else self._anchor.detach()
         of_weights = weights is not None and weights.requires_grad
         learns = (training or of_weights) and torch.is_grad_enabled()
@@ -103,20 +109,42 @@ class _HashModule(nn.Module):
             )
         self._held.epoch = epoch
 
-    def step(self, *, optimizer: RowOptimizer | None = None) -> int:
-        """Apply the gradients kept since the last step (``update="step"``), backward by backward, in order.
+    def step(self, *, optimizer: RowOptimizer | None = None, summed: bool = False) -> int:
+        """Apply the gradients kept since the last step (``update="step"``); ``zero_grad`` drops them instead.
 
-        Returns how many gradients found no row. ``zero_grad`` drops them instead.
+        Args:
+            optimizer: another learning rate or decay for this step; the same state. Default: the table's, or the
+                parameter group of a ``TableOptimizer``.
+            summed: sum all that was kept, so that every row moves once, as torch's optimizers do; False moves rows
+                lookup by lookup, in order. Default False.
+
+        Returns:
+            How many gradients found no row.
+        Raises:
+            ValueError: a gradient is NaN or infinite. Nothing was written, and all stay kept.
         """
-        rule = self.table._rule(f"{type(self).__name__}.step", optimizer)
-        for saved in self._held.pending:
-            _columns.check_finite(f"{type(self).__name__}.step", saved[0])
-        kept, self._held.pending = self._held.pending, []
-        return sum(_lookups.apply(self._held, rule, saved) for saved in kept)
+        return self._held.step(f"{type(self).__name__}.step", optimizer, summed)
+
+    def kept_gradients(self) -> KeptGradients:
+        """Return what ``step`` would apply, summed per id as the gradient of a dense table: (ids (U,), grads (U, dim)).
+
+        A copy. To clip in a way of your own, give ``table.update`` what you make of it and call ``zero_grad``.
+        """
+        return _kept.summed([self._held])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients kept for ``step``."""
         super().zero_grad(set_to_none)
-        self._held.pending = []
+        self._held.drop()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze the rows, or train them again: frozen, lookups are those of ``eval()``.
+
+        A model's ``requires_grad_`` reaches parameters only, and rows are none: call that of each hash module.
+        """
+        super().requires_grad_(requires_grad)
+        self._anchor.requires_grad_(requires_grad)
+        return self
 
     def get_extra_state(self) -> dict[str, Any]:
         """All rows and the filter, for ``state_dict``; large tables are better saved by ``table.save``."""
@@ -179,10 +207,9 @@ class _HashModule(nn.Module):
                 f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
             )
         counts = _persist.counts_of(op, state)
-        _persist.take_over_admission(
-            op, table, state
-        )  # all of it or none; the last that may be refused
-        self._held.pending = []  # gradients of rows that are about to go
+        # All of it or none; the last that may be refused.
+        _persist.take_over_admission(op, table, state)
+        self._held.drop()  # gradients of rows that are about to go
         table.clear()
         columns = (
             keys,
@@ -246,8 +273,8 @@ class HashEmbedding(_HashModule):
         table: an existing ``Table``, or None to make one of the settings.
         optimizer: row optimizer, e.g. ``RowwiseAdagrad(lr=0.02)``.
         padding_idx: id that gives zeros. Default None.
-        update: "backward" applies gradients in backward, fused; "step" keeps them until ``step()``, for clipping or
-            loss scaling. Default "backward".
+        update: "backward" applies gradients in backward, fused; "step" keeps them until ``step()``, for clipping, loss
+            scaling or accumulation: see ``TableOptimizer``. Default "backward".
         **settings: of ``Table``.
 
     Example:

@@ -1,0 +1,89 @@
+"""Gradients that wait for ``step``: joined into one, summed per row, scaled."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .table import NO_ROW
+
+if TYPE_CHECKING:
+    from ._lookups import Held
+
+_BLOCK = 1 << 16  # positions whose gradients are written out at a time
+
+
+class KeptGradients(NamedTuple):
+    """One row per distinct id: ids (U,) int64, ascending, and the summed gradient of each, (U, dim) float32."""
+
+    ids: Tensor
+    grads: Tensor
+
+
+def joined(entries: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """One lookup that is all of these: the same module made them, so they have the same columns."""
+    if len(entries) == 1:
+        return entries[0]
+    grads, ids, offsets, weights, rows, sizes, largest = zip(*entries)
+    begins = list(itertools.accumulate((len(x) for x in ids), initial=0))
+    bounds = None
+    if offsets[0] is not None:
+        parts = [x[:-1] + begin for x, begin in zip(offsets, begins)]
+        bounds = torch.cat((*parts, offsets[0].new_tensor(begins[-1:])))
+    scale = None
+    if any(w is not None for w in weights):
+        scale = torch.cat(
+            [g.new_ones(len(i)) if w is None else w for g, i, w in zip(grads, ids, weights)]
+        )
+    places = torch.cat([torch.where(x >= 0, x + begin, x) for x, begin in zip(largest, begins)])
+    return (
+        torch.cat(grads),
+        torch.cat(ids),
+        bounds,
+        scale,
+        torch.cat(rows),
+        torch.cat(sizes),
+        places,
+    )
+
+
+def summed(helds: Iterable[Held]) -> KeptGradients:
+    """What modules over one table keep, as the gradient of a dense table would be: summed per row."""
+    entries = [(held.mode, saved) for held in helds for saved in held.scaled()]
+    if not entries:
+        table = next(iter(helds)).table
+        at = table.device
+        return KeptGradients(
+            torch.empty(0, dtype=torch.int64, device=at),
+            torch.empty(0, table.dim, dtype=torch.float32, device=at),
+        )
+    there = [saved[4] != NO_ROW for _, saved in entries]
+    ids, inverse = torch.unique(
+        torch.cat([saved[1][mask] for (_, saved), mask in zip(entries, there)]), return_inverse=True
+    )
+    out = entries[0][1][0].new_zeros(len(ids), entries[0][1][0].shape[1])
+    begin = 0
+    for (mode, (grad, named, offsets, weights, _, sizes, largest)), mask in zip(entries, there):
+        count = int(mask.sum())
+        row = torch.zeros_like(named)
+        row[mask] = inverse[begin : begin + count]
+        begin += count
+        if mode == "max":
+            bag, column = (largest >= 0).nonzero(as_tuple=True)
+            place = (row[largest[bag, column]], column)
+            out.index_put_(place, grad[bag, column], accumulate=True)
+            continue
+        bags = torch.arange(len(grad), device=grad.device)
+        if offsets is not None:
+            bags = bags.repeat_interleave(offsets.diff())
+        factor = mask.float() if weights is None else weights * mask
+        if mode == "mean":
+            factor = factor / sizes.clamp(min=1)[bags]
+        for first in range(0, len(named), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            out.index_add_(0, row[block], grad[bags[block]] * factor[block, None])
+    return KeptGradients(ids, out)
