@@ -192,7 +192,7 @@ def _peak(parsed: argparse.Namespace, options: _options.Options) -> int:
                 continue
             contender = resolve(case.contenders[names.index(parsed.contender)])
             if isinstance(contender, Contender):
-                _memory.report(case, contender)
+                _memory.report(case, contender, options.products)
                 return 0
     raise ValueError(f"[bench] _peak: no contender {parsed.contender!r} in case {parsed.case!r}.")
 

@@ -45,6 +45,8 @@ class Options:
     """Draws the order of the contenders, anew in every round."""
     memory: bool | None = None
     """Measure peak memory; None for unless ``quick``."""
+    products: bool = True
+    """Compute matrix products; without, memory is measured with zeros of their size."""
     judge: bool = True
     """Judge random results by their law; without, a contender only has to run."""
     keep_going: bool = False
@@ -65,7 +67,7 @@ class Options:
             flag = "--" + field.name.replace("_", "-")
             if value == field.default:
                 continue
-            if field.name in ("memory", "judge"):
+            if field.name in ("memory", "judge", "products"):
                 words.append(flag if value else f"--no-{field.name}")
             elif isinstance(value, bool):
                 words.append(flag)
@@ -99,6 +101,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=d.memory,
         help="measure peak memory",
+    )
+    parser.add_argument(
+        "--products",
+        action=argparse.BooleanOptionalAction,
+        default=d.products,
+        help="for memory: compute matrix products (no: zeros of their size, in seconds)",
     )
     parser.add_argument(
         "--judge",

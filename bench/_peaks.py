@@ -18,7 +18,7 @@ PeakRow = dict[str, Any]
 
 FIELDS = (
     "op", "impl", "role", "mode", "label", "shape", "dtype", "peak_mb", "peak_beyond_gradients_mb",
-    "device", "threads", "versions", "commit", "time", "command",
+    "products", "device", "threads", "versions", "commit", "time", "command",
 )  # fmt: skip
 _COLUMNS = ("op", "case", "shape", "dtype", "contender", "peak", "beyond gradients")
 
@@ -43,11 +43,11 @@ def measure(case: Case, options: Options) -> tuple[list[PeakRow], dict[str, str]
             if peak is None:
                 without[contender.name] = "its step failed, or the peak cannot be read here"
             else:
-                rows.append(_row(case, contender, peak))
+                rows.append(_row(case, contender, peak, options))
     return rows, without
 
 
-def _row(case: Case, contender: Contender, peak: _memory.Peak) -> PeakRow:
+def _row(case: Case, contender: Contender, peak: _memory.Peak, options: Options) -> PeakRow:
     return {
         "op": case.op,
         "impl": contender.name,
@@ -58,6 +58,7 @@ def _row(case: Case, contender: Contender, peak: _memory.Peak) -> PeakRow:
         "dtype": case.dtype,
         "peak_mb": peak[0],
         "peak_beyond_gradients_mb": peak[1],
+        "products": options.products,
         "device": _machine.device_name(case.device),
         "threads": case.threads or torch.get_num_threads(),
         "versions": _machine.versions(),

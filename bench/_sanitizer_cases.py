@@ -18,7 +18,14 @@ def main() -> None:
         for case in bench.cases(Options(device="cuda", quick=True)):
             for contender in case.contenders:
                 if isinstance(contender, Contender) and contender.role == "ours":
-                    step(contender, case.make_inputs(0), case.mode)
+                    try:
+                        step(contender, case.make_inputs(0), case.mode)
+                    except RuntimeError as error:
+                        # The tool leaves less room than the occupancy says: one kernel less, not all.
+                        if "cooperative launch" not in str(error):
+                            raise
+                        print(f"{case.key}: not checked, {error}")
+                        continue
                     steps += 1
     for loss in pair_losses.LOSSES:
         for n in _PAIRS:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +23,7 @@ from bench.logprob import linear_cross_entropy
 
 Make = Callable[..., Case]
 MIB = 2**20
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def with_a_workspace(inputs: Inputs) -> Tensor:
@@ -83,3 +88,26 @@ def test_a_head_takes_its_gradients_and_the_workspace(monkeypatch: pytest.Monkey
         pytest.skip("the peak of the resident size cannot be reset here")
     gradients = 2 * (2048 * 64 + 20000 * 64) / 1e6
     assert 8 * MIB / 1e6 < peak[0] - gradients < 24
+
+
+@pytest.mark.slow
+def test_without_products_the_peak_is_the_same() -> None:
+    """Zeros in the place of products: what is allocated is what it was, and so are the pages that are touched."""
+    script = (
+        "import sys; from bench import _memory; from bench.logprob import linear_cross_entropy as bench;"
+        "case = bench._case('cpu', 'float32', (2048, 64, 20000), masked=0.0);"
+        "named = {c.name: c for c in case.contenders};"
+        "_memory.report(case, named[sys.argv[1]], sys.argv[2] == 'yes')"
+    )
+    for name in ("hotloop cpu", "torch"):
+        peaks = []
+        for products in ("yes", "no"):
+            done = subprocess.run(
+                [sys.executable, "-c", script, name, products], cwd=ROOT, text=True,
+                env={**os.environ, **_memory._ALLOCATOR}, capture_output=True, check=True, timeout=250,
+            )  # fmt: skip
+            answer = json.loads(done.stdout.splitlines()[-1])
+            if answer is None:
+                pytest.skip("the peak of the resident size cannot be reset here")
+            peaks.append(answer[0])
+        assert peaks[1] == pytest.approx(peaks[0], rel=0.03, abs=3)
