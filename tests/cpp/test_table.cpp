@@ -303,4 +303,72 @@ TEST(of_repeated_keys_the_last_stays_through_growth) {
   }
 }
 
+// What a replica takes of a table at work: readers find what is there meanwhile, nobody is evicted, and the next who
+// enters evicts as many as there are too many.
+TEST(rows_beyond_the_bound_stay_until_somebody_enters) {
+  for (const bool trims : {false, true}) {
+    Table table(settings(Strategy::kLru, 100));
+    std::uint64_t random = 3;
+    std::vector<std::uint64_t> scores;
+    std::atomic<bool> whole = true, done = false;
+    together(
+        [&] {
+          for (std::uint64_t first = 0; first < 3000; first += 300) {
+            Batch b(random, first, 300, 300, 0);
+            for (std::size_t i = 0; i < 300; ++i) {
+              b.keys[i] = first + i;
+              std::fill_n(&b.values[i * kDim], kDim, static_cast<float>(b.keys[i] % 1000));
+              scores.push_back(5000 - b.keys[i]);
+            }
+            Table::Export rows;
+            rows.values = b.out();
+            rows.scores = scores.data() + first;
+            table.import_rows(b.view(), rows, true);
+          }
+          done = true;
+        },
+        [&] {
+          std::uint64_t mine = 4;
+          while (!done) {
+            Batch b(mine, 0, 3000, 100, 0);
+            table.find(b.view(), b.out(), b.found.data(), nullptr);
+            if (!b.whole()) whole = false;
+          }
+        });
+    CHECK(whole && table.size() == 3000 && table.capacity() == 100 && consistent(table));
+    if (trims) {
+      CHECK(table.trim() == 2900 && table.trim() == 0);
+    } else {
+      table.set_tick(9999);
+      Batch one(random, 100000, 1, 1, 0);
+      insert(table, one);
+      CHECK(one.rows[0] != kNoRow);
+    }
+    CHECK(table.size() == 100 && consistent(table));
+    for (std::uint64_t key = 0; key < 3000; ++key) {  // the highest scores are those of the lowest keys
+      std::uint32_t row = 0;
+      table.locate({&key, 1}, &row);
+      CHECK((row != kNoRow) == (key < (trims ? 100u : 99u)));
+    }
+  }
+}
+
+TEST(changes_since_a_mark_are_seen) {
+  Table table(settings());
+  std::uint64_t random = 5;
+  Batch b(random, 0, 50, 50, 0);
+  insert(table, b);
+  const std::uint64_t first = table.mark();
+  CHECK(!table.changed_since(first) && table.changed_since(first - 1));
+  table.use(b.keys[0], b.rows[0], {.time = 7}, 0);  // leaves its second in the row
+  CHECK(table.changed_since(first));
+  const std::uint64_t second = table.mark();
+  CHECK(!table.changed_since(second));
+  table.erase({b.keys.data(), 1}, b.found.data());
+  CHECK(table.changed_since(second));
+  const std::uint64_t third = table.mark();
+  table.clear();
+  CHECK(table.changed_since(third) && !table.changed_since(table.mark()));
+}
+
 TEST_MAIN

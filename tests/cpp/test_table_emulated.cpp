@@ -506,6 +506,35 @@ TEST(admission_is_asked_once_per_key_in_order) {
   CHECK(none.rows[0] == kNoRow && none.rows[1] == b.rows[0] && t.size() == 3);
 }
 
+TEST(a_replica_takes_more_rows_than_its_bound_and_knows_what_changed) {
+  Settings s = settings_of(3);
+  s.max_rows = 10;
+  s.times = s.versions = true;
+  EmulatedTable t(s, EmulatedMachine{});
+  std::vector<Key> keys(25);
+  for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = 3 * i;
+  Floats values(75, 2.0f);
+  std::vector<std::uint32_t> times(25, 7);
+  const HostRows in{keys.data(), {reinterpret_cast<char*>(values.data()), 12}, {}, nullptr, times.data()};
+  bool full = false;
+  try {
+    t.import_rows(25, in);
+  } catch (const Full&) {
+    full = true;
+  }
+  CHECK(full && t.size() == 0);
+  t.import_rows(25, in, true);
+  CHECK(t.size() == 25 && content(t).size() == 25);
+  const std::uint64_t mark = t.mark();
+  CHECK(!t.changed_since(mark) && t.changed_since(mark - 1));
+  upsert(t, {3, 6}, nullptr, nullptr, 0, 90);  // uses that leave their second
+  CHECK(t.changed_since(mark) && content(t, mark).size() == 2);
+  const std::uint64_t second = t.mark();
+  std::uint8_t found = 0;
+  t.erase_host(keys.data(), 1, &found);
+  CHECK(found == 1 && t.changed_since(second) && !t.changed_since(t.mark()));
+}
+
 TEST(export_and_import_expiry_and_erasures) {
   Settings s = settings_of(3, Strategy::kCustom, 512);
   s.times = s.versions = true;
