@@ -241,7 +241,6 @@ class BasicTable : private Transfers<Machine> {
     });
   }
 
-  // kept: (n, dim) of the type of the table, the rows as they were when the bags were pooled.
   void weight_gradient(const BagCall& call, Rows kept, const float* grad, std::int64_t grad_stride, float* out) {
     const auto entered = machine_.enter();
     with_storage([&](auto storage) {

@@ -151,7 +151,7 @@ def test_the_state_of_another_rule_of_the_same_width_is_refused(kind, saved, oth
         wrong.load_state_dict(module.state_dict())
     for a, b in zip(before, wrong.table.export()):
         np.testing.assert_array_equal(a, b)
-    serving = kind(DIM)  # has no rule whose state it could be
+    serving = kind(DIM).eval()  # has no rule whose state it could be
     serving.load_state_dict(module.state_dict())
     assert torch.equal(serving(ids), module.eval()(ids))
 

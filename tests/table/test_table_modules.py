@@ -323,12 +323,14 @@ def test_no_grad_reads_without_a_graph_and_makes_rows_while_training():
         assert torch.equal(module.eval()(UNIVERSE), found)
 
 
+@pytest.mark.filterwarnings("ignore:.*rows learn nothing")
 def test_a_table_without_optimizer_is_frozen():
     module = HashEmbedding(DIM)
     assert not module(UNIVERSE).any() and len(module.table) == 0
     assert not filled(module)(UNIVERSE).requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:.*rows learn nothing")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("kind", ["eval", "no optimizer", "int8"])
 def test_weights_of_frozen_rows_still_get_their_gradient(kind, compiled):

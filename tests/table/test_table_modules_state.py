@@ -51,7 +51,7 @@ def test_state_dict_round_trip_goes_on_as_if_nothing_happened(dtype):
 
 
 def test_state_of_training_loads_into_a_module_that_serves():
-    module, serving = trained(), HashEmbedding(DIM)
+    module, serving = trained(), HashEmbedding(DIM).eval()
     serving.load_state_dict(module.state_dict())
     assert torch.equal(serving(UNIVERSE), module.eval()(UNIVERSE))
     empty = HashEmbedding(DIM)
@@ -182,7 +182,7 @@ def test_custom_scores_are_refused_where_a_lookup_would_need_them(kind):
             make()
     table = Table(DIM, **settings)  # has no optimizer: its lookups insert nothing
     table.insert_or_assign(np.arange(3), np.ones((3, DIM), np.float32), scores=np.arange(3))
-    assert kind(DIM, table=table)(torch.arange(4)[:, None]).sum() == 3 * DIM
+    assert kind(DIM, table=table).eval()(torch.arange(4)[:, None]).sum() == 3 * DIM
 
 
 def ids_(*numbers: int) -> Tensor:
@@ -207,7 +207,7 @@ def ids_(*numbers: int) -> Tensor:
         (lambda: HashEmbedding(4, padding_idx=1.5), TypeError, "[HashEmbedding] padding_idx: "),
         (lambda: HashEmbeddingBag(4, mode="min"), ValueError,
          "[HashEmbeddingBag] mode: expected one of sum, mean, max, got 'min'."),
-        (lambda: HashEmbedding(0), ValueError, "[Table] dim: "),
+        (lambda: HashEmbedding(0), ValueError, "[HashEmbedding] embedding_dim: "),
         (lambda: HashEmbedding(4).step(), ValueError,
          "[HashEmbedding.step] optimizer: expected a table made with one, got None."),
         (lambda: HashEmbedding(4, optimizer=SGD()).step(optimizer=Adam()), ValueError,

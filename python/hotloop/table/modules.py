@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _arrays, _numbers
-from . import _columns, _kept, _lookups, _persist
+from . import _answers, _columns, _kept, _lookups, _persist
 from ._kept import KeptGradients
+from .filters import CountFilter, ProbabilisticFilter
+from .initializers import Initializer
 from .optimizers import RowOptimizer
 from .table import Rows, Table
 
@@ -18,6 +21,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MODES = ("sum", "mean", "max")
+_SETTINGS: dict[str, Any] = {
+    "capacity": None,
+    "max_capacity": None,
+    "evict_strategy": "none",
+    "admission": None,
+    "dtype": "float32",
+    "initializer": None,
+    "track": (),
+    "device": None,
+}
 
 
 class _HashModule(nn.Module):
@@ -31,7 +44,7 @@ class _HashModule(nn.Module):
         optimizer: RowOptimizer | None,
         padding_idx: int | None,
         update: str,
-        **settings: Any,
+        settings: dict[str, Any],
     ) -> None:
         super().__init__()
         op = type(self).__name__
@@ -39,8 +52,11 @@ class _HashModule(nn.Module):
         if table is not None and not isinstance(table, Table):
             raise TypeError(f"[{op}] table: expected a Table or None, got {type(table).__name__}.")
         if table is None:
-            table = Table(embedding_dim, optimizer=optimizer, **settings)
-        elif settings or optimizer is not None:
+            try:
+                table = Table(embedding_dim, optimizer=optimizer, **settings)
+            except (TypeError, ValueError, NotImplementedError) as error:
+                raise _answers.renamed(op, error) from None
+        elif optimizer is not None or any(v != _SETTINGS[k] for k, v in settings.items()):
             raise ValueError(f"[{op}] table: expected a table or its settings, got both.")
         if table.dim != embedding_dim:
             raise ValueError(
@@ -63,6 +79,9 @@ class _HashModule(nn.Module):
         self.update = update
         self._held = _lookups.Held(table, self._mode)
         self._held.fused = update == "backward"
+        self.sharded = False
+        """Whether every rank of a DDP model holds ids of its own, divided in another way than by salted_hash_bucket."""
+        self._told = [False, False]  # that nothing is learnt; that DDP reduces nothing
 
     @property
     def _anchor(self) -> Tensor:
@@ -75,6 +94,8 @@ class _HashModule(nn.Module):
         of_weights = weights is not None and weights.requires_grad
         learns = (training or of_weights) and torch.is_grad_enabled()
         args = (ids, offsets, weights, number, training, of_weights and learns)
+        if self.training and not torch.compiler.is_compiling():
+            self._warn(ids, training)
         if torch.compiler.is_compiling():
             looked: Tensor = _lookups.lookup_op(anchor, *args)[0]
             return looked
@@ -82,6 +103,15 @@ class _HashModule(nn.Module):
             return _lookups.forward(*args)[0]
         out: Tensor = _lookups.Direct.apply(anchor, *args)
         return out
+
+    def _warn(self, ids: Tensor, training: bool) -> None:
+        op, told = type(self).__name__, self._told
+        if training:
+            told[1] = told[1] or self.sharded or _answers.warn_unreduced(op, ids)
+        elif not told[0] and self.table.optimizer is None and self.table.dtype != "int8":
+            if self._anchor.requires_grad and torch.is_grad_enabled():
+                told[0] = True
+                _answers.warn_untaught(op)
 
     @property
     def time(self) -> int | None:
@@ -266,7 +296,8 @@ class HashEmbedding(_HashModule):
 
     Rows move when a backward is through, so all of its lookups, those of checkpoints too, see the rows of forward; a
     backward that raises moves none, and neither does ``torch.autograd.grad`` with respect to other tensors (in a
-    compiled graph it does). Every lookup of a graph is a step of the row optimizer. ``create_graph=True`` is refused.
+    compiled graph it does). A warning says once where rows learn nothing for want of an optimizer, and under DDP where
+    ranks share ids. Every lookup of a graph is a step of the row optimizer. ``create_graph=True`` is refused.
 
     Args:
         embedding_dim: width of a row.
@@ -275,7 +306,8 @@ class HashEmbedding(_HashModule):
         padding_idx: id that gives zeros. Default None.
         update: "backward" applies gradients in backward, fused; "step" keeps them until ``step()``, for clipping, loss
             scaling or accumulation: see ``TableOptimizer``. Default "backward".
-        **settings: of ``Table``.
+        capacity, max_capacity, evict_strategy, admission, dtype, initializer, track, device: of the ``Table`` that is
+            made where none is given.
 
     Example:
         >>> from hotloop.table import SGD
@@ -287,6 +319,7 @@ class HashEmbedding(_HashModule):
         Liu et al. 2022, "Monolith", arXiv:2209.07663.
     """
 
+    @_answers.answers
     def __init__(
         self,
         embedding_dim: int,
@@ -295,7 +328,14 @@ class HashEmbedding(_HashModule):
         optimizer: RowOptimizer | None = None,
         padding_idx: int | None = None,
         update: str = "backward",
-        **settings: Any,
+        capacity: int | None = None,
+        max_capacity: int | None = None,
+        evict_strategy: str = "none",
+        admission: CountFilter | ProbabilisticFilter | None = None,
+        dtype: str = "float32",
+        initializer: Initializer | None = None,
+        track: Sequence[str] = (),
+        device: Any = None,
     ) -> None:
         super().__init__(
             embedding_dim,
@@ -303,7 +343,16 @@ class HashEmbedding(_HashModule):
             optimizer=optimizer,
             padding_idx=padding_idx,
             update=update,
-            **settings,
+            settings={
+                "capacity": capacity,
+                "max_capacity": max_capacity,
+                "evict_strategy": evict_strategy,
+                "admission": admission,
+                "dtype": dtype,
+                "initializer": initializer,
+                "track": track,
+                "device": device,
+            },
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -327,7 +376,7 @@ class HashEmbeddingBag(_HashModule):
     row and ``padding_idx`` are left out, of the count of a mean too.
 
     Args:
-        embedding_dim, table, optimizer, padding_idx, update, settings: as in ``HashEmbedding``.
+        embedding_dim, table, optimizer, padding_idx, update, and settings of a table: as in ``HashEmbedding``.
         mode: "sum", "mean" or "max". Default "mean", as in torch.
         include_last_offset: offsets end with n. Default False.
 
@@ -338,6 +387,7 @@ class HashEmbeddingBag(_HashModule):
         torch.Size([2, 4])
     """
 
+    @_answers.answers
     def __init__(
         self,
         embedding_dim: int,
@@ -348,7 +398,14 @@ class HashEmbeddingBag(_HashModule):
         padding_idx: int | None = None,
         include_last_offset: bool = False,
         update: str = "backward",
-        **settings: Any,
+        capacity: int | None = None,
+        max_capacity: int | None = None,
+        evict_strategy: str = "none",
+        admission: CountFilter | ProbabilisticFilter | None = None,
+        dtype: str = "float32",
+        initializer: Initializer | None = None,
+        track: Sequence[str] = (),
+        device: Any = None,
     ) -> None:
         _numbers.choice("HashEmbeddingBag", "mode", mode, MODES)
         self._mode = mode
@@ -358,7 +415,16 @@ class HashEmbeddingBag(_HashModule):
             optimizer=optimizer,
             padding_idx=padding_idx,
             update=update,
-            **settings,
+            settings={
+                "capacity": capacity,
+                "max_capacity": max_capacity,
+                "evict_strategy": evict_strategy,
+                "admission": admission,
+                "dtype": dtype,
+                "initializer": initializer,
+                "track": track,
+                "device": device,
+            },
         )
         self.mode = mode
         self.include_last_offset = include_last_offset
