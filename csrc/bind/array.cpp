@@ -1,5 +1,7 @@
 #include "bind/array.hpp"
 
+#include "bind/torch_tensor.hpp"
+
 namespace hotloop::bind {
 
 namespace {
@@ -27,27 +29,32 @@ bool same_device(std::int32_t have, std::int32_t want) {
 Array::Array(const py::object& object, const char* op, const char* argument, std::int32_t device)
     : op_(op), argument_(argument) {
   if (PyCapsule_CheckExact(object.ptr()) != 0) {
-    capsule_ = object;
+    owner_ = object;
   } else if (device == dlpack::kCpu && PyObject_CheckBuffer(object.ptr()) != 0) {
     from_buffer(object);
+    return;
+  } else if (is_torch_tensor(object)) {
+    TorchMemory memory = torch_memory(object, op_, argument_);
+    from_tensor(memory.tensor, memory.copied, device);
+    owner_ = std::move(memory.owner);
     return;
   } else if (device == dlpack::kCuda && py::hasattr(object, "__dlpack__")) {
     // -1: do not synchronise. The caller names its stream; the default would make the legacy default
     // stream wait for it, which also breaks the capture of a CUDA graph.
-    capsule_ = object.attr("__dlpack__")(py::arg("stream") = -1);
+    owner_ = object.attr("__dlpack__")(py::arg("stream") = -1);
   } else if (py::hasattr(object, "__dlpack__")) {
-    capsule_ = object.attr("__dlpack__")();
+    owner_ = object.attr("__dlpack__")();
   } else {
     throw py::type_error(where() + "expected an array (buffer protocol or DLPack), got " +
                          std::string(py::str(py::type::of(object).attr("__name__"))) + ".");
   }
   // The capsule is read, not consumed: it still owns the tensor and frees it when it goes.
-  if (PyCapsule_IsValid(capsule_.ptr(), "dltensor") != 0) {
-    const auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"));
+  if (PyCapsule_IsValid(owner_.ptr(), "dltensor") != 0) {
+    const auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(owner_.ptr(), "dltensor"));
     from_tensor(managed->tensor, false, device);
-  } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned") != 0) {
+  } else if (PyCapsule_IsValid(owner_.ptr(), "dltensor_versioned") != 0) {
     const auto* managed =
-        static_cast<dlpack::ManagedTensorVersioned*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
+        static_cast<dlpack::ManagedTensorVersioned*>(PyCapsule_GetPointer(owner_.ptr(), "dltensor_versioned"));
     from_tensor(managed->tensor, (managed->flags & dlpack::kReadOnly) != 0, device);
   } else {
     throw py::type_error(where() + "expected an unused DLPack capsule, got one that was consumed. Export it again.");

@@ -1,4 +1,4 @@
-// From a Python array (buffer protocol or DLPack) to a View, without copying. Keep the Array alive while
+// From a Python array (torch tensor, buffer protocol or DLPack) to a View, without copying. Keep the Array alive while
 // the view is used.
 #pragma once
 
@@ -33,7 +33,7 @@ class Array {
     }
   };
   std::unique_ptr<Py_buffer, Release> buffer_;
-  py::object capsule_;
+  py::object owner_;  // a capsule, or the tensor whose memory is read
   std::string op_, argument_;
 };
 

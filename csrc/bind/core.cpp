@@ -8,6 +8,7 @@
 
 #include "bind/array.hpp"
 #include "bind/register.hpp"
+#include "core/fork.hpp"
 #include "core/memory.hpp"
 #include "core/parallel.hpp"
 #include "core/philox.hpp"
@@ -98,6 +99,7 @@ void register_core(py::module_& m) {
     return levels;
   });
   m.def("max_threads", &max_threads);
+  m.def("lost_threads", &lost_threads);
   m.def("advise_huge_pages", [](std::uintptr_t address, std::size_t bytes) {
     advise_huge_pages(reinterpret_cast<void*>(address), bytes);
   }, py::arg("address"), py::arg("bytes"));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bind/register.hpp"
+#include "bind/released.hpp"
 #include "bind/table_arguments.hpp"
 #include "bind/table_rules.hpp"
 #include "table/filter.hpp"
@@ -36,7 +37,7 @@ void run_find(const Table& t, Size n, const py::object& keys, const py::object& 
   const Values v = matrix<Values>(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
   auto* f = column<std::uint8_t>(a, found, "found", n, true);
   auto* s = words(a, scores, "scores", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   t.find(k, v, f, s);
 }
 
@@ -44,7 +45,7 @@ void run_locate(const Table& t, Size n, const py::object& keys, const py::object
   Arguments a("Table.locate", 2);
   const Keys k = keys_of(a, keys, n);
   auto* r = numbers(a, rows, "rows", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   t.locate(k, r);
 }
 
@@ -83,7 +84,7 @@ py::object run_upsert(Table& t, Size n, const py::object& keys, const py::object
   call.rows = numbers(a, rows, "rows", n, true);
   call.found = column<std::uint8_t>(a, found, "found", n, true);
   {
-    py::gil_scoped_release release;
+    const Released released;
     t.upsert(call);
   }
   if (!keep_evicted) return py::none();
@@ -97,7 +98,7 @@ void run_assign(Table& t, Size n, const py::object& keys, const py::object& valu
   const Values v = matrix<Values>(a, values, "values", t.settings().dtype, n, t.settings().dim, false);
   const Stamp s = m.stamp(a, n);
   auto* f = column<std::uint8_t>(a, found, "found", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   t.assign(k, v, s, accumulate, f);
 }
 
@@ -105,7 +106,7 @@ void run_erase(Table& t, Size n, const py::object& keys, const py::object& found
   Arguments a("Table.erase", 2);
   const Keys k = keys_of(a, keys, n);
   auto* f = column<std::uint8_t>(a, found, "found", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   t.erase(k, f);
 }
 
@@ -125,7 +126,7 @@ Size run_export(const Table& t, Size begin, Size end, std::uint64_t since, const
   if (begin < 0 || end < begin || end > kMaxRows) a.fail("rows", "out of range");
   if (since > 0 && t.layout().version < 0) a.fail("since", "changes are not tracked");
   const Table::Export e = export_of(a, t, arrays, end - begin, true);
-  py::gil_scoped_release release;
+  const Released released;
   const Size last = std::min<Size>(end, t.arena().end());
   return begin < last ? t.export_rows(static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(last), since, e) : 0;
 }
@@ -133,7 +134,7 @@ Size run_export(const Table& t, Size begin, Size end, std::uint64_t since, const
 void run_import(Table& t, Size n, const py::tuple& arrays, bool beyond) {
   Arguments a("Table.import", 5);
   const Table::Export e = export_of(a, t, arrays, n, false);
-  py::gil_scoped_release release;
+  const Released released;
   t.import_rows({e.keys, n}, e, beyond);
 }
 
@@ -173,7 +174,7 @@ void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, con
   const Bags b = bags_of(a, bags);
   const auto* r = numbers(a, rows, "rows", b.keys.count, false);
   const Pooled p = pooled_of(a, t, b, out, sizes, largest);
-  py::gil_scoped_release release;
+  const Released released;
   pool_bags(t, b, r, p);
 }
 
@@ -190,7 +191,7 @@ void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment
   call.rows = numbers(a, rows, "rows", b.keys.count, true);
   call.found = column<std::uint8_t>(a, found, "found", b.keys.count, true);
   const Pooled p = pooled_of(a, t, b, out, sizes, largest);
-  py::gil_scoped_release release;
+  const Released released;
   pool_or_insert(t, b, call, p);
 }
 
@@ -210,7 +211,7 @@ void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object
   Size stride = 0;
   const float* g = gradient_of(a, t, b, grad, stride);
   auto* o = column<float>(a, out, "out", b.keys.count, true);
-  py::gil_scoped_release release;
+  const Released released;
   weight_gradient(b, rows, dtype, t.settings().dim, g, stride, o);
 }
 
@@ -229,7 +230,7 @@ Size run_update(Table& t, const py::dict& rule, const py::tuple& bags, const py:
   u.largest = static_cast<const std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, false).data);
   if (b.pool == Pool::kMean && u.sizes == nullptr) a.fail("sizes", "missing");
   if (b.pool == Pool::kMax && u.largest == nullptr) a.fail("largest", "missing");
-  py::gil_scoped_release release;
+  const Released released;
   return update_bags(t, b, r, u);
 }
 
@@ -237,7 +238,7 @@ bool run_finite(const py::object& x) {
   Arguments a("finite", 1);
   const View& v = a.tile(x, "grad", false);
   if (v.dtype != Dtype::kFloat32) a.fail("grad", "expected float32");
-  py::gil_scoped_release release;
+  const Released released;
   if (v.shape[0] <= 1 || v.stride[0] == v.shape[1]) return all_finite(static_cast<const float*>(v.data), v.size());
   for (Size i = 0; i < v.shape[0]; ++i) {
     if (!all_finite(static_cast<const float*>(v.data) + i * v.stride[0], v.shape[1])) return false;
@@ -265,15 +266,15 @@ void register_table(py::module_& m) {
       .def("upsert", run_upsert)
       .def("assign", run_assign)
       .def("erase", run_erase)
-      .def("clear", &Table::clear, py::call_guard<py::gil_scoped_release>())
-      .def("reserve", &Table::reserve, py::call_guard<py::gil_scoped_release>())
-      .def("expire", &Table::expire, py::call_guard<py::gil_scoped_release>())
+      .def("clear", &Table::clear, py::call_guard<Released>())
+      .def("reserve", &Table::reserve, py::call_guard<Released>())
+      .def("expire", &Table::expire, py::call_guard<Released>())
       .def("export", run_export)
       .def("import_rows", run_import, py::arg("n"), py::arg("arrays"), py::arg("beyond") = false)
-      .def("trim", &Table::trim, py::call_guard<py::gil_scoped_release>())
+      .def("trim", &Table::trim, py::call_guard<Released>())
       .def("mark", &Table::mark)
       .def("erased_since", [](const Table& t, std::uint64_t since) { return bytes_of(t.erased_since(since)); })
-      .def("changed_since", &Table::changed_since, py::call_guard<py::gil_scoped_release>())
+      .def("changed_since", &Table::changed_since, py::call_guard<Released>())
       .def("forget_erased", &Table::forget_erased)
       .def("pool", run_pool)
       .def("pool_or_insert", run_pool_or_insert)

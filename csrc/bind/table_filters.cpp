@@ -9,6 +9,7 @@
 
 #include "bind/arguments.hpp"
 #include "bind/register.hpp"
+#include "bind/released.hpp"
 #include "table/eviction.hpp"
 #include "table/filter.hpp"
 #include "table/hash_loops.hpp"
@@ -29,7 +30,7 @@ void run_hash_bucket(std::int64_t n, const py::object& keys, std::uint64_t featu
   Arguments a("salted_hash_bucket", 2);
   const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
   auto* o = column<std::int64_t>(a, out, "out", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   salted_hash_bucket(n, k, hash_salt(feature, chunk, seed), buckets, o);
 }
 
@@ -42,7 +43,7 @@ void run_hash_strings(std::int64_t n, const py::bytes& text, const py::object& o
     const std::int64_t least = i == 0 ? 0 : begins[i - 1];
     if (begins[i] < least || begins[i] > static_cast<std::int64_t>(bytes.size())) a.fail("offsets", "out of range");
   }
-  py::gil_scoped_release release;
+  const Released released;
   hash_strings(n, reinterpret_cast<const unsigned char*>(bytes.data()), begins, o);
 }
 
@@ -52,7 +53,7 @@ void run_add(CountFilter& filter, std::int64_t n, const py::object& keys, const 
   const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
   const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
   auto* o = column<std::int64_t>(a, old, "out", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   filter.add(n, k, c, o);
 }
 
@@ -60,7 +61,7 @@ void run_count(const CountFilter& filter, std::int64_t n, const py::object& keys
   Arguments a("CountFilter.counts", 2);
   const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
   auto* c = column<std::int64_t>(a, counts, "out", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   filter.count(n, k, c);
 }
 
@@ -70,7 +71,7 @@ void run_admits(CountFilter& filter, std::int64_t n, const py::object& keys, con
   const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
   const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
   auto* o = column<std::uint8_t>(a, admitted, "out", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   filter.admits(n, k, c, threshold, o);
 }
 
@@ -80,7 +81,7 @@ py::tuple run_save(const CountFilter& filter, const py::object& cells) {
   const View out = a.dense(cells, "cells", Dtype::kUInt8, {filter.splits(), filter.cells_per_split(), 2}, true);
   CountFilter::State state;
   {
-    py::gil_scoped_release release;
+    const Released released;
     state = filter.save(static_cast<std::uint16_t*>(out.data));
   }
   return py::make_tuple(state.head, state.advances, state.failures, state.elements);
@@ -93,7 +94,7 @@ void run_load(CountFilter& filter, std::int64_t head, std::int64_t advances, std
   if (in.data == nullptr) a.fail("cells", "expected an array, got None");
   if (head < 0 || head >= filter.splits()) a.fail("head", "out of range");
   if (elements.size() != static_cast<std::size_t>(filter.splits())) a.fail("elements", "wrong size");
-  py::gil_scoped_release release;
+  const Released released;
   filter.load({head, advances, failures, elements}, static_cast<const std::uint16_t*>(in.data));
 }
 
@@ -106,7 +107,7 @@ py::bytes bytes_of(const std::vector<T>& v) {
 py::tuple run_changed_since(const CountFilter& filter, std::optional<std::uint64_t> mark) {
   CountFilter::Lines lines;
   {
-    py::gil_scoped_release release;
+    const Released released;
     lines = filter.changed_since(mark);
   }
   const CountFilter::State& s = lines.state;
@@ -127,7 +128,7 @@ void run_put(CountFilter& filter, std::int64_t head, std::int64_t advances, std:
   for (std::int64_t i = 0; i < n; ++i) {
     if (l[i] < 0 || l[i] >= lines) a.fail("filter_lines", "out of range");
   }
-  py::gil_scoped_release release;
+  const Released released;
   filter.put({head, advances, failures, elements}, l, static_cast<const std::uint16_t*>(in.data), n, whole);
 }
 
@@ -137,7 +138,7 @@ void run_probabilistic(std::int64_t n, std::uint64_t seed, const py::object& key
   const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
   const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
   auto* o = column<std::uint8_t>(a, admitted, "out", n, true);
-  py::gil_scoped_release release;
+  const Released released;
   probabilistic_admits(n, seed, k, step, c, threshold, equal, o);
 }
 
@@ -162,7 +163,7 @@ py::tuple run_evict(std::int64_t slots, const py::tuple& state, std::int64_t n, 
   call.mapping = column<std::int64_t>(a, mapping, "mapping", n, true);
   MchResult result;
   {
-    py::gil_scoped_release release;
+    const Released released;
     result = mch_evict_batch(call);
   }
   return py::make_tuple(result.duplicate, result.refilled, result.evicted_ids, result.was_used);
@@ -201,7 +202,7 @@ void register_table_filters(py::module_& m) {
       .def("changed_since", &run_changed_since, py::arg("mark"))
       .def("put", &run_put, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"), py::arg("n"),
            py::arg("names"), py::arg("cells"), py::arg("whole"))
-      .def("clear", &CountFilter::clear, py::call_guard<py::gil_scoped_release>());
+      .def("clear", &CountFilter::clear, py::call_guard<Released>());
 }
 
 }  // namespace hotloop::bind

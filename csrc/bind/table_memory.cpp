@@ -6,6 +6,7 @@
 
 #include "bind/arguments.hpp"
 #include "bind/register.hpp"
+#include "bind/released.hpp"
 #include "table/memory.hpp"
 
 namespace hotloop::bind {
@@ -40,7 +41,7 @@ void run_error_memory(const py::object& query, const py::object& keys, std::int6
   call.prediction = a.dense(prediction, "prediction", r, {rows}, true).data;
   call.weights = a.dense(weights, "weights", r, {rows, k}, true).data;
   call.neighbors = static_cast<std::int64_t*>(a.dense(neighbors, "neighbors", Dtype::kInt64, {rows, k}, true).data);
-  py::gil_scoped_release release;
+  const Released released;
   error_memory(call);
 }
 
@@ -60,7 +61,7 @@ void run_lsh_buckets(const py::object& hidden, const py::object& projections, co
       a.dense(projections, "projections", Dtype::kFloat32, {call.repeats, call.bits, call.dim}, false).data);
   call.buckets =
       static_cast<std::int32_t*>(a.dense(buckets, "buckets", Dtype::kInt32, {call.rows, call.repeats}, true).data);
-  py::gil_scoped_release release;
+  const Released released;
   lsh_buckets(call);
 }
 
@@ -95,7 +96,7 @@ void run_sketch_write(const py::object& buckets, const py::object& labels, const
   for (std::int64_t b = 0; b < call.rows; ++b) {
     if (!(y[b] >= 0.0 && y[b] <= 1.0 && base[b] >= 0.0 && base[b] <= 1.0)) a.fail("labels", "expected 0 to 1");
   }
-  py::gil_scoped_release release;
+  const Released released;
   sketch_write(call, y, base);
 }
 
@@ -112,7 +113,7 @@ void run_sketch_read(const py::object& buckets, const py::object& base_predictio
   call.prediction = static_cast<double*>(a.dense(prediction, "prediction", Dtype::kFloat64, {call.rows}, true).data);
   call.weights =
       static_cast<double*>(a.dense(weights, "weights", Dtype::kFloat64, {call.rows, call.repeats}, true).data);
-  py::gil_scoped_release release;
+  const Released released;
   sketch_read(call);
 }
 

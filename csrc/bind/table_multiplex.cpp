@@ -6,6 +6,7 @@
 
 #include "bind/arguments.hpp"
 #include "bind/register.hpp"
+#include "bind/released.hpp"
 #include "table/multiplex.hpp"
 
 namespace hotloop::bind {
@@ -87,7 +88,7 @@ void run_lookup(const py::tuple& layout, const py::list& tables, const py::objec
   const MultiplexTables t = tables_of(a, tables, l.buckets, false);
   if (l.buckets < 1 || t.data.size() != static_cast<std::size_t>(l.tables)) a.fail("tables", "wrong number of tables");
   void* o = a.dense(out, "out", t.dtype, {l.batch, l.columns * t.dim}, true).data;
-  py::gil_scoped_release release;
+  const Released released;
   multiplexed_lookup(l, t, o);
 }
 
@@ -103,7 +104,7 @@ std::unique_ptr<Hits> make_hits(const py::tuple& layout) {
   if (l.buckets < 1 || l.tables < 1 || l.buckets > INT64_MAX / 2 / l.tables) a.fail("tables", "too many rows");
   if (l.columns > 0 && l.batch > (std::int64_t{1} << 32) / l.columns) a.fail("values", "expected at most 2^32 chunks");
   auto hits = std::make_unique<Hits>(Hits{l.batch, l.buckets, l.tables, l.columns, nullptr});
-  py::gil_scoped_release release;
+  const Released released;
   hits->sorted = std::make_unique<MultiplexHits>(l);
   return hits;
 }
@@ -113,12 +114,12 @@ void run_dense(const Hits& hits, const py::list& gradients, const py::object& gr
   const MultiplexTables t = tables_of(a, gradients, hits.buckets, true);
   if (t.data.size() != static_cast<std::size_t>(hits.tables)) a.fail("tables", "wrong number of gradients");
   const void* g = gradient_of(a, grad, t.dtype, hits.batch, hits.columns * t.dim);
-  py::gil_scoped_release release;
+  const Released released;
   hits.sorted->dense(t, g);
 }
 
 std::int64_t run_rows(const Hits& hits, std::int64_t table) {
-  py::gil_scoped_release release;
+  const Released released;
   return hits.sorted->rows(table);
 }
 
@@ -131,7 +132,7 @@ void run_sparse(const Hits& hits, std::int64_t table, const py::object& indices,
   one.append(values);
   const MultiplexTables t = tables_of(a, one, rows, true);
   const void* g = gradient_of(a, grad, t.dtype, hits.batch, hits.columns * t.dim);
-  py::gil_scoped_release release;
+  const Released released;
   hits.sorted->sparse(table, t, g, i);
 }
 

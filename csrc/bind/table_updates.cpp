@@ -8,6 +8,7 @@
 
 #include "bind/arguments.hpp"
 #include "bind/register.hpp"
+#include "bind/released.hpp"
 #include "bind/table_rules.hpp"
 #include "table/merge.hpp"
 #include "table/quantize.hpp"
@@ -75,7 +76,7 @@ void update(const py::dict& rule, const py::object& weight, const py::object& gr
       }
     }
   }
-  py::gil_scoped_release release;
+  const Released released;
   update_rows(call);
 }
 
@@ -93,7 +94,7 @@ std::int64_t number(const py::object& ids, const py::object& inverse, const py::
   std::int64_t* const number_of = dense(inverse, "inverse", true);
   std::int64_t* const out = dense(unique, "unique", true);
   std::int64_t* const many = dense(counts, "counts", true);
-  py::gil_scoped_release release;
+  const Released released;
   return number_ids(in, n, number_of, out, many);
 }
 
@@ -119,7 +120,7 @@ void merge(const py::object& grads, const py::object& inverse, const py::object&
     }
     seen += call.inverse[i] == seen ? 1 : 0;
   }
-  py::gil_scoped_release release;
+  const Released released;
   merge_rows(call);
 }
 
@@ -141,7 +142,7 @@ void quantize(const py::object& values, const py::object& codes, double range, b
   call.value_stride = v.stride[0];
   call.codes = static_cast<std::int8_t*>(q.data);
   call.code_stride = q.stride[0];
-  py::gil_scoped_release release;
+  const Released released;
   encode ? encode_rows_int8(call) : decode_rows_int8(call);
 }
 

@@ -1,5 +1,5 @@
 // One parallel-for. The thread count is OpenMP's, which torch.set_num_threads and OMP_NUM_THREADS set,
-// since the process holds one OpenMP runtime.
+// since the process holds one OpenMP runtime. It is 1 after a fork that left threads behind.
 #pragma once
 
 #include <omp.h>
@@ -8,9 +8,11 @@
 #include <exception>
 #include <utility>
 
+#include "core/fork.hpp"
+
 namespace hotloop {
 
-inline int max_threads() { return omp_in_parallel() ? 1 : omp_get_max_threads(); }
+inline int max_threads() { return omp_in_parallel() || lost_threads() ? 1 : omp_get_max_threads(); }
 
 // Calls body(begin, end) on disjoint ranges that cover [0, n). Ranges are contiguous and as equal as
 // can be, so a fixed n and thread count give a fixed split. `grain`: fewest items worth a thread.

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from . import _plain
+
 Kind = Literal["numpy", "torch", "cupy"]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -18,12 +20,17 @@ INTEGERS = ("int64", "int32")
 
 
 def kind(op: str, name: str, value: Any) -> Kind:
-    """Which library an array belongs to; anything else is refused."""
-    if isinstance(value, np.ndarray):
+    """Which library an array belongs to; anything else, and what is not plain memory, is refused."""
+    if type(value) is np.ndarray:
         return "numpy"
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
+        if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_nested:
+            _plain.check(op, name, value)
         return "torch"
+    if isinstance(value, np.ndarray):
+        _plain.check(op, name, value)
+        return "numpy"
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         return "cupy"
@@ -74,14 +81,7 @@ def same_place(op: str, name: str, value: Any, like: str, other: Any) -> None:
 
 
 def exported(value: Any) -> Any:
-    """The form the compiled loops read without a copy."""
-    if isinstance(value, np.ndarray):
-        return value
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return torch.utils.dlpack.to_dlpack(
-            value
-        )  # takes tensors that require a gradient, unlike __dlpack__
+    """The form the compiled loops read without a copy: the array, which passes the gate of ``_plain`` there."""
     return value
 
 
@@ -102,7 +102,7 @@ def to_numpy(value: Any) -> np.ndarray:
     if dtype(value) in ("float16", "bfloat16"):
         value = value.float() if hasattr(value, "float") else value.astype("float32")
     if hasattr(value, "detach"):
-        return np.asarray(value.detach().cpu().numpy())
+        return np.asarray(value.detach().cpu().resolve_neg().numpy())
     return np.asarray(value.get())
 
 

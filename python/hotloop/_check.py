@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from . import _plain
 from ._numbers import choice as choice
 from ._numbers import number as number
 
@@ -24,11 +26,14 @@ def floats() -> str:
     return ", ".join(dtype_name(d) for d in FLOAT_DTYPES)
 
 
-def tensor(op: str, name: str, value: Any) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
+def tensor(op: str, name: str, value: Any) -> Tensor:
+    """Refuse what is no tensor, and a tensor whose elements do not lie in memory (see ``_plain``)."""
+    if not isinstance(value, Tensor):
         raise TypeError(
             f"[{op}] {name}: expected a torch.Tensor, got {type(value).__name__}. Use torch.as_tensor(...)."
         )
+    if type(value) is not Tensor or value.layout is not torch.strided or value.is_nested:
+        _plain.check(op, name, value)
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import torch
@@ -37,6 +38,12 @@ class _Workspace:
     """
 
     def __init__(self) -> None:
+        self._settle()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._settle)
+
+    def _settle(self) -> None:
+        """Start without a buffer. After a fork another thread may have held the lock, or be writing to the buffer."""
         self._lock = threading.Lock()
         self._free: Tensor | None = None
 

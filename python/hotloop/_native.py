@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import sys
 from types import ModuleType
 
@@ -19,9 +20,23 @@ def core() -> ModuleType:
     if _TORCH_FIRST not in sys.modules and importlib.util.find_spec(_TORCH_FIRST) is not None:
         importlib.import_module(_TORCH_FIRST)
     try:
-        return importlib.import_module("hotloop._core")
+        loaded = importlib.import_module("hotloop._core")
     except ImportError as error:
         raise ImportError(_explain(error)) from error
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_one_thread_in_a_child)
+    return loaded
+
+
+def _one_thread_in_a_child() -> None:
+    """Keep the matrix products of the heads from waiting for threads that the fork left behind.
+
+    The compiled loops look after themselves (csrc/core/fork.cpp). torch's products take their number of threads from
+    the last ``torch.set_num_threads``, and hang after a fork unless that is 1.
+    """
+    torch = sys.modules.get(_TORCH_FIRST)
+    if torch is not None and core().lost_threads():
+        torch.set_num_threads(1)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _native
+from . import _arrays, _native
 
 FUNCTIONS = (
     "exp",
@@ -22,11 +22,14 @@ FUNCTIONS = (
 
 
 def _map(op: str, name: str, x: Any) -> Any:
-    array = np.asarray(x)
-    if array.dtype not in (np.float32, np.float64):
+    if not hasattr(x, "dtype") or isinstance(x, np.generic):
+        x = np.asarray(x)  # lists and numbers
+    _arrays.kind(op, "x", x)
+    if _arrays.dtype(x) not in ("float32", "float64"):
         raise TypeError(
-            f"[{op}] x: expected dtype float32 or float64, got {array.dtype}. Convert it first."
+            f"[{op}] x: expected dtype float32 or float64, got {_arrays.dtype(x)}. Convert it first."
         )
+    array = _arrays.to_numpy(x)
     dense = np.ascontiguousarray(array).reshape(-1)
     out = np.empty_like(dense)
     _native.core().map(name, dense, out)

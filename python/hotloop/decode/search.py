@@ -101,6 +101,8 @@ def likelihood_beam_search(
     for name, dtypes, shape in (
         ("scores", ("float64",), (batch, width)),
         ("token_ids", ("int64",), (batch, width, length)),
+        ("beam_indices", ("int64",), (batch, width)),
+        ("next_token_ids", ("int64",), (batch, width)),
         ("finished_scores", ("float64",), (batch, width)),
         ("finished_token_ids", ("int64",), (batch, width, length)),
         ("finished_lengths", ("int64",), (batch, width)),

@@ -441,7 +441,7 @@ def of_heads(
     reduction: str,
     impl: Impl,
 ) -> Tensor:
-    shape = student[0].shape[:-1] if isinstance(student[0], Tensor) else torch.Size()
+    shape = _check.tensor(op, "student_hidden", student[0]).shape[:-1]
     hidden, weight, bias = _arguments.head(
         op, *student, ("student_hidden", "student_weight", "student_bias")
     )

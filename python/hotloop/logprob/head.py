@@ -111,7 +111,7 @@ def _rows(
     impl: str,
 ) -> tuple[Tensor | None, ...]:
     """The five statistics and the argmax hit, each [N] or None."""
-    shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else torch.Size()
+    shape = _check.tensor(op, "hidden", hidden).shape[:-1]
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
     flat_labels = _arguments.labels(
         op, labels, shape, weight.shape[0], ignore_index, "hidden", flat.device
@@ -299,7 +299,7 @@ def linear_cross_entropy(
     _check.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
     _check.number(op, "z_loss", z_loss, at_least=0)
     logit = _arguments.logit_numbers(op, 1.0, logit_scale, softcap)
-    shape = hidden.shape[:-1] if isinstance(hidden, Tensor) else torch.Size()
+    shape = _check.tensor(op, "hidden", hidden).shape[:-1]
     if (
         reduction != "none"
         and not torch.compiler.is_compiling()

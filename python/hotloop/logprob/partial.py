@@ -79,9 +79,10 @@ def linear_logprob_partial(
     numbers = _arguments.logit_numbers(op, temperature, logit_scale, softcap)
     logit = LogitMap(numbers[0], numbers[1], numbers[2] or None)
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
-    if not isinstance(labels, Tensor) or labels.shape != (flat.shape[0],):
+    _check.tensor(op, "labels", labels)
+    if labels.shape != (flat.shape[0],):
         raise ValueError(
-            f"[{op}] labels: expected a tensor of shape ({flat.shape[0]},), one per row of hidden."
+            f"[{op}] labels: expected shape ({flat.shape[0]},), one per row of hidden, got {tuple(labels.shape)}."
         )
     chosen = _backend.choose(
         op,

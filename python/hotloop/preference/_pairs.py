@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .. import _check, _environment, _impl, _memory, _native
-from .._dlpack import export
 
 Reduction = Literal["none", "mean", "sum"]
 Row = Tensor | float
@@ -76,6 +75,7 @@ def pair_loss(
             continue
         name = list(constants)[k]
         if isinstance(row, Tensor):
+            _check.tensor(op, name, row)
             # Counts and flags: in a half type a length of 1001 would be rounded.
             row = (
                 row
@@ -159,13 +159,9 @@ def _run(
     divisor: int = 1,
 ) -> None:
     """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses / ``divisor``."""
-    # Exported without detach: the loop only reads, and detach is the dearest call of a small batch.
-    columns = [export(x) if isinstance(x, Tensor) else x for x in inputs]
-    outputs = [None if g is None else export(g) for g in grads]
-    rows = None if loss is None else export(loss)
     if device.type == "cpu":
         value = _native.core().pair_loop(
-            head, n, columns, params, rows, outputs, grad_scale, total is not None, double
+            head, n, inputs, params, loss, grads, grad_scale, total is not None, double
         )
         if total is not None:
             total.fill_(
@@ -176,12 +172,12 @@ def _run(
     assert module is not None
     partials = None
     if total is not None:
-        partials = export(torch.empty(module.PAIR_PARTIALS, dtype=torch.float64, device=device))
+        partials = torch.empty(module.PAIR_PARTIALS, dtype=torch.float64, device=device)
     index = device.index if device.index is not None else torch.cuda.current_device()
     stream = torch.cuda.current_stream(device).cuda_stream
     module.pair_loop(
-        head, n, columns, params, rows, outputs, grad_scale,
-        None if total is None else export(total.reshape(1)), partials, double, index, stream,
+        head, n, inputs, params, loss, grads, grad_scale,
+        None if total is None else total.reshape(1), partials, double, index, stream,
     )  # fmt: skip
     if total is not None and divisor != 1:
         total /= divisor

@@ -130,7 +130,8 @@ def assign(target: Any, value: Any) -> None:
 
 def in_place(arrays: list[Any], call: Callable[[list[Any]], None]) -> None:
     """Call with arrays whose last dimension is contiguous, and make what was written there appear in ``arrays``."""
-    inner = [_arrays.unit_stride(x) for x in arrays]
+    # A view that is negated lazily is written through a copy, like one whose neighbours lie apart.
+    inner = [x.resolve_neg() if is_torch(x) else x for x in map(_arrays.unit_stride, arrays)]
     call([_arrays.exported(x) for x in inner])
     for x, y in zip(arrays, inner):
         if y is not x:
