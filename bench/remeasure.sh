@@ -41,7 +41,7 @@ trap finish EXIT
 
 rm -f "$out"/*.jsonl
 if (($# == 0)); then
-  "$python" -m bench memory logprob.linear_cross_entropy --dtype bfloat16 --only 'cce torch_compile,torch' --no-products --out "$out/memory.jsonl"
+  "$python" -m bench memory logprob.linear_cross_entropy --dtype bfloat16 --only 'cce torch_compile,torch,torch half logits' --no-products --out "$out/memory.jsonl"
   set -- logprob.linear_logprob logprob.linear_cross_entropy logprob.linear_jsd preference.linear_preference_loss \
     preference.dpo_loss preference.ipo_loss preference.simpo_loss preference.orpo_loss preference.kto_loss \
     decode.sample decode.tree_speculative_verify decode.block_speculative_sampling decode.chain_speculative_sampling

@@ -32,9 +32,16 @@ echo "without torch:"
 echo "with torch:"
 .venv-wheel/bin/python -m pip install -q torch==2.13.0
 .venv-wheel/bin/python tests/wheel_smoke.py
-if [ "${WHEEL_TESTS:-1}" = 1 ]; then
+# WHEEL_TESTS=short: what a wheel can break, since `make test` has run the rest from the same sources. 0: none.
+case "${WHEEL_TESTS:-1}" in
+  0) tests="" ;;
+  short) tests="tests/core tests/unlearn tests/logprob/test_logprob_operator.py tests/preference/test_preference_operator.py
+    tests/decode/test_decode_operator.py tests/decode/test_decode_without_torch.py tests/table/test_table_without_torch.py" ;;
+  *) tests="tests/core tests/decode tests/logprob tests/preference tests/unlearn" ;;
+esac
+if [ -n "$tests" ]; then
   .venv-wheel/bin/python -m pip install -q pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.17 mpmath==1.3.0 \
     psutil rich matplotlib
   .venv-wheel/bin/python -m pytest -q -m 'not gpu and not big and not peer and not slow and not source' \
-    tests/core tests/decode tests/logprob tests/preference tests/unlearn
+    $tests
 fi

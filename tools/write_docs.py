@@ -244,9 +244,12 @@ def results() -> str:
 def memory() -> str:
     """Peak of one step: ours, then the others by how much they take."""
     by_case: dict[str, list[Row]] = {}
-    for row in rows_of("memory.jsonl"):
+    measured = rows_of("memory.jsonl")
+    if not measured:
+        return f"No rows of a clean commit yet: `{_REMEASURE}` measures them."
+    for row in measured:
         by_case.setdefault(case_of(row), []).append(row)
-    wanted = ("cce torch_compile", "torch")
+    wanted = ("cce torch_compile", "torch half logits", "torch")
     lines = []
     for rows in by_case.values():
         of = {row["impl"]: row for row in rows}
@@ -260,7 +263,16 @@ def memory() -> str:
                 *(memory_text(of.get(name)) for name in wanted),
             ]
         )
-    return "\n".join(table(["one step", "shape", "dtype", "hotloop", *wanted], lines))
+    head = ["one step", "rows x width x vocabulary", "dtype", "hotloop", *wanted]
+    first = measured[0]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in measured))
+    return "\n".join(
+        [
+            *table(head, lines),
+            "",
+            f"{first['device']}; commits {commits}, {first['time'][:10]}.",
+        ]
+    )
 
 
 def conditions(rows: list[Row], threads: str) -> list[str]:

@@ -31,7 +31,7 @@ def linear_kl(
     reduction: str = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
-    """Kullback-Leibler divergence between two language-model heads, without the logits in memory.
+    """Kullback-Leibler divergence between two language-model heads, with a bounded part of the logits in memory.
 
     forward: sum_v p_v (log p_v - log q_v); reverse: sum_v q_v (log q_v - log p_v), with p = softmax(teacher / T)
     and q = softmax(student / T). No factor T^2: multiply by temperature^2 for Hinton's scale.
@@ -91,7 +91,7 @@ def linear_jsd(
     reduction: str = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
-    """Generalised Jensen-Shannon divergence between two heads, without the logits in memory.
+    """Generalised Jensen-Shannon divergence between two heads, with a bounded part of the logits in memory.
 
     beta KL(p || M) + (1 - beta) KL(q || M), M = beta p + (1 - beta) q. At beta = 0 it is KL(p || q) and at
     beta = 1 KL(q || p) by definition (TRL's convention), which is not the limit of the formula: that is 0.
@@ -150,7 +150,7 @@ def linear_distill(
     reduction: str = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
-    """Any divergence of this room between two heads, without the logits in memory.
+    """Any divergence of this room between two heads, with a bounded part of the logits in memory.
 
     Args:
         student_hidden: shape (..., D_s). Differentiable.

@@ -1,4 +1,4 @@
-"""Per-token statistics and cross-entropy of a language-model head, without the logits in memory."""
+"""Per-token statistics and cross-entropy of a language-model head, with a bounded part of the logits in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def linear_logprob(
     """Log-probability of each label under a language-model head, and what else a row of logits can tell.
 
     u = hidden @ weight.T + bias;  z = softcap * tanh(logit_scale * u / softcap) / temperature (without the
-    tanh if softcap is None);  logps = z[label] - log sum exp z. Logits exist only as tiles. The result is
+    tanh if softcap is None);  logps = z[label] - log sum exp z. Logits exist as tiles. The result is
     differentiable in every statistic but the argmax hit: backward takes the gradient of each per token.
 
     Rows whose label is ``ignore_index`` never reach the matrix product; their statistics are 0.
@@ -256,7 +256,7 @@ def linear_cross_entropy(
     reduction: str = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
-    """Cross-entropy of a language-model head, without the logits in memory.
+    """Cross-entropy of a language-model head, with a bounded part of the logits in memory.
 
     loss = (1 - s) * (-logp) + s * (lse - mean(z)) + z_loss * lse^2, s = label_smoothing, over tokens whose
     label is not ``ignore_index``; "mean" divides by their number. Same values as

@@ -114,7 +114,7 @@ def linear_preference_loss(
     ignore_index: int = IGNORE_INDEX,
     impl: Impl = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A preference loss from hidden states and a language-model head, without the logits in memory.
+    """A preference loss from hidden states and a language-model head, with a bounded part of the logits in memory.
 
     Rows of the batch are answers, grouped by role: for a pair loss the n chosen answers first, then the n
     rejected ones. The log-probability of an answer is the sum over its labels that are not ``ignore_index``;
