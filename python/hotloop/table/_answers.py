@@ -62,6 +62,14 @@ def renamed(op: str, error: Exception) -> Exception:
     return type(error)(f"[{op}] {text}")
 
 
+def stays_here(op: str, what: str) -> Exception:
+    return NotImplementedError(
+        f"[{op}] module: expected to run in this process, got {what}: a program would hold rows of now, or the number "
+        "of a table that another process does not have. Look rows up before (the module in eval(), or table.find), and "
+        f"give {what} the model behind."
+    )
+
+
 def warn_untaught(op: str) -> None:
     warnings.warn(
         f"[{op}] optimizer: expected a row optimizer in train(), got None: rows learn nothing whatever optimizer of "

@@ -135,6 +135,16 @@ class Held:
         self.anchor.requires_grad_(state.get("learns", True))
 
 
+def _of(number: int) -> Held:
+    held = _TABLES.get(number)
+    if held is None:
+        raise RuntimeError(
+            f"[hotloop::table_lookup] number: expected that of a module of this process, got {number}. Programs that "
+            "hold one run only where they were made, while the module lives."
+        )
+    return held
+
+
 def forward(
     ids: Tensor,
     offsets: Tensor | None,
@@ -147,7 +157,7 @@ def forward(
 
     The rows (n, dim) are kept where the gradient of the weights will need them: until then they may move.
     """
-    held = _TABLES[number]
+    held = _of(number)
     table = held.table
     n = ids.numel()
     bags = n if offsets is None else offsets.numel() - 1
@@ -212,7 +222,7 @@ def _backward(
     of_rows: bool,
 ) -> Tensor:
     """Return the gradient of the weights; that of the rows goes to the table, or waits for ``step``."""
-    held = _TABLES[number]
+    held = _of(number)
     grad = grad.float().contiguous()
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
@@ -263,7 +273,7 @@ def _(
     insert: bool,
     keep: bool,
 ) -> Looked:
-    held = _TABLES[number]
+    held = _of(number)
     table = held.table
     bags = ids.shape[0] if offsets is None else offsets.shape[0] - 1
     dtype = torch.float32 if table.dtype == "int8" else getattr(torch, table.dtype)

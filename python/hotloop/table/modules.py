@@ -81,6 +81,9 @@ class _HashModule(nn.Module):
         self._held.fused = update == "backward"
         self.sharded = False
         """Whether every rank of a DDP model holds ids of its own, divided in another way than by salted_hash_bucket."""
+        self.rows_in_state_dict = True
+        """False leaves rows out of ``state_dict``, for formats that hold tensors only or of known shapes: save them by
+        ``table.save``."""
         self._told = [False, False]  # that nothing is learnt; that DDP reduces nothing
 
     @property
@@ -88,6 +91,8 @@ class _HashModule(nn.Module):
         return self._held.anchor
 
     def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        if torch._C._get_tracing_state() is not None:
+            raise _answers.stays_here(type(self).__name__, "torch.jit.trace")
         number = self._held.number
         training = self.training and self.table.optimizer is not None and self._anchor.requires_grad
         anchor = self._anchor if training else self._anchor.detach()
@@ -97,6 +102,8 @@ class _HashModule(nn.Module):
         if self.training and not torch.compiler.is_compiling():
             self._warn(ids, training)
         if torch.compiler.is_compiling():
+            if getattr(torch.compiler, "is_exporting", bool)():
+                raise _answers.stays_here(type(self).__name__, "torch.export")
             looked: Tensor = _lookups.lookup_op(anchor, *args)[0]
             return looked
         if not learns:
@@ -176,8 +183,49 @@ class _HashModule(nn.Module):
         self._anchor.requires_grad_(requires_grad)
         return self
 
+    def __prepare_scriptable__(self) -> Any:
+        raise _answers.stays_here(type(self).__name__, "torch.jit.script")
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise NotImplementedError(
+            f"[{type(self).__name__}] module: expected one process per device, got nn.DataParallel, which copies "
+            "modules and not tables. Use DistributedDataParallel and exchange ids as docs/table.md shows."
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Rows stay where they are and of their type, whatever ``to``, ``half`` or ``cuda`` do to parameters."""
+        if getattr(fn, "__qualname__", "").startswith("Module.share_memory"):
+            raise NotImplementedError(
+                f"[{type(self).__name__}] share_memory: expected rows to stay in one process, got a module to share: "
+                "each process would train its own. Train in threads, or exchange ids as docs/table.md shows."
+            )
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.rows_in_state_dict:
+            del destination[prefix + "_extra_state"]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        *others: Any,
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *others
+        )
+        if not self.rows_in_state_dict and prefix + "_extra_state" in missing_keys:
+            missing_keys.remove(prefix + "_extra_state")
+
     def get_extra_state(self) -> dict[str, Any]:
         """All rows and the filter, for ``state_dict``; large tables are better saved by ``table.save``."""
+        if not self.rows_in_state_dict:
+            return {}
         rows, table = self.table.export(), self.table
         state: dict[str, Any] = {
             name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields
@@ -296,8 +344,12 @@ class HashEmbedding(_HashModule):
 
     Rows move when a backward is through, so all of its lookups, those of checkpoints too, see the rows of forward; a
     backward that raises moves none, and neither does ``torch.autograd.grad`` with respect to other tensors (in a
-    compiled graph it does). A warning says once where rows learn nothing for want of an optimizer, and under DDP where
-    ranks share ids. Every lookup of a graph is a step of the row optimizer. ``create_graph=True`` is refused.
+    compiled graph it does). Every lookup of a graph is a step of the row optimizer. ``create_graph=True`` is refused.
+
+    ``to``, ``half`` and ``cuda`` leave rows where and as they are; ``torch.export``, ``torch.jit``, ``nn.DataParallel``
+    and ``share_memory`` are refused. ``module.rows_in_state_dict = False`` leaves rows out of ``state_dict`` for
+    torch.distributed.checkpoint and safetensors: save them by ``table.save``. A warning says once where rows learn
+    nothing for want of an optimizer, and where ranks under DDP share ids.
 
     Args:
         embedding_dim: width of a row.
