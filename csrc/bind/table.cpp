@@ -234,16 +234,28 @@ Size run_update(Table& t, const py::dict& rule, const py::tuple& bags, const py:
   return update_bags(t, b, r, u);
 }
 
-bool run_finite(const py::object& x) {
-  Arguments a("finite", 1);
+// The largest size among the numbers; NaN or infinity where there is one.
+float run_largest(const py::object& x) {
+  Arguments a("largest", 1);
   const View& v = a.tile(x, "grad", false);
   if (v.dtype != Dtype::kFloat32) a.fail("grad", "expected float32");
   const Released released;
-  if (v.shape[0] <= 1 || v.stride[0] == v.shape[1]) return all_finite(static_cast<const float*>(v.data), v.size());
+  if (v.shape[0] <= 1 || v.stride[0] == v.shape[1]) return largest(static_cast<const float*>(v.data), v.size());
+  float most = 0;
   for (Size i = 0; i < v.shape[0]; ++i) {
-    if (!all_finite(static_cast<const float*>(v.data) + i * v.stride[0], v.shape[1])) return false;
+    const float row = largest(static_cast<const float*>(v.data) + i * v.stride[0], v.shape[1]);
+    if (!(row <= most)) most = row;  // NaN stays
+    if (most != most) break;
   }
-  return true;
+  return most;
+}
+
+Size run_least(Size n, const py::object& x) {
+  Arguments a("least", 1);
+  const auto* data = column<std::int64_t>(a, x, "scores", n, false);
+  Size least = n > 0 ? data[0] : 0;
+  for (Size i = 1; i < n; ++i) least = std::min(least, data[i]);
+  return least;
 }
 
 }  // namespace
@@ -280,7 +292,8 @@ void register_table(py::module_& m) {
       .def("pool_or_insert", run_pool_or_insert)
       .def("weight_gradient", run_weight_gradient)
       .def("update", run_update);
-  m.def("table_all_finite", run_finite);
+  m.def("table_largest", run_largest);
+  m.def("table_least", run_least);
 }
 
 }  // namespace hotloop::bind

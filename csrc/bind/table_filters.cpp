@@ -172,6 +172,7 @@ py::tuple run_evict(std::int64_t slots, const py::tuple& state, std::int64_t n, 
 }  // namespace
 
 void register_table_filters(py::module_& m) {
+  m.def("table_filter_cells", &CountFilter::cells_for, py::arg("capacity"), py::arg("splits"));
   m.def("table_hash_bucket", &run_hash_bucket, py::arg("n"), py::arg("keys"), py::arg("feature"), py::arg("chunk"),
         py::arg("seed"), py::arg("buckets"), py::arg("out"));
   m.def("table_hash_strings", &run_hash_strings, py::arg("n"), py::arg("text"), py::arg("offsets"), py::arg("out"));

@@ -96,6 +96,7 @@ Settings settings_of(const py::dict& d) {
   s.first = d["first"].cast<float>();
   s.second = d["second"].cast<float>();
   s.seed = d["seed"].cast<std::uint64_t>();
+  s.hash_seed = d["hash_seed"].cast<std::uint64_t>();
   s.capacity = d["capacity"].cast<Size>();
   if (!d["max_rows"].is_none()) s.max_rows = d["max_rows"].cast<Size>();
   s.max_load_factor = d["max_load_factor"].cast<double>();

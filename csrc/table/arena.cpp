@@ -38,7 +38,7 @@ void Arena::add_chunk() {
 
 std::int64_t Arena::bytes() const {
   const std::lock_guard lock(mutex_);
-  return static_cast<std::int64_t>(pages_.size()) * chunk_bytes_;
+  return static_cast<std::int64_t>(pages_.size()) * chunk_bytes_ + static_cast<std::int64_t>(free_.capacity() * 4);
 }
 
 void Arena::take(std::vector<std::uint32_t>& rows, std::size_t count) {

@@ -19,8 +19,14 @@ class Arena {
   char* row(std::uint32_t r) const {
     return __atomic_load_n(&chunks_[r >> shift_], __ATOMIC_RELAXED) + static_cast<std::int64_t>(r & mask_) * stride_;
   }
-  // The key of a row, or what a free one was left with: never a key that is looked for (see Table::release).
+  // The key of a row, or kNobody.
   std::uint64_t key(std::uint32_t r) const { return row_key(row(r)); }
+  // Whether a row is this key's. Numbers of rows are kept by whoever looked a key up: pending gradients, the lookups of
+  // modules, readers between two looks. A row that was given back must be no key's then, whoever had it before.
+  bool holds(const char* at, std::uint32_t r, std::uint64_t wanted) const {
+    return row_key(at) == wanted && (wanted != kNobody || live(r));
+  }
+  bool holds(std::uint32_t r, std::uint64_t wanted) const { return holds(row(r), r, wanted); }
 
   bool live(std::uint32_t r) const { return ((live_words(r >> 6).load(std::memory_order_acquire) >> (r & 63u)) & 1u) != 0; }
   void set_live(std::uint32_t r, bool on) const {

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <mutex>
 #include <optional>
-#include <queue>
 #include <vector>
 
 #include "table/scores.hpp"
@@ -20,7 +19,9 @@ inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int6
 }
 
 // The lowest rows of one scan, in order, beside a heap of rows that came to lie among them since. Whoever is taken
-// from either is looked up again: a row that was used meanwhile has another score and is passed over.
+// from either is looked up again: a row that was used meanwhile has another score and is passed over. The heap takes
+// an entry for every use that leaves a low score, so it is cleared of what is no longer true, and of the highest
+// entries, before it holds more than a few 64ths of the rows.
 class Evictor {
  public:
   explicit Evictor(Table& table) : table_(table) {}
@@ -39,22 +40,28 @@ class Evictor {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (v.score > bound_.load(std::memory_order_relaxed)) return;
     const std::lock_guard lock(mutex_);
-    if (active_ && v < last_) fresh_.push(v);
+    if (active_ && v < last_) push(v);
   }
   // The lowest row, if there is any. It stays the lowest until it is removed or used.
   std::optional<Victim> lowest();
+  std::int64_t bytes() const;
+  // All scores have changed: the next look scans.
+  void forget();
 
  private:
   void scan();
+  std::size_t most() const;
+  void push(const Victim& v);
+  void compact();
   bool current(const Victim& v, std::uint64_t* score) const;
 
   Table& table_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   bool active_ = false;
   std::atomic<std::uint64_t> bound_{0};  // the score of `last_`; during a scan, all there are
-  Victim last_{};  // nobody beyond this one was kept by the scan
+  Victim last_{};  // every row below this one is in `run_` or in `fresh_`
   std::vector<Victim> run_;  // lowest last
-  std::priority_queue<Victim, std::vector<Victim>, std::greater<>> fresh_;
+  std::vector<Victim> fresh_;  // a heap, lowest first
 };
 
 }  // namespace hotloop::table

@@ -38,9 +38,9 @@ class Incoming {
   }
 
  private:
-  std::uint64_t start(std::int64_t id) const { return mix64(static_cast<std::uint64_t>(id)) & mask_; }
+  std::uint64_t start(std::int64_t id) const { return mix64(static_cast<std::uint64_t>(id) ^ seed_) & mask_; }
   const std::int64_t* ids_;
-  std::uint64_t mask_ = 0;
+  std::uint64_t mask_ = 0, seed_ = process_seed();
   std::vector<std::int64_t> places_;
 };
 

@@ -25,12 +25,24 @@ std::uint32_t clipped(const std::int64_t* counts, std::int64_t i) {
 
 }  // namespace
 
-CountFilter::CountFilter(std::int64_t capacity, int splits)
-    : capacity_(capacity), splits_(splits), steps_(splits == 1 ? kMaxSteps : kMaxSteps / 2) {
+CountFilter::Extent CountFilter::extent(std::int64_t capacity, int splits) {
+  Extent e{};
+  e.steps = splits == 1 ? kMaxSteps : kMaxSteps / 2;
   // One split of the ring is kept empty to move into; a single one has half as many cells again as keys.
-  capacity_split_ = splits == 1 ? capacity : (capacity + splits - 2) / (splits - 1);
-  total_ = splits == 1 ? capacity_split_ + capacity_split_ / 2 : capacity_split_ + capacity_split_ / 5;
-  positions_ = (total_ + steps_ + kLine - 1) / kLine * kLine;  // a probe that starts at the end has somewhere to go
+  e.capacity_split = splits == 1 ? capacity : (capacity + splits - 2) / (splits - 1);
+  e.total = splits == 1 ? e.capacity_split + e.capacity_split / 2 : e.capacity_split + e.capacity_split / 5;
+  e.positions = (e.total + e.steps + kLine - 1) / kLine * kLine;  // a probe that starts at the end has somewhere to go
+  return e;
+}
+
+std::int64_t CountFilter::cells_for(std::int64_t capacity, int splits) { return extent(capacity, splits).positions; }
+
+CountFilter::CountFilter(std::int64_t capacity, int splits) : capacity_(capacity), splits_(splits) {
+  const Extent e = extent(capacity, splits);
+  capacity_split_ = e.capacity_split;
+  total_ = e.total;
+  positions_ = e.positions;
+  steps_ = e.steps;
   elements_.assign(static_cast<std::size_t>(splits), 0);
   const auto size = static_cast<std::size_t>(bytes());
   void* memory = std::aligned_alloc(64, size);

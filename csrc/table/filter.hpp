@@ -32,6 +32,8 @@ class CountFilter {
 
   // splits: 1 for a filter that never forgets, else at least 3.
   CountFilter(std::int64_t capacity, int splits);
+  // What `cells_per_split` of such a filter is.
+  static std::int64_t cells_for(std::int64_t capacity, int splits);
 
   // Adds `count` and returns what the key had before. 15 where no cell is free (and a failure is counted).
   std::uint32_t add(std::uint64_t key, std::uint32_t count);
@@ -125,6 +127,11 @@ class CountFilter {
   void stamp(const std::uint16_t* cell) {
     if (!stamps_.empty()) stamps_[static_cast<std::size_t>(cell - cells_.get()) / kLine] = now_;
   }
+  struct Extent {
+    std::int64_t capacity_split, total, positions;
+    int steps;
+  };
+  static Extent extent(std::int64_t capacity, int splits);
   void clear_split(int split);
   void copy_split(int split, std::uint16_t* out) const;
   void put_split(int split, const std::uint16_t* cells);

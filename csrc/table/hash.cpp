@@ -1,5 +1,7 @@
 #include "table/hash_loops.hpp"
 
+#include <random>
+
 #include "core/parallel.hpp"
 #include "table/hash.hpp"
 
@@ -7,6 +9,14 @@ namespace hotloop::table {
 
 // 2^15 keys take about 100 us: less is not worth waking a thread.
 constexpr std::int64_t kKeysPerThread = std::int64_t{1} << 15;
+
+std::uint64_t process_seed() {
+  static const std::uint64_t seed = [] {
+    std::random_device device;
+    return std::uint64_t{device()} << 32 | device();
+  }();
+  return seed;
+}
 
 void salted_hash_bucket(std::int64_t n, const std::int64_t* keys, std::uint64_t salt, std::uint64_t buckets,
                         std::int64_t* out) {

@@ -1,7 +1,8 @@
-// The hashes of this room. They decide where a key lies in a table, so they are part of the checkpoint format and
-// never change: the values in tests/table/test_table_hashing.py pin them.
+// The hashes of this room. All but `place_hash` are part of the checkpoint format and never change: the values in
+// tests/table/test_table_hashing.py pin them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -34,8 +35,19 @@ HOTLOOP_INLINE std::uint64_t salted_hash(std::uint64_t key, std::uint64_t featur
   return mix64(key ^ hash_salt(feature, chunk, seed));
 }
 
-// Salted, so that keys a user has divided by `salted_hash_bucket` still spread over a whole table.
-HOTLOOP_INLINE std::uint64_t place_hash(std::uint64_t key) { return mix64(key ^ 0xD1B54A32D192ED03ull); }
+// Where a key lies in one table, by the seed of that table. Files hold rows and no places, so the seed may differ from
+// table to table: whoever does not know it cannot choose keys that share a bucket. Not a cryptographic hash.
+inline constexpr std::uint64_t kPlaceSeed = 0xD1B54A32D192ED03ull;
+HOTLOOP_INLINE std::uint64_t place_hash(std::uint64_t key, std::uint64_t seed) { return mix64(key ^ seed); }
+
+// For the containers of the standard library, whose own hash of a number is the number.
+struct SeededHash {
+  std::uint64_t seed = kPlaceSeed;
+  std::size_t operator()(std::uint64_t key) const { return static_cast<std::size_t>(mix64(key ^ seed)); }
+};
+
+// Of hash tables that live for one call, whose results do not depend on it: drawn once per process.
+std::uint64_t process_seed();
 
 // floor(h * buckets / 2^64): no division, and the high bits of h decide.
 HOTLOOP_INLINE std::uint64_t bucket_of(std::uint64_t h, std::uint64_t buckets) {

@@ -25,10 +25,11 @@ struct alignas(64) Bucket {
   static constexpr std::uint32_t kAll = (1u << kSlots) - 1;
   static constexpr std::uint32_t kLock = 1u << 12;
   static constexpr std::uint32_t kPassed = 1u << 13;  // one more key that went past
+  static constexpr std::uint32_t kMostPassed = ~0u << 13;
 
   std::uint64_t tags_low;   // of slots 0 to 7
   std::uint32_t tags_high;  // of slots 8 to 11
-  std::uint32_t header;     // bits 0-11: slot used; 12: locked; 13 and up: keys that went past
+  std::uint32_t header;     // bits 0-11: slot used; 12: locked; 13 and up: keys that went past, at the top for good
   std::uint32_t rows[kSlots];  // plus one; 0 where nobody is, and where somebody took the slot and is not in it yet
 
   std::uint32_t read_header() const { return __atomic_load_n(&header, __ATOMIC_ACQUIRE); }
@@ -87,9 +88,14 @@ struct alignas(64) Bucket {
     __atomic_store_n(&rows[slot], 0u, __ATOMIC_RELAXED);
     __atomic_fetch_and(&header, ~(1u << slot), __ATOMIC_RELEASE);
   }
+  // A count that has reached its top says no more how many there were, so it stays there until the index is rebuilt:
+  // searches for keys that are nowhere then go on where they could end, and no key is missed.
   void passed(bool more) {
-    if (more) __atomic_fetch_add(&header, kPassed, __ATOMIC_RELEASE);
-    else __atomic_fetch_sub(&header, kPassed, __ATOMIC_RELEASE);
+    std::uint32_t h = __atomic_load_n(&header, __ATOMIC_RELAXED);
+    do {
+      if (h >= kMostPassed) return;
+    } while (!__atomic_compare_exchange_n(&header, &h, more ? h + kPassed : h - kPassed, true, __ATOMIC_RELEASE,
+                                          __ATOMIC_RELAXED));
   }
 
   // For the only writer: plain loads and stores, in an order that readers may follow.
@@ -99,7 +105,9 @@ struct alignas(64) Bucket {
     publish(slot, tag, row);
     __atomic_store_n(&header, header | (1u << slot), __ATOMIC_RELEASE);
   }
-  void passed_alone() { __atomic_store_n(&header, header + kPassed, __ATOMIC_RELEASE); }
+  void passed_alone() {
+    if (header < kMostPassed) __atomic_store_n(&header, header + kPassed, __ATOMIC_RELEASE);
+  }
 
  private:
   // Bit i from the high bit of byte i.

@@ -31,8 +31,8 @@ struct Counted {  // while it lives
 std::int64_t threads_for(std::int64_t count) { return std::clamp<std::int64_t>(count / kGrain, 1, max_threads()); }
 
 // Bits that decide neither home nor tag.
-std::int64_t owner_by_hash(std::uint64_t key, std::int64_t threads) {
-  return static_cast<std::int64_t>(((place_hash(key) >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
+std::int64_t owner_by_hash(std::uint64_t hash, std::int64_t threads) {
+  return static_cast<std::int64_t>(((hash >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
 }
 
 // Calls work(thread, positions, count, outcomes) on threads that divide the keys among them by owner(key), so that one
@@ -99,10 +99,12 @@ void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_
 // The same for long batches, by the slice: what a slice is divided into stays in the cache.
 constexpr std::int64_t kSlice = std::int64_t{1} << 16;
 template <class Work, class Put>
-void divide_all(Keys keys, Work&& work, Put&& put) {
+void divide_all(const Table& table, Keys keys, Work&& work, Put&& put) {
   for (std::int64_t begin = 0; begin < keys.count; begin += kSlice) {
     const std::int64_t count = std::min(kSlice, keys.count - begin), threads = threads_for(count);
-    divide(keys, nullptr, begin, count, threads, [&](std::uint64_t key) { return owner_by_hash(key, threads); }, work, put);
+    divide(
+        keys, nullptr, begin, count, threads,
+        [&](std::uint64_t key) { return owner_by_hash(table.hash_of(key), threads); }, work, put);
   }
 }
 
@@ -148,7 +150,7 @@ Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t k
     source.give(row);
     return {kNoRow, false};
   }
-  if (layout_.score >= 0 || layout_.version >= 0) {
+  if (layout_.score >= 0 || layout_.version >= 0 || key == kNobody) {
     make_row(row, key, call, at);
   } else {
     // Nobody writes to a row that no bucket names. Whoever still has its number from an earlier owner looks at the
@@ -173,7 +175,7 @@ void Table::make_row(std::uint32_t row, std::uint64_t key, const Upsert& call, s
 bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at) {
   const SeqLocks::Writing writing(locks_, row);
   char* const p = arena_.row(row);
-  if (load_relaxed<std::uint64_t>(p) != key) return false;
+  if (!arena_.holds(p, row, key)) return false;
   if (call.values) copy_in(p + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
   touch(row, call.stamp, at, false);
   return true;
@@ -181,13 +183,13 @@ bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std:
 
 bool Table::use(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at) {
   const SeqLocks::Writing writing(locks_, row);
-  if (row_key(arena_.row(row)) != key) return false;
+  if (!arena_.holds(row, key)) return false;
   touch(row, stamp, at, false);
   return true;
 }
 
-void Table::upsert_some(Index& index, const Bucket* end, const Upsert& call, const std::int64_t* positions, std::int64_t count,
-                        std::int64_t room_at_once, Outcome* outcomes, Left& left) {
+void Table::upsert_some(Index& index, const Bucket* end, bool whole, const Upsert& call, const std::int64_t* positions,
+                        std::int64_t count, std::int64_t room_at_once, Outcome* outcomes, Left& left) {
   RowSource source(arena_);
   struct Settle {  // whatever happens
     Table& table;
@@ -209,6 +211,12 @@ void Table::upsert_some(Index& index, const Bucket* end, const Upsert& call, con
           if (row == kNoRow && full) e = {row_of(index, key, hash), true};
           else if (row == kNoRow && end == nullptr) e = enter(index, key, hash, source, room_at_once, call, at);
           else if (row == kNoRow) e = enter_alone(index, end, key, hash, source, room_at_once, call, at, crossed);
+          // The only thread goes on behind the last bucket at once: rows are numbered in the order of the batch then,
+          // wherever keys hash to.
+          if (crossed && whole) {
+            crossed = false;
+            e = enter(index, key, hash, source, room_at_once, call, at);
+          }
           if (e.row == kNoRow) {
             (crossed ? left.crossed : left.no_room).push_back(at);
             full |= !crossed;
@@ -240,10 +248,13 @@ void Table::upsert_slice(const Upsert& call, const std::int64_t* positions, std:
   Left left;
   divide(
       call.keys, positions, begin, count, threads,
-      [&](std::uint64_t key) { return alone ? index->owner(place_hash(key), threads) : owner_by_hash(key, threads); },
+      [&](std::uint64_t key) {
+        const std::uint64_t hash = hash_of(key);
+        return alone ? index->owner(hash, threads) : owner_by_hash(hash, threads);
+      },
       [&](std::int64_t thread, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
         Left my_left;
-        upsert_some(*index, alone ? index->end_of(thread, threads) : nullptr, call, mine, n, room_at_once, outcomes, my_left);
+        upsert_some(*index, alone ? index->end_of(thread, threads) : nullptr, threads == 1, call, mine, n, room_at_once, outcomes, my_left);
         const std::lock_guard lock(mutex);
         left.no_room.insert(left.no_room.end(), my_left.no_room.begin(), my_left.no_room.end());
         left.crossed.insert(left.crossed.end(), my_left.crossed.begin(), my_left.crossed.end());
@@ -252,8 +263,8 @@ void Table::upsert_slice(const Upsert& call, const std::int64_t* positions, std:
   if (!left.crossed.empty()) {
     std::sort(left.crossed.begin(), left.crossed.end());
     std::vector<Outcome> outcomes(left.crossed.size());
-    upsert_some(*index, nullptr, call, left.crossed.data(), static_cast<std::int64_t>(outcomes.size()), room_at_once,
-                outcomes.data(), left);
+    upsert_some(*index, nullptr, false, call, left.crossed.data(), static_cast<std::int64_t>(outcomes.size()),
+                room_at_once, outcomes.data(), left);
     for (std::size_t i = 0; i < outcomes.size(); ++i) put(left.crossed[i], outcomes[i]);
   }
   deferred.insert(deferred.end(), left.no_room.begin(), left.no_room.end());
@@ -318,9 +329,8 @@ void Table::upsert_within(const Upsert& call) {
     return;
   }
   const std::lock_guard one(admission_mutex_);
-  std::unordered_map<std::uint64_t, std::uint32_t> counts;
+  std::unordered_map<std::uint64_t, std::uint32_t, SeededHash> counts(unknown.size(), SeededHash{settings_.hash_seed});
   std::vector<std::uint64_t> order;
-  counts.reserve(unknown.size());
   for (const std::int64_t i : unknown) {
     if (counts[call.keys[i]]++ == 0) order.push_back(call.keys[i]);
   }
@@ -368,7 +378,7 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
     for (;;) {
       Outcome outcome{};
       Left left;
-      upsert_some(*index, nullptr, call, &at, 1, 1, &outcome, left);
+      upsert_some(*index, nullptr, false, call, &at, 1, 1, &outcome, left);
       if (left.no_room.empty()) {
         if (call.found != nullptr) call.found[at] = outcome.existed;
         break;  // `locate` below says in which row
@@ -378,12 +388,18 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
       const Evictor::Victim v = *lowest;
       const std::uint64_t score = next_score(settings_.strategy, call.stamp, at, true, 0);
       // New keys of LFU begin low; refused, none would ever get in.
+      const auto width = static_cast<std::size_t>(layout_.value_bytes());
       if (settings_.strategy != Strategy::kLfu && score < v.score) {
         call.rows[at] = kNoRow;
         if (call.found != nullptr) call.found[at] = 0;
+        if (call.evicted != nullptr && call.values) {
+          call.evicted->keys.push_back(call.keys[at]);
+          call.evicted->scores.push_back(score);
+          const char* const given = call.values.row(at);
+          call.evicted->values.insert(call.evicted->values.end(), given, given + width);
+        }
         break;
       }
-      const auto width = static_cast<std::size_t>(layout_.value_bytes());
       if (call.evicted != nullptr) {  // room first: what is evicted must not be lost for want of it
         call.evicted->keys.push_back(v.key);
         call.evicted->scores.push_back(v.score);
@@ -449,13 +465,13 @@ void Table::import_rows(Keys keys, const Export& rows, bool beyond) {
       if (r == kNoRow) continue;
       const SeqLocks::Writing writing(locks_, r);
       char* const p = arena_.row(r);
-      if (load_relaxed<std::uint64_t>(p) != keys[i]) continue;
+      if (!arena_.holds(p, r, keys[i])) continue;
       if (rows.state) copy_in(p + layout_.state, rows.state.row(i), static_cast<std::size_t>(layout_.states) * 4);
       if (rows.scores != nullptr && layout_.score >= 0) set_score(r, rows.scores[i]);
       if (rows.times != nullptr && layout_.time >= 0) store_relaxed(p + layout_.time, rows.times[i]);
     }
   };
-  divide_all(keys, put_back, [](std::int64_t, const Outcome&) {});
+  divide_all(*this, keys, put_back, [](std::int64_t, const Outcome&) {});
 }
 
 void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found) {
@@ -483,18 +499,18 @@ void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::
           outcomes[i].existed = done;
         });
   };
-  divide_all(keys, write_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
+  divide_all(*this, keys, write_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
 }
 
 template <class If>
 bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed, If&& condition) {
-  const std::uint64_t hash = place_hash(key);
+  const std::uint64_t hash = hash_of(key);
   {
     const Bucket::Holding holding(*index.home(hash));
-    const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.key(r) == key; });
+    const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.holds(r, key); });
     if (!place) return false;
     freed.push_back(place.row);  // it may throw: nothing has happened yet
-    if (!release(place.row, key, condition)) {
+    if (!release(place.row, condition)) {
       freed.pop_back();
       return false;
     }
@@ -506,12 +522,12 @@ bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& 
   return true;
 }
 
-// A freed row is left with a key that is nobody's: whoever still holds its number sees that it is no longer theirs.
+// Whoever still has the number of a freed row sees that the row is no longer the key's.
 template <class If>
-bool Table::release(std::uint32_t row, std::uint64_t key, If&& condition) {
+bool Table::release(std::uint32_t row, If&& condition) {
   const SeqLocks::Writing writing(locks_, row);
   if (!condition(arena_.row(row))) return false;
-  store_relaxed<std::uint64_t>(arena_.row(row), ~key);
+  store_relaxed<std::uint64_t>(arena_.row(row), kNobody);
   arena_.set_live(row, false);
   return true;
 }
@@ -528,7 +544,7 @@ void Table::erase(Keys keys, std::uint8_t* found) {
         });
     arena_.give(freed);
   };
-  divide_all(keys, erase_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
+  divide_all(*this, keys, erase_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
 }
 
 std::int64_t Table::expire(std::uint32_t time) {
@@ -558,7 +574,7 @@ void Table::clear() {
   std::vector<std::uint32_t> freed;
   for (std::uint32_t r = 0; r < arena_.end(); ++r) {
     if (!arena_.live(r)) continue;
-    release(r, arena_.key(r), always);
+    release(r, always);
     freed.push_back(r);
   }
   {

@@ -3,6 +3,8 @@
 #include <bit>
 #include <vector>
 
+#include "table/hash.hpp"
+
 namespace hotloop::table {
 
 std::int64_t number_ids(const std::int64_t* ids, std::int64_t n, std::int64_t* inverse, std::int64_t* unique,
@@ -15,8 +17,9 @@ std::int64_t number_ids(const std::int64_t* ids, std::int64_t n, std::int64_t* i
   std::vector<std::int64_t> slots(mask + 1, 0);
   // The multiplier spreads any pattern of ids over the upper bits (Fibonacci hashing); the fold keeps ids that differ
   // only in their upper bits apart.
+  const std::uint64_t seed = process_seed();
   const auto home = [&](std::int64_t id) {
-    auto x = static_cast<std::uint64_t>(id);
+    auto x = static_cast<std::uint64_t>(id) ^ seed;
     x = (x ^ (x >> 32)) * 0x9E3779B97F4A7C15u;
     return (x ^ (x >> 29)) * 0xBF58476D1CE4E5B9u >> (64 - bits);
   };

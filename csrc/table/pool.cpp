@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -28,7 +29,7 @@ bool use_row(const Table& table, std::uint64_t key, std::uint32_t row, std::vect
   const RowLayout& layout = table.layout();
   for (;;) {
     const std::uint32_t v = table.locks().begin_read(row);
-    if (row_key(p) != key) return false;
+    if (!table.arena().holds(p, row, key)) return false;
     if constexpr (kWordByWord) {
       copy.resize(static_cast<std::size_t>(layout.value_bytes()));
       copy_out(copy.data(), p + layout.values, copy.size());
@@ -39,8 +40,6 @@ bool use_row(const Table& table, std::uint64_t key, std::uint32_t row, std::vect
     if (table.locks().end_read(row, v)) return true;
   }
 }
-
-std::uint32_t look_again(const Table& table, std::uint64_t key) { return table.row_of(*table.index(), key, place_hash(key)); }
 
 // What comes of one bag. Rows are noted as they are found and added a dozen at a time, from one buffer into the other;
 // if one of them was written meanwhile, all are added again from what was before, one by one. A bag that is one key
@@ -73,15 +72,15 @@ class Sums {
   // The row it was found in, or kNoRow.
   std::uint32_t add(std::int64_t at, std::uint64_t key, std::uint32_t row) {
     if (direct_) {
-      while (row != kNoRow && !table_.read(key, row, pooled_.out.row(bag_))) row = look_again(table_, key);
+      while (row != kNoRow && !table_.read(key, row, pooled_.out.row(bag_))) row = table_.look_again(key);
       size_ = row != kNoRow;
       return row;
     }
     if (one_by_one_) return add_one(at, key, row);
-    for (; row != kNoRow; row = look_again(table_, key)) {
+    for (; row != kNoRow; row = table_.look_again(key)) {
       const char* const p = table_.arena().row(row);
       const std::uint32_t sequence = table_.locks().begin_read(row);
-      if (row_key(p) != key) continue;
+      if (!table_.arena().holds(p, row, key)) continue;
       const float weight = bags_.weights != nullptr ? bags_.weights[at] : 1.0f;
       rows_[noted_] = {p + table_.layout().values, weight * bags_.scale};
       notes_[noted_] = {key, at, row, sequence};
@@ -131,7 +130,7 @@ class Sums {
   std::uint32_t add_one(std::int64_t at, std::uint64_t key, std::uint32_t row) {
     const int next = 1 - now_;
     const Dtype dtype = table_.settings().dtype;
-    for (; row != kNoRow; row = look_again(table_, key)) {
+    for (; row != kNoRow; row = table_.look_again(key)) {
       const bool used = use_row(table_, key, row, copy_, [&](const void* p) {
         if (bags_.pool == Pool::kMax) {
           max_(dtype, p, bags_.scale, at, so_far(), from_[now_].data(), dim_, sum_[next].data(), from_[next].data());
@@ -333,6 +332,12 @@ void weight_gradient(const Bags& bags, const Values& kept, Dtype dtype, std::int
   });
 }
 
-bool all_finite(const float* x, std::int64_t n) { HOTLOOP_SIMD_DISPATCH(table_all_finite(x, n)) }
+namespace {
+
+std::uint32_t largest_bits(const float* x, std::int64_t n) { HOTLOOP_SIMD_DISPATCH(table_largest(x, n)) }
+
+}  // namespace
+
+float largest(const float* x, std::int64_t n) { return std::bit_cast<float>(largest_bits(x, n)); }
 
 }  // namespace hotloop::table

@@ -66,7 +66,7 @@ struct WeightedRow {
   float weight;
 };
 
-bool all_finite(const float* x, std::int64_t n);
+float largest(const float* x, std::int64_t n);
 
 }  // namespace hotloop::table
 
@@ -77,4 +77,4 @@ HOTLOOP_FOR_EACH_SIMD(
     void table_max_row(Dtype dtype, const void* row, float scale, std::int64_t position, const float* best,
                        const std::int64_t* from, std::int64_t dim, float* out, std::int64_t* out_from);
     float table_dot_row(Dtype dtype, const void* row, const float* grad, std::int64_t dim);
-    bool table_all_finite(const float* x, std::int64_t n);)
+    std::uint32_t table_largest(const float* x, std::int64_t n);)

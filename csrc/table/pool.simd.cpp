@@ -111,7 +111,7 @@ float table_dot_row(Dtype dtype, const void* row, const float* grad, std::int64_
   return sum;
 }
 
-bool table_all_finite(const float* x, std::int64_t n) {
+std::uint32_t table_largest(const float* x, std::int64_t n) {
   std::uint32_t worst = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     std::uint32_t bits;
@@ -119,7 +119,7 @@ bool table_all_finite(const float* x, std::int64_t n) {
     bits &= 0x7fffffffu;
     worst = bits > worst ? bits : worst;
   }
-  return worst < 0x7f800000u;
+  return worst;
 }
 
 #include "core/simd_end.hpp"

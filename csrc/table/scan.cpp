@@ -69,7 +69,7 @@ void Table::note_erased(std::uint64_t key) {
 }
 
 std::vector<std::uint64_t> Table::erased_since(std::uint64_t since) const {
-  std::unordered_set<std::uint64_t> keys;
+  std::unordered_set<std::uint64_t, SeededHash> keys(0, SeededHash{settings_.hash_seed});
   {
     const std::lock_guard lock(erased_mutex_);
     if (since < erased_from_) throw std::out_of_range("erasures that long ago are forgotten");
@@ -78,7 +78,7 @@ std::vector<std::uint64_t> Table::erased_since(std::uint64_t since) const {
     }
   }
   const std::shared_ptr<Index> index = this->index();
-  std::erase_if(keys, [&](std::uint64_t key) { return row_of(*index, key, place_hash(key)) != kNoRow; });
+  std::erase_if(keys, [&](std::uint64_t key) { return row_of(*index, key, hash_of(key)) != kNoRow; });
   return {keys.begin(), keys.end()};
 }
 

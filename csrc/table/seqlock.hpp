@@ -39,6 +39,10 @@ static inline void store_relaxed(void* p, T x) {
   __atomic_store_n(static_cast<T*>(p), x, __ATOMIC_RELAXED);
 }
 
+// The key of rows that are nobody's: fresh memory, and rows given back. It is a key like any other, too: of this one
+// the live bit of the row says whether it is there (Arena::holds).
+inline constexpr std::uint64_t kNobody = 0;
+
 // Who finds a key in a row finds what was written before it.
 static inline std::uint64_t row_key(const char* row) {
   return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(row), __ATOMIC_ACQUIRE);

@@ -42,6 +42,16 @@ std::int64_t Table::limit_of(std::int64_t buckets) const {
   return std::min(most_rows_.load(std::memory_order_relaxed), std::clamp<std::int64_t>(rows, 1, slots - 1));
 }
 
+std::int64_t Table::bytes() const {
+  std::int64_t erased = 0;
+  {
+    const std::lock_guard lock(erased_mutex_);
+    erased = static_cast<std::int64_t>(erased_.capacity() * sizeof(erased_[0]));
+  }
+  const std::int64_t candidates = evictor_ == nullptr ? 0 : evictor_->bytes();
+  return arena_.bytes() + static_cast<std::int64_t>(index()->bytes()) + erased + candidates;
+}
+
 void Table::reserve(std::int64_t rows) {
   if (std::min(rows, settings_.max_rows) > capacity()) grow(rows);
 }
@@ -69,7 +79,7 @@ void Table::rebuild(std::int64_t rows) {
     for (std::int64_t w = begin; w < end; ++w) {
       for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
         const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
-        hashes[n] = place_hash(arena_.key(r));
+        hashes[n] = hash_of(arena_.key(r));
         __builtin_prefetch(index->home(hashes[n]), 1);
         rows_of[n] = r;
         if (++n == kAhead) flush();
@@ -82,12 +92,39 @@ void Table::rebuild(std::int64_t rows) {
   limit_ = limit_of(index_->buckets());
 }
 
+// Updates that are under way keep the number they have, and their rows count as used last for as long as it was ahead.
+std::uint64_t Table::renumber() {
+  const std::unique_lock alone(structure_);
+  if (tick_.load(std::memory_order_relaxed) >= kMostTicks) {  // else somebody else has done it
+    for (std::int64_t w = 0, words = (std::int64_t{arena_.end()} + 63) / 64; w < words; ++w) {
+      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
+        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
+        const SeqLocks::Writing writing(locks_, r);
+        char* const score = arena_.row(r) + layout_.score;
+        store_relaxed(score, renumbered(load_relaxed<std::uint64_t>(score)));
+      }
+    }
+    evictor_->forget();
+    tick_.store(kMostTicks - kTicksTaken, std::memory_order_relaxed);
+  }
+  return tick_.fetch_add(1, std::memory_order_relaxed) + 1;
+}
+
 bool Table::read(std::uint64_t key, std::uint32_t row, void* values) const {
   const char* const p = arena_.row(row);
   for (;;) {
     const std::uint32_t v = locks_.begin_read(row);
-    if (row_key(p) != key) return false;
+    if (!arena_.holds(p, row, key)) return false;
     copy_out(values, p + layout_.values, static_cast<std::size_t>(layout_.value_bytes()));
+    if (locks_.end_read(row, v)) return true;
+  }
+}
+
+bool Table::score(std::uint64_t key, std::uint32_t row, std::uint64_t& score) const {
+  for (;;) {
+    const std::uint32_t v = locks_.begin_read(row);
+    if (!arena_.holds(row, key)) return false;
+    score = load_relaxed<std::uint64_t>(arena_.row(row) + layout_.score);
     if (locks_.end_read(row, v)) return true;
   }
 }
@@ -106,9 +143,14 @@ void Table::find(Keys keys, Values values, std::uint8_t* found, std::uint64_t* s
           }
           found[i] = is_there;
           if (!is_there && values) std::memset(values.row(i), 0, static_cast<std::size_t>(layout_.value_bytes()));
-          if (scores != nullptr) {
-            scores[i] = is_there && layout_.score >= 0 ? load_relaxed<std::uint64_t>(arena_.row(row) + layout_.score) : 0;
+          if (scores == nullptr) return;
+          scores[i] = 0;
+          if (layout_.score < 0) return;
+          while (is_there && !score(key, row, scores[i])) {
+            row = row_of(*index, key, hash);
+            is_there = row != kNoRow;
           }
+          found[i] = is_there;
         });
   });
 }

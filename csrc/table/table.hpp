@@ -21,6 +21,7 @@
 #include "table/arena.hpp"
 #include "table/index.hpp"
 #include "table/layout.hpp"
+#include "table/scores.hpp"
 #include "table/seqlock.hpp"
 
 namespace hotloop::table {
@@ -56,6 +57,7 @@ struct Admission {
   CountFilter* counter = nullptr;
 };
 
+// Rows that had to leave for new ones, and new ones that a full table refused, in the order in which it was decided.
 struct Evicted {
   std::vector<std::uint64_t> keys, scores;
   std::vector<char> values;  // rows, without gaps
@@ -98,7 +100,7 @@ class Table {
   std::int64_t size() const { return size_.load(std::memory_order_relaxed); }
   std::int64_t capacity() const { return limit_.load(std::memory_order_relaxed); }
   std::int64_t slots() const { return index()->buckets() * Bucket::kSlots; }
-  std::int64_t bytes() const { return arena_.bytes() + static_cast<std::int64_t>(index()->bytes()); }
+  std::int64_t bytes() const;
 
   // found: (n,) out. Rows of values that are not found become 0. scores: optional, out.
   void find(Keys keys, Values values, std::uint8_t* found, std::uint64_t* scores) const;
@@ -106,6 +108,9 @@ class Table {
   void locate(Keys keys, std::uint32_t* rows) const;
   // Copies the row of a key that `locate` or `upsert` named, if it still is the key's.
   bool read(std::uint64_t key, std::uint32_t row, void* values) const;
+
+  // The score of a key's row, if it still is the key's.
+  bool score(std::uint64_t key, std::uint32_t row, std::uint64_t& score) const;
 
   // Notes a use of a key's row, if it still is the key's. at: position in the batch.
   bool use(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at);
@@ -151,7 +156,10 @@ class Table {
   void forget_erased(std::uint64_t until);
 
   // The number of a call: what LRU calls time.
-  std::uint64_t next_tick() { return tick_.fetch_add(1, std::memory_order_relaxed) + 1; }
+  std::uint64_t next_tick() {
+    const std::uint64_t tick = tick_.fetch_add(1, std::memory_order_relaxed) + 1;
+    return tick >= kMostTicks && settings_.strategy == Strategy::kEpochLru ? renumber() : tick;
+  }
   std::uint64_t tick() const { return tick_.load(std::memory_order_relaxed); }
   void set_tick(std::uint64_t tick) { tick_.store(tick, std::memory_order_relaxed); }
 
@@ -160,10 +168,13 @@ class Table {
     const std::lock_guard lock(index_mutex_);
     return index_;
   }
+  std::uint64_t hash_of(std::uint64_t key) const { return place_hash(key, settings_.hash_seed); }
   // Row of a key, or kNoRow.
   std::uint32_t row_of(const Index& index, std::uint64_t key, std::uint64_t hash) const {
-    return index.search(hash, [&](std::uint32_t r) { return arena_.key(r) == key; }).row;
+    return index.search(hash, [&](std::uint32_t r) { return arena_.holds(r, key); }).row;
   }
+  // Where a row that was found is no longer the key's.
+  std::uint32_t look_again(std::uint64_t key) const { return row_of(*index(), key, hash_of(key)); }
   // resolve(position, key, hash, row): `row` is the key's, or kNoRow where a quick look did not find one.
   template <class At, class Resolve>
   void look_up(const Index& index, std::int64_t count, std::int64_t row_bytes, At&& at, Resolve&& resolve) const;
@@ -171,6 +182,7 @@ class Table {
  private:
   friend class Evictor;
 
+  std::uint64_t renumber();
   void grow(std::int64_t rows);
   void rebuild(std::int64_t rows);
   std::int64_t limit_of(std::int64_t buckets) const;
@@ -200,8 +212,8 @@ class Table {
   struct Left {
     std::vector<std::int64_t> no_room, crossed;
   };
-  // end: behind the buckets that this thread has to itself, null if it has none.
-  void upsert_some(Index& index, const Bucket* end, const Upsert& call, const std::int64_t* positions, std::int64_t count,
+  // end: behind the buckets that this thread has to itself, null if it has none. whole: it has all of them.
+  void upsert_some(Index& index, const Bucket* end, bool whole, const Upsert& call, const std::int64_t* positions, std::int64_t count,
                    std::int64_t room_at_once, Outcome* outcomes, Left& left);
   void upsert_slice(const Upsert& call, const std::int64_t* positions, std::int64_t begin, std::int64_t count,
                     std::int64_t room_at_once, std::vector<std::int64_t>& deferred);
@@ -210,7 +222,7 @@ class Table {
   void upsert_within(const Upsert& call);
   void upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions);
   template <class If>
-  bool release(std::uint32_t row, std::uint64_t key, If&& condition);
+  bool release(std::uint32_t row, If&& condition);
   void note_erased(std::uint64_t key);
   void set_score(std::uint32_t row, std::uint64_t score);  // under the row's lock
 
@@ -280,12 +292,13 @@ void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_byt
     return p.bucket != nullptr;
   };
   const std::int64_t groups = (count + group_size - 1) / group_size;
+  const std::uint64_t seed = settings_.hash_seed;
   for (std::int64_t g = 0; g < groups + kLooks + 1; ++g) {
     Pending* const first = ring[g % kRing];
     for (int i = 0, n = size(g); i < n; ++i) {
       Pending& p = first[i];
       std::tie(p.position, p.key) = at(g * group_size + i);
-      p.hash = place_hash(p.key);
+      p.hash = place_hash(p.key, seed);
       p.bucket = index.home(p.hash);
       p.row = kNoRow;
       __builtin_prefetch(p.bucket);
@@ -306,7 +319,7 @@ void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_byt
     Pending* const last = ring[(g - kLooks - 1) % kRing];
     for (int i = 0, n = size(g - kLooks - 1); i < n; ++i) {
       Pending& p = last[i];
-      if (p.bucket != nullptr && (p.row == kNoRow || arena_.key(p.row) != p.key)) p.row = row_of(index, p.key, p.hash);
+      if (p.bucket != nullptr && (p.row == kNoRow || !arena_.holds(p.row, p.key))) p.row = row_of(index, p.key, p.hash);
       resolve(p.position, p.key, p.hash, p.row);
     }
   }
@@ -316,7 +329,7 @@ template <class Edit>
 bool Table::edit(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at, Edit&& edit) {
   const SeqLocks::Writing writing(locks_, row);
   char* const p = arena_.row(row);
-  if (load_relaxed<std::uint64_t>(p) != key) return false;
+  if (!arena_.holds(p, row, key)) return false;
   if constexpr (kWordByWord) {
     std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
     std::memcpy(copy.data(), p, copy.size());

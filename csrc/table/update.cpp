@@ -109,7 +109,7 @@ std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* ro
         done = table.edit(key, r, stamp, -1, [&](char* p) {
           apply(update.spec, dim, merged, p + table.layout().values, reinterpret_cast<float*>(p + table.layout().state), random);
         });
-        if (!done) r = table.row_of(*table.index(), key, place_hash(key));
+        if (!done) r = table.look_again(key);
       }
       if (!done) my_lost += occurrences;
     }

@@ -30,19 +30,10 @@ template <class Machine>
 class BasicTable : private Transfers<Machine> {
  public:
   BasicTable(const Settings& settings, Machine machine)
-      : Transfers<Machine>(std::move(machine)), settings_(settings), plan_(plan_of(settings)), keep_(machine_, false) {
-    const auto states = static_cast<std::int64_t>(settings.initial_state.size());
-    shape_.dim = settings.dim;
-    shape_.dtype = settings.dtype;
-    shape_.value_bytes = settings.dim * item_size(settings.dtype);
-    shape_.state = (shape_.value_bytes + 3) / 4 * 4;
-    shape_.states = states;
-    shape_.stride = (shape_.state + 4 * states + 15) / 16 * 16;
-    shape_.strategy = settings.strategy;
-    shape_.initializer = settings.initializer;
-    shape_.first = settings.first;
-    shape_.second = settings.second;
-    shape_.seed = settings.seed;
+      : Transfers<Machine>(std::move(machine)), settings_(settings), plan_(plan_of(settings)), keep_(machine_, false),
+        erasures_(settings.hash_seed) {
+    shape_ = shape_of(settings);
+    const std::int64_t states = shape_.states;
     const auto entered = machine_.enter();
     counters_ = keep_.template take<Counters>(1);
     machine_.fill(counters_.get(), 0, sizeof(Counters));
@@ -354,6 +345,7 @@ class BasicTable : private Transfers<Machine> {
       return m.parts[i].get();
     };
     m.store.buckets = static_cast<std::uint64_t>(buckets);
+    m.store.hash_seed = settings_.hash_seed;
     m.store.digests = reinterpret_cast<std::uint32_t*>(part(0, true, 1));
     m.store.keys = reinterpret_cast<std::uint64_t*>(part(1, true, 8));
     m.store.scores = reinterpret_cast<std::uint64_t*>(part(2, evicts(), 8));
@@ -398,6 +390,10 @@ class BasicTable : private Transfers<Machine> {
     return {memory_.store, shape_, keys, given, n, values, found, scores, rows, nullptr, missing};
   }
   Stamp stamp(const Moment& moment, bool exact) {
+    if (tick_ + 1 >= kMostTicks && settings_.strategy == Strategy::kEpochLru) {
+      run(Renumber{memory_.store});
+      tick_ = kMostTicks - kTicksTaken;
+    }
     return {moment.scores, moment.epoch, ++tick_, moment.time, static_cast<std::uint32_t>(generation_), exact};
   }
   WriteCall write_call(Write write, const Stamp& stamp) const {
@@ -466,7 +462,8 @@ class BasicTable : private Transfers<Machine> {
     const std::int64_t d = misses.d;
     const auto slot_of = scratch_.template take<std::uint32_t>(d);
     const bool keeps = d > 0 && evicts() && (call.keep_evicted || settings_.versions);
-    const Leaving leaving = keeps ? room_to_leave(d) : Leaving{};
+    Leaving leaving = keeps ? room_to_leave(d) : Leaving{};
+    leaving.gone.refused = call.keep_evicted && call.values.data != nullptr;
     auto room = scratch_.template take<char>(keeps ? machine_.select_room(d) : 1);
     const Matrix values = matrix(call.values, shape_.value_bytes);
 
@@ -506,7 +503,7 @@ class BasicTable : private Transfers<Machine> {
       const auto flags = scratch_.template take<std::uint8_t>(call.n);
       run(FlagMisses{call.rows, call.n, flags.get()});
       machine_.select(flags.get(), call.n, u.positions.get(), &counters_.get()->selected, scratch_);
-      run(HashMisses{call.keys, u.positions.get(), m, u.hashes.get()});
+      run(HashMisses{call.keys, u.positions.get(), m, u.hashes.get(), settings_.hash_seed});
       machine_.sort_hashes(u.hashes.get(), u.positions.get(), m, scratch_);
     }
     distinguish(call, u, m);
@@ -573,6 +570,7 @@ class BasicTable : private Transfers<Machine> {
                                       gone_keys_.get(), gone_scores_.get(), values});
     });
     if (!settings_.versions) return;
+    // Of refused keys nothing was there to erase: a replica that does erases nothing.
     const std::vector<std::uint64_t> keys = host(gone_keys_.get(), evicted_);
     erasures_.note(generation_, keys.data(), keys.size());
   }

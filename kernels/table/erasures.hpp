@@ -8,10 +8,13 @@
 #include <utility>
 #include <vector>
 
+#include "table/hash.hpp"
+
 namespace hotloop::table::gpu {
 
 class Erasures {
  public:
+  explicit Erasures(std::uint64_t seed) : hash_{seed} {}
   void note(std::uint64_t generation, const std::uint64_t* keys, std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) {
       if (kept_.size() >= kMost) {
@@ -25,7 +28,7 @@ class Erasures {
   // Each key once. Throws std::out_of_range if that is no longer known.
   std::vector<std::uint64_t> since(std::uint64_t generation) const {
     if (generation < from_) throw std::out_of_range("erasures that long ago are forgotten");
-    std::unordered_set<std::uint64_t> keys;
+    std::unordered_set<std::uint64_t, SeededHash> keys(0, hash_);
     for (const auto& [when, key] : kept_) {
       if (when > generation) keys.insert(key);
     }
@@ -43,6 +46,7 @@ class Erasures {
  private:
   static constexpr std::size_t kMost = std::size_t{1} << 21;  // 32 MiB, as the table of the CPU
 
+  SeededHash hash_;
   std::vector<std::pair<std::uint64_t, std::uint64_t>> kept_;  // (generation, key), oldest first
   std::uint64_t from_ = 0;                                     // what is known begins after this generation
 };

@@ -42,10 +42,11 @@ struct HashMisses {
   const std::uint32_t* positions;
   std::int64_t m;
   std::uint64_t* hashes;
+  std::uint64_t seed;
   std::int64_t warps() const { return blocks_of(m, kWarp); }
   HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
     const std::int64_t i = warp * kWarp + lane;
-    if (i < m) hashes[i] = place_hash(keys[positions[i]]);
+    if (i < m) hashes[i] = place_hash(keys[positions[i]], seed);
   }
 };
 // The first of equal hashes, which are equal keys: the hash is a bijection.
@@ -104,13 +105,14 @@ struct CountFill {
   }
 };
 
-// Who had to leave for distinct key k, and where the row is that leaves with it.
+// Who had to leave for distinct key k, and where the row is that leaves with it; or k itself, where it was refused.
 struct Gone {
   std::uint8_t* flags = nullptr;  // (d,), all 0 at first
   std::uint64_t* keys = nullptr;
   std::uint64_t* scores = nullptr;
   std::uint32_t* slots = nullptr;  // of a row from before this batch, or kNoRow
   std::uint32_t* fresh = nullptr;  // which distinct key of this batch it was
+  bool refused = false;            // a key that is not let in stands for itself
 };
 
 // A slot for each distinct key: a free one or, in a full bucket, that of the lowest (score, key). A lane has four slots
@@ -190,8 +192,10 @@ struct Settle {
       if (stamp.scores == nullptr) {
         given = static_cast<std::uint64_t>(end - first);
       } else {
-        for (std::int64_t i = first + lane; i < end; i += kWarp) given += uses_of(shape, stamp, misses.positions[i]);
-        given = warp_sum(given);
+        for (std::int64_t i = first + lane; i < end; i += kWarp) {
+          given = add_scores(given, uses_of(shape, stamp, misses.positions[i]));
+        }
+        given = warp_add_scores(given);
       }
     } else if (stamp.scores != nullptr) {
       given = stamp.scores[misses.last(k)];
@@ -228,7 +232,16 @@ struct Settle {
       owner = lower ? other_owner : owner;
     }
     // New keys of LFU begin low; refused, none would ever get in.
-    if (low_at == kNoRow || (shape.strategy != Strategy::kLfu && score < low_score)) return -1;
+    if (low_at == kNoRow || (shape.strategy != Strategy::kLfu && score < low_score)) {
+      if (lane == 0 && gone.refused) {
+        gone.flags[k] = 1;
+        gone.keys[k] = misses.key(k);
+        gone.scores[k] = score;
+        gone.slots[k] = kNoRow;
+        gone.fresh[k] = static_cast<std::uint32_t>(k);
+      }
+      return -1;
+    }
     if (lane == 0) {
       if (owner != kNoRow) slot_of[owner] = kNoRow;
       if (gone.flags != nullptr) {
@@ -365,7 +378,7 @@ struct Split {
       const std::int64_t slot = first + e * kWarp + lane;
       const unsigned char digest = *digest_at(from, slot);
       const std::uint64_t key = from.keys[slot];
-      const auto side = static_cast<int>(bucket_of(place_hash(key), to.buckets) & 1u);
+      const auto side = static_cast<int>(bucket_of(place_hash(key, to.hash_seed), to.buckets) & 1u);
       const std::uint32_t even = cuda::ballot(digest != 0 && side == 0), odd = cuda::ballot(digest != 0 && side == 1);
       const std::uint32_t below = (1u << lane) - 1u;
       const int rank = filled[side] + cuda::count_bits((side == 0 ? even : odd) & below);

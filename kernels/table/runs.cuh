@@ -99,9 +99,9 @@ struct RunWriter {
   HOTLOOP_BOTH std::uint64_t uses(std::int64_t first, std::int64_t count, int lane) const {
     std::uint64_t sum = 0;
     for (std::int64_t c = lane; c < count; c += kWarp) {
-      sum += uses_of(call.shape, call.stamp, call.runs.positions[first + c]);
+      sum = add_scores(sum, uses_of(call.shape, call.stamp, call.runs.positions[first + c]));
     }
-    return warp_sum(sum);
+    return warp_add_scores(sum);
   }
 
   // The whole run is known: writes the row. `last`: the last of its positions.
@@ -193,8 +193,10 @@ struct WriteSpans : RunWriter<Storage> {
     }
     std::uint64_t uses = 0;
     if (call.counts()) {
-      for (std::int64_t t = tile + 1 + lane; t <= last_tile; t += kWarp) uses += call.part_uses[2 * t];
-      uses = warp_sum(uses) + call.part_uses[2 * tile + 1];
+      for (std::int64_t t = tile + 1 + lane; t <= last_tile; t += kWarp) {
+        uses = add_scores(uses, call.part_uses[2 * t]);
+      }
+      uses = add_scores(warp_add_scores(uses), call.part_uses[2 * tile + 1]);
     }
     const std::int64_t begin = last_tile * kTile, limit = begin + kTile < runs.n ? begin + kTile : runs.n;
     const std::int64_t end = begin + runs.length(begin, limit, lane);

@@ -26,6 +26,17 @@ struct FlagSlots {
   }
 };
 
+// See Table::renumber. What free slots hold does not matter.
+struct Renumber {
+  static constexpr std::int64_t kScratch = 0;
+  Store store;
+  std::int64_t warps() const { return blocks_of(store.slots(), kWarp); }
+  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
+    const std::int64_t slot = warp * kWarp + lane;
+    if (slot < store.slots()) store.scores[slot] = renumbered(store.scores[slot]);
+  }
+};
+
 struct EraseSlots {
   static constexpr std::int64_t kScratch = 0;
   Store store;

@@ -35,8 +35,25 @@ struct Shape {
   const float* initial_state = nullptr;  // (states,)
 };
 
+inline Shape shape_of(const Settings& settings) {
+  Shape s;
+  s.dim = settings.dim;
+  s.dtype = settings.dtype;
+  s.value_bytes = settings.dim * item_size(settings.dtype);
+  s.state = (s.value_bytes + 3) / 4 * 4;
+  s.states = static_cast<std::int64_t>(settings.initial_state.size());
+  s.stride = (s.state + 4 * s.states + 15) / 16 * 16;
+  s.strategy = settings.strategy;
+  s.initializer = settings.initializer;
+  s.first = settings.first;
+  s.second = settings.second;
+  s.seed = settings.seed;
+  return s;
+}
+
 struct Store {
   std::uint64_t buckets = 0;
+  std::uint64_t hash_seed = kPlaceSeed;
   std::uint32_t* digests = nullptr;   // four slots a word
   std::uint64_t* keys = nullptr;
   std::uint64_t* scores = nullptr;    // null without a strategy
@@ -80,7 +97,7 @@ HOTLOOP_BOTH inline std::uint32_t locate(const Store& s, std::uint64_t key, bool
   const int part = lane % kGroup;
   std::uint32_t slot = kNoRow;
   if (wanted) {
-    const std::uint64_t hash = place_hash(key);
+    const std::uint64_t hash = place_hash(key, s.hash_seed);
     const std::uint32_t pattern = digest_of(hash) * 0x01010101u;
     const auto first = static_cast<std::int64_t>(bucket_of(hash, s.buckets)) * kSlots + part * 16;
     const Quad digests = cuda::read_global(reinterpret_cast<const Quad*>(s.digests + first / 4));
@@ -188,6 +205,10 @@ HOTLOOP_INLINE void touch(const Store& s, const Shape& shape, const Stamp& stamp
 
 HOTLOOP_INLINE std::uint64_t warp_sum(std::uint64_t x) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) x += cuda::shuffle_xor(x, distance);
+  return x;
+}
+HOTLOOP_INLINE std::uint64_t warp_add_scores(std::uint64_t x) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x = add_scores(x, cuda::shuffle_xor(x, distance));
   return x;
 }
 

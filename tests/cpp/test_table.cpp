@@ -85,7 +85,7 @@ bool consistent(const Table& table) {
     if (!table.arena().live(r)) continue;
     ++live;
     const std::uint64_t key = table.arena().key(r);
-    if (table.row_of(*table.index(), key, place_hash(key)) != r) return false;
+    if (table.row_of(*table.index(), key, table.hash_of(key)) != r) return false;
   }
   return live == table.size();
 }
@@ -119,6 +119,72 @@ TEST(a_fresh_slot_that_is_taken_but_not_filled_is_nobodys) {
   Index index(1);
   CHECK(index.home(0)->claim() == 0);
   CHECK(!index.search(0, [](std::uint32_t row) { return row == 0; }));
+}
+
+TEST(more_keys_go_past_a_bucket_than_can_be_counted) {
+  // The count of 19 bits wrapped to 0, where a search ends. At the top it stays, since it is not known any more.
+  Index index(2);
+  Bucket& home = *index.home(0);
+  index.place(0, 1);
+  const std::uint32_t used = home.read_header();
+  for (int i = 0; i < (1 << 19) + 3; ++i) {
+    home.passed(true);
+    CHECK(home.read_header() >= Bucket::kPassed + used);
+  }
+  CHECK(home.read_header() == (Bucket::kMostPassed | used));
+  home.passed_alone();
+  CHECK(home.read_header() == (Bucket::kMostPassed | used));
+  for (int i = 0; i < 1 << 19; ++i) home.passed(false);
+  CHECK(home.read_header() == (Bucket::kMostPassed | used));
+  Bucket& other = *index.next(&home);
+  for (int i = 0; i < 9; ++i) other.passed(true);
+  for (int i = 0; i < 9; ++i) other.passed(false);
+  CHECK(other.read_header() == 0);
+}
+
+TEST(a_freed_row_is_no_keys) {
+  // Whatever its last owners were: ~key of the last one could be asked for.
+  Table table(plain());
+  for (const std::uint64_t key : {7ull, 0ull, ~7ull, ~0ull}) {
+    std::uint64_t random = 1;
+    Batch b(random, key, 1, 1, 0);
+    insert(table, b);
+    const std::uint32_t row = b.rows[0];
+    float out[kDim];
+    CHECK(table.read(key, row, out) && table.arena().holds(row, key));
+    table.erase(b.view(), b.found.data());
+    for (const std::uint64_t other : {7ull, 0ull, ~7ull, ~0ull}) {
+      CHECK(!table.read(other, row, out) && !table.use(other, row, {}, 0));
+      CHECK(!table.edit(other, row, {}, -1, [](char*) {}));
+    }
+    CHECK(!table.read(0, row + 1, out));  // memory that was never a row
+  }
+}
+
+TEST(candidates_for_eviction_take_bounded_memory) {
+  Table table(settings(Strategy::kCustom, 1000));
+  std::vector<std::uint64_t> keys(1000), scores(1000);
+  std::vector<std::uint32_t> rows(1000);
+  for (std::uint64_t i = 0; i < 1000; ++i) keys[i] = i, scores[i] = 1'000'000 + i;
+  const auto use = [&](std::int64_t n) {
+    table.upsert({.keys = {keys.data(), n}, .stamp = {.scores = scores.data()}, .rows = rows.data()});
+  };
+  use(1000);
+  keys[0] = 5000;
+  use(1);  // somebody leaves, so candidates are kept from here on
+  keys[0] = 0;
+  const std::int64_t before = table.bytes();
+  for (std::uint64_t round = 0; round < 500; ++round) {
+    for (std::uint64_t i = 1; i < 1000; ++i) scores[i] = 100'000 - round * 7 + i % 3;
+    use(1000);
+  }
+  CHECK(table.bytes() - before < 100'000);
+}
+
+TEST(hashes_of_standard_containers_know_a_seed) {
+  std::uint64_t same = 0;
+  for (std::uint64_t i = 1; i < 1000; ++i) same += SeededHash{5}(i * 107897) % 107897 == SeededHash{5}(0) % 107897;
+  CHECK(same < 10);
 }
 
 void writers_erasers_and_growers(const Settings& s, int writers) {

@@ -58,7 +58,7 @@ class Model {
     std::map<std::uint64_t, std::vector<std::size_t>> unknown;  // by hash
     for (std::size_t i = 0; i < keys.size(); ++i) {
       const auto at = rows.find(keys[i]);
-      if (at == rows.end()) unknown[place_hash(keys[i])].push_back(i);
+      if (at == rows.end()) unknown[place_hash(keys[i], kPlaceSeed)].push_back(i);
       else use(at->second, i, values, scores, epoch, time, tick, false);
     }
     std::vector<Gone> gone;
@@ -68,13 +68,16 @@ class Model {
       for (const std::size_t i : positions) use(row, i, values, scores, epoch, time, tick, i == positions[0]);
       std::vector<Key> mates;
       for (const auto& [k, r] : rows) {
-        if (bucket_of(place_hash(k), buckets_) == bucket_of(hash, buckets_)) mates.push_back(k);
+        if (bucket_of(place_hash(k, kPlaceSeed), buckets_) == bucket_of(hash, buckets_)) mates.push_back(k);
       }
       if (mates.size() >= most_) {
         const Key low = *std::min_element(mates.begin(), mates.end(), [&](Key a, Key b) {
           return std::pair(rows[a].score, a) < std::pair(rows[b].score, b);
         });
-        if (s_.strategy != Strategy::kLfu && row.score < rows[low].score) continue;
+        if (s_.strategy != Strategy::kLfu && row.score < rows[low].score) {
+          if (values != nullptr) gone.push_back({key, row.score, row.values});
+          continue;
+        }
         gone.push_back({low, rows[low].score, rows[low].values});
         rows.erase(low);
       }
@@ -194,7 +197,7 @@ Settings settings_of(std::int64_t dim, Strategy strategy = Strategy::kNone, std:
 std::vector<Key> bucket_mates(std::size_t n, std::uint64_t buckets, std::uint64_t bucket) {
   std::vector<Key> keys;
   for (Key k = 0; keys.size() < n; ++k) {
-    if (bucket_of(place_hash(k), buckets) == bucket) keys.push_back(k);
+    if (bucket_of(place_hash(k, kPlaceSeed), buckets) == bucket) keys.push_back(k);
   }
   return keys;
 }
@@ -344,6 +347,47 @@ TEST(evictions_against_buckets_of_a_map) {
       for (const std::uint64_t score : f.scores) CHECK(score == 0 || strategy != Strategy::kNone);
     }
     CHECK(left > 0 && refused > 0);
+  }
+}
+
+TEST(the_seed_decides_the_bucket) {
+  // Keys that share a bucket under one seed are spread under another.
+  const std::uint64_t buckets = 8;
+  std::vector<Key> keys;
+  for (Key k = 0; keys.size() < 200; ++k) {
+    if (bucket_of(place_hash(k, 1), buckets) == 3) keys.push_back(k);
+  }
+  for (const std::uint64_t seed : {1u, 2u}) {
+    Settings s = settings_of(3, Strategy::kLru, static_cast<std::int64_t>(buckets) * kSlots);
+    s.capacity = s.max_rows;
+    s.hash_seed = seed;
+    EmulatedTable t(s, EmulatedMachine{});
+    CHECK(t.slots() == static_cast<std::int64_t>(buckets) * kSlots);
+    upsert(t, keys);
+    CHECK(t.size() == (seed == 1 ? kSlots : 200));
+    std::int64_t there = 0;
+    for (const std::uint8_t f : find(t, keys).found) there += f;
+    CHECK(there == t.size());
+  }
+}
+
+TEST(scores_stay_at_the_top_and_clocks_go_on) {
+  constexpr std::uint64_t kTop = 0x7FFFFFFFFFFFFFFFu;
+  EmulatedTable uses(settings_of(3, Strategy::kLfu, 100), EmulatedMachine{});
+  const std::vector<Key> keys(300, 7);  // more than a tile
+  const std::vector<std::uint64_t> scores(keys.size(), kTop - 5);
+  for (int round = 0; round < 2; ++round) {
+    upsert(uses, keys, nullptr, &scores);
+    CHECK(content(uses).at(7).score == kTop);
+  }
+  EmulatedTable clock(settings_of(3, Strategy::kEpochLru, 100), EmulatedMachine{});
+  upsert(clock, {1}, nullptr, nullptr, 1);
+  clock.set_tick(0xFFFFFFFBu);
+  for (Key k = 2; k < 9; ++k) upsert(clock, {k}, nullptr, nullptr, 1);
+  std::uint64_t before = 0;
+  for (const auto& [key, row] : content(clock)) {
+    CHECK(row.score >> 32 == 1 && (key == 1 || row.score > before));
+    before = row.score;
   }
 }
 

@@ -53,6 +53,7 @@ class Model:
                 lowest = min(self.rows, key=lambda k: (self.score[k], k % 2**64))
                 if self.strategy != "lfu" and score < self.score[lowest]:
                     self.refused += 1
+                    gone.append((key, values[i], score))
                     continue
                 gone.append((lowest, self.rows.pop(lowest), self.score.pop(lowest)))
             self.rows[key], self.score[key] = values[i], score
@@ -80,6 +81,7 @@ def test_the_lowest_score_leaves_first(strategy, bound, threads):
         if strategy == "custom" or (strategy in ("lfu", "epoch_lfu") and step % 2):
             scores = rng.integers(0, 6 if strategy != "custom" else 2**62, n)
         epoch = int(rng.integers(max(0, step // 50 - 1), step // 50 + 1))
+        refused = model.refused
         gone = model.upsert(
             keys.tolist(), values.tolist(), None if scores is None else scores.tolist(), epoch
         )
@@ -90,7 +92,7 @@ def test_the_lowest_score_leaves_first(strategy, bound, threads):
         else:
             done = table.insert_or_assign(keys, values[:, None], scores=scores, epoch=epoch)
             assert done.tolist() == [key in model.rows for key in keys.tolist()]
-        evictions += len(gone)
+        evictions += len(gone) - (model.refused - refused)
         if step % 10 == 0 and model.rows:  # erased rows are nobody's victims
             victim = np.array([next(iter(model.rows))])
             assert table.erase(victim).all()
@@ -133,6 +135,20 @@ def test_many_evictions_in_one_batch_and_one_scan():
     table.assign(order[4000:4001], np.zeros((1, 1), np.float32), scores=np.array([1]))
     out = table.insert_and_evict(fresh[:2] + n, np.ones((2, 1), np.float32), scores=fresh[:2])
     assert out.keys.tolist() == [order[4000], order[n + 1]]
+
+
+def test_refused_pairs_are_handed_back_where_they_were_refused():
+    """As HierarchicalKV: what is not in the table is in the second store that the caller keeps."""
+    table = Table(1, max_capacity=2, evict_strategy="custom")
+    keys, scores = np.array([1, 2, 3, 4, 5, 3]), np.array([50, 60, 7, 55, 8, 9])
+    values = np.arange(10.0, 16.0, dtype=np.float32)[:, None]
+    out = table.insert_and_evict(keys, values, scores=scores)
+    assert out.keys.tolist() == [3, 1, 5, 3]
+    assert out.values.ravel().tolist() == [12.0, 10.0, 14.0, 15.0]
+    assert out.scores.tolist() == [7, 50, 8, 9]
+    second = dict(zip(out.keys.tolist(), out.values.ravel().tolist()))
+    second |= dict(zip(table.export().keys.tolist(), table.export().values.ravel().tolist()))
+    assert second == dict(zip(keys.tolist(), values.ravel().tolist()))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -342,4 +342,4 @@ def test_the_docs_state_the_constants():
         assert value in text, value
     for value in ("BF16", _snapshot.MANIFEST, _snapshot.FORMAT, _parts.FORMAT, str(_parts.VERSION)):
         assert value in text, value
-    assert json.dumps(_snapshot._PREFIX.decode())[1:-1].replace('\\"', '"') in text
+    assert json.dumps(_snapshot.PREFIX.decode())[1:-1].replace('\\"', '"') in text

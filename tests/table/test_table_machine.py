@@ -102,7 +102,7 @@ class TableMachine(RuleBasedStateMachine):
         return {"lru": self.tick, "lfu": before + given, "custom": given}.get(self.strategy, 0)
 
     def upsert(self, keys, values, time, scores=None):
-        """values: one per key, or None (new rows are ones). Returns who was evicted and which are in."""
+        """values: one per key, or None (new rows are ones). Returns who was evicted or refused."""
         self.tick += 1
         gone = []
         known = [i for i, key in enumerate(keys) if key in self.model]
@@ -114,6 +114,7 @@ class TableMachine(RuleBasedStateMachine):
             if fresh and self.bound is not None and len(self.model) == self.bound:
                 low = min(self.model, key=lambda k: (self.scores[k], k % 2**64))
                 if self.strategy != "lfu" and score < self.scores[low]:
+                    gone.append((key, None if values is None else tuple(values[i]), score))
                     continue
                 gone.append((low, self.model.pop(low)[0], self.scores.pop(low)))
             before = ((1.0,) * DIM, 0) if fresh else self.model[key]

@@ -112,6 +112,9 @@ def test_saving_and_loading_hold_one_part_and_one_block(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 2.5 * part  # the loop's block, the next part
         tracemalloc.reset_peak()
         verify(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * part
+        tracemalloc.reset_peak()
+        assert sum(len(found["keys"]) for found in load(tmp_path, mapped=True)[1]) == 20 * part // 8
         assert tracemalloc.get_traced_memory()[1] < block
     finally:
         tracemalloc.stop()

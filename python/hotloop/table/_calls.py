@@ -102,9 +102,12 @@ class Calls:
             raise ValueError(
                 f"[{op}] optimizer: expected a table made with one, got None. Pass Table(..., optimizer=...)."
             )
-        if chosen.state_layout(self.dim) != self.optimizer.state_layout(self.dim):
+        # Two rules may keep as many numbers per row and mean something else by them.
+        layouts = chosen.state_layout(self.dim), self.optimizer.state_layout(self.dim)
+        if type(chosen) is not type(self.optimizer) or layouts[0] != layouts[1]:
             raise ValueError(
-                f"[{op}] optimizer: expected the state of {type(self.optimizer).__name__}, got {chosen!r}."
+                f"[{op}] optimizer: expected the state of {type(self.optimizer).__name__}, got {chosen!r}. "
+                "Pass the table's own rule with other numbers."
             )
         return chosen._rule()
 

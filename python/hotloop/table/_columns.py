@@ -48,8 +48,21 @@ def mask(op: str, name: str, value: Any, keys: Any) -> Any:
 
 def scores(op: str, value: Any, keys: Any) -> Any:
     _arrays.checked(op, "scores", value, ("int64", "uint64"), 1)
+    unsigned = _arrays.dtype(value) == "uint64"
     _like_keys(op, "scores", value, keys)
-    return _keys.as_int64(value)
+    value = _keys.as_int64(value)
+    if value.shape[0] and (lowest := _least(value)) < 0:
+        raise ValueError(
+            f"[{op}] scores: expected 0 to 2^63 - 1, got {lowest % 2**64 if unsigned else lowest}. "
+            "The lowest score is evicted first: shift them to be positive."
+        )
+    return value
+
+
+def _least(value: Any) -> int:
+    if _arrays.device(value) != "cpu":
+        return int(value.min())
+    return int(_native.core().table_least(int(value.shape[0]), _arrays.exported(value)))
 
 
 def _like_keys(op: str, name: str, value: Any, keys: Any) -> None:
@@ -81,6 +94,7 @@ def given_values(op: str, values: Any, keys: Any, table: Calls) -> Any:
 def stored(op: str, values: Any, keys: Any, table: Calls) -> Any:
     """Values as the table stores them: the same type, or float32 converted (round to nearest even)."""
     values = given_values(op, values, keys, table)
+    check_fits(op, values, table.dtype)
     given = _arrays.dtype(values)
     if table.dtype == "int8":
         if given == "float32":
@@ -125,21 +139,132 @@ def gradients(op: str, grads: Any, keys: Any, shape: tuple[int, int]) -> Any:
     return _matrix(op, "grads", grads, keys, shape, ("float32",))
 
 
-def _finite(grads: Any) -> bool:
-    """Waits for the device where ``grads`` is on one."""
-    if _arrays.device(grads) == "cpu":
-        return bool(_native.core().table_all_finite(_arrays.exported(grads)))
-    library = sys.modules[_arrays.kind("finite", "grads", grads)]
-    return bool(library.isfinite(grads).all())
+LIMITS = {
+    "float32": float("inf"),
+    "float16": 65520.0,
+    "bfloat16": (2 - 2**-8) * 2.0**127,
+    "int8": float("inf"),
+}
+"""What is as large as this, or larger, rounds to infinity."""
+MOST_SUM = 1e15
+"""Of the gradients of one key: float32 holds the sum of a hundred million squares of it, of any width."""
 
 
-def check_finite(op: str, grads: Any) -> None:
-    if grads.shape[0] and not _finite(grads):
-        numbers = _arrays.to_numpy(grads)
-        row, column = np.argwhere(~np.isfinite(numbers))[0]
+def _largest(x: Any) -> float:
+    """The largest size among the numbers, NaN or infinite where one is; waits for the device where ``x`` is on one."""
+    if not (x.shape[0] and x.shape[-1]):
+        return 0.0
+    if _arrays.device(x) == "cpu" and _arrays.dtype(x) == "float32":
+        return float(
+            _native.core().table_largest(_arrays.exported(x if x.ndim == 2 else x[:, None]))
+        )
+    return float(abs(x).max())  # NaN in all libraries if there is one
+
+
+def _finite(x: Any) -> bool:
+    return _largest(x) < float("inf")
+
+
+def _first(bad: np.ndarray, x: Any) -> tuple[Any, list[int]]:
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    return _arrays.to_numpy(x)[at], list(at)
+
+
+def check_fits(op: str, values: Any, dtype: str) -> None:
+    limit = LIMITS[dtype]
+    if not _largest(values) < limit:
+        numbers = np.abs(np.asarray(_arrays.to_numpy(values), np.float32))
+        got, at = _first(~(numbers < limit), values)
+        below = "" if np.isinf(limit) else f", below {limit:.6g} in size"
         raise ValueError(
-            f"[{op}] grads: expected finite numbers, got {numbers[row, column]} at [{row}, {column}]. "
+            f"[{op}] values: expected finite numbers of {dtype}{below}, got {got} at {at}. Nothing was written; "
+            "clip them or leave these rows out."
+        )
+
+
+def check_added(op: str, table: Calls, keys: Any, values: Any, rows: Any) -> None:
+    """Refuse values whose sums with the rows that are there, in order, would not be finite."""
+    limit = LIMITS[table.dtype]
+    bound = limit if np.isfinite(limit) else float(np.finfo(np.float32).max)
+    given, n = _largest(values), int(keys.shape[0])
+    if _largest(rows) + given * n < bound:
+        return
+    k, v, sums = (np.asarray(_arrays.to_numpy(x)) for x in (keys, values, rows))
+    distinct, first, inverse = np.unique(k, return_index=True, return_inverse=True)
+    sizes = np.abs(sums[first].astype(np.float64))
+    np.add.at(sizes, inverse.reshape(-1), np.abs(v.astype(np.float64)))
+    bad = ~(sizes < bound)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
+        raise ValueError(
+            f"[{op}] values: expected sums that {table.dtype} holds, got up to {sizes[row].max():.6g} for key "
+            f"{distinct[row]}. Nothing was written; add less at once, or use a wider dtype."
+        )
+
+
+def check_gradients(
+    op: str,
+    grads: Any,
+    keys: Any,
+    offsets: Any = None,
+    weights: Any = None,
+    mode: str = "sum",
+    sizes: Any = None,
+    largest: Any = None,
+) -> None:
+    """Refuse what would leave rows or state that are not finite, before anything is written."""
+    if not grads.shape[0]:
+        return
+    weight = 1.0
+    if weights is not None and weights.shape[0]:
+        weight = _largest(weights)
+        if not weight < float("inf"):
+            got, at = _first(~np.isfinite(_arrays.to_numpy(weights)), weights)
+            raise ValueError(
+                f"[{op}] per_sample_weights: expected finite numbers, got {got} at {at}. Nothing was written."
+            )
+    most = _largest(grads)
+    if not most < float("inf"):
+        got, at = _first(~np.isfinite(_arrays.to_numpy(grads)), grads)
+        raise ValueError(
+            f"[{op}] grads: expected finite numbers, got {got} at {at}. "
             "Nothing was written; clip or skip this batch."
+        )
+    if most * weight * int(keys.shape[0]) <= MOST_SUM:
+        return
+    given = (None if x is None else _arrays.to_numpy(x) for x in (offsets, weights, sizes, largest))
+    _check_sums(op, _arrays.to_numpy(grads), _arrays.to_numpy(keys), mode, *given)
+
+
+def _check_sums(
+    op: str,
+    grads: np.ndarray,
+    keys: np.ndarray,
+    mode: str,
+    offsets: np.ndarray | None,
+    weights: np.ndarray | None,
+    sizes: np.ndarray | None,
+    largest: np.ndarray | None,
+) -> None:
+    """The sums themselves, in float64: they are near the bound, which no training is."""
+    n = len(keys)
+    bag = np.arange(n) if offsets is None else np.repeat(np.arange(len(grads)), np.diff(offsets))
+    each = grads[bag].astype(np.float64)
+    if mode == "max" and largest is not None:
+        each = np.where(largest[bag] == np.arange(n)[:, None], each, 0.0)
+    elif weights is not None:
+        each *= weights[:, None]
+    if mode == "mean" and sizes is not None:
+        each /= np.maximum(sizes[bag], 1)[:, None]
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    sums = np.zeros((len(distinct), grads.shape[1]))
+    np.add.at(sums, inverse.reshape(-1), each)
+    bad = np.abs(sums) > MOST_SUM
+    if bad.any():
+        got, at = _first(bad, sums)
+        raise ValueError(
+            f"[{op}] grads: expected sums per key up to {MOST_SUM:g} in size, got {got:.6g} for key "
+            f"{distinct[at[0]]}. Nothing was written; clip them, or divide them by the loss scale first."
         )
 
 

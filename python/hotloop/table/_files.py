@@ -14,13 +14,14 @@ import mmap
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._parts import Buffer
+from ._parts import BEGINNING, Buffer, FormatError, begins_well
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 
@@ -78,20 +79,60 @@ def write_new(path: PathLike, buffers: Iterable[Buffer], *, op: str = "write_new
         return fd
 
 
-def read(path: PathLike, *, mapped: bool = False) -> Any:
-    """The bytes of a file, copied or mapped."""
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if mapped and size:
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: PathLike, *, op: str = "read") -> int:
+    """The descriptor of a file to read; what is no file is refused, and nothing waits for a writer to a pipe.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FormatError: it is a directory, a pipe, a socket or a device.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    got = next((name for test, name in _KINDS if test(mode)), "something else")
+    raise FormatError(
+        f"[{op}] {os.fspath(path)}: expected a regular file, got {got}. Correct the path, or fetch the file again."
+    )
+
+
+def read(path: PathLike, *, mapped: bool = False, op: str = "read") -> Any:
+    """The bytes of a file, copied or mapped; of one that begins as no file of this room can, only its beginning.
+
+    A copied file that shrinks meanwhile is short; under the views of a mapped one the process dies.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FormatError: it is no regular file.
+    """
+    fd = open_regular(path, op=op)
+    try:
+        size = os.fstat(fd).st_size
+        start = os.pread(fd, BEGINNING, 0)
+        if not begins_well(start, size):
+            return memoryview(start)
+        if mapped:
+            return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
         data = np.empty(size, np.uint8)  # unlike a bytearray, not written before it is read into
         filled = 0
         while filled < size:
-            got = file.readinto(data[filled:].data)
+            got = os.preadv(fd, [data[filled:].data], filled)
             if not got:
                 break
             filled += got
         return data[:filled].data
+    finally:
+        os.close(fd)
 
 
 def sync_directory(directory: PathLike) -> None:

@@ -106,11 +106,11 @@ class Held:
 
     def step(self, op: str, optimizer: RowOptimizer | None, summed: bool) -> int:
         rule, entries = self.rule(op, optimizer), self.scaled()
-        for saved in entries:
-            _columns.check_finite(op, saved[0])
-        self.drop()
         if summed and entries:
             entries = [_kept.joined(entries)]
+        for saved in entries:
+            check(op, self, saved)
+        self.drop()
         return sum(apply(self, rule, saved) for saved in entries)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -234,10 +234,18 @@ def _backward(
         bags = _bags(held, ids, offsets, weights)
         held.table._native.weight_gradient(bags, x(kept), x(grad), x(grad_weights))
     if of_rows and n and rows.numel() == n:  # what has no elements has no address either
+        saved = (grad, ids, offsets, weights, rows, sizes, largest)
         if held.fused:
-            _columns.check_finite("HashEmbedding.backward", grad)
-        _moves.after_backward(held, (grad, ids, offsets, weights, rows, sizes, largest))
+            check("HashEmbedding.backward", held, saved)
+        _moves.after_backward(held, saved)
     return grad_weights
+
+
+def check(op: str, held: Held, saved: tuple[Any, ...]) -> None:
+    """Refuse gradients that would leave rows which are not finite."""
+    grad, ids, offsets, weights, _, sizes, largest = saved
+    top = largest if held.mode == "max" else None
+    _columns.check_gradients(op, grad, ids, offsets, weights, held.mode, sizes, top)
 
 
 def apply(held: Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:

@@ -201,6 +201,19 @@ def encode(
     return [head[:DIGITS] + digits + head[BODY:], *body]
 
 
+MANIFEST_PREFIX = b'{\n "hotloop_crc32": "'
+"""What the manifest of a snapshot begins with."""
+MAX_MANIFEST = 256 << 20  # a part of 64 MiB takes 150 bytes of it: 100 TB
+BEGINNING = max(BODY, len(MANIFEST_PREFIX))
+
+
+def begins_well(start: bytes, size: int) -> bool:
+    """Whether the first bytes are those of a file of this room, of a size that such a file can have."""
+    if start.startswith(MANIFEST_PREFIX):
+        return size <= MAX_MANIFEST
+    return start[8:DIGITS] == PREFIX and int.from_bytes(start[:8], "little") <= MAX_HEADER
+
+
 def decode(
     buffer: Any, what: str, *, op: str = "decode", newest: int = VERSION
 ) -> tuple[dict[str, Array], dict[str, str]]:
@@ -224,7 +237,7 @@ def decode(
             f"got {found.decode()}{_size_note(view, text)}. {DAMAGED}"
         )
     try:
-        header = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse)
+        header = json.loads(text, object_pairs_hook=distinct, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise FormatError(
             f"[{op}] {what}: expected a JSON header, got {error}. {DAMAGED}"
@@ -278,16 +291,20 @@ def _header(view: memoryview, what: str, op: str) -> bytes:
         raise FormatError(
             f"[{op}] {what}: expected at least {BODY} bytes, got {len(view)}. {DAMAGED}"
         )
-    length = int.from_bytes(view[:8], "little")
-    if length > min(len(view) - 8, MAX_HEADER):
-        raise FormatError(
-            f"[{op}] {what}: expected a header of at most {min(len(view) - 8, MAX_HEADER)} bytes in a file of "
-            f"{len(view)}, got {length}. {DAMAGED}"
-        )
     if view[8:DIGITS] != PREFIX:
         raise FormatError(
             f"[{op}] {what}: expected the header to start with {PREFIX.decode()}, "
             f"got {bytes(view[8:DIGITS])!r}. Another program wrote the file, or it is damaged: fetch it again."
+        )
+    length = int.from_bytes(view[:8], "little")
+    if length > MAX_HEADER:
+        raise FormatError(
+            f"[{op}] {what}: expected a header of at most {MAX_HEADER} bytes, got {length}. {DAMAGED}"
+        )
+    if length > len(view) - 8:
+        raise FormatError(
+            f"[{op}] {what}: expected a header of at most {len(view) - 8} bytes in a file of "
+            f"{len(view)}, got {length}. {DAMAGED}"
         )
     return bytes(view[8 : 8 + length])
 
@@ -303,18 +320,18 @@ def _size_note(view: memoryview, text: bytes) -> str:
     return f" (its header promises {size} bytes)" if size != len(view) else ""
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name given twice")
     return found
 
 
-def _refuse(text: str) -> Any:
+def refuse_constant(text: str) -> Any:
     raise ValueError(f"the number {text}")
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
@@ -336,13 +353,13 @@ def _arrays(header: dict[str, Any], body: memoryview, what: str, op: str) -> dic
         if (
             not isinstance(shape, list)
             or len(shape) > MAX_NDIM
-            or not all(_is_count(n) for n in shape)
+            or not all(is_count(n) for n in shape)
         ):
             raise refuse(name, "a shape", shape)
         if (
             not isinstance(offsets, list)
             or len(offsets) != 2
-            or not all(_is_count(n) for n in offsets)
+            or not all(is_count(n) for n in offsets)
         ):
             raise refuse(name, "two data_offsets", offsets)
         size = outer = storage(entry["dtype"]).itemsize

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _numbers
-from . import _columns, _delta, _replicas, _snapshot, filters, initializers, optimizers
-from ._parts import FormatError
+from . import _columns, _delta, _replicas, _snapshot, filters
+from . import _config as _config_of
 
 if TYPE_CHECKING:
     from .table import Table
@@ -20,13 +20,6 @@ _BLOCK = 1 << 14  # rows read at a time: a few MB
 
 def _named(kind: Any) -> dict[str, Any] | None:
     return None if kind is None else {"name": type(kind).__name__, **dataclasses.asdict(kind)}
-
-
-def _made(module: Any, stored: dict[str, Any] | None) -> Any:
-    if stored is None:
-        return None
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "name"}
-    return getattr(module, stored["name"])(**fields)
 
 
 def _config(table: Table, position: int, own_mark: bool) -> dict[str, Any]:
@@ -46,6 +39,7 @@ def _config(table: Table, position: int, own_mark: bool) -> dict[str, Any]:
         "initializer": jsonable(table.initializer),
         "track": list(table.track),
         "value_range": table.value_range,
+        "hash_seed": table.hash_seed,
         "table_id": table.table_id,
         "position": position,
         "own_mark": own_mark,
@@ -73,37 +67,6 @@ def _filed_admission(table: Table) -> Any:
         return state, [] if cells is None else [{"cells": cells.reshape(-1)}]
 
     return None if table.admission is None else filed
-
-
-def _made_admission(op: str, filed: tuple[dict[str, Any], list[dict[str, Any]]] | None) -> Any:
-    if filed is None:
-        return None
-    state, blocks = filed
-    try:
-        if state["name"] == "CountFilter":
-            made = filters.CountFilter(
-                state["capacity"], state["threshold"], splits=state["splits"]
-            )
-            cells = np.concatenate([block["cells"] for block in blocks])
-            cells = cells.reshape(made.splits, -1)
-            made.load_state_dict(
-                {**state, "cells": cells, "elements": np.array(state["elements"], np.int64)}
-            )
-            return made
-        if state["name"] == "ProbabilisticFilter":
-            chance = filters.ProbabilisticFilter(
-                state["threshold"], equal=state["equal"], seed=state["seed"]
-            )
-            chance.load_state_dict(state)
-            return chance
-    except (LookupError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"[{op}] admission: expected the state of a filter, got {error!r}. Another program wrote it."
-        ) from error
-    raise FormatError(
-        f"[{op}] admission: expected a CountFilter or a ProbabilisticFilter, got {state['name']!r}. "
-        "A newer hotloop wrote the file: upgrade hotloop to read it."
-    )
 
 
 def continued(table: Table) -> dict[str, Any]:
@@ -204,6 +167,7 @@ def load(
     op = "Table.load"
     config, blocks = _snapshot.load(directory, op=op)
     with blocks:
+        config = _config_of.checked(op, config)
         bound = config["max_capacity"] if max_capacity is None else max_capacity
         rows = blocks.summary.rows
         if shard is not None:
@@ -219,30 +183,31 @@ def load(
             capacity=wanted if bound is None else min(wanted, bound),
             max_capacity=bound,
             evict_strategy=config["evict_strategy"],
-            admission=_made_admission(op, blocks.admission()),
+            admission=_config_of.admission(op, blocks.admission()),
             dtype=config["dtype"],
-            optimizer=_made(optimizers, config["optimizer"]),
-            initializer=_made(initializers, config["initializer"]),
+            optimizer=config["optimizer"],
+            initializer=config["initializer"],
             track=tuple(config["track"]),
             device=device,
+            hash_seed=config["hash_seed"],
         )
         table.value_range = config["value_range"]
         table.table_id = config["table_id"]
-        kept = config.get("shard")
+        kept = config["shard"]
         if shard is not None and kept is not None:
             raise ValueError(
                 f"[{op}] shard: expected None for a snapshot of shard {tuple(kept)}, got {shard!r}."
             )
         table._shard = (index, of) if shard is not None else None if kept is None else tuple(kept)
-        table._history.smaller = config.get("smaller", False) or _replicas.is_smaller(
+        table._history.smaller = config["smaller"] or _replicas.is_smaller(
             bound, config["max_capacity"]
         )
-        table._history.left_out = config.get("left_out", False)
+        table._history.left_out = config["left_out"]
         newest = _replicas.take_rows(op, table, blocks)
         table._native.tick = max(config["tick"], newest)
-        table._epoch, table._step = config.get("epoch", 0), config.get("step", 0)
+        table._epoch, table._step = config["epoch"], config["step"]
         _replicas.stand(table, config["position"])
-        table._own_mark = config.get("own_mark", False)
+        table._own_mark = config["own_mark"]
     return table
 
 
@@ -259,6 +224,7 @@ def reduced(table: Table) -> tuple[Any, ...]:
         "initializer": table.initializer,
         "track": table.track,
         "device": table.device,
+        "hash_seed": table.hash_seed,
     }
     blocks = [_columns.arrays_of(table, block) for block in _columns.blocks(table, _BLOCK, 0)]
     numbers = (table.value_range, table._step, int(table._native.tick), table._epoch)

@@ -11,10 +11,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,69 +20,28 @@ import numpy as np
 from .. import _numbers
 from . import _files, _parts
 from ._files import PathLike
+from ._manifest import FORMAT as FORMAT
+from ._manifest import (
+    MANIFEST,
+    PART,
+    PREFIX,
+    AdmissionParts,
+    Manifest,
+    Part,
+    Summary,
+    manifest_bytes,
+    part_name,
+    read_manifest,
+)
 from ._parts import DAMAGED, Array, FormatError
 
-MANIFEST = "table.json"
-FORMAT = "hotloop-table-snapshot"
 PART_BYTES = 64 << 20
 KIND = "part"
 ADMISSION = "admission"
 
-_PREFIX = b'{\n "hotloop_crc32": "'
-_PART = re.compile(r"part-([0-9a-f]{16})-([0-9]{6,})\.safetensors")
 
 Block: TypeAlias = "dict[str, Array]"
 Admission: TypeAlias = "Callable[[], tuple[dict[str, Any], Iterable[Mapping[str, Array]]]]"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a snapshot holds: its token, rows, parts, and bytes of all parts."""
-
-    snapshot: str
-    rows: int
-    parts: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class _Part:
-    file: str
-    bytes: int
-    rows: int
-    crc32: str
-
-
-@dataclass(frozen=True)
-class _Admission:
-    """Of the filter: what JSON holds of its state, and the parts that hold the rest."""
-
-    state: dict[str, Any]
-    arrays: dict[str, Any]
-    parts: tuple[_Part, ...]
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    snapshot: str
-    config: dict[str, Any]
-    rows: int
-    arrays: dict[str, Any]
-    parts: tuple[_Part, ...]
-    admission: _Admission | None = None
-
-    @property
-    def files(self) -> tuple[_Part, ...]:
-        return self.parts + (() if self.admission is None else self.admission.parts)
-
-    @property
-    def summary(self) -> Summary:
-        total = sum(part.bytes for part in self.files)
-        return Summary(self.snapshot, self.rows, len(self.files), total)
-
-
-def part_name(token: str, index: int) -> str:
-    return f"part-{token}-{index:06d}.safetensors"
 
 
 def save(
@@ -136,7 +93,7 @@ def save(
         _files.sync_directory(directory)
         manifest = writer.manifest(_checked_config(op, given()), state)
         previous = _current(directory)
-        _files.write_atomic(os.path.join(directory, MANIFEST), [_manifest_bytes(manifest)], op=op)
+        _files.write_atomic(os.path.join(directory, MANIFEST), [manifest_bytes(manifest)], op=op)
         if previous is not None and not writer.locked:
             _delete(directory, [part.file for part in previous.files])
     except BaseException:
@@ -152,7 +109,7 @@ def save(
 
 
 def load(
-    directory: PathLike, *, mapped: bool = True, op: str = "load"
+    directory: PathLike, *, mapped: bool = False, op: str = "load"
 ) -> tuple[dict[str, Any], Blocks]:
     """Return the table's configuration and an iterator over its rows, one block (dict of arrays) per part.
 
@@ -161,8 +118,8 @@ def load(
 
     Args:
         mapped: give out read-only views of mapped files: 4.6 instead of 1 to 3 GB/s, checksum included, from the
-            page cache (2 cores, NumPy 2). False copies each part: a disk that fails under the views then raises OSError
-            instead of killing the process. Default True.
+            page cache (2 cores, NumPy 2). A disk that fails under the views, or a file that another process makes
+            shorter, then kills this process. False copies each part, and both are errors. Default False.
     Raises:
         FileNotFoundError: no snapshot is there.
         FormatError: a file is damaged or missing, here or while iterating. NewerFormatError: upgrade hotloop.
@@ -186,7 +143,7 @@ class Blocks(Iterator[Block]):
     """The rows of a snapshot, which is kept from deletion until the last block, ``close`` or the end of a ``with``."""
 
     def __init__(
-        self, op: str, directory: PathLike, manifest: _Manifest, held: int | None, mapped: bool
+        self, op: str, directory: PathLike, manifest: Manifest, held: int | None, mapped: bool
     ) -> None:
         self._held = held
         self._op = op
@@ -246,7 +203,7 @@ class Blocks(Iterator[Block]):
             size = os.stat(path).st_size
             if size != part.bytes:
                 raise refuse(f"{part.bytes} bytes", size)
-            data = _files.read(path, mapped=self._mapped)
+            data = _files.read(path, mapped=self._mapped, op=self._op)
         except FileNotFoundError:
             raise refuse(
                 "a part of the snapshot", "none: it was deleted while it was read"
@@ -257,8 +214,12 @@ class Blocks(Iterator[Block]):
         wanted = _part_metadata(self._manifest.snapshot, index, kind)
         if metadata != wanted:
             raise refuse(f"metadata {wanted}", metadata)
-        if _schema(self._op, arrays) != schema:
-            raise refuse(f"arrays {schema}", _schema(self._op, arrays))
+        try:
+            found = _schema(self._op, arrays)
+        except (TypeError, ValueError) as error:
+            raise refuse(f"arrays {schema}", error) from None
+        if found != schema:
+            raise refuse(f"arrays {schema}", found)
         if {len(array) for array in arrays.values()} != {part.rows}:
             raise refuse(f"{part.rows} rows", sorted({len(array) for array in arrays.values()}))
         return arrays
@@ -278,7 +239,7 @@ class _Writer:
         self._gathered: dict[str, np.ndarray] = {}
         self._capacity = 0
         self._count = 0
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         self._held: int | None = None  # part 0, until the commit
         self.locked = True
 
@@ -341,15 +302,15 @@ class _Writer:
             os.close(fd)
         size = sum(len(buffer) for buffer in buffers)
         digits = bytes(buffers[0][_parts.DIGITS : _parts.BODY]).decode()
-        self._parts.append(_Part(name, size, self._count, digits))
+        self._parts.append(Part(name, size, self._count, digits))
         self._count = 0
 
-    def manifest(self, config: dict[str, Any], state: dict[str, Any] | None) -> _Manifest:
+    def manifest(self, config: dict[str, Any], state: dict[str, Any] | None) -> Manifest:
         schema, count = self._rows or (self._schema or {}, len(self._parts))
         parts, rest = tuple(self._parts[:count]), tuple(self._parts[count:])
-        admission = None if state is None else _Admission(state, self._schema or {}, rest)
+        admission = None if state is None else AdmissionParts(state, self._schema or {}, rest)
         rows = sum(part.rows for part in parts)
-        return _Manifest(self._token, config, rows, schema, parts, admission)
+        return Manifest(self._token, config, rows, schema, parts, admission)
 
     def release(self) -> None:
         if self._held is not None:
@@ -359,7 +320,7 @@ class _Writer:
     def discard(self) -> None:
         """Delete the parts again, unless the manifest that names them is already in place."""
         with suppress(OSError, FormatError):
-            manifest = _read_manifest(self._op, self._directory)
+            manifest = read_manifest(self._op, self._directory)
             if manifest is not None and manifest.snapshot == self._token:
                 return
             _delete(self._directory, [part.file for part in self._parts])
@@ -413,109 +374,37 @@ def _checked_config(op: str, config: Any) -> dict[str, Any]:
     return copy
 
 
-def _manifest_bytes(manifest: _Manifest) -> bytes:
-    content = {
-        "hotloop_crc32": "0" * 8,
-        "format": FORMAT,
-        "version": _parts.VERSION,
-        "snapshot": manifest.snapshot,
-        "rows": manifest.rows,
-        "config": manifest.config,
-        "arrays": manifest.arrays,
-        "parts": [vars(part) for part in manifest.parts],
-    }
-    if manifest.admission is not None:
-        parts = [vars(part) for part in manifest.admission.parts]
-        content["admission"] = {**vars(manifest.admission), "parts": parts}
-    data = json.dumps(content, indent=1).encode() + b"\n"
-    start = len(_PREFIX)
-    return data[:start] + b"%08x" % _parts.checksum([data]) + data[start + 8 :]
-
-
-def _read_manifest(op: str, directory: PathLike) -> _Manifest | None:
-    """The checked manifest; None if there is none."""
-    path = os.path.join(directory, MANIFEST)
-    try:
-        data = bytes(_files.read(path))
-    except FileNotFoundError:
-        return None
-
-    def refuse(wanted: str, got: object) -> FormatError:
-        return FormatError(f"[{op}] {path}: expected {wanted}, got {got}. {DAMAGED}")
-
-    start = len(_PREFIX)
-    if not data.startswith(_PREFIX) or len(data) < start + 8:
-        raise refuse("a snapshot's manifest", repr(data[:start]))
-    stored = data[start : start + 8]
-    found = b"%08x" % _parts.checksum([data[:start], b"0" * 8, data[start + 8 :]])
-    if stored != found:
-        raise refuse(
-            f"checksum {stored.decode('ascii', 'replace')} over {len(data)} bytes", found.decode()
-        )
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise refuse("JSON", error) from None
-    _parts.check_version(content.get("format"), content.get("version"), FORMAT, path, op)
-    try:
-        return _checked_manifest(content)
-    except (LookupError, TypeError, ValueError) as error:
-        raise refuse("the entries of a manifest", repr(error)) from None
-
-
-def _checked_manifest(content: dict[str, Any]) -> _Manifest:
-    """Entries of the right types, and no part outside of the directory."""
-    parts = tuple(_Part(**part) for part in content["parts"])
-    admission = content.get("admission")
-    if admission is not None:
-        own = tuple(_Part(**part) for part in admission["parts"])
-        admission = _Admission(admission["state"], admission["arrays"], own)
-        if not isinstance(admission.state, dict) or not isinstance(admission.arrays, dict):
-            raise TypeError("state or arrays of admission that are no dicts")
-    for index, part in enumerate(parts + (() if admission is None else admission.parts)):
-        if part.file != part_name(content["snapshot"], index) or not _PART.fullmatch(part.file):
-            raise ValueError(f"part {index} named {part.file!r}")
-        if not all(type(n) is int and n >= 0 for n in (part.bytes, part.rows)):
-            raise ValueError(f"part {index} of {part.rows!r} rows in {part.bytes!r} bytes")
-    if type(content["rows"]) is not int or content["rows"] != sum(part.rows for part in parts):
-        raise ValueError(f"{content['rows']!r} rows, another number than the parts'")
-    if not isinstance(content["config"], dict) or not isinstance(content["arrays"], dict):
-        raise TypeError("config or arrays that are no dicts")
-    return _Manifest(
-        str(content["snapshot"]),
-        content["config"],
-        content["rows"],
-        content["arrays"],
-        parts,
-        admission,
-    )
-
-
-def _current(directory: PathLike) -> _Manifest | None:
+def _current(directory: PathLike) -> Manifest | None:
     """The manifest in place, if it can be read."""
     try:
-        return _read_manifest("save", directory)
+        return read_manifest("save", directory)
     except FormatError:
         return None
 
 
 def _refuse_foreign(op: str, directory: PathLike) -> None:
     path = os.path.join(directory, MANIFEST)
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        start = file.read(len(_PREFIX))
-        if start != _PREFIX:
-            raise FileExistsError(
-                errno.EEXIST,
-                f"[{op}] directory: expected a snapshot's {MANIFEST} or none, got another file that starts with "
-                f"{start!r}. Choose another directory, or remove the file",
-                path,
-            )
+    try:
+        fd = _files.open_regular(path, op=op)
+    except FileNotFoundError:
+        return
+    try:
+        start = os.pread(fd, len(PREFIX), 0)
+    finally:
+        os.close(fd)
+    if start != PREFIX:
+        raise FileExistsError(
+            errno.EEXIST,
+            f"[{op}] directory: expected a snapshot's {MANIFEST} or none, got another file that starts with "
+            f"{start!r}. Choose another directory, or remove the file",
+            path,
+        )
 
 
-def _pin(op: str, directory: PathLike) -> tuple[_Manifest, int | None]:
+def _pin(op: str, directory: PathLike) -> tuple[Manifest, int | None]:
     """The manifest in place and a descriptor that keeps its parts from deletion; all parts are there."""
     while True:
-        manifest = _read_manifest(op, directory)
+        manifest = read_manifest(op, directory)
         if manifest is None:
             raise FileNotFoundError(
                 errno.ENOENT,
@@ -529,18 +418,18 @@ def _pin(op: str, directory: PathLike) -> tuple[_Manifest, int | None]:
             return manifest, held
         if held is not None:
             os.close(held)
-        again = _read_manifest(op, directory)
+        again = read_manifest(op, directory)
         if again is not None and again.snapshot == manifest.snapshot:
             raise FormatError(f"[{op}] {problem}. {DAMAGED}")
 
 
-def _hold(directory: PathLike, manifest: _Manifest) -> tuple[int | None, str | None]:
+def _hold(directory: PathLike, manifest: Manifest) -> tuple[int | None, str | None]:
     held = None
     for part in manifest.files:
         path = os.path.join(directory, part.file)
         try:
             if held is None:
-                held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                held = _files.open_regular(path, op="load")
                 if not _files.share(held):
                     return held, f"{path}: expected a part of the snapshot, got none"
             size = os.stat(path).st_size
@@ -556,12 +445,12 @@ def _tidy(directory: PathLike) -> None:
     groups: dict[str, list[str]] = {}
     with os.scandir(directory) as entries:
         for entry in entries:
-            match = _PART.fullmatch(entry.name)
+            match = PART.fullmatch(entry.name)
             if match and entry.is_file(follow_symlinks=False):
                 groups.setdefault(match[1], []).append(entry.name)
     for token, names in groups.items():
         try:
-            manifest = _read_manifest("save", directory)
+            manifest = read_manifest("save", directory)
         except FormatError:
             return  # what a damaged manifest names is for a human to decide
         if manifest is not None and manifest.snapshot == token:
@@ -575,7 +464,7 @@ def _tidy(directory: PathLike) -> None:
             continue
         try:
             # again: it may have been committed before the lock was ours, and after that it cannot be
-            manifest = _read_manifest("save", directory)
+            manifest = read_manifest("save", directory)
             if manifest is None or manifest.snapshot != token:
                 _delete(directory, names)
         except FormatError:

@@ -53,6 +53,10 @@ class CountFilter:
     """
 
     def __init__(self, capacity: int, threshold: int, *, splits: int = 7) -> None:
+        self._set(capacity, threshold, splits)
+        self._native = _native.core().CountFilter(self.capacity, self.splits)
+
+    def _set(self, capacity: int, threshold: int, splits: int) -> None:
         op = "CountFilter"
         self.splits = integer(op, "splits", splits, at_least=1, at_most=64)
         if 1 < self.splits < 5:
@@ -61,7 +65,26 @@ class CountFilter:
             )
         self.capacity = integer(op, "capacity", capacity, at_least=2 * self.splits, at_most=2**48)
         self.threshold = integer(op, "threshold", threshold, at_least=0, at_most=MAX_COUNT)
-        self._native = _native.core().CountFilter(self.capacity, self.splits)
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], threshold: int) -> CountFilter:
+        """Make the filter of a ``state_dict`` whose cells may be flat; no memory is taken that the cells do not fill.
+
+        Raises:
+            TypeError, ValueError: the state is not one, or its cells are fewer or more than its capacity takes.
+        """
+        found = cls.__new__(cls)
+        found._set(state["capacity"], threshold, state["splits"])
+        cells = np.asarray(state["cells"])
+        each = int(_native.core().table_filter_cells(found.capacity, found.splits))
+        if cells.size != found.splits * each:
+            raise ValueError(
+                f"[CountFilter] state: expected {found.splits * each} cells for capacity {found.capacity}, got "
+                f"{cells.size}. The state is damaged."
+            )
+        found._native = _native.core().CountFilter(found.capacity, found.splits)
+        found.load_state_dict({**state, "cells": cells.reshape(found.splits, each)})
+        return found
 
     @property
     def nbytes(self) -> int:
@@ -176,9 +199,7 @@ class CountFilter:
         return {"threshold": self.threshold, "state": self.state_dict()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        state = saved["state"]
-        self.__init__(state["capacity"], saved["threshold"], splits=state["splits"])  # type: ignore[misc]
-        self.load_state_dict(state)
+        self.__dict__.update(CountFilter.restored(saved["state"], saved["threshold"]).__dict__)
 
 
 class ProbabilisticFilter:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from .._numbers import integer, number
 
 
@@ -56,6 +58,29 @@ class Normal:
 
 
 Initializer = Constant | Uniform | Normal
+
+_LARGEST_NORMAL = 7.0
+"""No draw is further from the mean, in standard deviations: the radius is at most sqrt(2 log 2^33) = 6.8."""
+_LIMITS = {
+    "float32": float(np.finfo(np.float32).max),
+    "float16": 65504.0,
+    "bfloat16": (2 - 2**-7) * 2.0**127,
+    "int8": float(np.finfo(np.float32).max),
+}
+
+
+def check_range(op: str, initializer: Initializer, dtype: str) -> None:
+    """Refuse first values that ``dtype`` cannot hold: a range is wider than its ends in float32."""
+    _, first, second, _ = initializer._numbers()
+    if isinstance(initializer, Uniform):
+        most = max(abs(first), abs(second), second - first)
+    else:
+        most = abs(first) + _LARGEST_NORMAL * second
+    if most > _LIMITS[dtype]:
+        raise ValueError(
+            f"[{op}] initializer: expected first values that {dtype} holds, up to {_LIMITS[dtype]:g} in size, got "
+            f"{initializer!r}. Make its range smaller."
+        )
 
 
 def _finite(op: str, made: object, *names: str) -> None:

@@ -30,6 +30,7 @@ _SETTINGS: dict[str, Any] = {
     "initializer": None,
     "track": (),
     "device": None,
+    "hash_seed": None,
 }
 
 
@@ -358,8 +359,8 @@ class HashEmbedding(_HashModule):
         padding_idx: id that gives zeros. Default None.
         update: "backward" applies gradients in backward, fused; "step" keeps them until ``step()``, for clipping, loss
             scaling or accumulation: see ``TableOptimizer``. Default "backward".
-        capacity, max_capacity, evict_strategy, admission, dtype, initializer, track, device: of the ``Table`` that is
-            made where none is given.
+        capacity, max_capacity, evict_strategy, admission, dtype, initializer, track, device, hash_seed: of the
+            ``Table`` that is made where none is given.
 
     Example:
         >>> from hotloop.table import SGD
@@ -388,6 +389,7 @@ class HashEmbedding(_HashModule):
         initializer: Initializer | None = None,
         track: Sequence[str] = (),
         device: Any = None,
+        hash_seed: int | None = None,
     ) -> None:
         super().__init__(
             embedding_dim,
@@ -404,6 +406,7 @@ class HashEmbedding(_HashModule):
                 "initializer": initializer,
                 "track": track,
                 "device": device,
+                "hash_seed": hash_seed,
             },
         )
 
@@ -458,6 +461,7 @@ class HashEmbeddingBag(_HashModule):
         initializer: Initializer | None = None,
         track: Sequence[str] = (),
         device: Any = None,
+        hash_seed: int | None = None,
     ) -> None:
         _numbers.choice("HashEmbeddingBag", "mode", mode, MODES)
         self._mode = mode
@@ -476,6 +480,7 @@ class HashEmbeddingBag(_HashModule):
                 "initializer": initializer,
                 "track": track,
                 "device": device,
+                "hash_seed": hash_seed,
             },
         )
         self.mode = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from . import _columns, _device, _replicas
 from ._calls import Calls, of_kind
 from ._calls import TableFullError as TableFullError
 from .filters import CountFilter, ProbabilisticFilter
-from .initializers import Constant, Initializer, Normal, Uniform
+from .initializers import Constant, Initializer, Normal, Uniform, check_range
 from .optimizers import RowOptimizer
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
@@ -38,7 +39,7 @@ class Found(NamedTuple):
 
 
 class Evicted(NamedTuple):
-    """Rows that had to leave, in the order in which they did: keys (m,), values (m, dim), scores (m,)."""
+    """Rows that had to leave and pairs that were refused, as it happened: keys (m,), values (m, dim), scores (m,)."""
 
     keys: Any
     values: Any
@@ -88,6 +89,9 @@ class Table(Calls):
         track: "use" keeps the second of the last write or training lookup, for ``expire``; "changes" keeps what
             ``delta`` needs. Default ().
         device: "cpu", "cuda" or "cuda:<index>". Default "cpu".
+        hash_seed: of the places of keys, 0 to 2^64 - 1; kept by snapshots, pickles and copies. Whoever does not know it
+            cannot choose keys that share a bucket. On the CPU no result depends on it; on a device it decides which
+            keys share a bucket, so give it there to see the same rows evicted again. Default None: drawn at random.
 
     Raises:
         TypeError, ValueError: a setting is not as stated.
@@ -120,6 +124,7 @@ class Table(Calls):
         initializer: Initializer | None = None,
         track: Sequence[str] = (),
         device: Any = None,
+        hash_seed: int | None = None,
     ) -> None:
         op = "Table"
         self.dim = _numbers.integer(op, "dim", dim, at_least=1, at_most=65536)
@@ -154,11 +159,15 @@ class Table(Calls):
                 f"[{op}] optimizer: expected None with dtype int8, got {optimizer!r}. "
                 "Train in float32 and serve table.quantized()."
             )
+        if hash_seed is None:
+            hash_seed = secrets.randbits(64)
+        self.hash_seed = _numbers.integer(op, "hash_seed", hash_seed, at_least=0, at_most=2**64 - 1)
         self.evict_strategy = evict_strategy
         self.admission = admission
         self.dtype = dtype
         self.optimizer = optimizer
         self.initializer: Initializer = Uniform() if initializer is None else initializer
+        check_range(op, self.initializer, dtype)
         self.track = tuple(name for name in TRACKED if name in track)
         self.value_range = 1.0  # of int8 rows
         self.table_id = uuid.uuid4().hex
@@ -181,6 +190,7 @@ class Table(Calls):
             "first": first,
             "second": second,
             "seed": seed,
+            "hash_seed": self.hash_seed,
             "capacity": capacity,
             "max_rows": self.max_capacity,
             "max_load_factor": MAX_LOAD_FACTOR,
@@ -212,7 +222,10 @@ class Table(Calls):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of address space in use: index, and rows in whole chunks of about 4 MiB."""
+        """Bytes of address space in use: index, rows in whole chunks of about 4 MiB, candidates for eviction, erasures.
+
+        An admission filter has its own ``nbytes``.
+        """
         return int(self._native.bytes)
 
     @property
@@ -248,7 +261,10 @@ class Table(Calls):
         return found
 
     def scores(self, keys: Any) -> Any:
-        """Return what decides who is evicted, (n,) int64; 0 where there is no row."""
+        """Return what decides who is evicted, (n,) int64; 0 where there is no row.
+
+        Scores are compared as unsigned: those of epochs from 2^31 on are negative numbers here.
+        """
         op = "Table.scores"
         if self.evict_strategy == "none":
             raise ValueError(f"[{op}] keys: expected a table with an evict_strategy, got 'none'.")
@@ -267,7 +283,8 @@ class Table(Calls):
 
         Args:
             keys: (n,).
-            scores: (n,) int64 >= 0: the score ("custom", required) or how much it grows ("lfu", default 1).
+            scores: (n,) int64 >= 0: the score ("custom", required) or how much it grows ("lfu", default 1). Sums
+                stay at 2^63 - 1.
             epoch: upper half of the score of the epoch strategies, 0 to 2^32 - 1. Default None: the last one given
                 to this table, which ``update`` and the modules take as well; 0 before the first.
             time: second of this use, for ``expire``; default: now.
@@ -290,12 +307,13 @@ class Table(Calls):
     ) -> Any:
         """Give keys these values; unknown ones get a row. The last of repeated keys stays.
 
-        Optimizer state of known keys is kept. Arguments as in ``find_or_insert``; admission is not asked.
+        Optimizer state of known keys is kept. Arguments as in ``find_or_insert``; admission is not asked. Values are
+        finite, and stay so in the table's dtype.
 
         Returns:
             (n,) bool: the key has a row now (False: refused by a full table).
         Raises:
-            TableFullError: nothing was written.
+            ValueError, TableFullError: nothing was written.
         """
         op = "Table.insert_or_assign"
         keys = self._keys(op, keys)
@@ -311,7 +329,11 @@ class Table(Calls):
         epoch: int | None = None,
         time: int | None = None,
     ) -> Evicted:
-        """``insert_or_assign`` that returns who had to leave."""
+        """``insert_or_assign`` that returns every pair that is not in the table for it, as HierarchicalKV does.
+
+        Those are rows that had to leave, and pairs of the batch that a full table refused, with the score that they
+        would have had: written to a second store in this order, nothing is lost.
+        """
         op = "Table.insert_and_evict"
         keys = self._keys(op, keys)
         _, _, evicted = self._upsert(op, keys, values, scores, epoch, time, False, True)
@@ -344,6 +366,9 @@ class Table(Calls):
         HierarchicalKV's rule: where ``accum`` (n,) bool is set and the key is there, values are added; where it is not
         set and the key is not there, they are inserted; a mismatch (somebody inserted or evicted it meanwhile) is left
         alone.
+
+        Raises:
+            ValueError: a value, or a sum, is not finite in the table's dtype. Nothing was written.
         """
         op = "Table.accum_or_assign"
         keys = self._keys(op, keys)
@@ -351,8 +376,12 @@ class Table(Calls):
         # All is checked before anything is written.
         self._adds(op)
         values = _columns.given_values(op, values, keys, self)
+        _columns.check_fits(op, values, self.dtype)
         self._moment(op, keys, scores, epoch, time)
         there = self.contains(keys)
+        if bool((accum & there).any()):
+            part = keys[accum & there]
+            _columns.check_added(op, self, part, values[accum & there], self.find(part).values)
         done = _columns.flags(keys, int(keys.shape[0]))
         add, insert = accum & there, ~accum & ~there
         if bool(add.any()):
@@ -417,13 +446,14 @@ class Table(Calls):
         Returns:
             How many gradients found no row (not let in, or evicted by this very batch).
         Raises:
-            ValueError: a gradient is NaN or infinite (nothing was written), or the table has no optimizer.
+            ValueError: a gradient is NaN or infinite, or those of one key sum up to more than 1e15 in size (nothing was
+                written), or the table has no optimizer.
         """
         op = "Table.update"
         keys = self._keys(op, keys)
         grads = _columns.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
         rule = self._rule(op, optimizer)
-        _columns.check_finite(op, grads)
+        _columns.check_gradients(op, grads, keys)
         rows, _, _ = self._upsert(op, keys, None, None, None, time, True, False)
         out = int((rows == NO_ROW).sum())
         return out + self._update(rule, keys, None, None, "sum", rows, grads, None, None, time)

@@ -1,0 +1,174 @@
+"""What a file says a table is, checked before anything is made or allocated of it.
+
+A manifest may be another program's, or written to do harm, with a checksum that is right: names are looked up in the
+lists below, numbers are of the types and in the ranges that a table has, and what they would make the table allocate is
+known to be in the file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from .. import _numbers
+from . import filters, initializers, optimizers
+from ._parts import FormatError
+from .table import DTYPES, EVICT_STRATEGIES, MAX_ROWS, TRACKED
+
+RULES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        optimizers.SGD,
+        optimizers.RowwiseAdagrad,
+        optimizers.Adagrad,
+        optimizers.Adam,
+        optimizers.FTRL,
+        optimizers.GroupAdagrad,
+    )
+}
+INITIALIZERS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (initializers.Constant, initializers.Uniform, initializers.Normal)
+}
+_TABLE_ID = re.compile(r"[0-9a-f]{32}")
+_WRONG = (LookupError, TypeError, ValueError, OverflowError, AttributeError)
+
+
+class _Unknown(ValueError):
+    """A name that this hotloop does not have."""
+
+
+def checked(op: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The entries of ``Table.save`` as a table takes them, the rule and the initializer made; others are left alone.
+
+    Raises:
+        FormatError: an entry is missing, or is not what a table could have.
+    """
+    try:
+        return {**config, **_checked(config)}
+    except _Unknown as error:
+        raise FormatError(
+            f"[{op}] config: expected {error}. A newer hotloop wrote the file: upgrade hotloop to read it."
+        ) from None
+    except _WRONG as error:
+        raise FormatError(
+            f"[{op}] config: expected the settings of a table, got one that is refused: {_told(error)} "
+            "Another program wrote the file, or it is damaged: fetch it again."
+        ) from None
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, (TypeError, ValueError)) else f"{error!r}."
+
+
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    name = "config"
+
+    def count(entry: str, default: int | None, most: int) -> int:
+        given = config[entry] if default is None else config.get(entry, default)
+        return _numbers.integer(name, entry, given, at_least=0, at_most=most)
+
+    bound = config["max_capacity"]
+    if bound is not None:
+        _numbers.integer(name, "max_capacity", bound, at_least=1, at_most=MAX_ROWS)
+    _chosen(name, "evict_strategy", config["evict_strategy"], EVICT_STRATEGIES)
+    _chosen(name, "dtype", config["dtype"], DTYPES)
+    track = _list(name, "track", config["track"])
+    for tracked in track:
+        _chosen(name, "track", tracked, TRACKED)
+    rule = _made(name, "optimizer", config["optimizer"], RULES)
+    first = _made(name, "initializer", config["initializer"], INITIALIZERS)
+    if first is None:
+        raise TypeError(f"[{name}] initializer: expected one, got None.")
+    initializers.check_range(name, first, config["dtype"])
+    if config["evict_strategy"] != "none" and bound is None:
+        raise ValueError(
+            f"[{name}] max_capacity: expected a bound with an evict_strategy, got None."
+        )
+    if config["dtype"] == "int8" and rule is not None:
+        raise ValueError(f"[{name}] optimizer: expected None with dtype int8, got {rule!r}.")
+    if not isinstance(config["table_id"], str) or not _TABLE_ID.fullmatch(config["table_id"]):
+        raise ValueError(
+            f"[{name}] table_id: expected 32 hexadecimal digits, got {config['table_id']!r}."
+        )
+    flags = {flag: config.get(flag, False) for flag in ("own_mark", "smaller", "left_out")}
+    for flag, given in flags.items():
+        if not isinstance(given, bool):
+            raise TypeError(f"[{name}] {flag}: expected true or false, got {given!r}.")
+    shard = config.get("shard")
+    if shard is not None:
+        index, of = _list(name, "shard", shard)
+        of = _numbers.integer(name, "shard", of, at_least=1, at_most=2**63 - 1)
+        shard = [_numbers.integer(name, "shard", index, at_least=0, at_most=of - 1), of]
+    seed = config.get("hash_seed")
+    if seed is not None:
+        _numbers.integer(name, "hash_seed", seed, at_least=0, at_most=2**64 - 1)
+    return {
+        "dim": _numbers.integer(name, "dim", config["dim"], at_least=1, at_most=65536),
+        "track": track,
+        "optimizer": rule,
+        "initializer": first,
+        "value_range": _numbers.number(
+            name, "value_range", config["value_range"], above=0, below=float("inf")
+        ),
+        "position": count("position", None, 2**32 - 3 if "changes" in track else 2**63 - 1),
+        "tick": count("tick", None, 2**64 - 2),
+        "epoch": count("epoch", 0, 2**32 - 1),
+        "step": count("step", 0, 2**64 - 2),
+        **flags,
+        "shard": shard,
+        "hash_seed": seed,
+    }
+
+
+def _chosen(op: str, entry: str, given: Any, allowed: tuple[str, ...]) -> None:
+    if not isinstance(given, str):
+        raise TypeError(f"[{op}] {entry}: expected a name, got {given!r}.")
+    if given not in allowed:
+        raise _Unknown(f"{entry} of {', '.join(allowed)}, got {given!r}")
+
+
+def _list(op: str, entry: str, given: Any) -> list[Any]:
+    if not isinstance(given, list):
+        raise TypeError(f"[{op}] {entry}: expected a list, got {given!r}.")
+    return given
+
+
+def _made(op: str, entry: str, stored: Any, kinds: dict[str, Any]) -> Any:
+    """A rule or an initializer of its name and fields."""
+    if stored is None:
+        return None
+    _chosen(op, f"{entry}.name", stored["name"], tuple(kinds))
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k != "name"}
+    return kinds[stored["name"]](**fields)
+
+
+def admission(op: str, filed: tuple[dict[str, Any], list[dict[str, Any]]] | None) -> Any:
+    """The filter of a snapshot, which is made when its cells are known to be there."""
+    if filed is None:
+        return None
+    state, blocks = filed
+    try:
+        name = state["name"]
+        if name == "CountFilter":
+            cells = np.concatenate([block["cells"] for block in blocks] or [np.empty(0, np.uint16)])
+            elements = np.array(state["elements"], np.int64)
+            return filters.CountFilter.restored(
+                {**state, "cells": cells, "elements": elements}, state["threshold"]
+            )
+        if name == "ProbabilisticFilter":
+            chance = filters.ProbabilisticFilter(
+                state["threshold"], equal=state["equal"], seed=state["seed"]
+            )
+            chance.load_state_dict(state)
+            return chance
+    except _WRONG as error:
+        raise FormatError(
+            f"[{op}] admission: expected the state of a filter, got {error!r}. Another program wrote it."
+        ) from error
+    raise FormatError(
+        f"[{op}] admission: expected a CountFilter or a ProbabilisticFilter, got {name!r}. "
+        "A newer hotloop wrote the file: upgrade hotloop to read it."
+    )

@@ -1,0 +1,182 @@
+"""The manifest of a snapshot: which parts there are, and what it takes for its entries to be believed.
+
+Nothing is opened, allocated or made of an entry before it was found to be of the right type and within the bytes that
+the files are known to have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from . import _files, _parts
+from ._files import PathLike
+from ._parts import DAMAGED, FormatError
+
+MANIFEST = "table.json"
+FORMAT = "hotloop-table-snapshot"
+PREFIX = _parts.MANIFEST_PREFIX
+PART = re.compile(r"part-([0-9a-f]{16})-([0-9]{6,})\.safetensors")
+
+_CRC32 = re.compile(r"[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a snapshot holds: its token, rows, parts, and bytes of all parts."""
+
+    snapshot: str
+    rows: int
+    parts: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Part:
+    file: str
+    bytes: int
+    rows: int
+    crc32: str
+
+
+@dataclass(frozen=True)
+class AdmissionParts:
+    """Of the filter: what JSON holds of its state, and the parts that hold the rest."""
+
+    state: dict[str, Any]
+    arrays: dict[str, Any]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    snapshot: str
+    config: dict[str, Any]
+    rows: int
+    arrays: dict[str, Any]
+    parts: tuple[Part, ...]
+    admission: AdmissionParts | None = None
+
+    @property
+    def files(self) -> tuple[Part, ...]:
+        return self.parts + (() if self.admission is None else self.admission.parts)
+
+    @property
+    def summary(self) -> Summary:
+        total = sum(part.bytes for part in self.files)
+        return Summary(self.snapshot, self.rows, len(self.files), total)
+
+
+def part_name(token: str, index: int) -> str:
+    return f"part-{token}-{index:06d}.safetensors"
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    content = {
+        "hotloop_crc32": "0" * 8,
+        "format": FORMAT,
+        "version": _parts.VERSION,
+        "snapshot": manifest.snapshot,
+        "rows": manifest.rows,
+        "config": manifest.config,
+        "arrays": manifest.arrays,
+        "parts": [vars(part) for part in manifest.parts],
+    }
+    if manifest.admission is not None:
+        parts = [vars(part) for part in manifest.admission.parts]
+        content["admission"] = {**vars(manifest.admission), "parts": parts}
+    data = json.dumps(content, indent=1).encode() + b"\n"
+    start = len(PREFIX)
+    return data[:start] + b"%08x" % _parts.checksum([data]) + data[start + 8 :]
+
+
+def read_manifest(op: str, directory: PathLike) -> Manifest | None:
+    """The checked manifest; None if there is none."""
+    path = os.path.join(directory, MANIFEST)
+    try:
+        data = bytes(_files.read(path, op=op))
+    except FileNotFoundError:
+        return None
+
+    def refuse(wanted: str, got: object) -> FormatError:
+        return FormatError(f"[{op}] {path}: expected {wanted}, got {got}. {DAMAGED}")
+
+    start = len(PREFIX)
+    if data.startswith(PREFIX) and len(data) <= _parts.BEGINNING:
+        raise refuse(
+            f"a manifest of at most {_parts.MAX_MANIFEST} bytes", "a larger one, or none of it"
+        )
+    if not data.startswith(PREFIX) or len(data) < start + 8:
+        raise refuse("a snapshot's manifest", repr(data[:start]))
+    stored = data[start : start + 8]
+    found = b"%08x" % _parts.checksum([data[:start], b"0" * 8, data[start + 8 :]])
+    if stored != found:
+        raise refuse(
+            f"checksum {stored.decode('ascii', 'replace')} over {len(data)} bytes", found.decode()
+        )
+    try:
+        content = json.loads(
+            data, object_pairs_hook=_parts.distinct, parse_constant=_parts.refuse_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise refuse("JSON", error) from None
+    _parts.check_version(content.get("format"), content.get("version"), FORMAT, path, op)
+    try:
+        return _checked_manifest(content)
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise refuse("the entries of a manifest", repr(error)) from None
+
+
+def _checked_manifest(content: dict[str, Any]) -> Manifest:
+    """Entries of the right types, and no part outside of the directory."""
+    parts = _checked_parts(content, content["snapshot"], 0)
+    admission = content.get("admission")
+    if admission is not None:
+        own = _checked_parts(admission, content["snapshot"], len(parts))
+        admission = AdmissionParts(admission["state"], admission["arrays"], own)
+        if not isinstance(admission.state, dict):
+            raise TypeError("a state of admission that is no dict")
+    if type(content["rows"]) is not int or content["rows"] != sum(part.rows for part in parts):
+        raise ValueError(f"{content['rows']!r} rows, another number than the parts'")
+    if not isinstance(content["config"], dict):
+        raise TypeError("config or arrays that are no dicts")
+    return Manifest(
+        str(content["snapshot"]),
+        content["config"],
+        content["rows"],
+        content["arrays"],
+        parts,
+        admission,
+    )
+
+
+def _checked_parts(content: dict[str, Any], token: Any, first: int) -> tuple[Part, ...]:
+    """Parts of a token, the first of which has this number, whose rows can lie in as many bytes as they are said to.
+
+    What is allocated for the rows goes by their number, and files are known to have their bytes.
+    """
+    if not isinstance(content["arrays"], dict):
+        raise TypeError("config or arrays that are no dicts")
+    row_bytes = 0
+    for name, entry in content["arrays"].items():
+        shape = entry["shape"]
+        if set(entry) != {"dtype", "shape"} or not _parts.known_tag(entry["dtype"]):
+            raise ValueError(f"array {name!r} of {entry!r}")
+        if not isinstance(shape, list) or not all(_parts.is_count(n) for n in shape):
+            raise ValueError(f"array {name!r} of shape {shape!r}")
+        row_bytes += _parts.storage(entry["dtype"]).itemsize * math.prod(shape)
+    parts = tuple(Part(**part) for part in content["parts"])
+    for index, part in enumerate(parts, first):
+        if part.file != part_name(token, index) or not PART.fullmatch(part.file):
+            raise ValueError(f"part {index} named {part.file!r}")
+        if not (_parts.is_count(part.bytes) and _parts.is_count(part.rows)):
+            raise ValueError(f"part {index} of {part.rows!r} rows in {part.bytes!r} bytes")
+        if part.rows * max(row_bytes, 1) > part.bytes:
+            raise ValueError(f"{part.rows} rows of {row_bytes} bytes in a part of {part.bytes}")
+        if not isinstance(part.crc32, str) or not _CRC32.fullmatch(part.crc32):
+            raise ValueError(f"part {index} of checksum {part.crc32!r}")
+    return parts
