@@ -442,13 +442,13 @@ def _prepare(
     else:
         constants["BLOCK_COLUMNS"] = config.columns(vocabulary)
     for head, name in ((student, "S"), (teacher, "T")):
-        x = tiles.inner_contiguous(head[0])
         if isinstance(head, Head) and isinstance(config, Config):
-            weight = tiles.inner_contiguous(head.weight)
+            x, weight = tiles.aligned(head.hidden), tiles.aligned(head.weight)
             inner = x.shape[1]
             arguments += [x, weight, head.bias, x.stride(0), weight.stride(0), inner]
             constants[f"EVEN_{name}"] = inner % config.block_inner == 0
         else:
+            x = tiles.inner_contiguous(head[0])
             arguments += [x, head.bias, x.stride(0)]
         arguments += head.transform.arguments
         constants[f"BIAS_{name}"] = head.bias is not None

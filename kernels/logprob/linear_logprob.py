@@ -443,12 +443,12 @@ def forward(
     (max 0, sum_exp 1, the rest 0; argmax 0), so that whatever is made of it is finite. Without
     `all_statistics` the rows sum_z_exp, sum_exp2 and sum_z are 0.
     """
-    n, inner = hidden.shape
-    vocabulary = weight.shape[0]
+    n, vocabulary = hidden.shape[0], weight.shape[0]
     device = hidden.device
     if n == 0:
         return _empty_statistics(device, argmax)
-    hidden, weight = tiles.inner_contiguous(hidden), tiles.inner_contiguous(weight)
+    hidden, weight = tiles.aligned(hidden), tiles.aligned(weight)
+    inner = hidden.shape[1]
     labels = labels.contiguous()
     config = config or default_config(hidden.dtype, n, hidden.device)
     row_blocks = triton.cdiv(n, config.block_rows)
@@ -491,8 +491,10 @@ def backward(
     coefficients. They are skipped when tiles are recomputed, not in the two cuBLAS products, whose
     size the host must know.
     """
-    n, inner = hidden.shape
     hidden, weight = tiles.inner_contiguous(hidden), tiles.inner_contiguous(weight)
+    # For the tiles; the products take any width, and their results have it.
+    x, w = tiles.aligned(hidden), tiles.aligned(weight)
+    n, inner = x.shape
     labels = labels.contiguous()
     coefficients = coefficients.contiguous()
     config = config or default_config(hidden.dtype, n, hidden.device)
@@ -505,14 +507,14 @@ def backward(
             row_blocks = triton.cdiv(dz.shape[0], config.block_rows)
             column_blocks = triton.cdiv(dz.shape[1], config.block_columns)
             _linear_logprob_bwd_kernel[tiles.grid(row_blocks * column_blocks)](
-                hidden, weight, bias, labels, coefficients, rows.index, rows.count, dz, bias_sums,
-                hidden.stride(0), weight.stride(0), dz.stride(0),
+                x, w, bias, labels, coefficients, rows.index, rows.count, dz, bias_sums,
+                x.stride(0), w.stride(0), dz.stride(0),
                 0 if bias_sums is None else bias_sums.stride(0),
                 n, inner, weight.shape[0], first_column,
                 first_row, dz.shape[0], chunk_first, dz.shape[1], column_blocks, row_blocks, group,
                 *transform.arguments,
                 HAS_INDEX=rows.index is not None, NEED_BIAS=bias_sums is not None,
-                **_constants(config, hidden, bias, softcap),
+                **_constants(config, x, bias, softcap),
             )  # fmt: skip
 
         return tiles.chunked_backward(

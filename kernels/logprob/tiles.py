@@ -21,11 +21,14 @@ from torch import Tensor
 
 WORKSPACE_BYTES = 512 * 2**20
 
-# Sizes that only bound loops and masks: a kernel per divisibility of each would buy nothing.
+# Sizes that only bound loops and masks: a kernel per divisibility of each would buy nothing. Not
+# chunk_columns, which masks the stores of dz: only where 16 is known to divide it are they 128 bit.
 CHUNK_SIZES = [
-    *("n", "first_row", "chunk_rows", "chunk_first", "chunk_columns"),
+    *("n", "first_row", "chunk_rows", "chunk_first"),
     *("column_blocks", "row_blocks", "group"),
 ]
+# What Triton knows of a size or a stride: that 16 divides it, or nothing.
+ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -332,6 +335,20 @@ def grid(programs: int) -> tuple[int]:
 
 def inner_contiguous(x: Tensor) -> Tensor:
     return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x` [rows, D] as operand of a tile product: the asynchronous 128 bit copies need rows of whole
+    16 elements at aligned addresses. Anything else is copied once, with zeros behind D, which add
+    nothing to a product; element by element the product would take tens of times longer.
+    """
+    inner = x.shape[1]
+    sizes = inner % ALIGNED == 0 and x.stride(0) % ALIGNED == 0 and x.stride(1) == 1
+    if sizes and x.data_ptr() % 16 == 0:
+        return x
+    padded = x.new_zeros(x.shape[0], triton.cdiv(inner, ALIGNED) * ALIGNED)
+    padded[:, :inner] = x
+    return padded
 
 
 @lru_cache(maxsize=16)

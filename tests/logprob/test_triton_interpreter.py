@@ -8,6 +8,7 @@ same file with TRITON_INTERPRET=1; in that process the tests of values exist.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,9 @@ if not INTERPRETING:
         "MIXTURE": ("coefficient_ptr",),
     }
 
-    def compile_for_hopper(kernel: Any, flag: bool, sizes: dict[str, int], **options: int) -> Any:
+    def compile_for_hopper(
+        kernel: Any, flag: bool, sizes: dict[str, int], *, even: bool = False, **options: int
+    ) -> Any:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
@@ -90,7 +93,10 @@ if not INTERPRETING:
         aligned = {
             (i,): [["tt.divisibility", 16]]
             for i, name in enumerate(kernel.arg_names)
-            if order[name].startswith("*") or name.startswith(("stride", "inner"))
+            if order[name].startswith("*")
+            or name.startswith(("stride", "inner"))
+            # Sizes that 16 divides, where the kernel is specialised on them.
+            or (even and order[name] == "i32" and not kernel.params[i].do_not_specialize)
         }
         source = ASTSource(fn=kernel, signature=order, constexprs=places, attrs=aligned)
         return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -122,6 +128,34 @@ if not INTERPRETING:
             assert compiled.metadata.shared <= 227 * 1024
             if "_linear_" in name:
                 assert "wgmma" in compiled.asm["ptx"]
+
+    @pytest.mark.parametrize("pair", [False, True])
+    @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
+    def test_gradient_tiles_leave_in_128_bit_stores(pair: bool) -> None:
+        import hotloop.kernels.logprob.linear_divergence as two
+        import hotloop.kernels.logprob.linear_logprob as one
+
+        module = two if pair else one
+        kernel = two._linear_divergence_bwd_kernel if pair else one._linear_logprob_bwd_kernel
+        config = module.HALF
+        sizes = {
+            "BLOCK_ROWS": config.block_rows,
+            "BLOCK_COLUMNS": config.block_columns,
+            "BLOCK_INNER": config.block_inner,
+        }
+        compiled = compile_for_hopper(
+            kernel,
+            False,
+            sizes,
+            even=True,
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+        # Whatever the kernel writes to global memory; with 16 bit stores each element would be one of its own.
+        stores = re.findall(r"st\.global\.[\w.]+", compiled.asm["ptx"])
+        elements = config.block_rows * config.block_columns // (32 * config.num_warps)
+        assert set(stores) == {"st.global.v4.b32"}
+        assert len(stores) >= elements // 8
 
     def test_kernels_in_the_interpreter() -> None:
         result = subprocess.run(

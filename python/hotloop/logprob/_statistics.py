@@ -72,4 +72,8 @@ def sequence_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
         torch.arange(lengths.shape[0], device=values.device), lengths, output_size=values.shape[0]
     )
     out = torch.zeros(lengths.shape[0], dtype=values.dtype, device=values.device)
+    if (
+        values.device.type == "cuda"
+    ):  # where index_add is a race of atomic additions, and this sorts
+        return out.index_put((owner,), values, accumulate=True)
     return out.index_add(0, owner, values)

@@ -94,8 +94,11 @@ def modpo_loss(
     _check.number(
         op, "weights[0]", w[0], above=0, hint="Without weight on the pairs there is no loss."
     )
-    gap = exact(chosen_margin_rewards) - exact(rejected_margin_rewards)
-    offset = gap.detach() @ torch.tensor(w[1:], dtype=gap.dtype, device=gap.device)
+    gap = (exact(chosen_margin_rewards) - exact(rejected_margin_rewards)).detach()
+    # By number and not by a tensor of weights: on a GPU a copy from the host would wait for the device.
+    offset = gap.new_zeros(gap.shape[0])
+    for j, weight in enumerate(w[1:]):
+        offset = torch.add(offset, gap[:, j], alpha=weight)
     return pair_loss(
         op,
         MODPO_HEADS[link],
