@@ -14,11 +14,12 @@ namespace {
 
 using namespace hotloop::decode;
 
-// workspace: a function from a number of bytes to a uint8 array of at least so many, zeroed when it was
-// allocated; `stream` is a cudaStream_t.
+// workspace: a function of two numbers of bytes to a uint8 array of at least the first, of which the second, from the
+// start on, were zeroed when it was allocated; `stream` is a cudaStream_t.
 CudaTarget target_of(Arguments& a, const py::function& workspace, std::int64_t width, std::int64_t biases, int device,
                      std::uintptr_t stream) {
-  const View& bytes = a.bytes(workspace(decode_workspace_bytes(device, width, biases)), "workspace");
+  const WorkspaceBytes wanted = decode_workspace_bytes(device, width, biases);
+  const View& bytes = a.bytes(workspace(wanted.all, wanted.zeroed), "workspace");
   if (reinterpret_cast<std::uintptr_t>(bytes.data) % 256 != 0) a.fail("workspace", "expected a multiple of 256 bytes");
   return {bytes.data, bytes.shape[0], device, reinterpret_cast<void*>(stream)};
 }

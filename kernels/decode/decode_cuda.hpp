@@ -7,8 +7,8 @@
 
 namespace hotloop::decode {
 
-// Where and with what a loop runs. The workspace must be zeroed when it is allocated and never
-// again: what a launch leaves behind, the next one, of whatever size, starts from. One launch at a
+// Where and with what a loop runs. The first bytes of the workspace must be zeroed when it is
+// allocated and never again: what a launch leaves behind, the next one, of whatever size, starts from. One launch at a
 // time may use it.
 struct CudaTarget {
   void* workspace = nullptr;
@@ -17,8 +17,12 @@ struct CudaTarget {
   void* stream = nullptr;  // cudaStream_t
 };
 
-// Bytes that are enough for every launch of that width on the device.
-std::int64_t decode_workspace_bytes(int device, std::int64_t width, std::int64_t biases);
+// Bytes that are enough for every launch of that width on the device, and how many of them, from
+// the first on, must be zero: what lies behind is written by every launch before it reads it.
+struct WorkspaceBytes {
+  std::int64_t all = 0, zeroed = 0;
+};
+WorkspaceBytes decode_workspace_bytes(int device, std::int64_t width, std::int64_t biases);
 
 // All pointers of the call are to device memory. Enqueued on the stream; std::runtime_error if the
 // device refuses. Chains with temperature 0 are greedy verification.

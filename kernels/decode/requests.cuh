@@ -38,6 +38,13 @@ inline Plan plan_of(std::int64_t resident, std::int64_t batch, std::int64_t voca
   return plan;
 }
 
+// The plan without teams of several blocks: nothing then needs blocks that run at the same time.
+inline Plan apart(Plan plan, std::int64_t resident, std::int64_t batch) {
+  plan.blocks = 1;
+  plan.teams = resident < batch ? resident : batch;
+  return plan;
+}
+
 // Where things lie in the workspace, in bytes. What outlives a launch (epochs, letters) comes
 // first, at places that depend on the number of blocks alone.
 struct Layout {

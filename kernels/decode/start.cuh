@@ -42,15 +42,22 @@ void start(const char* op, void (*kernel)(const Launch), Launch launch, const Wo
                              std::to_string(launch.places.bytes) + " bytes, got " +
                              std::to_string(target.workspace_bytes) + ".");
   }
-  const std::int64_t blocks = launch.plan.teams * launch.plan.blocks;
-  const dim3 grid(cuda::grid_blocks(op, blocks, 1, blocks)), threads(kThreads);
+  const auto grid = [&] {
+    const std::int64_t blocks = launch.plan.teams * launch.plan.blocks;
+    return dim3(cuda::grid_blocks(op, blocks, 1, blocks));
+  };
+  const dim3 threads(kThreads);
   void* arguments[] = {&launch};
   const cudaStream_t stream = static_cast<cudaStream_t>(target.stream);
   if (launch.plan.blocks > 1) {
-    static_cast<void>(cudaLaunchCooperativeKernel(entry, grid, threads, arguments, 0, stream));
-  } else {
-    static_cast<void>(cudaLaunchKernel(entry, grid, threads, arguments, 0, stream));
+    const cudaError_t status =
+        cudaLaunchCooperativeKernel(entry, grid(), threads, arguments, 0, stream);
+    if (status != cudaErrorCooperativeLaunchTooLarge) return cuda::check_launch(op);
+    // One block per multiprocessor leaves no room for what a sanitizer or another process takes.
+    static_cast<void>(cudaGetLastError());
+    launch.plan = apart(launch.plan, resident, work.requests);
   }
+  static_cast<void>(cudaLaunchKernel(entry, grid(), threads, arguments, 0, stream));
   cuda::check_launch(op);
 }
 

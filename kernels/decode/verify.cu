@@ -49,15 +49,16 @@ TreeCall as_tree(const VerifyCall& call) {
 
 }  // namespace
 
-std::int64_t decode_workspace_bytes(int device, std::int64_t width, std::int64_t biases) {
+WorkspaceBytes decode_workspace_bytes(int device, std::int64_t width, std::int64_t biases) {
   const cuda::DeviceScope scope("decode_workspace", device);
   int processors = 0;
   if (cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
     static_cast<void>(cudaGetLastError());
     throw std::runtime_error("[decode_workspace] device: its multiprocessors cannot be counted.");
   }
-  return layout_of(static_cast<std::int64_t>(processors) * kBlocksPerProcessor, width, biases)
-      .bytes;
+  const Layout layout =
+      layout_of(static_cast<std::int64_t>(processors) * kBlocksPerProcessor, width, biases);
+  return {layout.bytes, layout.bins};
 }
 
 void chain_cuda(const VerifyCall& call, const CudaTarget& target) {

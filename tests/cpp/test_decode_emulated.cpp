@@ -150,7 +150,8 @@ struct AnySeeds {
   }
 };
 
-// The workspace of one device: zeroed once, then handed from launch to launch whatever their sizes are.
+// The workspace of one device: what lies before the bins is zeroed once, then handed from launch to launch whatever
+// their sizes are; what lies behind holds garbage before each launch.
 constexpr std::int64_t kDeviceBlocks = 8;
 std::vector<std::uint64_t> workspace;
 
@@ -165,6 +166,8 @@ void place(Random& g, Launch& launch, std::int64_t requests, std::int64_t rows, 
   if (workspace.size() < words) workspace.resize(words, 0);
   const bool aligned = reinterpret_cast<std::uintptr_t>(workspace.data()) % 16 == 0;
   launch.workspace = reinterpret_cast<char*>(workspace.data() + (aligned ? 0 : 1));
+  std::memset(launch.workspace + launch.places.bins, 0xa5,
+              static_cast<std::size_t>(launch.places.bytes - launch.places.bins));
 }
 
 template <int kThreads, class Launch, class Kernel>
@@ -392,6 +395,8 @@ TEST(a_plan_fits_the_device) {
           CHECK(plan.window >= 1 && plan.window <= std::min<std::int64_t>(rows, kMostWindow));
           // Teams of two blocks or more have a set of bins each.
           CHECK(plan.blocks == 1 || plan.teams <= resident / 2);
+          const Plan lone = apart(plan, resident, batch);
+          CHECK(lone.blocks == 1 && lone.teams == std::min(resident, batch) && lone.window == plan.window);
         }
       }
     }

@@ -199,3 +199,20 @@ def test_what_is_beyond_the_range_is_refused() -> None:
     p = np.full((1, 2, 2), 0.5)
     for impl in IMPLS:  # more neighbours than there are tokens is all of them
         d.lantern_relaxed_accept(None, np.array([[0]]), p, near, k=2**70, impl=impl, seed=0)
+
+
+INFINITE = {
+    "entropy_adaptive_temperature": ("median", "std", "maximum", "temperature"),
+    "value_augmented_logits": ("beta",),
+    "lantern_relaxed_accept": ("delta",),
+    "typical_accept": ("alpha",),
+}
+
+
+@pytest.mark.parametrize("op", INFINITE)
+def test_infinite_numbers_are_refused(op: str) -> None:
+    """Infinity times 0 is NaN, and a NaN takes a token out of a law without a word."""
+    said = "value_augmented_law" if op == "value_augmented_logits" else op
+    for name in INFINITE[op]:
+        match = rf"^\[{said}\] {name}: expected a finite number, got inf\. Leave"
+        refused(op, ValueError, match, {name: np.inf})

@@ -214,6 +214,45 @@ def test_sizes_in_turn_share_a_workspace() -> None:
             same(back(op(*arguments, **keywords)), before, op.__name__)
 
 
+def test_calls_without_a_seed_draw_anew_without_a_sync() -> None:
+    """From torch's generator of the device: ruled by manual_seed, and anew at every replay of a graph."""
+    z = torch.zeros(8, 50_000, device="cuda")
+    sample(Logits(z))  # the workspace and the kernel are there
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.manual_seed(1)
+        first, second = (sample(Logits(z)).token_ids for _ in range(2))
+        torch.manual_seed(1)
+        again = sample(Logits(z)).token_ids
+        g, same_again = (torch.Generator("cuda").manual_seed(2) for _ in range(2))
+        own, own_again = (sample(Logits(z), seed=x).token_ids for x in (g, same_again))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+    assert torch.equal(own, own_again)
+    assert len(set(first.tolist())) > 1
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        drawn = sample(Logits(z)).token_ids
+    replays = []
+    for _ in range(2):
+        graph.replay()
+        replays.append(drawn.tolist())
+    assert replays[0] != replays[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_every_temperature_has_a_law(dtype: str) -> None:
+    z = torch.tensor([[1.0, 5.0, 4.0, 5.0]] * 512, dtype=getattr(torch, dtype))
+    for temperature in (5e-324, 1e-45, 1e-40, float(np.finfo(np.float32).tiny), 1e38, 1e300):
+        law = Logits(z, temperature=temperature)
+        here = sample(law, seed=1)
+        there = sample(Logits(z.cuda(), temperature=temperature), seed=1, impl="cuda")
+        assert torch.equal(here.token_ids, there.token_ids.cpu())
+
+
 def test_draws_follow_the_law() -> None:
     """Chi-square over 2^20 draws; a law that is a little off must be found out."""
     n, v = 2**20, 50

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from .. import _arrays, _environment, _impl, _native
 from .._impl import Impl
+from .._numbers import number
 from ._law import Law, packed_number
 from ._seeds import check_stream as check_stream
 from ._seeds import drawn
@@ -81,6 +83,16 @@ def dense(x: Any, dtype: str) -> Any:
             else x.int()
         )
     return _dense(x)
+
+
+def finite(op: str, name: str, value: Any, **bounds: Any) -> float:
+    """As ``number``, and not infinite: infinity times 0 or over infinity is NaN, which weighs nothing in silence."""
+    x = number(op, name, value, **bounds)
+    if not math.isfinite(x):
+        raise ValueError(
+            f"[{op}] {name}: expected a finite number, got {x}. Leave it out or pass one."
+        )
+    return x
 
 
 def check_shape(op: str, name: str, value: Any, wanted: tuple[int, ...], why: str = "") -> None:

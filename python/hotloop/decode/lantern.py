@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import _arrays, _environment, _native
 from .._impl import Impl
-from .._numbers import integer, number
+from .._numbers import integer
 from ..reference.decode import lantern as _reference
 from . import _call
 from ._law import check_ids, check_law, naming, pack, refuse_probabilities
@@ -97,7 +97,7 @@ def lantern_relaxed_accept(
         op, "neighbors", near, (vocabulary, int(near.shape[1])), "for that vocabulary"
     )
     k = min(integer(op, "k", k, at_least=0), vocabulary)
-    number(op, "delta", delta, at_least=0.0)
+    _call.finite(op, "delta", delta, at_least=0.0)
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, width, ids)
     _call.check_stream(op, seed, offset, batch, ids)
     if _environment.checks_on():

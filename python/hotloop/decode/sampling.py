@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import _arrays, _native
 from .._impl import Impl
-from .._numbers import integer, number
+from .._numbers import integer
 from ..reference.decode import sampling as _reference
 from . import _call
 from ._law import MAX_VOCABULARY, Law, Logits, check_law, naming, pack, refuse_probabilities
@@ -213,12 +213,12 @@ def entropy_adaptive_temperature(
     """
     op = "entropy_adaptive_temperature"
     law = check_law(op, "logits", Logits(logits), *_ROWS)
-    number(op, "median", median)
-    number(op, "std", std, above=0.0)
-    number(op, "maximum", maximum, above=0.0)
-    number(op, "minimum", minimum, below=0.0)
-    number(op, "temperature", temperature, above=0.0)
-    number(op, "tau", tau, at_least=0.0, below=1.0)
+    _call.finite(op, "median", median)
+    _call.finite(op, "std", std, above=0.0)
+    _call.finite(op, "maximum", maximum, above=0.0)
+    _call.finite(op, "minimum", minimum, below=0.0)
+    _call.finite(op, "temperature", temperature, above=0.0)
+    _call.finite(op, "tau", tau, at_least=0.0, below=1.0)
     shape = tuple(map(int, logits.shape[:-1]))
     if _call.choose(op, impl, logits) == "reference":
         return _reference.entropy_adaptive_temperature(
@@ -357,7 +357,7 @@ def value_augmented_law(logits: Any, token_ids: Any, values: Any, *, beta: float
         Han et al. 2024 (Value Augmented Sampling), arXiv:2405.06639.
     """
     op = "value_augmented_law"
-    number(op, "beta", beta)
+    _call.finite(op, "beta", beta)
     _arrays.checked(op, "logits", logits, _arrays.FLOATS, 2)
     _arrays.checked(op, "token_ids", token_ids, ("int64",), 2)
     _arrays.checked(op, "values", values, ("float32",), 2)

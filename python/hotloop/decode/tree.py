@@ -297,7 +297,7 @@ def typical_accept(
     """
     op = "typical_accept"
     number(op, "epsilon", epsilon, at_least=0.0, at_most=1.0)
-    number(op, "alpha", alpha, at_least=0.0)
+    _call.finite(op, "alpha", alpha, at_least=0.0)
     number(op, "entropy_eps", entropy_eps, at_least=0.0, at_most=1.0)
     _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 3)
     law = check_law(op, "target_logits", target_logits, ("B", "P", "K+1", "V"))
