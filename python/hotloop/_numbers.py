@@ -59,10 +59,16 @@ def integer(
     op: str, name: str, value: Any, *, at_least: int | None = None, at_most: int | None = None
 ) -> int:
     """Return ``value`` as an int inside the stated range, or raise with the range in the text."""
-    try:
-        x = int(value.__index__())
-    except AttributeError:
-        x = None
+    x: int | None
+    if isinstance(
+        value, int
+    ):  # first: torch.compile traces an argument as a symbol without __index__
+        x = value
+    else:
+        try:
+            x = int(value.__index__())
+        except AttributeError:
+            x = None
     if x is None or isinstance(value, bool):
         raise TypeError(f"[{op}] {name}: expected an integer, got {type(value).__name__}.")
     if (at_least is not None and x < at_least) or (at_most is not None and x > at_most):

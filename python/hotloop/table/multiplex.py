@@ -235,7 +235,7 @@ class _Lookup(torch.autograd.Function):
 @torch.library.custom_op(
     "hotloop::multiplexed_lookup",
     mutates_args=(),
-    schema="(Tensor[] tables, Tensor[] values, Tensor?[] offsets, int[] chunks, str combiner, SymInt? padding_id, "
+    schema="(Tensor[] tables, Tensor[] values, Tensor?[] offsets, SymInt[] chunks, str combiner, SymInt? padding_id, "
     "SymInt seed) -> Tensor",
 )
 def _multiplexed_lookup(
@@ -266,7 +266,7 @@ def _(
 @torch.library.custom_op(
     "hotloop::multiplexed_lookup_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor[] values, Tensor?[] offsets, int[] chunks, str combiner, SymInt? padding_id, "
+    schema="(Tensor grad, Tensor[] values, Tensor?[] offsets, SymInt[] chunks, str combiner, SymInt? padding_id, "
     "SymInt seed, int tables, SymInt rows) -> Tensor",
 )
 def _multiplexed_backward(
