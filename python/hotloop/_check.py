@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _plain
 from ._numbers import choice as choice
@@ -30,11 +31,21 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
     """Refuse what is no tensor, and a tensor whose elements do not lie in memory (see ``_plain``)."""
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"[{op}] {name}: expected a torch.Tensor, got {type(value).__name__}. Use torch.as_tensor(...)."
+            f"[{op}] {name}: expected a torch.Tensor, got {type(value).__name__}. {_instead(value)}"
         )
     if type(value) is not Tensor or value.layout is not torch.strided or value.is_nested:
         _plain.check(op, name, value)
     return value
+
+
+def _instead(value: Any) -> str:
+    if not isinstance(value, torch.nn.Module):
+        return "Use torch.as_tensor(...)."
+    if hasattr(value, "base_layer"):  # a LoRA layer: its .weight is that of the layer below
+        return "Its .weight leaves the adapter out: merge the adapter into it first, then pass .weight."
+    return "Pass its .weight" + (
+        ", and bias=its .bias." if getattr(value, "bias", None) is not None else "."
+    )
 
 
 def float_tensor(op: str, name: str, value: Any, ndim: int | None = None) -> torch.Tensor:
@@ -54,6 +65,26 @@ def same_device(op: str, name: str, value: torch.Tensor, like: str, other: torch
     if value.device != other.device:
         raise ValueError(
             f"[{op}] {name}: expected device {other.device} like {like}, got {value.device}. Move it first."
+        )
+
+
+def untransformed(op: str, *tensors: torch.Tensor | None) -> None:
+    """Refuse torch.func transforms and forward-mode AD: a compiled loop has a value and one backward, no more.
+
+    Tensors inside a transform are wrappers without memory; a tangent would be lost. Not for torch.compile, whose
+    tensors are neither.
+    """
+    mode = None
+    if torch._C._are_functorch_transforms_active():
+        mode = "a torch.func transform (grad, vmap, jvp, ...)"
+    elif forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        mode = "forward-mode AD"
+    if mode is not None:
+        raise NotImplementedError(
+            f"[{op}] impl: expected 'reference' inside {mode}, which compiled loops do not know. "
+            "Pass impl='reference': it is plain torch."
         )
 
 

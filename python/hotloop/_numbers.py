@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+LARGEST = 3.4028234663852886e38
+"""The largest float32: more is an infinity inside the loops. ``at_most=math.inf`` lets infinity itself pass."""
 
 
 def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -21,7 +25,7 @@ def number(
     at_most: float | None = None,
     hint: str = "",
 ) -> float:
-    """Return ``value`` as a float inside the stated range, or raise with the range in the text."""
+    """Return ``value`` as a finite float inside the stated range, or raise with the range in the text."""
     # Numbers first: torch.compile traces a default as a symbol, which has no attributes to ask for.
     if not isinstance(value, (int, float)) and (
         hasattr(value, "dtype")
@@ -32,7 +36,7 @@ def number(
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         x = float(value)
         if (
-            x == x
+            (-LARGEST <= x <= LARGEST or (at_most == math.inf and x == math.inf))  # NaN neither
             and (above is None or x > above)
             and (at_least is None or x >= at_least)
             and (below is None or x < below)
@@ -45,7 +49,10 @@ def number(
         f"< {below:g}" if below is not None else "",
         f"<= {at_most:g}" if at_most is not None else "",
     ]
-    wanted = "a number " + " and ".join(b for b in bounds if b) if any(bounds) else "a number"
+    kind = "a number"
+    if isinstance(value, (int, float)) and abs(value) > LARGEST:
+        kind = "a finite number"
+    wanted = f"{kind} " + " and ".join(b for b in bounds if b) if any(bounds) else kind
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(
             f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float."

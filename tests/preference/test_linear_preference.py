@@ -1,11 +1,12 @@
 """linear_preference_loss: every loss from hidden states equals the loss of plainly computed log-probabilities."""
 
 import inspect
+import re
 
 import pytest
 import torch
 from hotloop.preference import LOSSES, dpo_loss, linear_preference_loss, preference_metrics
-from hotloop.preference.linear import FORMS
+from hotloop.preference.linear import ELSEWHERE, FORMS
 
 N, T, D, V = 4, 6, 8, 50
 
@@ -192,6 +193,127 @@ def test_reference_given_per_answer_per_token_or_as_hidden_states():
         torch.testing.assert_close(losses[0], other)
 
 
+def test_packed_answers_take_a_reference_per_token():
+    """Three tokens in two answers; the numbers of the reference, of which one is not to be read."""
+    hidden = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], dtype=torch.float64)
+    weight = torch.arange(20, dtype=torch.float64).reshape(5, 4) / 10
+    labels, cu = torch.tensor([1, -100, 3]), torch.tensor([0, 2, 3])
+    per_token = torch.tensor([-1.0, torch.nan, -3.0], dtype=torch.float64)
+    found, _ = linear_preference_loss(hidden, weight, labels, cu_seqlens=cu, ref_logps=per_token)
+    logps = torch.log_softmax(hidden @ weight.T, -1)
+    margin = (logps[0, 1] - -1.0) - (logps[2, 3] - -3.0)
+    torch.testing.assert_close(found, torch.nn.functional.softplus(-0.1 * margin))
+    per_answer = torch.tensor([-1.0, -3.0], dtype=torch.float64)
+    other, _ = linear_preference_loss(hidden, weight, labels, cu_seqlens=cu, ref_logps=per_answer)
+    assert found == other
+    text = r"ref_logps: expected shape \(2,\), one per answer, or \(3,\), one per label, got \(4,\)"
+    with pytest.raises(ValueError, match=text):
+        linear_preference_loss(
+            hidden, weight, labels, cu_seqlens=cu, ref_logps=torch.zeros(4, dtype=torch.float64)
+        )
+
+
+def test_as_many_packed_tokens_as_answers_is_one_per_answer():
+    hidden, weight = torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    labels, cu = torch.tensor([0, 1]), torch.tensor([0, 2, 2])
+    ref = torch.tensor([-1.0, -3.0], dtype=torch.float64)
+    found, _ = linear_preference_loss(hidden, weight, labels, cu_seqlens=cu, ref_logps=ref)
+    chosen = torch.log_softmax(hidden, -1).diagonal().sum()
+    margin = (chosen + 1.0) - (0.0 + 3.0)
+    torch.testing.assert_close(found, torch.nn.functional.softplus(-0.1 * margin))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_labels_that_are_not_shifted(packed):
+    """The same loss as from labels shifted by hand, references included."""
+    hidden, weight, ref_hidden, labels = batch()
+    moved = torch.full_like(labels, -100)
+    moved[:, :-1] = labels[:, 1:]
+    truth, _ = linear_preference_loss(hidden, weight, moved, ref_hidden=ref_hidden)
+    if packed:
+        cu = torch.arange(0, labels.numel() + 1, T)
+        found, _ = linear_preference_loss(
+            hidden.reshape(-1, D), weight, labels.reshape(-1), ref_hidden=ref_hidden.reshape(-1, D),
+            cu_seqlens=cu, shift_labels=True,
+        )  # fmt: skip
+    else:
+        found, _ = linear_preference_loss(
+            hidden, weight, labels, ref_hidden=ref_hidden, shift_labels=True
+        )
+    torch.testing.assert_close(found, truth)
+    tokens = token_logps(ref_hidden, weight, moved)
+    given, _ = linear_preference_loss(hidden, weight, labels, ref_logps=tokens, shift_labels=True)
+    torch.testing.assert_close(given, truth)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("sigmoid", 'Pass loss="dpo"'),
+        ("hinge", 'Pass loss="slic_hinge"'),
+        ("nca_pair", 'Pass loss="nca"'),
+        ("robust", 'Pass loss="robust_dpo"'),
+        ("sigmoid_norm", 'Pass loss="dpo_norm"'),
+        ("aot_unpaired", 'Pass loss="aot" with options={"paired": False}'),
+        ("apo_zero", 'Pass loss="apo"'),
+        ("apo_down", 'Pass loss="apo" with options={"variant": "down"}'),
+        ("apo_zero_unpaired", 'Pass loss="kto" with options={"kl": 0.0'),
+        ("sft", "Use hotloop.logprob.linear_cross_entropy"),
+        ("dpo_loss", 'Pass loss="dpo"'),
+    ],
+)
+def test_names_of_other_libraries_are_answered_with_ours(theirs, ours):
+    hidden, weight, _, labels = batch()
+    with pytest.raises(ValueError, match=re.escape(f"got {theirs!r}. {ours}")):
+        linear_preference_loss(hidden, weight, labels, loss=theirs)
+
+
+def test_what_is_suggested_exists():
+    for name, hint in ELSEWHERE.items():
+        assert name not in LOSSES
+        found = re.match(r'loss="(\w+)"(?: with options=(\{.*\}))?$', hint)
+        if found is None:
+            assert "loss=" not in hint
+            continue
+        assert found[1] in LOSSES
+        for option in re.findall(r'"(\w+)":', found[2] or ""):
+            assert option in (*FORMS[found[1]].parameters, "length_normalized")
+
+
+@pytest.mark.peer
+def test_every_loss_type_of_trl_is_ours_or_is_answered():
+    trainer = pytest.importorskip("trl.trainer.dpo_trainer")
+    types = set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(trainer)))
+    assert {"sigmoid", "hinge", "ipo"} <= types
+    assert {t for t in types if t not in LOSSES and t not in ELSEWHERE} == set()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text"),
+    [
+        ({"beta": 0.2}, "beta: .*Arguments of the loss go into options: options={'beta': ...}"),
+        ({"label_smoothing": 0.1}, "label_smoothing: .*options={'label_smoothing': ...}"),
+        ({"loss_type": "sigmoid"}, "loss_type: .*Pass it as loss"),
+        ({"reduction": "sum"}, "reduction: .*The loss is a mean over the answers"),
+        ({"ref_hiden": None}, r"ref_hiden: .*Did you mean ref_hidden\?"),
+        ({"shift": True}, "shift: .*Pass shift_labels=True"),
+    ],
+)
+def test_keywords_it_does_not_take(keyword, text):
+    hidden, weight, ref_hidden, labels = batch()
+    with pytest.raises(TypeError, match=rf"^\[linear_preference_loss\] {text}"):
+        linear_preference_loss(hidden, weight, labels, ref_hidden=ref_hidden, **keyword)
+
+
+def test_a_module_where_a_tensor_is_expected():
+    hidden, weight, ref_hidden, labels = batch(dtype=torch.float32)
+    layer = torch.nn.Linear(D, V, bias=False)
+    with pytest.raises(TypeError, match=r"weight: .*got Linear\. Pass its \.weight\."):
+        linear_preference_loss(hidden, layer, labels, ref_hidden=ref_hidden)
+    with pytest.raises(TypeError, match=r"ref_weight: .*got Linear\. Pass its \.weight\."):
+        linear_preference_loss(hidden, weight, labels, ref_hidden=ref_hidden, ref_weight=layer)
+
+
 def test_metrics_are_those_of_preference_metrics():
     hidden, weight, ref_hidden, labels = batch()
     p, r = (
@@ -273,7 +395,7 @@ def test_compiled_whole():
         ({"ref_logps": torch.zeros(8)}, "ref_hidden: expected None beside ref_logps, got both"),
         (
             {"ref_hidden": None, "ref_logps": torch.zeros(5)},
-            r"ref_logps: expected shape \(8,\), one per answer, got \(5,\)",
+            r"ref_logps: expected shape \(8,\), one per answer, or \(8, 6\), one per label, got \(5,\)",
         ),
         ({"options": {"bta": 1.0}}, "options: dpo takes beta, .*got bta"),
         ({"options": {"beta": -1.0}}, r"\[dpo_loss\] beta: expected a number > 0"),

@@ -232,7 +232,7 @@ def mcts_star_step(
     numbers = (
         number(op, "c", c, at_least=0),
         number(op, "alpha", alpha, at_least=0, at_most=1),
-        number(op, "unvisited_bonus", unvisited_bonus, at_least=0),
+        number(op, "unvisited_bonus", unvisited_bonus, at_least=0, at_most=math.inf),
         number(op, "end_gate", end_gate),
     )
     depth = -1 if max_depth is None else integer(op, "max_depth", max_depth, at_least=0)

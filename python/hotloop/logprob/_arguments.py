@@ -53,13 +53,16 @@ def head(
             f"[{op}] {w}: expected a vocabulary of at least 1, got shape {tuple(weight.shape)}."
         )
     if hidden.dtype != weight.dtype:
-        if torch.is_autocast_enabled(hidden.device.type):
+        # As torch does: autocast narrows float32 and leaves float64 alone.
+        wide = torch.float64 in (hidden.dtype, weight.dtype)
+        if torch.is_autocast_enabled(hidden.device.type) and not wide:
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
         else:
             raise TypeError(
                 f"[{op}] {w}: expected dtype {_check.dtype_name(hidden.dtype)} like {h}, got "
-                f"{_check.dtype_name(weight.dtype)}. Convert one of them, or use torch.autocast."
+                f"{_check.dtype_name(weight.dtype)}. Convert one of them"
+                + (", or use torch.autocast." if not wide else ": autocast leaves float64 alone.")
             )
     _check.same_device(op, w, weight, h, hidden)
     if bias is not None:
@@ -110,7 +113,7 @@ def labels(
     # On the CPU the check costs microseconds and an unchecked label would be a silent NaN; on a GPU it
     # would wait for the device, so it is left to HOTLOOP_CHECK.
     look = flat.device.type == "cpu" or _environment.checks_on()
-    if look and flat.numel() and not torch.compiler.is_compiling():
+    if look and flat.numel() and not _traced():
         bad = (flat != ignore_index) & ((flat < 0) | (flat >= vocabulary))
         if bool(bad.any()):
             at = int(bad.nonzero()[0])
@@ -119,6 +122,46 @@ def labels(
                 f"{int(flat[at])} at position {at}. Use ignore_index for tokens that do not count."
             )
     return flat
+
+
+def _traced() -> bool:
+    """Whether values cannot be looked at: under torch.compile and inside torch.func transforms."""
+    return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
+
+
+def shifted(
+    op: str, labels: Any, ignore_index: int, shift: Any, cu_seqlens: Tensor | None = None
+) -> Any:
+    """Labels as they stand beside their tokens, moved to the position that predicts them.
+
+    The last position, of every sequence if ``cu_seqlens`` says where they end, gets ``ignore_index``.
+    """
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(
+            f"[{op}] ignore_index: expected an integer, got {type(ignore_index).__name__}. The default is -100."
+        )
+    if not isinstance(shift, bool):
+        raise TypeError(
+            f"[{op}] shift_labels: expected True or False, got {type(shift).__name__}. "
+            "True is for labels as Hugging Face stores them."
+        )
+    if not shift:
+        return labels
+    if labels is None:
+        raise ValueError(
+            f"[{op}] labels: expected a tensor beside shift_labels=True, got None. Pass labels."
+        )
+    t = _check.tensor(op, "labels", labels)
+    if t.ndim == 0:
+        raise ValueError(
+            f"[{op}] labels: expected at least 1 dimension to shift along, got shape (). Leave shift_labels off."
+        )
+    moved = torch.nn.functional.pad(t[..., 1:], (0, min(1, t.shape[-1])), value=ignore_index)
+    if cu_seqlens is None:
+        return moved
+    last = torch.zeros(t.shape[0] + 1, dtype=torch.bool, device=t.device)
+    last = last.index_fill(0, cu_seqlens.long(), True)[1:]
+    return torch.where(last, ignore_index, moved)
 
 
 def cu_seqlens(op: str, value: Any, n: int, device: Any) -> Tensor:

@@ -476,6 +476,7 @@ def of_heads(
             hidden, weight, bias, *teacher_head, flat_labels, ignore_index, *terms, chosen
         )[0]
     else:
+        _check.untransformed(op, hidden, weight, bias)
         rows = _LinearDivergence.apply(
             hidden,
             weight,
@@ -534,6 +535,7 @@ def of_logits(
         rows = torch.ops.hotloop.logit_divergence(flat, flat_teacher, *terms, chosen)[0]
         rows = torch.where(flat_labels != ignore_index, rows, 0.0)
     else:
+        _check.untransformed(op, flat)
         rows = _LogitDivergence.apply(flat, flat_teacher, flat_labels, terms, ignore_index, chosen)
     return reduce(rows, flat_labels, ignore_index, reduction, shape)
 

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from .. import _check
 from .._impl import Impl
+from .._keywords import known
+from . import _arguments
 from . import _divergence as divergence
-from .head import IGNORE_INDEX, token_logprob
+from .head import HINTS, IGNORE_INDEX, token_logprob
 
 DIRECTIONS = ("forward", "reverse")
 
 
+@known(HINTS)
 def linear_kl(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -29,6 +32,7 @@ def linear_kl(
     temperature: float = 1.0,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Kullback-Leibler divergence between two language-model heads, with a bounded part of the logits in memory.
@@ -48,6 +52,7 @@ def linear_kl(
         temperature: > 0, of both. Default 1.
         ignore_index: see ``labels``. Default -100.
         reduction: "mean" over the rows that count, "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -73,9 +78,11 @@ def linear_kl(
         (student_hidden, student_weight, student_bias),
         (teacher_hidden, teacher_weight, teacher_bias),
     )
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     return divergence.of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
 
 
+@known(HINTS)
 def linear_jsd(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -89,6 +96,7 @@ def linear_jsd(
     temperature: float = 1.0,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Generalised Jensen-Shannon divergence between two heads, with a bounded part of the logits in memory.
@@ -108,6 +116,7 @@ def linear_jsd(
         temperature: > 0, of both. Default 1 (the paper uses 0.9 to 1).
         ignore_index: see ``labels``. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -132,9 +141,11 @@ def linear_jsd(
         (student_hidden, student_weight, student_bias),
         (teacher_hidden, teacher_weight, teacher_bias),
     )
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     return divergence.of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
 
 
+@known(HINTS)
 def linear_distill(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -148,6 +159,7 @@ def linear_distill(
     temperature: float = 1.0,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Any divergence of this room between two heads, with a bounded part of the logits in memory.
@@ -165,6 +177,7 @@ def linear_distill(
         temperature: > 0, of both. Default 1.
         ignore_index: see ``labels``. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference"; "log_cosh" has no Triton kernel. Default "auto".
 
     Returns:
@@ -185,12 +198,14 @@ def linear_distill(
     """
     op = "linear_distill"
     d = divergence.options(op, divergence_kind, beta, delta, temperature, reduction)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     return divergence.of_heads(
         op, (student_hidden, student_weight, None), (teacher_hidden, teacher_weight, None), labels, d,
         ignore_index, reduction, impl,
     )  # fmt: skip
 
 
+@known(HINTS)
 def forward_kl_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -200,6 +215,7 @@ def forward_kl_distill(
     scale_by_temperature: bool = True,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Hinton's distillation: T^2 * KL(p || q), p = softmax(teacher / T), q = softmax(student / T).
@@ -212,6 +228,7 @@ def forward_kl_distill(
         scale_by_temperature: multiply by T^2, as Hinton does; language-model code often does not. Default True.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean" over the rows that count, "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -230,12 +247,14 @@ def forward_kl_distill(
     """
     op = "forward_kl_distill"
     d = divergence.options(op, "forward_kl", 0.5, 2.0, temperature, reduction)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     loss = divergence.of_logits(
         op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
     )
     return loss * temperature**2 if scale_by_temperature and temperature != 1 else loss
 
 
+@known(HINTS)
 def reverse_kl_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -245,6 +264,7 @@ def reverse_kl_distill(
     scale_by_temperature: bool = False,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Mode-seeking distillation: KL(q || p) of student q and teacher p.
@@ -259,6 +279,7 @@ def reverse_kl_distill(
         scale_by_temperature: multiply by T^2. Default False.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -277,12 +298,14 @@ def reverse_kl_distill(
     """
     op = "reverse_kl_distill"
     d = divergence.options(op, "reverse_kl", 0.5, 2.0, temperature, reduction)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     loss = divergence.of_logits(
         op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
     )
     return loss * temperature**2 if scale_by_temperature and temperature != 1 else loss
 
 
+@known(HINTS)
 def generalized_jsd_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -292,6 +315,7 @@ def generalized_jsd_distill(
     temperature: float = 1.0,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Generalised Jensen-Shannon divergence: beta KL(p || M) + (1 - beta) KL(q || M), M = beta p + (1 - beta) q.
@@ -306,6 +330,7 @@ def generalized_jsd_distill(
         temperature: > 0, of both. Default 1.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -324,11 +349,13 @@ def generalized_jsd_distill(
     """
     op = "generalized_jsd_distill"
     d = divergence.options(op, "jsd", beta, 2.0, temperature, reduction)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     return divergence.of_logits(
         op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
     )
 
 
+@known(HINTS)
 def balanced_divergence_kd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -338,6 +365,7 @@ def balanced_divergence_kd(
     temperature: float = 4.0,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """T^2 * [ a_i KL(p || q) + b_i KL(q || p) ], the weights chosen per row by who is the more certain.
@@ -355,6 +383,7 @@ def balanced_divergence_kd(
         temperature: T > 0. Default 4.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -373,11 +402,13 @@ def balanced_divergence_kd(
     """
     op = "balanced_divergence_kd"
     d = divergence.options(op, "balanced", 0.5, delta, temperature, reduction)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     return divergence.of_logits(
         op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
     )
 
 
+@known(HINTS)
 def log_cosh_logit_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -386,6 +417,7 @@ def log_cosh_logit_distill(
     temperature: float = 2.0,
     ignore_index: int = IGNORE_INDEX,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Logit matching of an auxiliary head: T^2 * sum_v log cosh((s_v - t_v) / (2 T)), summed over the vocabulary.
@@ -400,6 +432,7 @@ def log_cosh_logit_distill(
         temperature: T > 0. Default 2.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
+        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
@@ -418,11 +451,13 @@ def log_cosh_logit_distill(
     """
     op = "log_cosh_logit_distill"
     d = divergence.options(op, "log_cosh", 0.5, 2.0, temperature, reduction)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     return divergence.of_logits(
         op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
     )
 
 
+@known(HINTS)
 def bonsai_synthesis_loss(
     head_logits: Tensor,
     pseudo_labels: Tensor,
@@ -463,4 +498,5 @@ def bonsai_synthesis_loss(
         return losses
     if reduction == "sum":
         return losses.sum()
-    return (losses.sum(1) / (pseudo_labels != IGNORE_INDEX).sum(1)).sum()
+    counts = (pseudo_labels != IGNORE_INDEX).sum(1).clamp(min=1)  # a head without samples adds 0
+    return (losses.sum(1) / counts).sum()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _check, _environment
 from .._impl import Impl
+from .._keywords import known
 from ..reference import logprob as reference
 from . import _arguments, _backend, _given, _ops, _statistics
 from ._cpu import LogitMap
@@ -14,8 +15,19 @@ from ._statistics import LogprobStatistics
 
 IGNORE_INDEX = -100
 Reduction = _check.REDUCTIONS
+HINTS = {
+    "shift": "Pass shift_labels=True for labels as Hugging Face stores them.",
+    "target": "Pass it as labels.",
+    "targets": "Pass it as labels.",
+    "lse_square_scale": "Pass it as z_loss.",
+    "logit_softcapping": "Pass it as softcap.",
+    "lin_weight": "Pass it as weight.",
+    "input": "Pass it as hidden.",
+}
+"""What other libraries call the arguments of the heads (CCE, Liger, torch)."""
 
 
+@known(HINTS)
 def linear_logprob(
     hidden: Tensor,
     weight: Tensor,
@@ -28,6 +40,7 @@ def linear_logprob(
     ignore_index: int = IGNORE_INDEX,
     statistics: tuple[str, ...] = (),
     cu_seqlens: Tensor | None = None,
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> LogprobStatistics:
     """Log-probability of each label under a language-model head, and what else a row of logits can tell.
@@ -41,7 +54,8 @@ def linear_logprob(
     Args:
         hidden: hidden states, shape (..., D), float32, float64, float16 or bfloat16. Differentiable.
         weight: head, shape (V, D), dtype of ``hidden``. Differentiable.
-        labels: token each row is asked about (already shifted), shape (...), int64 or int32.
+        labels: token each row is asked about, shape (...), int64 or int32. Labels of Hugging Face are not shifted: see
+            ``shift_labels``.
         bias: shape (V,), any float dtype. Differentiable. Default None.
         temperature: > 0. Default 1.
         logit_scale: multiplies the product before softcap (Cohere). Default 1.
@@ -50,6 +64,8 @@ def linear_logprob(
         statistics: names from "entropy", "lse", "sum_p2", "mean_logit", "argmax_hit". Default none.
         cu_seqlens: offsets (B + 1,) of ragged sequences packed into (N, D) hidden states; every statistic is
             then summed over its sequence, shape (B,), and argmax_hit counts. Default None.
+        shift_labels: labels stand beside their own tokens, as Hugging Face stores them: position t is asked about
+            labels[t + 1], and the last one of every sequence about nothing. Default False: already shifted.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -77,19 +93,23 @@ def linear_logprob(
     """
     op = "linear_logprob"
     wanted = _arguments.wanted_statistics(op, statistics)
+    offsets = None
+    if cu_seqlens is not None:
+        if isinstance(hidden, Tensor) and hidden.ndim != 2:
+            raise ValueError(
+                f"[{op}] cu_seqlens: expected hidden of shape (tokens, width) beside it, got {tuple(hidden.shape)}. "
+                "Pack the sequences first."
+            )
+        tokens = _check.tensor(op, "hidden", hidden).shape[0]
+        offsets = _arguments.cu_seqlens(op, cu_seqlens, tokens, hidden.device)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels, offsets)
     rows = _rows(
         op, hidden, weight, labels, bias, _arguments.logit_numbers(op, temperature, logit_scale, softcap),
         ignore_index, wanted, impl,
     )  # fmt: skip
-    if cu_seqlens is None:
+    if offsets is None:
         shape = hidden.shape[:-1]
         return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
-    if hidden.ndim != 2:
-        raise ValueError(
-            f"[{op}] cu_seqlens: expected hidden of shape (tokens, width) beside it, got {tuple(hidden.shape)}. "
-            "Pack the sequences first."
-        )
-    offsets = _arguments.cu_seqlens(op, cu_seqlens, hidden.shape[0], hidden.device)
     sums = (
         None
         if r is None
@@ -134,6 +154,7 @@ def _rows(
             flat, weight, bias, flat_labels, ignore_index, *logit, chosen
         )
         return _select(packed, hit, wanted)
+    _check.untransformed(op, flat, weight, bias)
     return _ops.LinearLogprob.apply(  # type: ignore[no-any-return]
         flat,
         weight,
@@ -159,6 +180,7 @@ def _select(packed: Tensor, hit: Tensor, wanted: frozenset[str]) -> tuple[Tensor
     )
 
 
+@known(HINTS)
 def token_logprob(
     logits: Tensor,
     labels: Tensor,
@@ -168,6 +190,7 @@ def token_logprob(
     softcap: float | None = None,
     ignore_index: int = IGNORE_INDEX,
     statistics: tuple[str, ...] = (),
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> LogprobStatistics:
     """The statistics of ``linear_logprob`` from logits that exist already.
@@ -176,12 +199,14 @@ def token_logprob(
 
     Args:
         logits: shape (..., V), float32, float64, float16 or bfloat16. Differentiable.
-        labels: shape (...), int64 or int32.
+        labels: token each row is asked about, shape (...), int64 or int32. Labels of Hugging Face are not shifted: see
+            ``shift_labels``.
         temperature: > 0. Default 1.
         logit_scale: multiplies the logits first. Default 1.
         softcap: > 0 or None. Default None.
         ignore_index: label of tokens that do not count; their statistics and gradients are 0. Default -100.
         statistics: as in ``linear_logprob``. Default none.
+        shift_labels: as in ``linear_logprob``. Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -212,6 +237,7 @@ def token_logprob(
     flat = _arguments.rows_of(logits)
     if flat.stride(-1) != 1:
         flat = flat.contiguous()
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     flat_labels = _arguments.labels(
         op, labels, shape, flat.shape[1], ignore_index, "logits", flat.device
     )
@@ -236,12 +262,14 @@ def token_logprob(
         )
         rows = _select(packed, hit, wanted)
     else:
+        _check.untransformed(op, flat)
         rows = _given.TokenLogprob.apply(
             flat, flat_labels, _map(logit), ignore_index, wanted, chosen
         )
     return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
 
 
+@known(HINTS)
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -254,6 +282,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     reduction: str = "mean",
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
     """Cross-entropy of a language-model head, with a bounded part of the logits in memory.
@@ -268,7 +297,8 @@ def linear_cross_entropy(
     Args:
         hidden: shape (..., D), float32, float64, float16 or bfloat16. Differentiable.
         weight: shape (V, D), dtype of ``hidden``. Differentiable.
-        labels: shape (...), int64 or int32.
+        labels: token each row is asked about, shape (...), int64 or int32. Labels of Hugging Face are not shifted: see
+            ``shift_labels``.
         bias: shape (V,). Differentiable. Default None.
         logit_scale: as in ``linear_logprob``. Default 1.
         softcap: as in ``linear_logprob``. Default None.
@@ -276,6 +306,7 @@ def linear_cross_entropy(
         label_smoothing: in [0, 1). Default 0.
         z_loss: weight of lse^2, >= 0 (PaLM: 1e-4). Default 0.
         reduction: "mean", "sum" or "none". Default "mean".
+        shift_labels: as in ``linear_logprob``. Default False.
         impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -299,6 +330,7 @@ def linear_cross_entropy(
     _check.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
     _check.number(op, "z_loss", z_loss, at_least=0)
     logit = _arguments.logit_numbers(op, 1.0, logit_scale, softcap)
+    labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     shape = _check.tensor(op, "hidden", hidden).shape[:-1]
     if (
         reduction != "none"
@@ -323,6 +355,7 @@ def linear_cross_entropy(
             ),
         )
         if chosen != "reference":
+            _check.untransformed(op, flat, w, b)
             loss: Tensor = _ops.CrossEntropy.apply(
                 flat, w, b, y, _map(logit), ignore_index, label_smoothing, z_loss, reduction, chosen
             )

@@ -104,6 +104,7 @@ def pair_loss(
         return reference()
     if compiling:
         return _registered(head, inputs, constant_rows, params, reduction, first, double)
+    _check.untransformed(op, *inputs)
     loss: Tensor = _PairLoss.apply(
         head, constant_rows, params, reduction, double, torch.is_grad_enabled(), *inputs
     )

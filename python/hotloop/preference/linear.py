@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import _check
 from .._impl import Impl
+from .._keywords import known
 from ..logprob import _arguments, _statistics
 from ..logprob._cpu import LogitMap
 from ..logprob.head import IGNORE_INDEX, linear_logprob
@@ -41,6 +42,20 @@ class Form:
         "never"  # chosen_nll, a mean over tokens: "never", "always", or the option that asks for it
     )
     lengths: str = "required"  # or the option that asks for them
+    # Read from the signature once, here: torch.compile cannot take a default that it met in a signature before.
+    parameters: tuple[str, ...] = field(init=False)
+    required: frozenset[str] = field(init=False)
+    beta: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = inspect.signature(self.function).parameters
+        missing = inspect.Parameter.empty
+        beta = found["beta"].default if "beta" in found else None
+        object.__setattr__(self, "parameters", tuple(found))
+        object.__setattr__(
+            self, "required", frozenset(n for n, p in found.items() if p.default is missing)
+        )
+        object.__setattr__(self, "beta", beta if isinstance(beta, float) else 0.1)
 
 
 FORMS: dict[str, Form] = {
@@ -94,9 +109,39 @@ FORMS: dict[str, Form] = {
 }
 LOSSES = tuple(FORMS)
 
+# Names of other libraries that are not ours.
+ELSEWHERE = {
+    "sigmoid": 'loss="dpo"',
+    "hinge": 'loss="slic_hinge"',
+    "kto_pair": 'loss="kto"',
+    "nca_pair": 'loss="nca"',
+    "robust": 'loss="robust_dpo"',
+    "cdpo": 'loss="conservative_dpo"',
+    "sigmoid_norm": 'loss="dpo_norm"',
+    "aot_pair": 'loss="aot"',
+    "aot_unpaired": 'loss="aot" with options={"paired": False}',
+    "apo_zero": 'loss="apo"',
+    "apo_down": 'loss="apo" with options={"variant": "down"}',
+    "apo_zero_unpaired": 'loss="kto" with options={"kl": 0.0, "is_desirable": ...}',
+    "alphapo": 'loss="cpo" with options={"alpha": ..., "length_normalized": True}',
+    "sft": "hotloop.logprob.linear_cross_entropy",
+    "discopop": "a function of your own",
+}
+
 _OP = "linear_preference_loss"
+_HINTS = {
+    "shift": "Pass shift_labels=True for labels as Hugging Face stores them.",
+    "loss_type": "Pass it as loss.",
+    "reduction": "The loss is a mean over the answers.",
+} | {
+    name: f"Arguments of the loss go into options: options={{{name!r}: ...}}."
+    for form in FORMS.values()
+    for name in form.parameters
+    if name not in ("reduction", "impl")
+}
 
 
+@known(_HINTS)
 def linear_preference_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -112,6 +157,7 @@ def linear_preference_loss(
     logit: LogitMap | None = None,
     options: Mapping[str, Any] | None = None,
     ignore_index: int = IGNORE_INDEX,
+    shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A preference loss from hidden states and a language-model head, with a bounded part of the logits in memory.
@@ -123,13 +169,15 @@ def linear_preference_loss(
     Args:
         hidden: shape (answers, T, D), or (tokens, D) with ``cu_seqlens``. Differentiable.
         weight: head, shape (V, D). Differentiable.
-        labels: shape (answers, T) or (tokens,), already shifted; ``ignore_index`` on prompt and padding.
+        labels: shape (answers, T) or (tokens,); ``ignore_index`` on prompt and padding. Labels of Hugging Face are not
+            shifted: see ``shift_labels``.
         loss: a name from ``hotloop.preference.LOSSES``, or your own function of (policy_chosen_logps,
             policy_rejected_logps, ref_chosen_logps, ref_rejected_logps), each (n,), that returns a scalar or one
             value per pair; without a reference the last two are None. Default "dpo".
         bias: shape (V,). Differentiable. Default None.
         ref_logps: the reference's log-probability of each answer, shape (answers,), or per token in the shape of
-            ``labels``. Default None.
+            ``labels``, each at the position of the hidden state that predicts it. Where both shapes are the same
+            (as many packed tokens as answers) it is one per answer. Default None.
         ref_hidden: hidden states under the reference, instead of ``ref_logps``; no gradient.
         ref_weight: its head; default ``weight``, without gradient.
         ref_bias: its bias.
@@ -138,6 +186,8 @@ def linear_preference_loss(
         options: further arguments of the loss function by name, such as {"beta": 0.1}.
             {"length_normalized": True} passes lengths to ipo, online_ipo, cpo and npo.
         ignore_index: label of tokens that do not count. Default -100.
+        shift_labels: labels stand beside their own tokens, as Hugging Face stores them: position t is asked about
+            labels[t + 1], and the last one of every answer about nothing. Default False: already shifted.
         impl: of the head: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
@@ -161,6 +211,12 @@ def linear_preference_loss(
     extra = dict(options or {})
     form = _form(loss)
     logit = PLAIN if logit is None else logit
+    if shift_labels is not False:
+        offsets = None
+        if cu_seqlens is not None:
+            shape = _check.tensor(_OP, "labels", labels).shape
+            offsets = _arguments.cu_seqlens(_OP, cu_seqlens, shape[0], labels.device)
+        labels = _arguments.shifted(_OP, labels, ignore_index, shift_labels, offsets)
     policy, lengths = _answers(
         hidden, weight, labels, bias, cu_seqlens, logit, ignore_index, form.tokens, impl
     )
@@ -179,23 +235,27 @@ def linear_preference_loss(
     else:
         arguments = _bind(loss, form, split, split_ref, split_lengths, extra)
         value = form.function(**arguments)
-    beta = (
-        float(extra.get("beta", 0.1)) if isinstance(extra.get("beta", 0.1), (int, float)) else 0.1
-    )
-    if not callable(loss) and "beta" not in extra:
-        default = inspect.signature(form.function).parameters.get("beta")
-        if default is not None and isinstance(default.default, (int, float)):
-            beta = float(default.default)
+    beta = extra.get("beta", form.beta)
+    beta = float(beta) if isinstance(beta, (int, float)) else 0.1
     metrics = _metrics(form, split, split_ref, split_lengths, extra, beta)
     return value, metrics
 
 
 def _form(loss: str | Callable[..., Tensor]) -> Form:
     if callable(loss):
-        return Form(loss)
+        return FORMS["dpo"]  # fed as a pair
     if not isinstance(loss, str) or loss not in FORMS:
+        hint = ""
+        if isinstance(loss, str) and loss.removesuffix("_loss") in FORMS:
+            hint = f' Pass loss="{loss.removesuffix("_loss")}".'
+        elif isinstance(loss, str) and loss in ELSEWHERE:
+            hint = (
+                f" Pass {ELSEWHERE[loss]}."
+                if "loss=" in ELSEWHERE[loss]
+                else f" Use {ELSEWHERE[loss]}."
+            )
         raise ValueError(
-            f"[{_OP}] loss: expected a function or one of {', '.join(LOSSES)}, got {loss!r}."
+            f"[{_OP}] loss: expected a function or one of {', '.join(LOSSES)}, got {loss!r}.{hint}"
         )
     return FORMS[loss]
 
@@ -275,7 +335,7 @@ def _reference(
         )
     if ref_hidden is not None:
         with torch.no_grad():
-            head = weight if ref_weight is None else ref_weight
+            head = weight if ref_weight is None else _check.tensor(_OP, "ref_weight", ref_weight)
             return _answers(
                 ref_hidden,
                 head.detach(),
@@ -290,18 +350,22 @@ def _reference(
     if ref_logps is None:
         return None
     ref_logps = _check.float_tensor(_OP, "ref_logps", ref_logps).detach()
-    if ref_logps.shape == labels.shape and ref_logps.ndim == 2:
-        valid = labels != ignore_index
-        ref_logps = torch.where(valid, ref_logps, 0.0)
-        return _left_aligned(ref_logps, valid) if tokens else ref_logps.sum(-1)
-    if ref_logps.shape != policy.shape:
+    if ref_logps.shape == policy.shape and not tokens:
+        return ref_logps
+    if ref_logps.shape != labels.shape:
+        per_answer = "" if tokens else f" {tuple(policy.shape)}, one per answer, or"
         raise ValueError(
-            f"[{_OP}] ref_logps: expected shape {tuple(policy.shape)}, one per answer, got {tuple(ref_logps.shape)}."
+            f"[{_OP}] ref_logps: expected shape{per_answer} {tuple(labels.shape)}, one per label, got "
+            f"{tuple(ref_logps.shape)}."
         )
-    return ref_logps
+    valid = labels != ignore_index
+    ref_logps = torch.where(valid, ref_logps, 0.0)
+    if cu_seqlens is not None:
+        return _statistics.sequence_sums(ref_logps, cu_seqlens.long())
+    return _left_aligned(ref_logps, valid) if tokens else ref_logps.sum(-1)
 
 
-def _first_known(names: Mapping[str, Any], *candidates: str) -> str | None:
+def _first_known(names: tuple[str, ...], *candidates: str) -> str | None:
     return next((c for c in candidates if c in names), None)
 
 
@@ -314,7 +378,7 @@ def _bind(
     extra: dict[str, Any],
 ) -> dict[str, Any]:
     """Arguments of the loss function by name."""
-    parameters = inspect.signature(form.function).parameters
+    parameters = form.parameters
     wants_lengths = form.lengths == "required" or bool(extra.get(form.lengths, False))
     extra.pop("length_normalized", None)
     arguments: dict[str, Any] = {}
@@ -335,7 +399,7 @@ def _bind(
         if ref_name is not None:
             if reference is not None:
                 arguments[ref_name] = reference[i]
-            elif parameters[ref_name].default is inspect.Parameter.empty:
+            elif ref_name in form.required:
                 _needed(loss, reference)
         length_name = _first_known(
             parameters, f"{role}_lengths", f"lengths{tail}", "sequence_lengths"
@@ -343,7 +407,8 @@ def _bind(
         if length_name is not None and wants_lengths:
             arguments[length_name] = lengths[i].to(values.dtype)
     if form.nll == "always" or form.nll in extra:
-        mean = -policy[0].sum() / lengths[0].sum()
+        # No token that counts is a likelihood of nothing: the term is 0, and so is its gradient.
+        mean = -policy[0].sum() / lengths[0].sum().clamp(min=1)
         arguments["chosen_nll"] = mean.expand(policy[0].shape[0])
     unknown = [name for name in extra if name not in parameters or name in ("reduction", "impl")]
     if unknown:

@@ -452,6 +452,10 @@ def cpl_dense_loss(
         op, "segment_logps", segment_logps, "ref_logps", ref_logps, alpha, gamma
     )
     n = advantage.shape[0]
+    if n == 1 and reduction == "mean":
+        raise ValueError(
+            f"[{op}] segment_logps: expected at least 2 segments, got 1. A mean over no pairs is NaN."
+        )
     if _check.tensor(op, "scores", scores).shape != (n,):
         raise ValueError(
             f"[{op}] scores: expected shape ({n},), one per segment, got {tuple(scores.shape)}. "

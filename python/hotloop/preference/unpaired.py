@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _check
 from .._impl import Impl
 from ..reference import preference as reference
-from ._arguments import check_rows, exact, ref_pair, required, together
+from ._arguments import check_rows, exact, marks, ref_pair, required, together
 from ._pairs import Reduction, Row, pair_loss
 
 
@@ -91,6 +91,11 @@ def kto_loss(
             {"policy_kl_logps": policy_kl_logps, "ref_kl_logps": ref_kl_logps},
             ndim=None,
         )
+        if policy_kl_logps.numel() == 0:
+            raise ValueError(
+                f"[{op}] policy_kl_logps: expected at least one row, got shape {tuple(policy_kl_logps.shape)}. "
+                "Pass kl=0.0 to go without."
+            )
         with torch.no_grad():
             z0 = (exact(policy_kl_logps) - exact(ref_kl_logps)).mean().clamp(min=0)
     assert z0 is not None
@@ -100,7 +105,7 @@ def kto_loss(
         {"policy_logps": policy_logps},
         {
             **required(op, ref_logps=ref_logps),
-            "is_desirable": _check.tensor(op, "is_desirable", is_desirable),
+            "is_desirable": marks(op, "is_desirable", is_desirable),
             "kl": z0,
         },
         (beta, *weights),
@@ -176,7 +181,7 @@ def bco_loss(
         {"policy_logps": policy_logps},
         {
             **required(op, ref_logps=ref_logps),
-            "is_desirable": _check.tensor(op, "is_desirable", is_desirable),
+            "is_desirable": marks(op, "is_desirable", is_desirable),
             **required(op, delta=delta, density_weights=density_weights),
         },
         (beta,),
@@ -335,7 +340,7 @@ class RunningRewardMean:
                 )
             good = torch.zeros_like(values)
         else:
-            good = _check.tensor(op, "is_desirable", is_desirable).double()
+            good = marks(op, "is_desirable", is_desirable).double()
             if good.shape != values.shape:
                 raise ValueError(
                     f"[{op}] is_desirable: expected shape {tuple(values.shape)} like rewards, "
