@@ -195,7 +195,7 @@ void run_weight_gradient(CudaTable& t, const py::tuple& bags, const py::object& 
 
 Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const py::object& rows,
                 const py::object& grad, const py::object& sizes, const py::object& largest, std::uint32_t time,
-                std::uint64_t seed) {
+                std::uint64_t seed, bool counts) {
   Given a("Table.update");
   const gpu::BagCall b = bags_of(a, bags, rows);
   gpu::UpdateCall u;
@@ -203,6 +203,7 @@ Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const
   if (state_floats(u.spec, t.settings().dim) != t.states()) a.fail("rule", "another state than the table's");
   u.time = time;
   u.seed = seed;
+  u.counts = counts;
   const gpu::Rows g = matrix<gpu::Rows>(a, grad, "grad", Dtype::kFloat32, b.count, t.settings().dim, false);
   u.grad = reinterpret_cast<const float*>(g.data);
   u.grad_stride = g.stride / 4;

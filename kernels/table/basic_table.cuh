@@ -258,7 +258,7 @@ class BasicTable : private Transfers<Machine> {
     write.largest = update.largest;
     write.seed = update.seed;
     write_rows(write, rows.get(), call.n);
-    return counters().missing;
+    return update.counts ? counters().missing : 0;
   }
 
   std::vector<std::uint64_t> erased_since(std::uint64_t since) {

@@ -61,6 +61,7 @@ struct UpdateCall {
   std::int64_t grad_stride = 0;
   const std::int64_t* sizes = nullptr;
   const std::int64_t* largest = nullptr;
+  bool counts = true;  // of positions that lost their row; the host waits for the number
 };
 
 // In host memory; null where not wanted or not given.

@@ -137,4 +137,5 @@ class Table:
         largest: Any,
         time: int,
         seed: int,
+        counts: bool,
     ) -> int: ...

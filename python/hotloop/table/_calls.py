@@ -240,7 +240,9 @@ class Calls:
         sizes: Any,
         largest: Any,
         time: int | None,
+        counts: bool = True,
     ) -> int:
+        """How many gradients found no row; on a device 0 without ``counts``, which would wait for it."""
         if time is None:
             time = int(_time.time()) if "use" in self.track else 0
         x = _keys.exported
@@ -248,6 +250,7 @@ class Calls:
         count = n if offsets is None else int(offsets.shape[0]) - 1
         bags = (n, x(keys), count, x(offsets), x(weights), mode, 1.0)
         seed = getattr(self.initializer, "seed", 0)
-        return int(
-            self._native.update(rule, bags, x(rows), x(grads), x(sizes), x(largest), time, seed)
-        )
+        args = (rule, bags, x(rows), x(grads), x(sizes), x(largest), time, seed)
+        if self.device != "cpu":
+            args += (counts,)  # type: ignore[assignment]
+        return int(self._native.update(*args))

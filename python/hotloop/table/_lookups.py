@@ -57,7 +57,7 @@ class Held:
     def take(self, saved: tuple[Any, ...]) -> None:
         """Move the rows by a gradient, or keep it for ``step``."""
         if self.fused:
-            apply(self, self.rule("HashEmbedding.backward"), saved)
+            apply(self, self.rule("HashEmbedding.backward"), saved, counts=False)
             return
         sound = True
         if self.pending:
@@ -248,13 +248,13 @@ def check(op: str, held: Held, saved: tuple[Any, ...]) -> None:
     _columns.check_gradients(op, grad, ids, offsets, weights, held.mode, sizes, top)
 
 
-def apply(held: Held, rule: dict[str, Any], saved: tuple[Any, ...]) -> int:
+def apply(held: Held, rule: dict[str, Any], saved: tuple[Any, ...], counts: bool = True) -> int:
     grad, ids, offsets, weights, rows, sizes, largest = saved
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
     top = largest if held.mode == "max" else None
     return held.table._update(
-        rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time
+        rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time, counts
     )
 
 

@@ -447,7 +447,7 @@ class Table(Calls):
             How many gradients found no row (not let in, or evicted by this very batch).
         Raises:
             ValueError: a gradient is NaN or infinite, or those of one key sum up to more than 1e15 in size (nothing was
-                written), or the table has no optimizer.
+                written; on a device only with HOTLOOP_CHECK=1), or the table has no optimizer.
         """
         op = "Table.update"
         keys = self._keys(op, keys)
