@@ -14,9 +14,11 @@ __version__ = "0.1.0"
 
 _ROOMS = ("core", "decode", "logprob", "preference", "table", "unlearn", "reference", "kernels")
 
-__all__ = ["__version__", "catalog", *_ROOMS]
+_WITH_TORCH = ("logprob", "preference", "unlearn")
 
 if TYPE_CHECKING:
+    __all__ = ["__version__", "catalog", *_ROOMS]
+
     from . import core as core
     from . import decode as decode
     from . import logprob as logprob
@@ -29,21 +31,17 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        try:
-            return importlib.import_module(f"{__name__}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise ImportError(
-                f"[hotloop] {name}: expected torch >= 2.6 to be installed, found none. "
-                "Install it with `pip install torch`."
-            ) from error
+        return importlib.import_module(f"{__name__}.{name}")
     if name == "catalog":
         from ._registry import catalog
 
         return catalog
+    if name == "__all__":  # asked for by `from hotloop import *`, which would import every room
+        from ._needs import star
+
+        return star(__name__, ("__version__", "catalog", *_ROOMS), _WITH_TORCH)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(("__version__", "catalog", *_ROOMS))

@@ -102,7 +102,7 @@ def to_numpy(value: Any) -> np.ndarray:
     if dtype(value) in ("float16", "bfloat16"):
         value = value.float() if hasattr(value, "float") else value.astype("float32")
     if hasattr(value, "detach"):
-        return np.asarray(value.detach().cpu().resolve_neg().numpy())
+        return np.asarray(_plain.readable("hotloop", "array", value).detach().cpu().numpy())
     return np.asarray(value.get())
 
 

@@ -48,6 +48,13 @@ def _instead(value: Any) -> str:
     )
 
 
+def float_like(op: str, name: str, value: Tensor) -> Tensor:
+    """A tensor of numbers that will become floats: counts, flags, probabilities."""
+    if not torch.compiler.is_compiling():
+        _plain.check(op, name, value)
+    return value
+
+
 def float_tensor(op: str, name: str, value: Any, ndim: int | None = None) -> torch.Tensor:
     t = tensor(op, name, value)
     if t.dtype not in FLOAT_DTYPES:

@@ -97,6 +97,7 @@ def likelihood_beam_search(
             f"[{op}] state: expected a BeamState, got {type(state).__name__}. Use BeamState.start(...)."
         )
     _arrays.checked(op, "state.scores", state.scores, ("float64",), 2)
+    _arrays.checked(op, "state.token_ids", state.token_ids, ("int64",), 3)
     width, length = int(state.scores.shape[1]), int(state.token_ids.shape[-1])
     for name, dtypes, shape in (
         ("scores", ("float64",), (batch, width)),

@@ -1,5 +1,9 @@
 """Log-probabilities, entropies and divergences of language-model heads, with a bounded part of the logits in memory."""
 
+from .._needs import torch_for
+
+torch_for("logprob")
+
 from ._statistics import LogprobStatistics
 from .distill import (
     balanced_divergence_kd,

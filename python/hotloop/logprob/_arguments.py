@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _check, _environment
+from .. import _check, _environment, _plain
 from ._statistics import STATISTICS
 
 
@@ -41,6 +41,10 @@ def head(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Check hidden [..., D], weight [V, D], bias [V] and return hidden as [N, D]."""
     h, w, b = names
+    if not torch.compiler.is_compiling():
+        for name, value in ((h, hidden), (w, weight), (b, bias)):
+            if isinstance(value, Tensor):
+                _plain.check(op, name, value)
     hidden = _check.float_tensor(op, h, hidden)
     weight = _check.float_tensor(op, w, weight, ndim=2)
     if hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
@@ -97,6 +101,8 @@ def labels(
 ) -> Tensor:
     """Check labels of the given shape and return them as int64 [N]."""
     t = _check.tensor(op, "labels", value)
+    if not torch.compiler.is_compiling():
+        _plain.check(op, "labels", t)
     if t.dtype not in (torch.int64, torch.int32):
         raise TypeError(
             f"[{op}] labels: expected dtype int64 or int32, got {_check.dtype_name(t.dtype)}."
@@ -109,7 +115,7 @@ def labels(
         raise ValueError(
             f"[{op}] labels: expected device {device} like {like}, got {t.device}. Move them first."
         )
-    flat = t.reshape(-1).to(torch.int64)
+    flat = t.reshape(-1).to(torch.int64).contiguous()
     # On the CPU the check costs microseconds and an unchecked label would be a silent NaN; on a GPU it
     # would wait for the device, so it is left to HOTLOOP_CHECK.
     look = flat.device.type == "cpu" or _environment.checks_on()

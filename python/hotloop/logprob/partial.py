@@ -129,6 +129,10 @@ def merge_logprob_partials(
     op = "merge_logprob_partials"
     if not partials:
         raise ValueError(f"[{op}] partials: expected at least one part, got none.")
+    _check.tensor(op, "labels", labels)
+    for at, part in enumerate(partials):
+        _check.float_tensor(op, f"partials[{at}].sums", part.sums)
+        _check.tensor(op, f"partials[{at}].argmax", part.argmax)
     shape = partials[0].sums.shape
     if any(part.sums.shape != shape for part in partials) or shape != (
         len(STATISTICS),

@@ -1,5 +1,9 @@
 """Losses that learn from preferences between answers."""
 
+from .._needs import torch_for
+
+torch_for("preference")
+
 from .linear import LOSSES, linear_preference_loss
 from .links import aot_loss, apo_loss, exo_pair_loss, nca_loss, slic_hinge_loss
 from .metrics import preference_metrics

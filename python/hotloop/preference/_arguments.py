@@ -50,7 +50,7 @@ def lengths(op: str, name: str, value: Row | None) -> Row:
     if value is None:
         return 1.0
     if isinstance(value, Tensor):
-        return exact(value)
+        return exact(_check.float_like(op, name, value))
     return max(1.0, _check.number(op, name, value, at_least=0))
 
 
@@ -90,6 +90,7 @@ def probability(
 ) -> Row:
     """A number in range, or a tensor of such."""
     if isinstance(value, Tensor):
+        _check.float_like(op, name, value)
         if value.dtype is not torch.bool and _seen(value):
             _check_range(op, name, value, below, at_most)
         return exact(value)

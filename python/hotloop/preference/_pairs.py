@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import _check, _environment, _impl, _memory, _native
+from .. import _check, _environment, _impl, _memory, _native, _plain
 
 Reduction = Literal["none", "mean", "sum"]
 Row = Tensor | float
@@ -76,6 +76,8 @@ def pair_loss(
         name = list(constants)[k]
         if isinstance(row, Tensor):
             _check.tensor(op, name, row)
+            if row.is_quantized:
+                _plain.check(op, name, row)
             # Counts and flags: in a half type a length of 1001 would be rounded.
             row = (
                 row

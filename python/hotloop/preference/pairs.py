@@ -478,7 +478,7 @@ def dno_loss(
     if label is not None:
         q = probability(op, "label", label)
     elif isinstance(win_rate_gap, Tensor):
-        q = torch.sigmoid(gap_scale * exact(win_rate_gap))
+        q = torch.sigmoid(gap_scale * exact(_check.float_like(op, "win_rate_gap", win_rate_gap)))
     else:
         gap = _check.number(op, "win_rate_gap", win_rate_gap, at_least=-1, at_most=1)
         q = 0.5 + 0.5 * math.tanh(0.5 * gap_scale * gap)  # the sigmoid, without overflow

@@ -3,12 +3,14 @@
 import importlib
 from typing import Any
 
-_ROOMS = ("core", "decode", "logprob", "preference", "table", "unlearn")
+from .._needs import star
 
-__all__ = list(_ROOMS)
+_ROOMS = ("core", "decode", "logprob", "preference", "table", "unlearn")
 
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "__all__":
+        return star(__name__, _ROOMS, ("logprob", "preference", "unlearn"))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

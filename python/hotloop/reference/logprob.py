@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from .._needs import torch_for
+
+torch_for("reference.logprob")
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, log_softmax

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from .._needs import torch_for
+
+torch_for("reference.unlearn")
+
 from torch import Tensor
 
 from .preference._common import Row, columns, count, reduce, softplus

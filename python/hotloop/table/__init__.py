@@ -5,6 +5,7 @@ NumPy, torch or CuPy arrays; torch is needed for what has a gradient only.
 
 from typing import TYPE_CHECKING, Any
 
+from .. import _needs
 from ._delta import Delta, DeltaError
 from ._memory import Compensated
 from ._parts import FormatError
@@ -123,17 +124,18 @@ _WITH_TORCH = {
 }
 
 
+if not _needs.has_torch():
+    _all = __all__
+    del __all__  # then __getattr__ answers, and names what it leaves out
+
+
 def __getattr__(name: str) -> Any:
     if name in _WITH_TORCH:
         import importlib
 
-        try:
-            return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
-            raise ImportError(
-                f"[{name}] torch: expected torch >= 2.6 to be installed, found none. "
-                "Install it with `pip install torch`."
-            ) from error
+        if not _needs.has_torch():
+            raise _needs.missing_torch(name)
+        return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
+    if name == "__all__":
+        return _needs.star(__name__, _all, _WITH_TORCH)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from .._needs import torch_for
+
+torch_for("table.modules")
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 

@@ -6,6 +6,10 @@ operator ``torch.ops.hotloop.multiplexed_lookup``, whose gradients are dense. Bo
 
 from __future__ import annotations
 
+from .._needs import torch_for
+
+torch_for("table.multiplex")
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 

@@ -6,6 +6,10 @@ functions. torch.compile fuses what is left.
 
 from __future__ import annotations
 
+from .._needs import torch_for
+
+torch_for("table.routing")
+
 import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize

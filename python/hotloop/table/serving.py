@@ -32,7 +32,7 @@ def _bytes_of(codes: Any) -> Any:
         return codes.view(np.uint8)
     import torch
 
-    return codes.view(torch.uint8)
+    return codes.resolve_neg().view(torch.uint8)
 
 
 def _two_dimensional(x: Any) -> Any:

@@ -1,5 +1,9 @@
 """Losses that make a model forget what it should not know."""
 
+from .._needs import torch_for
+
+torch_for("unlearn")
+
 from .. import preference as _preference  # noqa: F401  first: it names npo_loss among its losses
 from .losses import npo_loss
 

@@ -1,5 +1,9 @@
 """Preference losses in plain torch, one formula each. Arguments as in ``hotloop.preference``."""
 
+from ..._needs import torch_for
+
+torch_for("reference.preference")
+
 from .links import aot_loss, apo_loss, exo_pair_loss, nca_loss, slic_hinge_loss
 from .multi_term import modpo_loss, opa_dpo_loss
 from .optimistic import hypo_loss, rpo_sft_loss, selm_loss, vpo_loss, xpo_loss

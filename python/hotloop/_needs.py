@@ -1,0 +1,39 @@
+"""What is said where torch is not installed. Only the standard library is imported here."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterable
+
+_CURE = "expected torch >= 2.6 to be installed, found none. Install it with `pip install torch`."
+
+
+def torch_for(room: str) -> None:
+    """Raise ImportError with the cure unless torch can be imported. The first line of rooms that need it."""
+    if not has_torch():
+        raise ImportError(f"[hotloop] {room}: {_CURE}")
+
+
+def missing_torch(name: str) -> ImportError:
+    """The error for one name of a room that does without torch otherwise."""
+    return ImportError(f"[{name}] torch: {_CURE}")
+
+
+def has_torch() -> bool:
+    if sys.modules.get("torch") is not None:
+        return True
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except (ImportError, ValueError):  # hidden by an import hook, or half removed
+        return False
+
+
+def star(module: str, names: Iterable[str], with_torch: Iterable[str]) -> list[str]:
+    """What ``from module import *`` brings: without torch, all but ``with_torch``, and a warning that says so."""
+    if has_torch():
+        return list(names)
+    left_out = sorted(with_torch)
+    warnings.warn(f"[{module}] import *: without {', '.join(left_out)}: {_CURE}", stacklevel=3)
+    return [name for name in names if name not in left_out]
