@@ -39,6 +39,8 @@ def readable(op: str, name: str, value: Any) -> Any:
     """
     torch = sys.modules["torch"]
     reason = _torch_reason(value)
+    if reason is None and value.device.type == "meta":  # front doors compare devices first
+        reason = f"expected a tensor with memory, got one on the meta device {tuple(value.shape)}. Pass a real tensor."
     if reason is None and value.is_neg():
         return value.detach().resolve_neg()
     if (
@@ -109,8 +111,6 @@ def _torch_reason(value: Any) -> str | None:
         return f"expected a dense tensor, got layout {layout}. Pass x.to_dense()."
     if value.is_quantized:
         return f"expected a tensor of numbers, got quantized {_dtype(value)}. Pass x.dequantize()."
-    if value.device.type == "meta":
-        return f"expected a tensor with memory, got one on the meta device {tuple(value.shape)}. Pass a real tensor."
     if value.is_complex():
         return f"expected real numbers, got {_dtype(value)}. Pass x.real, x.imag or x.abs()."
     if torch._is_functional_tensor(value):

@@ -286,7 +286,9 @@ def _answers(
     impl: Impl,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the answers, (answers,) or (answers, T), and their lengths (answers,)."""
-    if isinstance(hidden, Tensor) and hidden.ndim != (3 if cu_seqlens is None else 2):
+    if _check.tensor("linear_preference_loss", "hidden", hidden).ndim != (
+        3 if cu_seqlens is None else 2
+    ):
         raise ValueError(
             f"[{_OP}] hidden: expected shape (answers, tokens, width), or (tokens, width) with cu_seqlens, got "
             f"{tuple(hidden.shape)}."

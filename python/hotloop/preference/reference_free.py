@@ -452,11 +452,12 @@ def cpl_dense_loss(
         op, "segment_logps", segment_logps, "ref_logps", ref_logps, alpha, gamma
     )
     n = advantage.shape[0]
+    _check.float_like(op, "scores", _check.tensor(op, "scores", scores))
     if n == 1 and reduction == "mean":
         raise ValueError(
             f"[{op}] segment_logps: expected at least 2 segments, got 1. A mean over no pairs is NaN."
         )
-    if _check.tensor(op, "scores", scores).shape != (n,):
+    if scores.shape != (n,):
         raise ValueError(
             f"[{op}] scores: expected shape ({n},), one per segment, got {tuple(scores.shape)}. "
             "Pass one score per segment."
