@@ -78,6 +78,7 @@ def answers(loss: str, n: int) -> Arguments:
     from hotloop.preference.linear import FORMS
 
     roles = len(FORMS[loss].roles) + (loss == "hypo")
+    reference = (roles * n, 3) if FORMS[loss].tokens else (roles * n,)
     labels = tokens(roles * n, 3)
     labels[:, 0] = -100
     marks = torch.arange(n, device="cpu") % 2
@@ -99,7 +100,7 @@ def answers(loss: str, n: int) -> Arguments:
     }  # fmt: skip
     return {
         "hidden": normal(roles * n, 3, D, leaf=True), "weight": normal(V, D, leaf=True), "labels": labels,
-        "loss": loss, "ref_logps": -4.0 + normal(roles * n), "options": options.get(loss),
+        "loss": loss, "ref_logps": -4.0 + normal(*reference), "options": options.get(loss),
     }  # fmt: skip
 
 
