@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,5 +84,5 @@ def check_range(op: str, initializer: Initializer, dtype: str) -> None:
 
 def _finite(op: str, made: object, *names: str) -> None:
     for name in names:
-        value = number(op, name, getattr(made, name), above=-math.inf, below=math.inf)
+        value = number(op, name, getattr(made, name))
         object.__setattr__(made, name, value)
