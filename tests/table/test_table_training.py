@@ -13,6 +13,7 @@ from hotloop.table import (
     SGD,
     Adagrad,
     Adam,
+    Constant,
     RowwiseAdagrad,
     Table,
     TableOptimizer,
@@ -95,6 +96,92 @@ def test_accumulation_is_one_step_of_torch(mode, rule):
         optimizer.zero_grad()
         rows.step()
     torch.testing.assert_close(rows_of(module), dense.weight.detach(), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("second", ["rows", "sum", "mean", "max", "weighted"])
+@pytest.mark.parametrize("rule", ["adagrad", "adam"])
+def test_modules_over_one_table_are_one_step_of_torch(rule, second):
+    """One weight that two modules share has one gradient in torch; Adam and Adagrad tell one step from two."""
+    first = make("mean", rule)
+    other = make(second, rule, table=first.table, optimizer=None)
+    dense = [twin(first, "mean"), twin(other, second)]
+    dense[1].weight = dense[0].weight
+    optimizer, rows = RULES[rule][1](dense[0].parameters()), TableOptimizer([first, other])
+    for step in range(4):
+        for modules in ((first, other), dense):
+            whole = UNIVERSE.reshape(-1, 1)  # every row has a gradient: Adam of torch moves all
+            for module, mode, ids in zip(modules, ("mean", second), (whole, batch(step))):
+                out = look_up(module, mode, ids, modules is dense)
+                (out * target(out.shape[:-1], torch.float32)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        rows.step()
+        torch.testing.assert_close(rows_of(first), dense[0].weight.detach(), atol=2e-5, rtol=1e-5)
+
+
+def test_modules_over_one_table_find_rows_that_were_freed_meanwhile():
+    table = Table(2, optimizer=Adagrad(lr=1.0), initializer=Constant(0.0))
+    modules = [HashEmbedding(2, table=table, update="step") for _ in range(2)]
+    rows = TableOptimizer(modules)
+    modules[0](torch.tensor([4, 5, 6])).sum().backward()
+    table.erase(torch.tensor([4, 5]))
+    table.find_or_insert(torch.tensor([7, 8]))  # they lie where 4 and 5 lay
+    modules[1](torch.tensor([5, 6])).sum().backward()
+    rows.step()
+    whole = table.export()  # one move each by a gradient of 2, and none of 4, 7 and 8
+    assert whole.keys.tolist() == [5, 6, 7, 8]
+    assert whole.values[:, 0].tolist() == [-1.0, -1.0, 0.0, 0.0]
+    assert whole.state[:, 0].tolist() == [4.0, 4.0, 0.0, 0.0]
+
+
+def test_a_step_over_modules_writes_all_or_nothing():
+    table = Table(2, optimizer=SGD(lr=1.0), initializer=Constant(0.0))
+    modules = [HashEmbedding(2, table=table, update="step") for _ in range(2)]
+    alone = HashEmbedding(2, optimizer=SGD(lr=1.0), initializer=Constant(0.0), update="step")
+    rows, ids = TableOptimizer([alone, *modules]), torch.tensor([5])
+    for module in (alone, *modules):
+        module(ids).sum().backward()
+    rows.param_groups[2]["lr"] = 0.5
+    text = (
+        "[TableOptimizer.step] lr: expected one for all modules over one table, whose gradients are summed, got "
+        "1.0 and 0.5. Set that of all their groups, or take summed=False."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        rows.step()
+    rows.param_groups[2]["lr"] = 1.0
+    (modules[1](ids) * math.inf).sum().backward()
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        rows.step()
+    assert not alone.table.find(ids).values.any() and not table.find(ids).values.any()
+    modules[1].zero_grad()
+    rows.step()
+    assert (
+        alone.table.find(ids).values.tolist() == table.find(ids).values.tolist() == [[-1.0, -1.0]]
+    )
+
+
+def test_schedules_of_momentum_set_betas():
+    """The numbers of torch's own Adam under the same schedule."""
+    module, weight = HashEmbedding(2, optimizer=Adam(lr=0.1)), nn.Parameter(torch.zeros(2))
+    both = TableOptimizer(module), torch.optim.Adam([weight], lr=0.1)
+    schedules = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=6) for o in both]
+    for _ in range(5):
+        module(torch.tensor([5])).sum().backward()
+        weight.grad = torch.ones(2)
+        for one in (*both, *schedules):
+            one.step()
+        (mine,), (theirs,) = (o.param_groups for o in both)
+        assert (mine["lr"], mine["betas"]) == (theirs["lr"], theirs["betas"])
+
+
+def test_parameters_are_not_added_where_they_would_not_learn():
+    rows = TableOptimizer(HashEmbedding(2, optimizer=SGD()))
+    text = (
+        "[TableOptimizer.add_param_group] param_group: expected no parameters, got a group of them."
+    )
+    with pytest.raises(NotImplementedError, match=re.escape(text)):
+        rows.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    assert len(rows.param_groups) == 1
 
 
 def test_summed_is_an_option_of_step_and_not_its_default():

@@ -53,25 +53,47 @@ def joined(entries: list[tuple[Any, ...]]) -> tuple[Any, ...]:
 
 def summed(helds: Iterable[Held]) -> KeptGradients:
     """What modules over one table keep, as the gradient of a dense table would be: summed per row."""
-    entries = [(held.mode, saved) for held in helds for saved in held.scaled()]
-    if not entries:
-        table = next(iter(helds)).table
+    helds = list(helds)
+    if not any(held.pending for held in helds):
+        table = helds[0].table
         at = table.device
         return KeptGradients(
             torch.empty(0, dtype=torch.int64, device=at),
             torch.empty(0, table.dim, dtype=torch.float32, device=at),
         )
+    grads, ids, *_ = across(helds)
+    return KeptGradients(ids, grads)
+
+
+def across(helds: Iterable[Held]) -> tuple[Any, ...]:
+    """What modules over one table keep, as one lookup of mode "sum" that holds every id once.
+
+    Of an id whose row was freed and made again meanwhile one row is named; the update looks again where it is gone.
+    """
+    entries = [(held.mode, saved) for held in helds for saved in held.scaled()]
     there = [saved[4] != NO_ROW for _, saved in entries]
-    ids, inverse = torch.unique(
-        torch.cat([saved[1][mask] for (_, saved), mask in zip(entries, there)]), return_inverse=True
+    named, lay = (
+        torch.cat([saved[column][mask] for (_, saved), mask in zip(entries, there)])
+        for column in (1, 4)
     )
-    out = entries[0][1][0].new_zeros(len(ids), entries[0][1][0].shape[1])
+    ids, inverse = torch.unique(named, return_inverse=True)
+    rows = lay.new_empty(len(ids))
+    rows[inverse] = lay
+    grads = _added(entries, there, inverse, len(ids))
+    return grads, ids, None, None, rows, torch.ones_like(ids), ids[:0]
+
+
+def _added(
+    entries: list[tuple[str, tuple[Any, ...]]], there: list[Tensor], inverse: Tensor, count: int
+) -> Tensor:
+    """Gradients of lookups added up, (count, dim); ``inverse``: to which sum each position with a row belongs."""
+    out: Tensor = entries[0][1][0].new_zeros(count, entries[0][1][0].shape[1])
     begin = 0
     for (mode, (grad, named, offsets, weights, _, sizes, largest)), mask in zip(entries, there):
-        count = int(mask.sum())
+        end = begin + int(mask.sum())
         row = torch.zeros_like(named)
-        row[mask] = inverse[begin : begin + count]
-        begin += count
+        row[mask] = inverse[begin:end]
+        begin = end
         if mode == "max":
             bag, column = (largest >= 0).nonzero(as_tuple=True)
             place = (row[largest[bag, column]], column)
@@ -86,4 +108,4 @@ def summed(helds: Iterable[Held]) -> KeptGradients:
         for first in range(0, len(named), _BLOCK):
             block = slice(first, first + _BLOCK)
             out.index_add_(0, row[block], grad[bags[block]] * factor[block, None])
-    return KeptGradients(ids, out)
+    return out

@@ -57,7 +57,7 @@ class Held:
     def take(self, saved: tuple[Any, ...]) -> None:
         """Move the rows by a gradient, or keep it for ``step``."""
         if self.fused:
-            apply(self, self.rule("HashEmbedding.backward"), saved, counts=False)
+            apply(self, self.rule("HashEmbedding.backward"), saved, counts=False, mode=self.mode)
             return
         sound = True
         if self.pending:
@@ -105,13 +105,7 @@ class Held:
         self.anchor.grad = None
 
     def step(self, op: str, optimizer: RowOptimizer | None, summed: bool) -> int:
-        rule, entries = self.rule(op, optimizer), self.scaled()
-        if summed and entries:
-            entries = [_kept.joined(entries)]
-        for saved in entries:
-            check(op, self, saved)
-        self.drop()
-        return sum(apply(self, rule, saved) for saved in entries)
+        return step(op, [self], optimizer, summed)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.pending:  # they name rows by where these lie
@@ -236,25 +230,58 @@ def _backward(
     if of_rows and n and rows.numel() == n:  # what has no elements has no address either
         saved = (grad, ids, offsets, weights, rows, sizes, largest)
         if held.fused:
-            check("HashEmbedding.backward", held, saved)
+            check("HashEmbedding.backward", held.mode, saved)
         _moves.after_backward(held, saved)
     return grad_weights
 
 
-def check(op: str, held: Held, saved: tuple[Any, ...]) -> None:
+def step(op: str, helds: list[Held], optimizer: RowOptimizer | None, summed: bool) -> int:
+    """Apply what modules keep: all of it is checked before any row moves. ``summed``: one move per row of a table."""
+    moves: list[tuple[Held, str, dict[str, Any], tuple[Any, ...]]] = []
+    tables: dict[int, list[Held]] = {}
+    for held in helds:
+        tables.setdefault(id(held.table), []).append(held)
+    for same in tables.values():
+        ruled = [(held, held.rule(op, optimizer)) for held in same]
+        ready = [(held, rule) for held, rule in ruled if held.pending]
+        if summed and len(ready) > 1:
+            held, rule = ready[0]
+            other = next((r for _, r in ready if r != rule), None)
+            if other is not None:
+                name = next(n for n in rule if rule[n] != other[n])
+                raise ValueError(
+                    f"[{op}] {name}: expected one for all modules over one table, whose gradients are summed, got "
+                    f"{rule[name]} and {other[name]}. Set that of all their groups, or take summed=False."
+                )
+            moves.append((held, "sum", rule, _kept.across([h for h, _ in ready])))
+            continue
+        for held, rule in ready:
+            entries = held.scaled()
+            for saved in [_kept.joined(entries)] if summed else entries:
+                moves.append((held, held.mode, rule, saved))
+    for _, mode, _, saved in moves:
+        check(op, mode, saved)
+    for held in helds:
+        held.drop()
+    return sum(apply(held, rule, saved, mode=mode) for held, mode, rule, saved in moves)
+
+
+def check(op: str, mode: str, saved: tuple[Any, ...]) -> None:
     """Refuse gradients that would leave rows which are not finite."""
     grad, ids, offsets, weights, _, sizes, largest = saved
-    top = largest if held.mode == "max" else None
-    _columns.check_gradients(op, grad, ids, offsets, weights, held.mode, sizes, top)
+    top = largest if mode == "max" else None
+    _columns.check_gradients(op, grad, ids, offsets, weights, mode, sizes, top)
 
 
-def apply(held: Held, rule: dict[str, Any], saved: tuple[Any, ...], counts: bool = True) -> int:
+def apply(
+    held: Held, rule: dict[str, Any], saved: tuple[Any, ...], counts: bool = True, *, mode: str
+) -> int:
     grad, ids, offsets, weights, rows, sizes, largest = saved
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
-    top = largest if held.mode == "max" else None
+    top = largest if mode == "max" else None
     return held.table._update(
-        rule, ids, offsets, weights, held.mode, rows, grad, sizes, top, held.time, counts
+        rule, ids, offsets, weights, mode, rows, grad, sizes, top, held.time, counts
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _numbers
-from . import _kept
+from . import _kept, _lookups
 from ._lookups import Held
 from .modules import HashEmbedding, HashEmbeddingBag
 
@@ -38,8 +39,8 @@ class TableOptimizer(torch.optim.Optimizer):
 
     Args:
         modules: a model, a hash module, or several.
-        summed: sum all gradients kept since the last step, so that every row moves once, as torch's optimizers do.
-            False moves rows lookup by lookup. Default True.
+        summed: sum all gradients kept since the last step, those of several modules over one table too, so that every
+            row moves once, as torch's optimizers do. False moves rows lookup by lookup. Default True.
 
     Raises:
         TypeError: not modules.
@@ -73,22 +74,42 @@ class TableOptimizer(torch.optim.Optimizer):
                 "Pass optimizer=... to the module; parameters go to an optimizer of torch."
             )
         self._summed = summed
-        super().__init__([_settings(held) for held in self._held], {})
+        groups = [_settings(held) for held in self._held]
+        # Schedulers of momentum ask the defaults whether there are betas.
+        common = set.intersection(*(set(group) for group in groups)) - {"params", "rule"}
+        super().__init__(groups, {name: groups[0][name] for name in groups[0] if name in common})
         self._attach()
 
     def _attach(self) -> None:
         for held, group in zip(self._held, self.param_groups):
             held.group = group
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """The groups are those of the modules: no others are taken.
+
+        Raises:
+            NotImplementedError: at any call from outside.
+        """
+        if len(self.param_groups) == len(self._held):
+            raise NotImplementedError(
+                "[TableOptimizer.add_param_group] param_group: expected no parameters, got a group of them. Give "
+                "parameters to an optimizer of torch, and make a TableOptimizer of all modules, new ones too."
+            )
+        super().add_param_group(param_group)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Apply the gradients that modules with ``update="step"`` keep."""
+        """Apply the gradients that modules with ``update="step"`` keep.
+
+        Raises:
+            ValueError: a gradient is NaN or infinite, or modules over one table have groups of other settings where
+                gradients are summed. Nothing was written, and all stay kept.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for held in self._held:
-            if not held.fused:
-                held.step("TableOptimizer.step", None, self._summed)
+        kept = [held for held in self._held if not held.fused]
+        _lookups.step("TableOptimizer.step", kept, None, self._summed)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -142,7 +163,7 @@ class TableOptimizer(torch.optim.Optimizer):
         """
         op = "TableOptimizer.clip_grad_norm_"
         max_norm = _numbers.number(op, "max_norm", max_norm, at_least=0)
-        norm_type = _numbers.number(op, "norm_type", norm_type, above=0)
+        norm_type = _numbers.number(op, "norm_type", norm_type, above=0, at_most=math.inf)
         if isinstance(parameters, nn.Module):
             strange = [held for held in _held(parameters) if held not in self._held]
             if strange:
