@@ -353,3 +353,22 @@ def test_any_subset_of_inputs_may_require_grad(kind: str, wanted: tuple[bool, bo
     whole = run((True, True))
     for a, b in zip(run(wanted), [g for g, f in zip(whole, wanted) if f]):
         torch.testing.assert_close(a, b)
+
+
+@by_impl
+@pytest.mark.parametrize("ignore_index", [0, 1, -1])
+def test_without_labels_every_row_counts(ignore_index: int, impl: str) -> None:
+    """``ignore_index`` is about labels that are given: 0, a padding token, masks nothing here."""
+    hidden, weight = gaussians(4, 3), gaussians(5, 3, seed=1)
+    teacher, teacher_weight = gaussians(4, 2, seed=2), gaussians(5, 2, seed=3)
+    s, t = hidden @ weight.T, teacher @ teacher_weight.T
+    right = kl_div(s.log_softmax(-1), t.log_softmax(-1), log_target=True, reduction="batchmean")
+    given: Any = {"ignore_index": ignore_index, "impl": impl}
+    torch.testing.assert_close(forward_kl_distill(s, t, **given), right)
+    heads = (hidden.requires_grad_(), weight, teacher, teacher_weight)
+    loss = linear_kl(*heads, **given)
+    torch.testing.assert_close(loss, right)
+    loss.backward()
+    assert hidden.grad is not None
+    weighted = (s.softmax(-1) - t.softmax(-1)) @ weight / 4
+    torch.testing.assert_close(hidden.grad, weighted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +181,28 @@ def test_no_grad_and_inference_mode() -> None:
             assert torch.equal(out, expected)
             loss = linear_cross_entropy(head.hidden, head.weight, head.labels)
             torch.testing.assert_close(loss, -expected.sum() / (head.labels != -100).sum())
+
+
+@by_impl
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_masked_row_is_no_hit_whatever_its_label_is(impl: str, compiled: bool) -> None:
+    """-1 is a usual ignore_index, and inside the head the argmax of a row that was left out."""
+    torch._dynamo.reset()
+    hidden, weight = torch.eye(3), torch.eye(3)
+    labels = torch.tensor([0, -1, 1])
+
+    def hits(hidden: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        wanted: Any = {"statistics": ("argmax_hit",), "ignore_index": -1, "impl": impl}
+        head = linear_logprob(hidden, weight, labels, **wanted)
+        return head.argmax_hit, token_logprob(hidden @ weight.T, labels, **wanted).argmax_hit
+
+    run = torch.compile(hits, backend="aot_eager", fullgraph=True) if compiled else hits
+    for hit in run(hidden):
+        assert hit is not None
+        assert hit.tolist() == [True, False, False]
+    packed = linear_logprob(
+        hidden, weight, labels, ignore_index=-1, statistics=("argmax_hit",),
+        cu_seqlens=torch.tensor([0, 3]), impl=impl,
+    )  # fmt: skip
+    assert packed.argmax_hit is not None
+    assert packed.argmax_hit.tolist() == [1]

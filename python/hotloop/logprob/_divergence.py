@@ -461,6 +461,8 @@ def of_heads(
         )
     _check.same_device(op, "teacher_hidden", teacher_head[0], "student_hidden", hidden)
     if labels is None:
+        # Every row counts, whatever the caller's ignore_index is: 0 would take these labels for masked.
+        ignore_index = IGNORE_INDEX
         flat_labels = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
     else:
         flat_labels = _arguments.labels(
@@ -520,6 +522,8 @@ def of_logits(
     flat = flat if flat.stride(-1) == 1 else flat.contiguous()
     flat_teacher = flat_teacher if flat_teacher.stride(-1) == 1 else flat_teacher.contiguous()
     if labels is None:
+        # Every row counts, whatever the caller's ignore_index is: 0 would take these labels for masked.
+        ignore_index = IGNORE_INDEX
         flat_labels = torch.zeros(flat.shape[0], dtype=torch.int64, device=flat.device)
     else:
         flat_labels = _arguments.labels(

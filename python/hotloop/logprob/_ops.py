@@ -43,7 +43,8 @@ class LinearLogprob(torch.autograd.Function):
             ctx.save_for_backward(hidden, weight, bias, labels, statistics)
             ctx.state, ctx.logit, ctx.ignore_index, ctx.impl = state, logit, ignore_index, impl
         ctx.set_materialize_grads(False)
-        hit = None if largest is None else largest == labels
+        # -1, the argmax of a masked row, may be the ignore_index itself.
+        hit = None if largest is None else (labels != ignore_index) & (largest == labels)
         if hit is not None:
             ctx.mark_non_differentiable(hit)
         rows = dict(zip(_statistics.FIELDS, statistics.unbind(0)))
@@ -164,7 +165,9 @@ def _linear_logprob(
         impl, hidden, weight, bias, labels, logit, ignore_index, True, True, keep=False
     )
     assert largest is not None
-    return _statistics.finish(sums, weight.shape[0]), largest == labels
+    # -1, the argmax of a masked row, may be the ignore_index itself.
+    hit = (labels != ignore_index) & (largest == labels)
+    return _statistics.finish(sums, weight.shape[0]), hit
 
 
 @_linear_logprob.register_fake
