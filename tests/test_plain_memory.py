@@ -166,3 +166,14 @@ def test_numpy_arrays_of_another_meaning_are_right_or_refused(name: str) -> None
 
 def takes_numpy(op: Any) -> bool:
     return not op.gradient
+
+
+def test_a_freed_storage_is_named() -> None:
+    """FSDP frees the storage of its parameters between steps; torch.func has no part in it."""
+    freed = torch.zeros(2, 4)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(
+        TypeError,
+        match=r"\[sample\] law: expected a tensor in memory, got one whose storage was freed",
+    ):
+        OPS["decode.sample"].function()(freed, seed=0)

@@ -48,13 +48,26 @@ def readable(op: str, name: str, value: Any) -> Any:
     ):  # zeros without memory, from forward-mode autograd
         return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
     if reason is None and value.numel() > 0 and _address(value) is None:
-        reason = (
+        reason = _freed(value) or (
             f"expected a tensor in memory, got one that torch.func transforms "
             f"({tuple(value.shape)} {_dtype(value)}). Call the op outside vmap, grad and jvp."
         )
     if reason is not None:
         raise TypeError(f"[{op}] {name}: {reason}")
     return value
+
+
+def _freed(value: Any) -> str | None:
+    """Why there is no memory, if its owner took it away, as FSDP does between steps."""
+    try:
+        if value.untyped_storage().nbytes() > 0:
+            return None
+    except RuntimeError:  # under torch.func there is no storage to ask
+        return None
+    return (
+        f"expected a tensor in memory, got one whose storage was freed ({tuple(value.shape)} {_dtype(value)}). "
+        "Gather it first, under FSDP inside its module's forward or summon_full_params."
+    )
 
 
 def _dtype(value: Any) -> str:

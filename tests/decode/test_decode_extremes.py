@@ -216,3 +216,17 @@ def test_infinite_numbers_are_refused(op: str) -> None:
     for name in INFINITE[op]:
         match = rf"^\[{said}\] {name}: expected a finite number, got inf\. Leave"
         refused(op, ValueError, match, {name: np.inf})
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("temperature", [1e300, 10**39, np.array([1e300])])
+def test_a_temperature_beyond_float32_has_a_law_beside_a_truncation(
+    temperature: Any, impl: Any
+) -> None:
+    law = d.Logits(np.array([[1.0, 5.0, 4.0]]), temperature=temperature, top_k=2)
+    np.testing.assert_allclose(d.law_probs(law, impl=impl), [[0.0, 0.5, 0.5]])
+
+
+def test_every_top_k_above_the_vocabulary_keeps_all() -> None:
+    law = d.Logits(np.array([[1.0, 5.0, 4.0]]), top_k=10**400)
+    np.testing.assert_allclose(d.law_probs(law), [exact(np.array([1.0, 5.0, 4.0]), 1.0)], rtol=1e-6)

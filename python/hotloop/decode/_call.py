@@ -87,12 +87,11 @@ def dense(x: Any, dtype: str) -> Any:
 
 def finite(op: str, name: str, value: Any, **bounds: Any) -> float:
     """As ``number``, and not infinite: infinity times 0 or over infinity is NaN, which weighs nothing in silence."""
-    x = number(op, name, value, **bounds)
-    if not math.isfinite(x):
+    if isinstance(value, float) and math.isinf(value):  # first: ``number`` names no way out
         raise ValueError(
-            f"[{op}] {name}: expected a finite number, got {x}. Leave it out or pass one."
+            f"[{op}] {name}: expected a finite number, got {value}. Leave it out or pass one."
         )
-    return x
+    return number(op, name, value, **bounds)
 
 
 def check_shape(op: str, name: str, value: Any, wanted: tuple[int, ...], why: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from .. import _arrays, _environment
-from .._numbers import choice, number
+from .._numbers import LARGEST, choice, number
 
 FilterOrder = Literal["top_k_first", "joint"]
 FILTER_ORDERS = ("top_k_first", "joint")
@@ -188,7 +188,7 @@ def _per_request(
         if not huge and (not np.isfinite(x) or (whole and int(value) != value)):
             wanted = "an integer" if whole else "a finite number"
             raise ValueError(f"[{op}] {name}: expected {wanted}, got {x!r}.")
-        number(op, name, x, **bounds)
+        number(op, name, _within(x, bounds), **bounds)
         return
     _arrays.kind(op, name, value)
     if tuple(value.shape) != (batch,):
@@ -204,7 +204,12 @@ def _per_request(
     for at, x in enumerate(_arrays.to_numpy(value).tolist()):
         if not np.isfinite(x):
             raise ValueError(f"[{op}] {name}: expected finite numbers, got {x} at [{at}].")
-        number(op, f"{name}[{at}]", float(x), **bounds)
+        number(op, f"{name}[{at}]", _within(float(x), bounds), **bounds)
+
+
+def _within(x: float, bounds: dict[str, Any]) -> float:
+    """What has no upper bound is a float64 and may exceed float32, which ``number`` refuses."""
+    return x if "at_most" in bounds else min(x, LARGEST)
 
 
 class NoProbability(ValueError):
