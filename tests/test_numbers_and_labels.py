@@ -129,6 +129,25 @@ def test_probabilities_given_as_rows_are_in_range(bad: float, n: int) -> None:
         robust_dpo_loss(z, z, z, z, label_smoothing=p)
 
 
+@pytest.mark.parametrize("n", [1, 7, 4096, 4097, 9000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_both_ends_belong_to_the_range_wherever_the_value_stands(
+    dtype: torch.dtype, n: int
+) -> None:
+    z = torch.zeros(n)
+    for place in {0, n // 2, n - 1}:
+        p = (torch.arange(2 * n) % 2).to(dtype)[::2] + (torch.arange(n) == place).to(dtype)
+        sppo_loss(z, z, p)  # 0, and 1 at one place
+        sppo_loss(z, z, torch.zeros(2 * n, dtype=dtype)[::2])
+        p[place] = 2
+        with pytest.raises(ValueError, match=r"win_rate: .*got 2\.$"):
+            sppo_loss(z, z, p)
+    if dtype.is_floating_point:
+        half = torch.full((n,), 0.5, dtype=dtype)
+        with pytest.raises(ValueError, match=r"label_smoothing: .*< 0\.5, got 0\.5\.$"):
+            robust_dpo_loss(z, z, z, z, label_smoothing=half)
+
+
 # -- means over nothing ------------------------------------------------------------------------------------
 
 

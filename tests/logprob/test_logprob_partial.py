@@ -120,7 +120,8 @@ def test_errors() -> None:
         ):
             linear_logprob_partial(h, w, y, first_column=bad)
     with pytest.raises(
-        ValueError, match=r"\[linear_logprob_partial\] labels: expected a tensor of shape \(3,\)"
+        ValueError,
+        match=r"\[linear_logprob_partial\] labels: expected shape \(3,\), one per row of hidden, got \(2,\)\.",
     ):
         linear_logprob_partial(h, w, y[:2], first_column=0)
     with pytest.raises(
