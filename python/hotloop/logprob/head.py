@@ -95,7 +95,7 @@ def linear_logprob(
     wanted = _arguments.wanted_statistics(op, statistics)
     offsets = None
     if cu_seqlens is not None:
-        if isinstance(hidden, Tensor) and hidden.ndim != 2:
+        if _check.tensor(op, "hidden", hidden).ndim != 2:
             raise ValueError(
                 f"[{op}] cu_seqlens: expected hidden of shape (tokens, width) beside it, got {tuple(hidden.shape)}. "
                 "Pack the sequences first."
