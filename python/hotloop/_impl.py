@@ -28,6 +28,7 @@ def choose(
     impl: str,
     candidates: dict[str, Callable[[], str | None]],
     inputs: Callable[[], str],
+    noted: bool = True,
 ) -> str:
     """Pick an implementation.
 
@@ -37,6 +38,8 @@ def choose(
         candidates: implementations in order of preference, each with a function that returns None if it
             can run these inputs, or the reason why not.
         inputs: describes the inputs, for the error text.
+        noted: whether ``last_impl`` learns of it. False where Dynamo traces: it refuses a write to a dict of the
+            module inside ``torch.utils.checkpoint``.
 
     Raises:
         ValueError: unknown ``impl``.
@@ -54,10 +57,12 @@ def choose(
     if forced is None:
         for name, refuses in candidates.items():
             if refuses() is None:
-                note(op, name)
+                if noted:
+                    note(op, name)
                 return name
     elif forced in candidates and candidates[forced]() is None:
-        note(op, forced)
+        if noted:
+            note(op, forced)
         return forced
     lines = [
         f"[{op}] no implementation fits {inputs()}"

@@ -563,6 +563,7 @@ def _choose(op: str, impl: Impl, like: Tensor, what: str, kind: str) -> str:
             "reference": lambda: None,
         },
         lambda: f"{what} {_check.dtype_name(like.dtype)} on {device}",
+        noted=not torch.compiler.is_compiling(),
     )
 
 

@@ -97,7 +97,8 @@ def pair_loss(
                 _check.finite(op, name, given)
     if impl == "auto" and device.type == "cpu" and _environment.forced_impl() is None:
         chosen = "cpu"
-        _impl.note(op, chosen)
+        if not compiling:
+            _impl.note(op, chosen)
     else:
         chosen = _choose(op, impl, first, like)
     if not compiling:
@@ -125,6 +126,7 @@ def _choose(op: str, impl: str, first: Tensor, like: str) -> str:
         impl,
         candidates,
         lambda: f"{like} {tuple(first.shape)} {_check.dtype_name(first.dtype)} on {device}",
+        noted=not torch.compiler.is_compiling(),
     )
 
 
