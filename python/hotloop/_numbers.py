@@ -46,8 +46,8 @@ def number(
     bounds = [
         f"> {above:g}" if above is not None else "",
         f">= {at_least:g}" if at_least is not None else "",
-        f"< {below:g}" if below is not None else "",
-        f"<= {at_most:g}" if at_most is not None else "",
+        f"< {below:g}" if below not in (None, math.inf) else "",
+        f"<= {at_most:g}" if at_most not in (None, math.inf) else "",
     ]
     kind = "a number"
     if isinstance(value, (int, float)) and abs(value) > LARGEST:

@@ -33,7 +33,7 @@ VALUES = [
     ({"labels": Y[1:]}, "labels: expected shape (5,) like the rows of keys, got (4,). Pass one number per row."),
     ({"base_predictions": B}, "base_predictions: expected shape (5,) like the rows of keys, got (2,)."),
     ({"k": 0}, "k: expected an integer >= 1, got 0."),
-    ({"temperature": 0}, "temperature: expected a number > 0 and <= inf, got 0."),
+    ({"temperature": 0}, "temperature: expected a number > 0, got 0."),
     ({"temperature": float("nan")}, "temperature: expected a number > 0"),
     ({"gamma": 1.1}, "gamma: expected a number >= 0 and <= 1, got 1.1."),
     ({"lam": -0.1}, "lam: expected a number >= 0 and <= 1, got -0.1."),

@@ -87,7 +87,7 @@ VALUES = [
     (READ, read(AT + 32), "buckets: expected 0 to 31, got 32 at [0, 0]."),
     (READ, read(base=Y[:1]), "base_prediction: expected shape (2,) like the rows of buckets, got (1,)."),
     (READ, read(similarity="share"), "similarity: expected one of count, const, got 'share'."),
-    (READ, read(temperature=0.0), "temperature: expected a number > 0 and <= inf, got 0.0."),
+    (READ, read(temperature=0.0), "temperature: expected a number > 0, got 0.0."),
     (READ, read(gamma=-1), "gamma: expected a number >= 0 and <= 1, got -1."),
     (READ, read(lam=1.5), "lam: expected a number >= 0 and <= 1, got 1.5."),
     ("ErrorSketch", make(dim=0), "dim: expected an integer >= 1, got 0."),

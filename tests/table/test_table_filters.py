@@ -415,7 +415,7 @@ def chance(*args, **kw):
         (
             chance(K, threshold=math.inf),
             ValueError,
-            "[probabilistic_admission_filter] threshold: expected a number >= 0 and < inf",
+            "[probabilistic_admission_filter] threshold: expected a finite number >= 0, got inf",
         ),
         (
             chance(K, step=-1),

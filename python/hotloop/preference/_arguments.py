@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .. import _check, _environment, _native
+from .. import _check, _environment, _native, _plain
 from ._pairs import Row
 
 
@@ -80,6 +80,7 @@ def marks(op: str, name: str, value: Tensor) -> Tensor:
     if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
         if _native.core().are_marks(value):
             return value
+    _plain.check(op, name, value)
     if value.numel() <= _SHORT:
         wrong = [x for x in _numbers(value) if x not in (0, 1)]
     else:
@@ -103,7 +104,8 @@ def probability(op: str, name: str, value: Row, *, below: float | None = None) -
                 return value
         elif value.numel() == 0:
             return exact(_check.tensor(op, name, value))
-        _check_range(op, name, _check.tensor(op, name, value), below, high)
+        _plain.check(op, name, value)
+        _check_range(op, name, value, below, high)
         return exact(value)
     if below is not None:
         return _check.number(op, name, value, at_least=0, below=below)
