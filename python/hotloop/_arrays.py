@@ -6,6 +6,7 @@ an array of theirs can only be passed once they are.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, Literal
 
@@ -49,7 +50,15 @@ def device(value: Any) -> str:
 
 
 def dtype(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return _numpy_name(value.dtype)
     return str(value.dtype).removeprefix("torch.")
+
+
+# NumPy puts the name of a dtype together anew every time: 3 us, which is a tenth of a small call.
+@functools.lru_cache(maxsize=256)
+def _numpy_name(given: np.dtype[Any]) -> str:
+    return str(given)
 
 
 def checked(op: str, name: str, value: Any, dtypes: tuple[str, ...], *ndims: int) -> Any:
