@@ -73,6 +73,11 @@ HEADS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"labels": torch.tensor([0, 9, 1])}, ValueError, r"labels: expected 0 to 4 or ignore_index=-100, got 9"),
 ]  # fmt: skip
 COMMON: list[tuple[dict[str, Any], type[Exception], str]] = [
+    (
+        {"temperature": 1e19},
+        ValueError,
+        r"temperature: expected a magnitude from 1e-18 to 1e\+18, got 1e\+19",
+    ),
     ({"temperature": 0.0}, ValueError, r"temperature: expected a number > 0, got 0\.0"),
     ({"reduction": "max"}, ValueError, r"reduction: expected one of none, mean, sum, got 'max'"),
     (

@@ -230,6 +230,16 @@ def evict(slots=S, ids=I, *args, **kw):
             r"ids: expected distinct ids",
         ),
         (evict(S, I, I), ValueError, r"counts: expected counts >= 1, got 0"),
+        (
+            evict(S, I + 1, np.array([1, 2**62 + 1, 1])),
+            ValueError,
+            rf"counts: expected counts up to 2\^62, got {2**62 + 1}: the sum would wrap",
+        ),
+        (
+            evict(S._replace(counts=np.full(4, 2**63 - 1))),
+            ValueError,
+            rf"slots\.counts: expected counts up to 2\^62, got {2**63 - 1}",
+        ),
         (evict(S, I, I[:2]), ValueError, r"counts: expected shape \(3,\)"),
         (evict(S, I, None, I * 4), ValueError, r"last_access: expected steps up to now = 5, got 8"),
         (

@@ -10,18 +10,32 @@ from torch import Tensor
 from .. import _check, _environment, _plain
 from ._statistics import STATISTICS
 
+LARGEST_SCALE = 1e18  # its square and the square of its inverse are normal float32 numbers
+
 
 def logit_numbers(
     op: str, temperature: float, logit_scale: float, softcap: float | None
 ) -> tuple[float, float, float]:
     """Temperature, logit scale and softcap (0: none) of a ``LogitMap``, which Dynamo need not trace."""
-    return (
-        _check.number(op, "temperature", temperature, above=0),
-        _check.number(op, "logit_scale", logit_scale),
-        0.0
-        if softcap is None
-        else _check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap."),
-    )
+    temperature = _check.number(op, "temperature", temperature, above=0)
+    logit_scale = _check.number(op, "logit_scale", logit_scale)
+    cap = 0.0
+    if softcap is not None:
+        cap = _check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap.")
+        _representable(op, "softcap", cap)
+    _representable(op, "temperature", temperature)
+    if logit_scale != 0:
+        _representable(op, "logit_scale", logit_scale)
+    return temperature, logit_scale, cap
+
+
+def _representable(op: str, name: str, scale: float) -> None:
+    """Refuse a scale whose products, quotients or squares leave float32: they would be NaN without a word."""
+    if not 1 / LARGEST_SCALE <= abs(scale) <= LARGEST_SCALE:
+        raise ValueError(
+            f"[{op}] {name}: expected a magnitude from {1 / LARGEST_SCALE:g} to {LARGEST_SCALE:g}, got {scale!r}. "
+            "Logits and their gradients are float32."
+        )
 
 
 def wanted_statistics(op: str, statistics: Any) -> frozenset[str]:

@@ -52,7 +52,7 @@ def linear_logprob_partial(
         labels: shape (N,), indices into the whole vocabulary; an index outside this part is somebody else's.
         first_column: index of the first row of ``weight`` in the whole head, >= 0.
         bias: the part's bias, shape (V_part,). Default None.
-        temperature: > 0. Default 1.
+        temperature: > 0 (1e-18 to 1e18). Default 1.
         logit_scale: as in ``linear_logprob``. Default 1.
         softcap: as in ``linear_logprob``. Default None.
         impl: "auto", "cpu" or "triton". Default "auto".

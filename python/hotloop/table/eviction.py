@@ -88,7 +88,7 @@ def mch_evict_batch(
     Args:
         slots: ``ManagedSlots.start(Z)``, later ``slots`` of what this function returned. Not changed.
         ids: (n,), distinct; int64 or uint64 of any value, or int32.
-        counts: sightings of each id since the last round, int64 or int32 (n,), >= 1. Default 1 each.
+        counts: sightings of each id since the last round, int64 or int32 (n,), 1 to 2^62. Default 1 each.
         last_access: step of the last of them, int64 or int32 (n,), <= ``now``. Default ``now``.
         now: this step, not before any last access.
         policy: "lfu", "lru" or "distance_lfu". Default "lfu".
@@ -148,6 +148,9 @@ def mch_evict_batch(
         last = _keys.counts(op, last_access, k, name="last_access", least=-(2**62))
         _not_after(op, "last_access", last, now)
     _not_after(op, "slots.last_access", slots.last_access, now)
+    _summable(op, "slots.counts", slots.counts)
+    if c is not None:
+        _summable(op, "counts", c)
     chosen = _keys.choose(op, impl, k)
     incoming = _arrays.to_numpy(k)
     c = np.ones(n, np.int64) if c is None else _arrays.to_numpy(c)
@@ -185,6 +188,14 @@ def _refuse_twice(op: str, value: int) -> None:
     raise ValueError(
         f"[{op}] ids: expected distinct ids, got {value} twice. Use unique(return_counts=True)."
     )
+
+
+def _summable(op: str, name: str, value: Any) -> None:
+    """Two counts that pass can be added in int64."""
+    if value.shape[0] and (most := int(value.max())) > 2**62:
+        raise ValueError(
+            f"[{op}] {name}: expected counts up to 2^62, got {most}: the sum would wrap. Halve all counts."
+        )
 
 
 def _not_after(op: str, name: str, value: Any, now: int) -> None:
