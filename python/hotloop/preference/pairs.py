@@ -138,7 +138,7 @@ def conservative_dpo_loss(
         ref_rejected_logps: the same of the other answer, shape (n,).
         beta: inverse temperature, > 0. Default 0.1.
         label_smoothing: e, the probability that the label is wrong: a number in [0, 1], or shape
-            (n,). A tensor's range is not checked. Default 0.1.
+            (n,). On CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
         reduction: "mean", "sum" or "none". Default "mean".
         impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
@@ -212,8 +212,8 @@ def robust_dpo_loss(
         ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
         ref_rejected_logps: the same of the other answer, shape (n,).
         beta: inverse temperature, > 0. Default 0.1.
-        label_smoothing: e, the rate of flipped labels: a number in [0, 0.5), or shape (n,). A
-            tensor's range is not checked. Default 0.1.
+        label_smoothing: e, the rate of flipped labels: a number in [0, 0.5), or shape (n,). On
+            CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
         reduction: "mean", "sum" or "none". Default "mean".
         impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 

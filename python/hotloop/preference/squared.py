@@ -283,7 +283,7 @@ def sppo_loss(
             (n,), nats. Differentiable.
         ref_logps: the same under the previous iterate, which drew the answer, shape (n,).
         win_rate: estimate of P(answer beats the previous iterate) in [0, 1], shape (n,) or a
-            number; a tensor's range is not checked.
+            number. On CUDA the range is read under HOTLOOP_CHECK=1 only.
         eta: step, > 0; the inverse of TRL's beta. Default 1000.
         reduction: "mean", "sum" or "none". Default "mean".
         impl: "auto", "cpu", "cuda" or "reference". Default "auto".
