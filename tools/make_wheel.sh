@@ -16,9 +16,10 @@ auditwheel -v repair --exclude libgomp.so.1 -w wheelhouse dist/*.whl > build/aud
 wheel=$(ls wheelhouse/*.whl)
 ls -l "$wheel"
 if [ "${HOTLOOP_CUDA:-AUTO}" = ON ] || { [ "${HOTLOOP_CUDA:-AUTO}" = AUTO ] && command -v nvcc > /dev/null; }; then
-  # The whole list first: `grep -q` leaves its pipe at the first match, and pipefail reads the writer's complaint as absence.
+  # The module itself: kernels/ has headers named *_cuda.hpp. The whole list first: `grep -q` leaves its pipe at the
+  # first match, and pipefail takes the writer's complaint for absence.
   listing=$(python -m zipfile -l "$wheel")
-  [[ $listing == *_cuda.* ]] || { echo "nvcc is here, and the wheel has no _cuda"; exit 1; }
+  grep -q '^hotloop/_cuda\.[^ ]*\.so ' <<< "$listing" || { echo "nvcc is here, and the wheel has no _cuda"; exit 1; }
 fi
 
 python3 -m venv .venv-wheel

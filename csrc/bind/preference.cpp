@@ -27,8 +27,8 @@ double run_pair_loop(const std::string& head, std::int64_t n, const py::list& in
   return sum;
 }
 
-// Whether every value lies in [0, high], or in [0, high) if `open`; NaN does not. The comparisons of
-// a block are collected without a branch, so that they vectorise.
+// Whether `inside` holds for every value. The comparisons of a block are collected without a branch,
+// so that they vectorise.
 template <class T, class Inside>
 bool all_of_rows(const T* x, std::int64_t n, std::int64_t stride, Inside inside) {
   constexpr std::int64_t kBlock = 4096;
@@ -67,7 +67,8 @@ bool are_marks(const py::object& rows) {
   throw std::invalid_argument("[pair_loop] rows: expected float32 or float64.");
 }
 
-// rows: float32 or float64, (n,).
+// Whether every value of rows, float32 or float64, (n,), lies in [0, high], or in [0, high) if `open`. NaN
+// does not.
 bool within(const py::object& rows, double high, bool open) {
   const Array array(rows, "pair_loop", "rows");
   const View& view = array.view;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -20,7 +21,11 @@ def last_impl(op: str) -> str | None:
 
 
 def note(op: str, impl: str) -> None:
-    _ran[op] = impl
+    """Remember what runs, but not while Dynamo traces: inside ``torch.utils.checkpoint`` it refuses a write to a
+    dict of the module."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.compiler.is_compiling():
+        _ran[op] = impl
 
 
 def choose(
@@ -28,7 +33,6 @@ def choose(
     impl: str,
     candidates: dict[str, Callable[[], str | None]],
     inputs: Callable[[], str],
-    noted: bool = True,
 ) -> str:
     """Pick an implementation.
 
@@ -38,8 +42,6 @@ def choose(
         candidates: implementations in order of preference, each with a function that returns None if it
             can run these inputs, or the reason why not.
         inputs: describes the inputs, for the error text.
-        noted: whether ``last_impl`` learns of it. False where Dynamo traces: it refuses a write to a dict of the
-            module inside ``torch.utils.checkpoint``.
 
     Raises:
         ValueError: unknown ``impl``.
@@ -57,12 +59,10 @@ def choose(
     if forced is None:
         for name, refuses in candidates.items():
             if refuses() is None:
-                if noted:
-                    note(op, name)
+                note(op, name)
                 return name
     elif forced in candidates and candidates[forced]() is None:
-        if noted:
-            note(op, forced)
+        note(op, forced)
         return forced
     lines = [
         f"[{op}] no implementation fits {inputs()}"

@@ -78,6 +78,12 @@ COMMON: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"temperature: expected a magnitude from 1e-18 to 1e\+18, got 1e\+19",
     ),
+    (
+        {"temperature": 1001.0},
+        ValueError,
+        r"temperature: expected at most 1000 for float32, got 1001\.0: the divergence, about 1 / T\^2, would be lost "
+        r"in the rounding of the log-probabilities\. Pass float64",
+    ),
     ({"temperature": 0.0}, ValueError, r"temperature: expected a number > 0, got 0\.0"),
     ({"reduction": "max"}, ValueError, r"reduction: expected one of none, mean, sum, got 'max'"),
     (

@@ -198,6 +198,22 @@ def evict(slots=S, ids=I, *args, **kw):
     return lambda: mch_evict_batch(slots, ids, *args, **({"now": 5} | kw))
 
 
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_largest_numbers_do_not_wrap(policy, impl):
+    most, far = 2**62 - 1, 2**61
+    one, two, early, late = (np.array([x]) for x in (1, 2, -far, far))
+    kw = {"now": far, "policy": policy, "impl": impl}
+    slots = mch_evict_batch(ManagedSlots.start(2), one, np.array([most]), early, **kw).slots
+    # One sighting 2^62 steps ago has the smallest score there is, a wrapped distance a negative one.
+    lost = mch_evict_batch(slots, two, np.array([most]), late, **kw)
+    assert lost.slot_of.tolist() == ([1] if policy == "lfu" else [0])
+    again = mch_evict_batch(slots, one, np.array([most]), late, **kw).slots
+    assert (again.counts[0], again.last_access[0]) == (2 * most, far)
+    with pytest.raises(ValueError, match=r"slots\.counts: expected counts below 2\^62"):
+        mch_evict_batch(again, one, np.array([1]), late, **kw)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
@@ -231,14 +247,29 @@ def evict(slots=S, ids=I, *args, **kw):
         ),
         (evict(S, I, I), ValueError, r"counts: expected counts >= 1, got 0"),
         (
-            evict(S, I + 1, np.array([1, 2**62 + 1, 1])),
+            evict(S, I + 1, np.array([1, 2**62, 1])),
             ValueError,
-            rf"counts: expected counts up to 2\^62, got {2**62 + 1}: the sum would wrap",
+            rf"counts: expected counts below 2\^62, got {2**62}: the sum would wrap",
         ),
         (
             evict(S._replace(counts=np.full(4, 2**63 - 1))),
             ValueError,
-            rf"slots\.counts: expected counts up to 2\^62, got {2**63 - 1}",
+            rf"slots\.counts: expected counts below 2\^62, got {2**63 - 1}",
+        ),
+        (
+            evict(S, I, None, I * 0 - 2**62),
+            ValueError,
+            rf"last_access: expected steps from -2\^61, got {-(2**62)}\. Count steps from a later one",
+        ),
+        (
+            evict(S._replace(last_access=np.full(4, -(2**63)))),
+            ValueError,
+            rf"slots\.last_access: expected steps from -2\^61, got {-(2**63)}",
+        ),
+        (
+            evict(now=2**61 + 1),
+            ValueError,
+            rf"now: expected an integer >= {-(2**61)} and <= {2**61}, got",
         ),
         (evict(S, I, I[:2]), ValueError, r"counts: expected shape \(3,\)"),
         (evict(S, I, None, I * 4), ValueError, r"last_access: expected steps up to now = 5, got 8"),

@@ -4,6 +4,7 @@ from .._needs import torch_for
 
 torch_for("logprob")
 
+from ._cpu import LogitMap
 from ._statistics import LogprobStatistics
 from .distill import (
     balanced_divergence_kd,
@@ -21,6 +22,7 @@ from .mutual_information import mi_alpha_bound
 from .partial import LogprobPartial, linear_logprob_partial, merge_logprob_partials
 
 __all__ = [
+    "LogitMap",
     "LogprobPartial",
     "LogprobStatistics",
     "balanced_divergence_kd",

@@ -34,7 +34,6 @@ def choose(op: str, impl: str, like: Tensor, describe: Callable[[], str]) -> str
             "reference": lambda: None,
         },
         describe,
-        noted=not torch.compiler.is_compiling(),
     )
 
 

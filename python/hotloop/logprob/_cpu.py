@@ -35,7 +35,10 @@ _SMALL_TILE_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class LogitMap:
-    """From the matrix product u to the logit: z = softcap(logit_scale * (u + bias)) / temperature."""
+    """From the matrix product u to the logit: z = cap(logit_scale * (u + bias)) / temperature.
+
+    cap(x) = ``softcap`` * tanh(x / ``softcap``), or x where ``softcap`` is None. Ranges as in ``linear_logprob``.
+    """
 
     temperature: float = 1.0
     logit_scale: float = 1.0

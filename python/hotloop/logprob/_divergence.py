@@ -380,6 +380,22 @@ def options(
     return kind, beta, delta, (*logit, *logit)
 
 
+def _not_too_hot(op: str, terms: Terms, dtype: torch.dtype) -> None:
+    """Refuse a temperature at which the value would be rounding alone.
+
+    A divergence falls as 1 / T^2, the rounding of its log-probabilities does not fall: the relative error is about
+    T^2 eps.
+    """
+    wide = dtype == torch.float64
+    hottest = 1e7 if wide else 1e3
+    if terms[3][0] > hottest:
+        cure = "" if wide else " Pass float64."
+        raise ValueError(
+            f"[{op}] temperature: expected at most {hottest:g} for {_check.dtype_name(dtype)}, got {terms[3][0]!r}: "
+            f"the divergence, about 1 / T^2, would be lost in the rounding of the log-probabilities.{cure}"
+        )
+
+
 def reduce(
     losses: Tensor, labels: Tensor, ignore_index: int, reduction: str, shape: torch.Size
 ) -> Tensor:
@@ -445,6 +461,7 @@ def of_heads(
     hidden, weight, bias = _arguments.head(
         op, *student, ("student_hidden", "student_weight", "student_bias")
     )
+    _not_too_hot(op, terms, hidden.dtype)
     with torch.no_grad():
         teacher_head = _arguments.head(
             op, *teacher, ("teacher_hidden", "teacher_weight", "teacher_bias")
@@ -505,6 +522,7 @@ def of_logits(
 ) -> Tensor:
     student = _check.float_tensor(op, "student_logits", student)
     teacher = _check.float_tensor(op, "teacher_logits", teacher)
+    _not_too_hot(op, terms, student.dtype)
     if student.ndim < 1 or student.shape[-1] == 0 or teacher.shape != student.shape:
         raise ValueError(
             f"[{op}] teacher_logits: expected shape (..., vocabulary) like student_logits {tuple(student.shape)}, "
@@ -563,7 +581,6 @@ def _choose(op: str, impl: Impl, like: Tensor, what: str, kind: str) -> str:
             "reference": lambda: None,
         },
         lambda: f"{what} {_check.dtype_name(like.dtype)} on {device}",
-        noted=not torch.compiler.is_compiling(),
     )
 
 

@@ -49,7 +49,7 @@ def linear_kl(
         teacher_bias: shape (V,). Default None.
         labels: shape (...), only to say which rows count: those that are not ``ignore_index``. Default all.
         direction: "forward" or "reverse". Default "forward".
-        temperature: > 0 (1e-18 to 1e18), of both. Default 1.
+        temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1.
         ignore_index: see ``labels``. Default -100.
         reduction: "mean" over the rows that count, "sum" or "none". Default "mean".
         shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
@@ -113,7 +113,7 @@ def linear_jsd(
         teacher_bias: shape (V,). Default None.
         labels: shape (...), which rows count (see ``linear_kl``). Default all.
         beta: weight of the teacher in the mixture, in [0, 1]. Default 0.5.
-        temperature: > 0 (1e-18 to 1e18), of both. Default 1 (the paper uses 0.9 to 1).
+        temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1 (the paper uses 0.9 to 1).
         ignore_index: see ``labels``. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
         shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
@@ -174,7 +174,7 @@ def linear_distill(
         labels: which rows count (see ``linear_kl``). Default all.
         beta: of "jsd". Default 0.5.
         delta: of "balanced". Default 2.
-        temperature: > 0 (1e-18 to 1e18), of both. Default 1.
+        temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1.
         ignore_index: see ``labels``. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
         shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
@@ -224,7 +224,7 @@ def forward_kl_distill(
         student_logits: shape (..., V). Differentiable.
         teacher_logits: shape (..., V), same dtype; no gradient.
         labels: shape (...), which rows count. Default all.
-        temperature: T > 0, 1e-18 to 1e18; 2 to 4 in vision, 1 for language models. Default 1.
+        temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7); 2 to 4 in vision, 1 for language models. Default 1.
         scale_by_temperature: multiply by T^2, as Hinton does; language-model code often does not. Default True.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean" over the rows that count, "sum" or "none". Default "mean".
@@ -275,7 +275,7 @@ def reverse_kl_distill(
         student_logits: shape (..., V). Differentiable.
         teacher_logits: shape (..., V), same dtype; no gradient.
         labels: shape (...), which rows count. Default all.
-        temperature: T > 0 (1e-18 to 1e18). Default 1.
+        temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7). Default 1.
         scale_by_temperature: multiply by T^2. Default False.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
@@ -327,7 +327,7 @@ def generalized_jsd_distill(
         teacher_logits: shape (..., V), same dtype; no gradient.
         labels: shape (...), which rows count. Default all.
         beta: in [0, 1]. Default 0.5.
-        temperature: > 0 (1e-18 to 1e18), of both. Default 1.
+        temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
         shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
@@ -380,7 +380,7 @@ def balanced_divergence_kd(
         teacher_logits: shape (..., V), same dtype; no gradient.
         labels: shape (...), which rows count. Default all.
         delta: weight of the emphasised divergence, >= 1. Default 2.
-        temperature: T > 0 (1e-18 to 1e18). Default 4.
+        temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7). Default 4.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
         shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
@@ -429,7 +429,7 @@ def log_cosh_logit_distill(
         student_logits: shape (..., V). Differentiable.
         teacher_logits: shape (..., V), same dtype; no gradient.
         labels: shape (...), which rows count. Default all.
-        temperature: T > 0 (1e-18 to 1e18). Default 2.
+        temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7). Default 2.
         ignore_index: label of rows that do not count. Default -100.
         reduction: "mean", "sum" or "none". Default "mean".
         shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.

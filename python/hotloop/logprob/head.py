@@ -58,7 +58,7 @@ def linear_logprob(
             ``shift_labels``.
         bias: shape (V,), any float dtype. Differentiable. Default None.
         temperature: > 0 (1e-18 to 1e18). Default 1.
-        logit_scale: multiplies the product before softcap (Cohere). Default 1.
+        logit_scale: multiplies the product before softcap (Cohere); 0, or 1e-18 to 1e18 in magnitude. Default 1.
         softcap: > 0 (1e-18 to 1e18), caps logits smoothly (Gemma); None for none. Default None.
         ignore_index: label of tokens that do not count. Default -100.
         statistics: names from "entropy", "lse", "sum_p2", "mean_logit", "argmax_hit". Default none.
@@ -202,7 +202,7 @@ def token_logprob(
         labels: token each row is asked about, shape (...), int64 or int32. Labels of Hugging Face are not shifted: see
             ``shift_labels``.
         temperature: > 0 (1e-18 to 1e18). Default 1.
-        logit_scale: multiplies the logits first. Default 1.
+        logit_scale: multiplies the logits first; 0, or 1e-18 to 1e18 in magnitude. Default 1.
         softcap: > 0 (1e-18 to 1e18) or None. Default None.
         ignore_index: label of tokens that do not count; their statistics and gradients are 0. Default -100.
         statistics: as in ``linear_logprob``. Default none.

@@ -67,11 +67,6 @@ def _seen(value: Tensor) -> bool:
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
-def _numbers(value: Tensor) -> list[float]:
-    found: list[float] = value.tolist() if value.ndim == 1 else value.reshape(-1).tolist()
-    return found
-
-
 def marks(op: str, name: str, value: Tensor) -> Tensor:
     """True and False, or 1 and 0, in any dtype. -1 for a bad answer would be read as a number."""
     value = _check.tensor(op, name, value)
@@ -82,7 +77,7 @@ def marks(op: str, name: str, value: Tensor) -> Tensor:
             return value
     _plain.check(op, name, value)
     if value.numel() <= _SHORT:
-        wrong = [x for x in _numbers(value) if x not in (0, 1)]
+        wrong = [x for x in value.reshape(-1).tolist() if x not in (0, 1)]
     else:
         wrong = value[(value != 0) & (value != 1)][:1].tolist()
     if wrong:

@@ -97,8 +97,7 @@ def pair_loss(
                 _check.finite(op, name, given)
     if impl == "auto" and device.type == "cpu" and _environment.forced_impl() is None:
         chosen = "cpu"
-        if not compiling:
-            _impl.note(op, chosen)
+        _impl.note(op, chosen)
     else:
         chosen = _choose(op, impl, first, like)
     if not compiling:
@@ -126,7 +125,6 @@ def _choose(op: str, impl: str, first: Tensor, like: str) -> str:
         impl,
         candidates,
         lambda: f"{like} {tuple(first.shape)} {_check.dtype_name(first.dtype)} on {device}",
-        noted=not torch.compiler.is_compiling(),
     )
 
 

@@ -182,7 +182,8 @@ def linear_preference_loss(
         ref_weight: its head; default ``weight``, without gradient.
         ref_bias: its bias.
         cu_seqlens: offsets (answers + 1,) of packed answers. Default None.
-        logit: ``LogitMap`` with temperature, logit_scale and softcap, of policy and reference. Default none of them.
+        logit: ``hotloop.logprob.LogitMap`` with temperature, logit_scale and softcap, of policy and reference.
+            Default none of them.
         options: further arguments of the loss function by name, such as {"beta": 0.1}.
             {"length_normalized": True} passes lengths to ipo, online_ipo, cpo and npo.
         ignore_index: label of tokens that do not count. Default -100.
@@ -210,7 +211,15 @@ def linear_preference_loss(
     """
     extra = dict(options or {})
     form = _form(loss)
-    logit = PLAIN if logit is None else logit
+    if logit is None:
+        logit = PLAIN
+    elif isinstance(logit, LogitMap):
+        _arguments.logit_numbers(_OP, logit.temperature, logit.logit_scale, logit.softcap)
+    else:
+        raise TypeError(
+            f"[{_OP}] logit: expected a hotloop.logprob.LogitMap, got {type(logit).__name__}. "
+            "Pass LogitMap(temperature=..., logit_scale=..., softcap=...)."
+        )
     if shift_labels is not False:
         offsets = None
         if cu_seqlens is not None:

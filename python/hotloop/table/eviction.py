@@ -17,6 +17,7 @@ POLICIES = ("lfu", "lru", "distance_lfu")
 Admission = Literal["all", "average", "dynamic", "probabilistic"]
 ADMISSIONS = ("all", "average", "dynamic", "probabilistic")
 _FLAGS = ("bool", "uint8")
+_FARTHEST = 2**61  # of a step from 0: now - last_access + 1 is then an int64
 
 
 class ManagedSlots(NamedTuple):
@@ -88,9 +89,9 @@ def mch_evict_batch(
     Args:
         slots: ``ManagedSlots.start(Z)``, later ``slots`` of what this function returned. Not changed.
         ids: (n,), distinct; int64 or uint64 of any value, or int32.
-        counts: sightings of each id since the last round, int64 or int32 (n,), 1 to 2^62. Default 1 each.
-        last_access: step of the last of them, int64 or int32 (n,), <= ``now``. Default ``now``.
-        now: this step, not before any last access.
+        counts: sightings of each id since the last round, int64 or int32 (n,), from 1 to below 2^62. Default 1 each.
+        last_access: step of the last of them, int64 or int32 (n,), -2^61 to ``now``. Default ``now``.
+        now: this step, not before any last access, -2^61 to 2^61.
         policy: "lfu", "lru" or "distance_lfu". Default "lfu".
         decay_exponent: p, > 0. Default 1. The order of "lru" does not depend on it.
         admission: "all", "average", "dynamic" or "probabilistic". Default "all".
@@ -135,7 +136,7 @@ def mch_evict_batch(
                 f"[{op}] slots.{name}: expected shape {tuple(slots.ids.shape)} like slots.ids, of one slot or more, "
                 f"got {tuple(value.shape)}."
             )
-    now = integer(op, "now", now, at_least=-(2**62), at_most=2**62)
+    now = integer(op, "now", now, at_least=-_FARTHEST, at_most=_FARTHEST)
     choice(op, "policy", policy, POLICIES)
     choice(op, "admission", admission, ADMISSIONS)
     p = number(op, "decay_exponent", decay_exponent, above=0, below=float("inf"))
@@ -145,7 +146,7 @@ def mch_evict_batch(
     c = _keys.counts(op, counts, k, least=1)
     last = None
     if last_access is not None:
-        last = _keys.counts(op, last_access, k, name="last_access", least=-(2**62))
+        last = _keys.counts(op, last_access, k, name="last_access", least=-(2**63))
         _not_after(op, "last_access", last, now)
     _not_after(op, "slots.last_access", slots.last_access, now)
     _summable(op, "slots.counts", slots.counts)
@@ -192,9 +193,9 @@ def _refuse_twice(op: str, value: int) -> None:
 
 def _summable(op: str, name: str, value: Any) -> None:
     """Two counts that pass can be added in int64."""
-    if value.shape[0] and (most := int(value.max())) > 2**62:
+    if value.shape[0] and (most := int(value.max())) >= 2**62:
         raise ValueError(
-            f"[{op}] {name}: expected counts up to 2^62, got {most}: the sum would wrap. Halve all counts."
+            f"[{op}] {name}: expected counts below 2^62, got {most}: the sum would wrap. Halve all counts."
         )
 
 
@@ -202,4 +203,8 @@ def _not_after(op: str, name: str, value: Any, now: int) -> None:
     if value.shape[0] and (latest := int(value.max())) > now:
         raise ValueError(
             f"[{op}] {name}: expected steps up to now = {now}, got {latest}. Pass a later now."
+        )
+    if value.shape[0] and (first := int(value.min())) < -_FARTHEST:
+        raise ValueError(
+            f"[{op}] {name}: expected steps from -2^61, got {first}. Count steps from a later one."
         )
