@@ -10,6 +10,7 @@ import torch
 from catalog_cases import Arguments, Call, calls, calls_of
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 FOUND = calls_of(lambda op: op.compiles)
 FIRST = [(op, call) for op in hotloop.catalog() if op.compiles for call in calls(op)[:1]]
@@ -53,6 +54,24 @@ def assert_compiles(op: Any, call: Call, dynamic: bool) -> None:
 @pytest.mark.parametrize(("op", "call"), FIRST, ids=[op.full_name for op, _ in FIRST])
 def test_compiles(op: Any, call: Call, dynamic: bool) -> None:
     assert_compiles(op, call, dynamic)
+
+
+TRAINED = [(op, call) for op, call in FIRST if op.gradient]
+
+
+@pytest.mark.parametrize(("op", "call"), TRAINED, ids=[op.full_name for op, _ in TRAINED])
+def test_compiles_inside_a_checkpoint(op: Any, call: Call) -> None:
+    """torch.compile lets nothing inside torch.utils.checkpoint write to what lies outside."""
+    torch.compiler.reset()
+
+    def again(**arguments: Any) -> Any:
+        return checkpoint(call.function, use_reentrant=False, **arguments)
+
+    compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
+    found, expected = (step(run, op, call.arguments(4)) for run in (compiled, call.function))
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.slow
