@@ -27,7 +27,7 @@ help:
 	@echo "make lint | format    ruff, mypy"
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
 	@echo "make docs             rewrite what is generated from the op registry and from bench/results"
-	@echo ".ci/run               these tests (every 771st float), lint, the CUDA build and the wheel"
+	@echo ".ci/run               these tests, the two longest shortened, lint, the CUDA build and the wheel"
 
 # torch first and pinned: anything looser fetches gigabytes of CUDA libraries.
 $(VENV)/dev: pyproject.toml

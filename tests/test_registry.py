@@ -102,6 +102,7 @@ def test_heads_compiled_in_are_used_and_the_other_way_round():
 
 def test_compiled_ops_are_registered():
     for name in (
+        "checked",
         "pair_loss",
         "linear_logprob",
         "token_logprob",

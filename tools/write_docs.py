@@ -122,7 +122,10 @@ _REMEASURE = "bench/remeasure.sh"
 
 
 def rows_of(name: str) -> list[Row]:
-    """Rows of a file of results; a tree with uncommitted changes cannot be had again, so its rows are refused."""
+    """Rows of a file of results; a tree with uncommitted changes cannot be had again, so its rows are refused.
+
+    Rows of rounds that were not shuffled are left out: whoever follows one that frees large buffers pays for its pages.
+    """
     path = RESULTS / name
     if not path.exists():
         return []
@@ -133,7 +136,7 @@ def rows_of(name: str) -> list[Row]:
             f"[docs] {path.relative_to(ROOT)}: expected rows of clean commits, got {', '.join(dirty)}. "
             f"Commit, then measure again: {_REMEASURE}."
         )
-    return rows
+    return [row for row in rows if row.get("order_seed", 0) is not None]
 
 
 def case_of(row: Row) -> str:
@@ -141,7 +144,8 @@ def case_of(row: Row) -> str:
 
 
 def time_text(us: float) -> str:
-    return f"{us / 1e3:.3g} ms" if us >= 1000 else f"{us:.3g} us"
+    unit, size = ("us", 1.0) if us < 999.5 else ("ms", 1e3) if us < 999.5e3 else ("s", 1e6)
+    return f"{us / size:.3g} {unit}"
 
 
 def memory_text(row: Row | None) -> str:
@@ -229,13 +233,20 @@ def page_results(room: str) -> str:
 
 def results() -> str:
     rows = [row for row in rows_of("cpu.jsonl") if room_of(row) not in PAGES]
+    slow_halves = (
+        []
+        if any(row["dtype"] == "bfloat16" for row in rows)
+        else [
+            "This machine multiplies bfloat16 in software: of bfloat16 heads only the memory is measured."
+        ]
+    )
     return "\n".join(
         [
             *results_table(rows, SHOWN, "forward + backward"),
             "",
             *conditions(rows, "two threads, pair losses one"),
-            "This machine has no matrix unit: products are nearly all of a",
-            "bfloat16 head, so ratios against rivals that do the same products stay near 1.",
+            "Products are nearly all of a head, so ratios against rivals that do the same products stay near 1.",
+            *slow_halves,
             "Decoding is measured in [docs/decode.md](docs/decode.md), tables in [docs/table.md](docs/table.md).",
         ]
     )
@@ -288,14 +299,8 @@ def conditions(rows: list[Row], threads: str) -> list[str]:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     days = sorted({row["time"][:10] for row in rows})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    seeds = {row["order_seed"] for row in rows}
-    order = (
-        "rounds in which the contenders take turns"
-        if None in seeds
-        else "rounds in an order drawn anew for each"
-    )
     return [
-        f"Medians of {order}, on {devices}, {threads}; {named}; commits {commits};",
+        f"Medians of rounds in an order drawn anew for each, on {devices}, {threads}; {named}; commits {commits};",
         f"{when}. Above 1 we are faster. Memory is the peak of a step above its inputs: gradients, temporaries and",
         "workspace. `python -m bench run all` measures it on your machine; the rows, with spread and commands,",
         "are in `bench/results/cpu.jsonl`, and what limits each is in `docs/perf-notes.md`.",

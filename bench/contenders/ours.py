@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._case import Contender, Inputs, Missing
@@ -35,6 +36,21 @@ def contenders(
         return Contender(f"hotloop {impl}", "ours", lambda inputs: forward(bound, inputs))
 
     return [build(impl) for impl in impls]
+
+
+def in_small_pages(forward: Callable[[Inputs], Tensor]) -> Contender:
+    """The whole step without the advice for huge pages, whose faults may wait for compaction (docs/perf-notes.md)."""
+    from hotloop import _memory
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        given, _memory.advised = _memory.advised, lambda tensor: tensor
+        try:
+            with torch.enable_grad():
+                return list(torch.autograd.grad(forward(inputs), inputs.leaves(), inputs.upstream))
+        finally:
+            _memory.advised = given
+
+    return Contender("hotloop, small pages", "floor", run)
 
 
 def head_impls(device: str) -> tuple[str, ...]:

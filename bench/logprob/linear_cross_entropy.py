@@ -23,6 +23,12 @@ _AS_IT_IS = Contender(
 )
 
 
+def _through_the_front_door(x: Inputs) -> Tensor:
+    from hotloop.logprob import linear_cross_entropy
+
+    return linear_cross_entropy(x["hidden"], x["weight"], x["labels"])
+
+
 def _case(
     device: str, dtype: str, size: tuple[int, int, int], masked: float = 0.25, sets: int = 3
 ) -> Case:
@@ -66,6 +72,7 @@ def _case(
             *torch_linear.cross_entropies("mean"),
             cce.cross_entropy(device, "mean"),
             Contender("three products", "floor", lambda x: _heads.bare_products(x, 3)),
+            *([] if device == "cuda" else [ours.in_small_pages(_through_the_front_door)]),
         ),
         # Logits, d hidden and d weight: three products over the tokens that count.
         cost=Cost("flops", "6*n*d*v", {"n": valid, "d": width, "v": vocabulary}),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _check, _environment, _plain
+from .. import _at_run_time, _check, _environment, _plain
 from ._statistics import STATISTICS
 
 LARGEST_SCALE = 1e18  # its square and the square of its inverse are normal float32 numbers
@@ -130,23 +130,27 @@ def labels(
             f"[{op}] labels: expected device {device} like {like}, got {t.device}. Move them first."
         )
     flat = t.reshape(-1).to(torch.int64).contiguous()
+    if torch.compiler.is_compiling():
+        return _at_run_time.checked("labels", op, "labels", flat, (vocabulary, ignore_index))
     # On the CPU the check costs microseconds and an unchecked label would be a silent NaN; on a GPU it
-    # would wait for the device, so it is left to HOTLOOP_CHECK.
+    # would wait for the device, so it is left to HOTLOOP_CHECK. Inside a torch.func transform there are no values.
     look = flat.device.type == "cpu" or _environment.checks_on()
-    if look and flat.numel() and not _traced():
-        bad = (flat != ignore_index) & ((flat < 0) | (flat >= vocabulary))
-        if bool(bad.any()):
-            at = int(bad.nonzero()[0])
-            raise ValueError(
-                f"[{op}] labels: expected 0 to {vocabulary - 1} or ignore_index={ignore_index}, got "
-                f"{int(flat[at])} at position {at}. Use ignore_index for tokens that do not count."
-            )
+    if look and not torch._C._are_functorch_transforms_active():
+        _look_at_labels(op, "labels", flat, vocabulary, ignore_index)
     return flat
 
 
-def _traced() -> bool:
-    """Whether values cannot be looked at: under torch.compile and inside torch.func transforms."""
-    return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
+@_at_run_time.look("labels")
+def _look_at_labels(op: str, name: str, flat: Tensor, vocabulary: int, ignore_index: int) -> None:
+    if flat.numel() == 0:
+        return
+    bad = (flat != ignore_index) & ((flat < 0) | (flat >= vocabulary))
+    if bool(bad.any()):
+        at = int(bad.nonzero()[0])
+        raise ValueError(
+            f"[{op}] {name}: expected 0 to {vocabulary - 1} or ignore_index={ignore_index}, got "
+            f"{int(flat[at])} at position {at}. Use ignore_index for tokens that do not count."
+        )
 
 
 def shifted(
@@ -196,10 +200,17 @@ def cu_seqlens(op: str, value: Any, n: int, device: Any) -> Tensor:
         raise ValueError(
             f"[{op}] cu_seqlens: expected device {device}, got {t.device}. Move it first."
         )
-    if (t.device.type == "cpu" or _environment.checks_on()) and not torch.compiler.is_compiling():
-        if int(t[0]) != 0 or int(t[-1]) != n or bool((t.diff() < 0).any()):
-            raise ValueError(
-                f"[{op}] cu_seqlens: expected offsets that rise from 0 to {n}, the number of tokens, got "
-                f"{t.tolist() if t.shape[0] <= 16 else [*t[:8].tolist(), '...', *t[-4:].tolist()]}."
-            )
+    if torch.compiler.is_compiling():
+        return _at_run_time.checked("offsets", op, "cu_seqlens", t.to(torch.int64), (n,))
+    if t.device.type == "cpu" or _environment.checks_on():
+        _look_at_offsets(op, "cu_seqlens", t, n)
     return t.to(torch.int64)
+
+
+@_at_run_time.look("offsets")
+def _look_at_offsets(op: str, name: str, t: Tensor, n: int) -> None:
+    if int(t[0]) != 0 or int(t[-1]) != n or bool((t.diff() < 0).any()):
+        raise ValueError(
+            f"[{op}] {name}: expected offsets that rise from 0 to {n}, the number of tokens, got "
+            f"{t.tolist() if t.shape[0] <= 16 else [*t[:8].tolist(), '...', *t[-4:].tolist()]}."
+        )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .. import _check, _environment, _native, _plain
+from .. import _at_run_time, _check, _environment, _native, _plain
 from ._pairs import Row
 
 
@@ -64,13 +64,18 @@ def _seen(value: Tensor) -> bool:
     """Whether values may be looked at: on a GPU that would wait for the device, so it is left to HOTLOOP_CHECK."""
     if not (value.is_cpu or _environment.checks_on()):
         return False
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return not torch._C._are_functorch_transforms_active()
 
 
+@_at_run_time.look("marks")
 def marks(op: str, name: str, value: Tensor) -> Tensor:
     """True and False, or 1 and 0, in any dtype. -1 for a bad answer would be read as a number."""
     value = _check.tensor(op, name, value)
-    if value.dtype is torch.bool or not _seen(value):
+    if value.dtype is torch.bool:
+        return value
+    if torch.compiler.is_compiling():
+        return _at_run_time.checked("marks", op, name, value)
+    if not _seen(value):
         return value
     if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
         if _native.core().are_marks(value):
@@ -91,6 +96,10 @@ def marks(op: str, name: str, value: Tensor) -> Tensor:
 def probability(op: str, name: str, value: Row, *, below: float | None = None) -> Row:
     """A number from 0 to 1, or from 0 to less than ``below``, or a tensor of such."""
     if isinstance(value, Tensor):
+        if torch.compiler.is_compiling():
+            value = _check.tensor(op, name, value)
+            numbers = () if below is None else (below,)
+            return exact(_at_run_time.checked("probability", op, name, value, (), numbers))
         if value.dtype is torch.bool or not _seen(value):
             return exact(_check.tensor(op, name, value))
         high = 1.0 if below is None else below
@@ -105,6 +114,11 @@ def probability(op: str, name: str, value: Row, *, below: float | None = None) -
     if below is not None:
         return _check.number(op, name, value, at_least=0, below=below)
     return _check.number(op, name, value, at_least=0, at_most=1)
+
+
+@_at_run_time.look("probability")
+def _look_at_probability(op: str, name: str, value: Tensor, below: float | None = None) -> None:
+    probability(op, name, value, below=below)
 
 
 def _check_range(op: str, name: str, value: Tensor, below: float | None, high: float) -> None:

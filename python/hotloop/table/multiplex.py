@@ -95,11 +95,10 @@ def multiplexed_embedding_lookup(
     parts = [integer(op, "chunks", n, at_least=1) for n in chunks]
     choice(op, "combiner", combiner, COMBINERS)
     compiling = torch.compiler.is_compiling()
-    if not compiling:  # they may be symbols there
-        seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
-        if padding_id is not None:
-            most = 2**63 - 1
-            padding_id = integer(op, "padding_id", padding_id, at_least=-most - 1, at_most=most)
+    seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
+    if padding_id is not None:
+        most = 2**63 - 1
+        padding_id = integer(op, "padding_id", padding_id, at_least=-most - 1, at_most=most)
     device = first.device.type
     candidates: dict[str, Callable[[], str | None]] = {
         "cpu": lambda: None if device == "cpu" else f"device {device}",
