@@ -49,8 +49,8 @@ def _checked(
     kind: str,
     op: str,
     name: str,
-    integers: Sequence[int],
-    numbers: Sequence[float],
+    integers: list[int],
+    numbers: list[float],
 ) -> Tensor:
     _LOOKS[kind](op, name, value, *integers, *numbers)
     return value.clone()
@@ -58,6 +58,6 @@ def _checked(
 
 @_checked.register_fake
 def _(
-    value: Tensor, kind: str, op: str, name: str, integers: Sequence[int], numbers: Sequence[float]
+    value: Tensor, kind: str, op: str, name: str, integers: list[int], numbers: list[float]
 ) -> Tensor:
     return torch.empty_like(value)
