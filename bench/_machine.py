@@ -58,9 +58,9 @@ def simd() -> dict[str, str]:
 
     found = {"torch": torch.backends.cpu.get_cpu_capability()}
     try:
-        from hotloop import _native
+        from hotloop.front import native
 
-        found["hotloop"] = str(_native.core().simd_level())
+        found["hotloop"] = str(native.core().simd_level())
     except (ImportError, AttributeError):
         found["hotloop"] = "not built"
     return found

@@ -102,7 +102,7 @@ def _cpu(case: Case, contender: Contender) -> Peak | None:
 
 def _forget() -> None:
     """Free the buffer that hotloop keeps between steps, so that the step that is measured pays for it."""
-    kept = sys.modules.get("hotloop._memory")
+    kept = sys.modules.get("hotloop.front.buffers")
     if kept is not None:
         kept.workspace.take(0)
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hotloop import _arrays, _native
+from hotloop.front import arrays, native
 
-CORE = _native.core()
+CORE = native.core()
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 
 
 @pytest.fixture(autouse=True)
 def poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs that are not written hold NaN, the largest integer or True."""
-    real = _arrays.empty
+    real = arrays.empty
 
     def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
         out = real(like, shape, dtype)
@@ -27,7 +27,7 @@ def poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
             out.fill(poison)
         return out
 
-    monkeypatch.setattr(_arrays, "empty", empty)
+    monkeypatch.setattr(arrays, "empty", empty)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import gpu_run
 import pytest
 import torch
 from gpu_run import pytest_runtest_logreport, pytest_sessionfinish
-from hotloop import _impl
+from hotloop.front import impl as _impl
 
 __all__ = ["pytest_runtest_logreport", "pytest_sessionfinish"]
 

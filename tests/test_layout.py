@@ -83,7 +83,7 @@ def test_no_file_is_too_long():
 
 
 def test_at_most_five_environment_variables():
-    from hotloop._environment import VARIABLES
+    from hotloop.front.environment import VARIABLES
 
     assert len(VARIABLES) <= 5
     for path in sources("python/**/*.py", "csrc/**/*.cpp", "kernels/**/*.py"):

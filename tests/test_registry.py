@@ -11,8 +11,8 @@ from pathlib import Path
 import hotloop
 import pytest
 import torch
-from hotloop import _impl, _native
 from hotloop._registry import FLOATS, MATURITIES, rooms
+from hotloop.front import impl, native
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS = hotloop.catalog()
@@ -40,7 +40,7 @@ def test_registry_lists_exactly_the_public_functions(room):
 def test_entry_is_well_formed(op):
     assert op.papers
     assert op.impls
-    assert set(op.impls) <= set(_impl.IMPLS[1:])
+    assert set(op.impls) <= set(impl.IMPLS[1:])
     assert set(op.dtypes) <= set(FLOATS)
     assert op.maturity in MATURITIES
 
@@ -87,7 +87,7 @@ def test_every_reference_has_the_signature_of_its_op():
 
 
 def test_heads_compiled_in_are_used_and_the_other_way_round():
-    compiled = set(_native.core().pair_heads())
+    compiled = set(native.core().pair_heads())
     text = "".join(
         p.read_text()
         for p in [
@@ -189,4 +189,4 @@ def test_stubs_list_what_the_modules_export():
     tree = ast.parse(stub.read_text())
     named = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     named |= {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign)}
-    assert named == {n for n in vars(_native.core()) if not n.startswith("_")}
+    assert named == {n for n in vars(native.core()) if not n.startswith("_")}

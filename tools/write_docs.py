@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hotloop import catalog
-from hotloop._environment import VARIABLES
 from hotloop._registry import Op, rooms
+from hotloop.front.environment import VARIABLES
 
 Row = dict[str, Any]
 

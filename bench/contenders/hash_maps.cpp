@@ -38,11 +38,10 @@ class Map {
  public:
   virtual ~Map() = default;
   virtual void insert(const int64_t* keys, const Value* values, int64_t begin, int64_t end) = 0;
-  virtual void find(const int64_t* keys, int64_t begin, int64_t end, Value* values,
-                    bool* found) const = 0;
+  virtual void find(const int64_t* keys, int64_t begin, int64_t end, Value* values, bool* found) const = 0;
   // The rows of `arena` that the values number; zeros for a key that is not there.
-  virtual void gather(const int64_t* keys, int64_t begin, int64_t end, const char* arena,
-                      int64_t row_bytes, char* rows, bool* found) const = 0;
+  virtual void gather(const int64_t* keys, int64_t begin, int64_t end, const char* arena, int64_t row_bytes, char* rows,
+                      bool* found) const = 0;
   virtual int64_t size() const = 0;
   virtual double load_factor() const = 0;
 };
@@ -76,8 +75,7 @@ class Cuckoo final : public Map<Value> {
     for (int64_t i = begin; i < end; ++i) map_.insert_or_assign(keys[i], values[i]);
   }
 
-  void find(const int64_t* keys, int64_t begin, int64_t end, Value* values,
-            bool* found) const override {
+  void find(const int64_t* keys, int64_t begin, int64_t end, Value* values, bool* found) const override {
     for (int64_t i = begin; i < end; ++i) {
       Value value{};
       found[i] = map_.find(keys[i], value);
@@ -85,8 +83,8 @@ class Cuckoo final : public Map<Value> {
     }
   }
 
-  void gather(const int64_t* keys, int64_t begin, int64_t end, const char* arena,
-              int64_t row_bytes, char* rows, bool* found) const override {
+  void gather(const int64_t* keys, int64_t begin, int64_t end, const char* arena, int64_t row_bytes, char* rows,
+              bool* found) const override {
     for (int64_t i = begin; i < end; ++i) {
       Value row{};
       found[i] = map_.find(keys[i], row);
@@ -108,9 +106,7 @@ template <class Value>
 class Flat final : public Map<Value> {
  public:
   // Room for 7/8 of the slots is what makes it allocate them.
-  Flat(int64_t slots, int64_t ahead) : ahead_(ahead) {
-    map_.reserve(static_cast<size_t>(slots - slots / 8 - 1));
-  }
+  Flat(int64_t slots, int64_t ahead) : ahead_(ahead) { map_.reserve(static_cast<size_t>(slots - slots / 8 - 1)); }
 
   void insert(const int64_t* keys, const Value* values, int64_t begin, int64_t end) override {
     for (int64_t i = begin; i < end; ++i) {
@@ -119,8 +115,7 @@ class Flat final : public Map<Value> {
     }
   }
 
-  void find(const int64_t* keys, int64_t begin, int64_t end, Value* values,
-            bool* found) const override {
+  void find(const int64_t* keys, int64_t begin, int64_t end, Value* values, bool* found) const override {
     for (int64_t i = begin; i < end; ++i) {
       look_ahead(keys, i, end);
       const auto at = map_.find(keys[i]);
@@ -129,8 +124,8 @@ class Flat final : public Map<Value> {
     }
   }
 
-  void gather(const int64_t* keys, int64_t begin, int64_t end, const char* arena,
-              int64_t row_bytes, char* rows, bool* found) const override {
+  void gather(const int64_t* keys, int64_t begin, int64_t end, const char* arena, int64_t row_bytes, char* rows,
+              bool* found) const override {
     for (int64_t i = begin; i < end; ++i) {
       look_ahead(keys, i, end);
       const auto at = map_.find(keys[i]);
@@ -158,8 +153,7 @@ using Rows = Map<uint32_t>;
 
 // `name`: one of "libcuckoo", "absl", "absl prefetched".
 template <class Value>
-std::unique_ptr<Map<Value>> make([[maybe_unused]] const char* name,
-                                 [[maybe_unused]] int64_t slots) {
+std::unique_ptr<Map<Value>> make([[maybe_unused]] const char* name, [[maybe_unused]] int64_t slots) {
 #ifdef HOTLOOP_CUCKOO
   if (std::strcmp(name, "libcuckoo") == 0) return std::make_unique<Cuckoo<Value>>(slots);
 #endif
@@ -186,16 +180,12 @@ int64_t pairs_size(const void* map) { return static_cast<const Pairs*>(map)->siz
 double pairs_load_factor(const void* map) { return static_cast<const Pairs*>(map)->load_factor(); }
 
 void pairs_insert(void* map, const int64_t* keys, const int64_t* values, int64_t n, int threads) {
-  slices(n, threads, [=](int64_t begin, int64_t end) {
-    static_cast<Pairs*>(map)->insert(keys, values, begin, end);
-  });
+  slices(n, threads, [=](int64_t begin, int64_t end) { static_cast<Pairs*>(map)->insert(keys, values, begin, end); });
 }
 
-void pairs_find(const void* map, const int64_t* keys, int64_t n, int64_t* values, bool* found,
-                int threads) {
-  slices(n, threads, [=](int64_t begin, int64_t end) {
-    static_cast<const Pairs*>(map)->find(keys, begin, end, values, found);
-  });
+void pairs_find(const void* map, const int64_t* keys, int64_t n, int64_t* values, bool* found, int threads) {
+  slices(n, threads,
+         [=](int64_t begin, int64_t end) { static_cast<const Pairs*>(map)->find(keys, begin, end, values, found); });
 }
 
 void* rows_new(const char* name, int64_t slots) { return make<uint32_t>(name, slots).release(); }
@@ -212,8 +202,8 @@ void rows_insert(void* map, const int64_t* keys, int64_t n) {
   }
 }
 
-void rows_gather(const void* map, const int64_t* keys, int64_t n, const char* arena,
-                 int64_t row_bytes, char* rows, bool* found, int threads) {
+void rows_gather(const void* map, const int64_t* keys, int64_t n, const char* arena, int64_t row_bytes, char* rows,
+                 bool* found, int threads) {
   slices(n, threads, [=](int64_t begin, int64_t end) {
     static_cast<const Rows*>(map)->gather(keys, begin, end, arena, row_bytes, rows, found);
   });

@@ -40,15 +40,15 @@ def contenders(
 
 def in_small_pages(forward: Callable[[Inputs], Tensor]) -> Contender:
     """The whole step without the advice for huge pages, whose faults may wait for compaction (docs/perf-notes.md)."""
-    from hotloop import _memory
+    from hotloop.front import buffers
 
     def run(inputs: Inputs) -> list[Tensor]:
-        given, _memory.advised = _memory.advised, lambda tensor: tensor
+        given, buffers.advised = buffers.advised, lambda tensor: tensor
         try:
             with torch.enable_grad():
                 return list(torch.autograd.grad(forward(inputs), inputs.leaves(), inputs.upstream))
         finally:
-            _memory.advised = given
+            buffers.advised = given
 
     return Contender("hotloop, small pages", "floor", run)
 

@@ -37,7 +37,8 @@ class Arguments {
     if (object.is_none()) return {};
     const View& view = arrays_.emplace_back(object, op_, name, device_).view;
     check_view(view, op_, name, static_cast<int>(shape.size()), writable);
-    if (view.dtype != dtype) fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
+    if (view.dtype != dtype)
+      fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
     std::int64_t stride = 1;
     for (int i = view.rank - 1; i >= 0; --i) {
       const auto k = static_cast<std::size_t>(i);
@@ -51,7 +52,8 @@ class Arguments {
   const View& bytes(const py::object& object, const char* name) {
     const View& view = arrays_.emplace_back(object, op_, name, device_).view;
     check_view(view, op_, name, 1, true);
-    if (view.dtype != Dtype::kUInt8 || (view.shape[0] > 1 && view.stride[0] != 1)) fail(name, "expected contiguous uint8");
+    if (view.dtype != Dtype::kUInt8 || (view.shape[0] > 1 && view.stride[0] != 1))
+      fail(name, "expected contiguous uint8");
     return view;
   }
 

@@ -86,7 +86,8 @@ void Array::from_tensor(const dlpack::Tensor& tensor, bool read_only, std::int32
   } else if (t.lanes == 1 && t.bits == 8 && (t.code == dlpack::kUInt || t.code == dlpack::kBool)) {
     view.dtype = Dtype::kUInt8;
   } else {
-    throw py::type_error(where() + "expected float64, float32, float16, bfloat16, int64, int32 or uint8, got DLPack type code " +
+    throw py::type_error(where() +
+                         "expected float64, float32, float16, bfloat16, int64, int32 or uint8, got DLPack type code " +
                          std::to_string(t.code) + " with " + std::to_string(t.bits) + " bits.");
   }
   view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
@@ -122,7 +123,8 @@ void Array::from_buffer(const py::object& object) {
     view.dtype = Dtype::kUInt8;
   } else {
     const bool swapped = format[0] == '>' || format[0] == '!';
-    throw py::type_error(where() + "expected float64, float32, float16, int64, int32 or uint8 in native byte order, got " +
+    throw py::type_error(where() +
+                         "expected float64, float32, float16, int64, int32 or uint8 in native byte order, got " +
                          (swapped ? "big-endian '" : "format '") + format + "'. " +
                          (swapped ? "Use array.astype(array.dtype.newbyteorder('='))." : "Convert it first."));
   }

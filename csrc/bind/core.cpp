@@ -77,12 +77,12 @@ void philox_fill(std::uint64_t seed, std::uint64_t offset, std::uint64_t first_i
 
 void register_core(py::module_& m) {
   m.def("map", &map, py::arg("name"), py::arg("x"), py::arg("out"));
-  m.def("map_names", [] {
-    return std::vector<std::string>(std::begin(kMathFunctionNames), std::end(kMathFunctionNames));
-  });
+  m.def("map_names",
+        [] { return std::vector<std::string>(std::begin(kMathFunctionNames), std::end(kMathFunctionNames)); });
   m.def("philox_fill", &philox_fill, py::arg("seed"), py::arg("offset"), py::arg("first_item"), py::arg("out"));
   m.def("philox4x32_10", [](std::vector<std::uint32_t> counter, std::vector<std::uint32_t> key) {
-    const Philox4x32 r = philox4x32_10({{counter.at(0), counter.at(1), counter.at(2), counter.at(3)}}, key.at(0), key.at(1));
+    const Philox4x32 r =
+        philox4x32_10({{counter.at(0), counter.at(1), counter.at(2), counter.at(3)}}, key.at(0), key.at(1));
     return std::vector<std::uint32_t>(r.word, r.word + 4);
   });
   m.def("simd_level", [] { return std::string(simd_level_name(simd_level())); });
@@ -100,9 +100,10 @@ void register_core(py::module_& m) {
   });
   m.def("max_threads", &max_threads);
   m.def("lost_threads", &lost_threads);
-  m.def("advise_huge_pages", [](std::uintptr_t address, std::size_t bytes) {
-    advise_huge_pages(reinterpret_cast<void*>(address), bytes);
-  }, py::arg("address"), py::arg("bytes"));
+  m.def(
+      "advise_huge_pages",
+      [](std::uintptr_t address, std::size_t bytes) { advise_huge_pages(reinterpret_cast<void*>(address), bytes); },
+      py::arg("address"), py::arg("bytes"));
   m.def("describe", [](const py::object& array) {  // what the views see; for tests and bug reports
     const Array a(array, "describe", "array");
     py::list shape, stride;

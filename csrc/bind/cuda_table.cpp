@@ -175,7 +175,8 @@ void run_pool(CudaTable& t, const py::tuple& bags, const py::object& rows, const
   const View& view = pooled(a, out, t.settings().dtype, b.count, t.settings().dim);
   const auto rows_out = rows_of<gpu::Rows>(view);
   auto* s = column<std::int64_t>(a, sizes, "sizes", b.count, true);
-  auto* l = static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
+  auto* l =
+      static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
   const bool wide = view.dtype == Dtype::kFloat32;
   py::gil_scoped_release release;
   t.pool(b, rows_out, wide, s, l);
@@ -208,7 +209,8 @@ Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const
   u.grad = reinterpret_cast<const float*>(g.data);
   u.grad_stride = g.stride / 4;
   u.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, false);
-  u.largest = static_cast<const std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, false).data);
+  u.largest = static_cast<const std::int64_t*>(
+      a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, false).data);
   if (b.rows == nullptr && b.n > 0) a.fail("rows", "missing");
   if (b.mode == gpu::Mode::kMean && u.sizes == nullptr) a.fail("sizes", "missing");
   if (b.mode == gpu::Mode::kMax && u.largest == nullptr) a.fail("largest", "missing");

@@ -20,8 +20,8 @@ struct Refused {
 };
 
 int run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
-               const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
-               const py::tuple& outputs) {
+              const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
+              const py::tuple& outputs) {
   Arguments a(whole_block ? "block_speculative_sampling" : "chain_speculative_sampling", kMostArrays);
   VerifyCall call;
   verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
@@ -34,9 +34,9 @@ int run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py
 }
 
 int run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
-              const py::object& parents, const py::tuple& target, const py::object& draft, bool replacement,
-              const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
-              const py::object& nodes) {
+             const py::object& parents, const py::tuple& target, const py::object& draft, bool replacement,
+             const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
+             const py::object& nodes) {
   Arguments a("tree_speculative_verify", kMostArrays);
   TreeCall call;
   tree_arguments(a, call, batch, width, depth, ids, parents, target, draft, replacement, lengths, seed, offset, outputs,
@@ -50,9 +50,9 @@ int run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const p
 }
 
 int run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
-                 const py::object& draft, const py::object& neighbors, std::int64_t k, double delta,
-                 const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
-                 const py::object& moved) {
+                const py::object& draft, const py::object& neighbors, std::int64_t k, double delta,
+                const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
+                const py::object& moved) {
   Arguments a("lantern_relaxed_accept", kMostArrays);
   LanternCall call;
   verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
@@ -75,8 +75,8 @@ int run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, c
 }
 
 int run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t width, const py::object& ids,
-               const py::tuple& target, double epsilon, double alpha, double entropy_eps, const py::object& lengths,
-               const py::object& seed, const py::object& offset, const py::tuple& outputs) {
+              const py::tuple& target, double epsilon, double alpha, double entropy_eps, const py::object& lengths,
+              const py::object& seed, const py::object& offset, const py::tuple& outputs) {
   Arguments a(typical ? "typical_accept" : "greedy_speculative_accept", kMostArrays);
   PathsCall call;
   call.batch = batch;
@@ -103,7 +103,7 @@ int run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t
 }
 
 int run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
-                const py::object& offset, const py::object& ids, const py::object& logps) {
+               const py::object& offset, const py::object& ids, const py::object& logps) {
   Arguments a("sample", kMostArrays);
   SampleCall call;
   sample_arguments(a, call, batch, rows, law, seed, offset, ids, logps);
@@ -131,7 +131,7 @@ int run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool 
 }
 
 int run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tuple& law, const py::object& ids,
-             const py::object& logps) {
+            const py::object& logps) {
   Arguments a("top_logprobs", kMostArrays);
   TopCall call;
   call.batch = batch;
@@ -170,7 +170,8 @@ void run_branch_reuse(std::int64_t batch, std::int64_t width, std::int64_t kappa
   call.following = following;
   call.dtype = ids_of(a, emitted, "output_token_ids", batch, width).dtype;
   call.emitted = a.dense(emitted, "output_token_ids", call.dtype, {batch, width}, false).data;
-  call.accepted = static_cast<const std::int64_t*>(a.dense(accepted, "num_accepted", Dtype::kInt64, {batch}, false).data);
+  call.accepted =
+      static_cast<const std::int64_t*>(a.dense(accepted, "num_accepted", Dtype::kInt64, {batch}, false).data);
   call.roots = a.dense(roots, "branch_root_ids", call.dtype, {batch, width, kappa}, false).data;
   call.branches = a.dense(branches, "branch_token_ids", call.dtype, {batch, width, kappa, following}, false).data;
   call.reused = output<std::uint8_t>(a, reused, "reused", {batch});
@@ -216,8 +217,8 @@ void register_decode(py::module_& m) {
         py::arg("lengths"), py::arg("seed"), py::arg("offset"), py::arg("outputs"));
   m.def("decode_sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"),
         py::arg("offset"), py::arg("ids"), py::arg("logps"));
-  m.def("decode_probs", &run_probs, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("log"),
-        py::arg("wide"), py::arg("out"));
+  m.def("decode_probs", &run_probs, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("log"), py::arg("wide"),
+        py::arg("out"));
   m.def("decode_top", &run_top, py::arg("batch"), py::arg("rows"), py::arg("k"), py::arg("law"), py::arg("ids"),
         py::arg("logps"));
   m.def("decode_logits", &run_logits, py::arg("batch"), py::arg("law"), py::arg("wide"), py::arg("out"));

@@ -61,7 +61,8 @@ inline decode::LawTable law_of(Arguments& a, const py::tuple& packed, const char
   const py::object reference = packed[7];
   if (!reference.is_none()) {
     const View& second = a.rows(reference, "reference");
-    if (second.dtype != view.dtype || second.shape != view.shape) a.fail("reference", "expected the shape and dtype of values");
+    if (second.dtype != view.dtype || second.shape != view.shape)
+      a.fail("reference", "expected the shape and dtype of values");
     law.reference = table_of(second);
   }
   law.mixture = packed[8].cast<double>();
@@ -70,8 +71,8 @@ inline decode::LawTable law_of(Arguments& a, const py::tuple& packed, const char
     const View& ids = a.rows(bias_ids, "bias_ids");
     if (ids.rank != 2) a.fail("bias_ids", "wrong shape " + ids.shape_text());
     law.biases = ids.shape[1];
-    law.bias_ids = static_cast<const std::int64_t*>(
-        a.dense(bias_ids, "bias_ids", Dtype::kInt64, {batch, law.biases}, false).data);
+    law.bias_ids =
+        static_cast<const std::int64_t*>(a.dense(bias_ids, "bias_ids", Dtype::kInt64, {batch, law.biases}, false).data);
     law.bias = static_cast<const float*>(a.dense(packed[10], "bias", Dtype::kFloat32, {batch, law.biases}, false).data);
   }
   return law;
@@ -81,7 +82,8 @@ inline decode::LawTable law_of(Arguments& a, const py::tuple& packed, const char
 inline decode::Ids ids_of(Arguments& a, const py::object& object, const char* name, std::int64_t batch,
                           std::int64_t width) {
   const View& view = a.rows(object, name);
-  if (view.rank != 2 || view.shape[0] != batch || view.shape[1] < width) a.fail(name, "wrong shape " + view.shape_text());
+  if (view.rank != 2 || view.shape[0] != batch || view.shape[1] < width)
+    a.fail(name, "wrong shape " + view.shape_text());
   if (view.dtype != Dtype::kInt32 && view.dtype != Dtype::kInt64) a.fail(name, "expected int32 or int64");
   return {view.data, view.dtype, view.stride[0]};
 }
@@ -106,7 +108,8 @@ inline void verify_arguments(Arguments& a, decode::VerifyCall& call, const py::o
   if (!draft.is_none()) {
     call.has_draft = true;
     call.draft = law_of(a, draft.cast<py::tuple>(), "draft_probs", batch, draft_rows);
-    if (call.draft.vocabulary != call.target.vocabulary) a.fail("draft_probs", "expected the vocabulary of target_probs");
+    if (call.draft.vocabulary != call.target.vocabulary)
+      a.fail("draft_probs", "expected the vocabulary of target_probs");
   }
   call.lengths = per_request<std::int64_t>(a, lengths, "num_draft_tokens", batch);
   call.seeds = seeds_of(a, seed, offset, batch);
@@ -123,7 +126,8 @@ inline void tree_arguments(Arguments& a, decode::TreeCall& call, std::int64_t ba
                            const py::tuple& outputs, const py::object& nodes) {
   if (depth < 0 || depth > width) a.fail("max_depth", "expected 0 to the number of nodes");
   verify_arguments(a, call, ids, batch, width, depth + 1, target, draft, width + 1, lengths, seed, offset, outputs);
-  call.parents = static_cast<const std::int64_t*>(a.dense(parents, "parents", Dtype::kInt64, {batch, width}, false).data);
+  call.parents =
+      static_cast<const std::int64_t*>(a.dense(parents, "parents", Dtype::kInt64, {batch, width}, false).data);
   call.depth = depth;
   call.replacement = replacement;
   call.nodes = output<std::int64_t>(a, nodes, "accepted_nodes", {batch, depth});

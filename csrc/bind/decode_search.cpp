@@ -218,8 +218,8 @@ void register_decode_search(py::module_& m) {
         py::arg("next_ids"));
   m.def("search_star_step", &run_star_step, py::arg("tree"), py::arg("nodes"), py::arg("rollouts"),
         py::arg("max_depth"), py::arg("numbers"), py::arg("seed"), py::arg("offset"), py::arg("outputs"));
-  m.def("search_puct_step", &run_puct_step, py::arg("tree"), py::arg("nodes"), py::arg("max_depth"),
-        py::arg("numbers"), py::arg("outputs"));
+  m.def("search_puct_step", &run_puct_step, py::arg("tree"), py::arg("nodes"), py::arg("max_depth"), py::arg("numbers"),
+        py::arg("outputs"));
   m.def("search_backtrack", &run_backtrack, py::arg("batch"), py::arg("phrases"), py::arg("p_unconfident"),
         py::arg("span_ends"), py::arg("lengths"), py::arg("before"), py::arg("numbers"), py::arg("limits"),
         py::arg("after"), py::arg("outputs"));

@@ -16,9 +16,7 @@ using namespace hotloop::logprob;
 
 Dtype accumulate_dtype(Dtype dtype) { return dtype == Dtype::kFloat64 ? Dtype::kFloat64 : Dtype::kFloat32; }
 
-Transform transform(const py::tuple& t) {
-  return {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()};
-}
+Transform transform(const py::tuple& t) { return {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()}; }
 
 void run_row_statistics(const py::object& tile, const py::object& bias, const py::object& labels,
                         std::int64_t first_column, const py::tuple& logit, bool all, const py::object& statistics,
@@ -115,11 +113,11 @@ void run_log_cosh(const py::object& student, const py::object& teacher, const py
 void register_logprob(py::module_& m) {
   m.def("row_statistics", &run_row_statistics, py::arg("tile"), py::arg("bias"), py::arg("labels"),
         py::arg("first_column"), py::arg("logit"), py::arg("all"), py::arg("statistics"), py::arg("argmax"));
-  m.def("row_gradient", &run_row_gradient, py::arg("tile"), py::arg("bias"), py::arg("labels"),
-        py::arg("first_column"), py::arg("logit"), py::arg("coefficients"));
-  m.def("divergence", &run_divergence, py::arg("mode"), py::arg("student"), py::arg("teacher"),
-        py::arg("student_bias"), py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"),
-        py::arg("beta"), py::arg("statistics"), py::arg("coefficients"), py::arg("mixture"));
+  m.def("row_gradient", &run_row_gradient, py::arg("tile"), py::arg("bias"), py::arg("labels"), py::arg("first_column"),
+        py::arg("logit"), py::arg("coefficients"));
+  m.def("divergence", &run_divergence, py::arg("mode"), py::arg("student"), py::arg("teacher"), py::arg("student_bias"),
+        py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"), py::arg("beta"),
+        py::arg("statistics"), py::arg("coefficients"), py::arg("mixture"));
   m.def("log_cosh", &run_log_cosh, py::arg("student"), py::arg("teacher"), py::arg("student_bias"),
         py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"), py::arg("sums"),
         py::arg("weights"));

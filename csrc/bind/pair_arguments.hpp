@@ -21,17 +21,15 @@ class PairArguments {
  public:
   static constexpr const char* kOp = "pair_loop";
 
-  PairArguments(const std::string& head, std::int64_t n, const py::list& inputs,
-                const std::vector<double>& params, const py::object& loss, const py::list& grads,
-                double grad_scale, bool double_precision, std::int32_t device)
+  PairArguments(const std::string& head, std::int64_t n, const py::list& inputs, const std::vector<double>& params,
+                const py::object& loss, const py::list& grads, double grad_scale, bool double_precision,
+                std::int32_t device)
       : device_(device) {
     call.head = find_head(head);
     const preference::HeadInfo& info = preference::head_table(preference::PairHeads{})[call.head];
     if (static_cast<int>(inputs.size()) != info.grads + info.constants ||
-        static_cast<int>(grads.size()) != info.grads ||
-        static_cast<int>(params.size()) != info.params) {
-      throw std::invalid_argument("[pair_loop] " + head +
-                                  ": wrong number of inputs, gradients or parameters.");
+        static_cast<int>(grads.size()) != info.grads || static_cast<int>(params.size()) != info.params) {
+      throw std::invalid_argument("[pair_loop] " + head + ": wrong number of inputs, gradients or parameters.");
     }
     call.n = n;
     arrays_.reserve(inputs.size() + grads.size() + 1);
@@ -68,11 +66,10 @@ class PairArguments {
     const View& view = arrays_.emplace_back(item, kOp, "inputs", device_).view;
     check_view(view, kOp, "inputs", 1, false);
     if (view.shape[0] != call.n && view.shape[0] != 1) {
-      throw std::invalid_argument("[pair_loop] inputs: expected shape (" + std::to_string(call.n) +
-                                  ",), got " + view.shape_text() + ".");
+      throw std::invalid_argument("[pair_loop] inputs: expected shape (" + std::to_string(call.n) + ",), got " +
+                                  view.shape_text() + ".");
     }
-    if (view.dtype > Dtype::kBFloat16)
-      throw std::invalid_argument("[pair_loop] inputs: expected a float dtype.");
+    if (view.dtype > Dtype::kBFloat16) throw std::invalid_argument("[pair_loop] inputs: expected a float dtype.");
     return {view.data, view.dtype, view.shape[0] == 1 && call.n != 1 ? 0 : view.stride[0]};
   }
 

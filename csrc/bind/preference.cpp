@@ -15,11 +15,10 @@ namespace hotloop::bind {
 namespace {
 
 // The arguments are those of PairArguments. Returns the sum of the losses if `total`.
-double run_pair_loop(const std::string& head, std::int64_t n, const py::list& inputs,
-                     const std::vector<double>& params, const py::object& loss,
-                     const py::list& grads, double grad_scale, bool total, bool double_precision) {
-  PairArguments arguments(head, n, inputs, params, loss, grads, grad_scale, double_precision,
-                          dlpack::kCpu);
+double run_pair_loop(const std::string& head, std::int64_t n, const py::list& inputs, const std::vector<double>& params,
+                     const py::object& loss, const py::list& grads, double grad_scale, bool total,
+                     bool double_precision) {
+  PairArguments arguments(head, n, inputs, params, loss, grads, grad_scale, double_precision, dlpack::kCpu);
   double sum = 0.0;
   arguments.call.total = total ? &sum : nullptr;
   py::gil_scoped_release release;
@@ -60,10 +59,8 @@ bool are_marks(const py::object& rows) {
   check_view(view, "pair_loop", "rows", 1, false);
   const auto mark = [](auto v) { return (v == 0) | (v == 1); };
   const std::int64_t n = view.shape[0], stride = view.stride[0];
-  if (view.dtype == Dtype::kFloat32)
-    return all_of_rows(static_cast<const float*>(view.data), n, stride, mark);
-  if (view.dtype == Dtype::kFloat64)
-    return all_of_rows(static_cast<const double*>(view.data), n, stride, mark);
+  if (view.dtype == Dtype::kFloat32) return all_of_rows(static_cast<const float*>(view.data), n, stride, mark);
+  if (view.dtype == Dtype::kFloat64) return all_of_rows(static_cast<const double*>(view.data), n, stride, mark);
   throw std::invalid_argument("[pair_loop] rows: expected float32 or float64.");
 }
 
@@ -81,9 +78,8 @@ bool within(const py::object& rows, double high, bool open) {
 }  // namespace
 
 void register_preference(py::module_& m) {
-  m.def("pair_loop", &run_pair_loop, py::arg("head"), py::arg("n"), py::arg("inputs"),
-        py::arg("params"), py::arg("loss"), py::arg("grads"), py::arg("grad_scale"),
-        py::arg("total"), py::arg("double_precision"));
+  m.def("pair_loop", &run_pair_loop, py::arg("head"), py::arg("n"), py::arg("inputs"), py::arg("params"),
+        py::arg("loss"), py::arg("grads"), py::arg("grad_scale"), py::arg("total"), py::arg("double_precision"));
   m.def("within", &within, py::arg("rows"), py::arg("high"), py::arg("open"));
   m.def("are_marks", &are_marks, py::arg("rows"));
   m.def("pair_heads", &pair_heads);

@@ -27,11 +27,13 @@ struct Moment {  // (scores, epoch, time)
   py::object scores = py::none();
   std::uint64_t epoch = 0;
   std::uint32_t time = 0;
-  explicit Moment(const py::tuple& t) : scores(t[0]), epoch(t[1].cast<std::uint64_t>()), time(t[2].cast<std::uint32_t>()) {}
+  explicit Moment(const py::tuple& t)
+      : scores(t[0]), epoch(t[1].cast<std::uint64_t>()), time(t[2].cast<std::uint32_t>()) {}
   Stamp stamp(Arguments& a, Size n) const { return {words(a, scores, "scores", n, false), epoch, time, 0}; }
 };
 
-void run_find(const Table& t, Size n, const py::object& keys, const py::object& values, const py::object& found, const py::object& scores) {
+void run_find(const Table& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
+              const py::object& scores) {
   Arguments a("Table.find", 4);
   const Keys k = keys_of(a, keys, n);
   const Values v = matrix<Values>(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
@@ -56,12 +58,16 @@ Admission admission_of(const py::object& given) {
   if (t.size() == 2) {
     auto& filter = t[0].cast<CountFilter&>();
     const auto threshold = t[1].cast<std::uint32_t>();
-    return {[&filter, threshold](std::uint64_t key, std::uint32_t count) { return filter.admits(key, count, threshold); }, &filter};
+    return {
+        [&filter, threshold](std::uint64_t key, std::uint32_t count) { return filter.admits(key, count, threshold); },
+        &filter};
   }
   const auto seed = t[0].cast<std::uint64_t>(), step = t[1].cast<std::uint64_t>();
   const auto threshold = t[2].cast<double>();
   const bool equal = t[3].cast<bool>();
-  return {[=](std::uint64_t key, std::uint32_t count) { return probabilistic_admits(seed, key, step, count, threshold, equal); }};
+  return {[=](std::uint64_t key, std::uint32_t count) {
+    return probabilistic_admits(seed, key, step, count, threshold, equal);
+  }};
 }
 
 template <class T>
@@ -91,7 +97,8 @@ py::object run_upsert(Table& t, Size n, const py::object& keys, const py::object
   return py::make_tuple(bytes_of(evicted.keys), bytes_of(evicted.values), bytes_of(evicted.scores));
 }
 
-void run_assign(Table& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment, bool accumulate, const py::object& found) {
+void run_assign(Table& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
+                bool accumulate, const py::object& found) {
   Arguments a("Table.assign", 4);
   const Moment m(moment);
   const Keys k = keys_of(a, keys, n);
@@ -128,7 +135,8 @@ Size run_export(const Table& t, Size begin, Size end, std::uint64_t since, const
   const Table::Export e = export_of(a, t, arrays, end - begin, true);
   const Released released;
   const Size last = std::min<Size>(end, t.arena().end());
-  return begin < last ? t.export_rows(static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(last), since, e) : 0;
+  return begin < last ? t.export_rows(static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(last), since, e)
+                      : 0;
 }
 
 void run_import(Table& t, Size n, const py::tuple& arrays, bool beyond) {
@@ -159,17 +167,20 @@ Bags bags_of(Arguments& a, const py::tuple& t) {
   return b;
 }
 
-Pooled pooled_of(Arguments& a, const Table& t, const Bags& b, const py::object& out, const py::object& sizes, const py::object& largest) {
+Pooled pooled_of(Arguments& a, const Table& t, const Bags& b, const py::object& out, const py::object& sizes,
+                 const py::object& largest) {
   Pooled p;
   const View& view = bind::pooled(a, out, t.settings().dtype, b.count, t.settings().dim);
   p.out = rows_of<Values>(view);
   p.dtype = view.dtype;
   p.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, true);
-  p.largest = static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
+  p.largest =
+      static_cast<std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, true).data);
   return p;
 }
 
-void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, const py::object& out, const py::object& sizes, const py::object& largest) {
+void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, const py::object& out,
+              const py::object& sizes, const py::object& largest) {
   Arguments a("Table.pool", 7);
   const Bags b = bags_of(a, bags);
   const auto* r = numbers(a, rows, "rows", b.keys.count, false);
@@ -178,8 +189,9 @@ void run_pool(const Table& t, const py::tuple& bags, const py::object& rows, con
   pool_bags(t, b, r, p);
 }
 
-void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment, const py::object& admission, const py::object& rows,
-                        const py::object& found, const py::object& out, const py::object& sizes, const py::object& largest) {
+void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment, const py::object& admission,
+                        const py::object& rows, const py::object& found, const py::object& out, const py::object& sizes,
+                        const py::object& largest) {
   Arguments a("Table.pool_or_insert", 9);
   const Bags b = bags_of(a, bags);
   const Moment m(moment);
@@ -202,7 +214,8 @@ const float* gradient_of(Arguments& a, const Table& t, const Bags& b, const py::
 }
 
 // kept: (n, dim), as `pool` gave them out for bags of one key.
-void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object& kept, const py::object& grad, const py::object& out) {
+void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object& kept, const py::object& grad,
+                         const py::object& out) {
   Arguments a("Table.weight_gradient", 6);
   const Bags b = bags_of(a, bags);
   const View& view = bind::pooled(a, kept, t.settings().dtype, b.keys.count, t.settings().dim);
@@ -227,7 +240,8 @@ Size run_update(Table& t, const py::dict& rule, const py::tuple& bags, const py:
   u.seed = seed;
   u.grad = gradient_of(a, t, b, grad, u.grad_stride);
   u.sizes = column<std::int64_t>(a, sizes, "sizes", b.count, false);
-  u.largest = static_cast<const std::int64_t*>(a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, false).data);
+  u.largest = static_cast<const std::int64_t*>(
+      a.dense(largest, "largest", Dtype::kInt64, {b.count, t.settings().dim}, false).data);
   if (b.pool == Pool::kMean && u.sizes == nullptr) a.fail("sizes", "missing");
   if (b.pool == Pool::kMax && u.largest == nullptr) a.fail("largest", "missing");
   const Released released;

@@ -1,5 +1,5 @@
-// Arrays of table calls, on the CPU and on a device. The front door has checked everything; this keeps a wrong call from
-// touching memory that is not its own.
+// Arrays of table calls, on the CPU and on a device. The front door has checked everything; this keeps a wrong call
+// from touching memory that is not its own.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,8 @@ Rows matrix(Arguments& a, const py::object& object, const char* name, Dtype dtyp
   const View& view = a.tile(object, name, writable);
   // NumPy has no bfloat16: its bits come as float16.
   const bool bits = dtype == Dtype::kBFloat16 && view.dtype == Dtype::kFloat16;
-  if (view.dtype != dtype && !bits) a.fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
+  if (view.dtype != dtype && !bits)
+    a.fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
   if (view.shape[0] != n || view.shape[1] != width) a.fail(name, "wrong shape " + view.shape_text());
   return rows_of<Rows>(view);
 }

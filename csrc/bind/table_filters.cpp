@@ -103,7 +103,8 @@ py::bytes bytes_of(const std::vector<T>& v) {
   return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
 }
 
-// mark: None for all lines that hold anything. (state as of `save`, names int64, cells uint16), the latter two as bytes.
+// mark: None for all lines that hold anything. (state as of `save`, names int64, cells uint16), the latter two as
+// bytes.
 py::tuple run_changed_since(const CountFilter& filter, std::optional<std::uint64_t> mark) {
   CountFilter::Lines lines;
   {
@@ -117,8 +118,8 @@ py::tuple run_changed_since(const CountFilter& filter, std::optional<std::uint64
 
 // cells: uint8 (n, 64), the bytes of lines of 32 cells.
 void run_put(CountFilter& filter, std::int64_t head, std::int64_t advances, std::int64_t failures,
-             const std::vector<std::int64_t>& elements, std::int64_t n, const py::object& names, const py::object& cells,
-             bool whole) {
+             const std::vector<std::int64_t>& elements, std::int64_t n, const py::object& names,
+             const py::object& cells, bool whole) {
   Arguments a("Table.apply", 2);
   const auto* l = column<std::int64_t>(a, names, "filter_lines", n, false);
   const View in = a.dense(cells, "filter_cells", Dtype::kUInt8, {n, CountFilter::kLine * 2}, false);
@@ -201,8 +202,8 @@ void register_table_filters(py::module_& m) {
       .def("mark", &CountFilter::mark)
       .def("has_changed_since", &CountFilter::has_changed_since, py::arg("mark"))
       .def("changed_since", &run_changed_since, py::arg("mark"))
-      .def("put", &run_put, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"), py::arg("n"),
-           py::arg("names"), py::arg("cells"), py::arg("whole"))
+      .def("put", &run_put, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"),
+           py::arg("n"), py::arg("names"), py::arg("cells"), py::arg("whole"))
       .def("clear", &CountFilter::clear, py::call_guard<Released>());
 }
 

@@ -19,9 +19,9 @@ Readout readout_of(const std::array<double, 3>& numbers) { return {numbers[0], n
 
 // numbers: (temperature, gamma, lam).
 void run_error_memory(const py::object& query, const py::object& keys, std::int64_t first,
-                      const py::object& base_prediction, const py::object& labels,
-                      const py::object& base_predictions, std::int64_t k, const std::array<double, 3>& numbers,
-                      const py::object& prediction, const py::object& weights, const py::object& neighbors) {
+                      const py::object& base_prediction, const py::object& labels, const py::object& base_predictions,
+                      std::int64_t k, const std::array<double, 3>& numbers, const py::object& prediction,
+                      const py::object& weights, const py::object& neighbors) {
   Arguments a("error_memory", 8);
   MemoryCall call{};
   call.query = a.tile(query, "query", false);
@@ -75,8 +75,8 @@ void sketch_arguments(Arguments& a, SketchCall& call, const py::object& buckets,
   const View& table = a.rows(sketch, "sketch");
   if (table.rank != 3) a.fail("sketch", "wrong shape " + table.shape_text());
   call.size = table.shape[1];
-  call.sketch = static_cast<std::int64_t*>(
-      a.dense(sketch, "sketch", Dtype::kInt64, {call.repeats, call.size, 3}, writable).data);
+  call.sketch =
+      static_cast<std::int64_t*>(a.dense(sketch, "sketch", Dtype::kInt64, {call.repeats, call.size, 3}, writable).data);
   for (std::int64_t i = 0; i < call.rows * call.repeats; ++i) {
     if (call.buckets[i] < 0 || call.buckets[i] >= call.size) a.fail("buckets", "expected buckets of the sketch");
   }

@@ -83,7 +83,10 @@ Settings settings_of(const py::dict& d) {
   Settings s;
   s.dim = d["dim"].cast<Size>();
   const auto dtype = d["dtype"].cast<std::string>();
-  s.dtype = dtype == "float32" ? Dtype::kFloat32 : dtype == "float16" ? Dtype::kFloat16 : dtype == "bfloat16" ? Dtype::kBFloat16 : Dtype::kUInt8;
+  s.dtype = dtype == "float32"    ? Dtype::kFloat32
+            : dtype == "float16"  ? Dtype::kFloat16
+            : dtype == "bfloat16" ? Dtype::kBFloat16
+                                  : Dtype::kUInt8;
   if (!d["rule"].is_none()) {
     const RuleSpec spec = rule_spec(d["rule"].cast<py::dict>());
     s.initial_state.resize(static_cast<std::size_t>(state_floats(spec, s.dim)));

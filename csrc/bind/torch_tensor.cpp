@@ -63,15 +63,14 @@ bool plain_type(const PyTypeObject* type) {
   return false;
 }
 
-// hotloop._plain.readable: the tensor, a plain copy of it, or a TypeError.
+// hotloop.front.plain.readable: the tensor, a plain copy of it, or a TypeError.
 py::object readable(const py::object& object, const std::string& op, const std::string& argument) {
-  return py::module_::import("hotloop._plain").attr("readable")(op, argument, object);
+  return py::module_::import("hotloop.front.plain").attr("readable")(op, argument, object);
 }
 
 bool lazily_negated(const py::object& object) {
   PyObject* arguments[] = {object.ptr()};
-  const auto answer =
-      py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().is_neg, arguments, 1, nullptr));
+  const auto answer = py::reinterpret_steal<py::object>(PyObject_Vectorcall(torch().is_neg, arguments, 1, nullptr));
   if (!answer) throw py::error_already_set();
   return answer.ptr() == Py_True;
 }

@@ -22,7 +22,7 @@ struct TorchMemory {
 bool is_torch_tensor(const py::object& object);
 
 // The memory of a tensor whose elements are what its memory holds. A lazily negated view is copied; a wrapper
-// subclass, a sparse tensor and the like raise the TypeError of hotloop/_plain.py. This is the one way by which
+// subclass, a sparse tensor and the like raise the TypeError of hotloop/front/plain.py. This is the one way by which
 // tensors reach the compiled loops.
 TorchMemory torch_memory(const py::object& object, const std::string& op, const std::string& argument);
 

@@ -95,9 +95,7 @@ struct Accumulate<double> {
 
 HOTLOOP_INLINE float to_float(float x) { return x; }
 HOTLOOP_INLINE double to_float(double x) { return x; }
-HOTLOOP_INLINE float to_float(BFloat16 x) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
-}
+HOTLOOP_INLINE float to_float(BFloat16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
 #if defined(__CUDA_ARCH__)
 // The device has the conversions as instructions; nvcc has no _Float16 to reach them by.

@@ -17,10 +17,9 @@ HOTLOOP_INLINE Philox4x32 philox4x32_10(Philox4x32 counter, std::uint32_t key0, 
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter.word[0];
     const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter.word[2];
-    counter = {{static_cast<std::uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0,
-                static_cast<std::uint32_t>(product1),
-                static_cast<std::uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1,
-                static_cast<std::uint32_t>(product0)}};
+    counter = {
+        {static_cast<std::uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0, static_cast<std::uint32_t>(product1),
+         static_cast<std::uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1, static_cast<std::uint32_t>(product0)}};
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
@@ -34,8 +33,6 @@ HOTLOOP_INLINE Philox4x32 philox(std::uint64_t seed, std::uint64_t offset, std::
 }
 
 // Uniform in (0, 1]: 24 bits, never 0, so that log(u) is finite.
-HOTLOOP_INLINE float uniform_open_closed(std::uint32_t word) {
-  return static_cast<float>((word >> 8) + 1u) * 0x1p-24f;
-}
+HOTLOOP_INLINE float uniform_open_closed(std::uint32_t word) { return static_cast<float>((word >> 8) + 1u) * 0x1p-24f; }
 
 }  // namespace hotloop

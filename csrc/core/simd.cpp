@@ -21,8 +21,8 @@ SimdLevel parse(const std::string& name) {
   for (SimdLevel level : kAll) {
     if (name == simd_level_name(level)) {
       if (!simd_level_runnable(level)) {
-        throw std::invalid_argument("[simd] level: expected one that is compiled in and runs on this CPU, got " +
-                                    name + ". `python -m hotloop info` lists them.");
+        throw std::invalid_argument("[simd] level: expected one that is compiled in and runs on this CPU, got " + name +
+                                    ". `python -m hotloop info` lists them.");
       }
       return level;
     }
@@ -61,12 +61,10 @@ bool simd_level_runnable(SimdLevel level) {
   if (level == SimdLevel::kBaseline) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (level == SimdLevel::kAvx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512cd");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
 #else
   return false;
 #endif

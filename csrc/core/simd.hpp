@@ -13,8 +13,8 @@ namespace hotloop {
 
 enum class SimdLevel : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2 };
 
-SimdLevel best_simd_level();                   // widest level both compiled in and runnable here
-SimdLevel simd_level();                        // level in force
+SimdLevel best_simd_level();                     // widest level both compiled in and runnable here
+SimdLevel simd_level();                          // level in force
 void force_simd_level(const std::string& name);  // "auto", "baseline", "avx2", "avx512"; throws std::invalid_argument
 const char* simd_level_name(SimdLevel level);
 bool simd_level_compiled(SimdLevel level);
@@ -36,14 +36,14 @@ extern std::atomic<int> last_simd_level;  // level of the kernel copy that ran l
   namespace hotloop::simd_avx512 {         \
   declaration                              \
   }
-#define HOTLOOP_SIMD_DISPATCH(call)                        \
-  switch (::hotloop::simd_level()) {                       \
-    case ::hotloop::SimdLevel::kAvx512:                    \
-      return ::hotloop::simd_avx512::call;                 \
-    case ::hotloop::SimdLevel::kAvx2:                      \
-      return ::hotloop::simd_avx2::call;                   \
-    default:                                               \
-      return ::hotloop::simd_baseline::call;               \
+#define HOTLOOP_SIMD_DISPATCH(call)          \
+  switch (::hotloop::simd_level()) {         \
+    case ::hotloop::SimdLevel::kAvx512:      \
+      return ::hotloop::simd_avx512::call;   \
+    case ::hotloop::SimdLevel::kAvx2:        \
+      return ::hotloop::simd_avx2::call;     \
+    default:                                 \
+      return ::hotloop::simd_baseline::call; \
   }
 #else
 #define HOTLOOP_FOR_EACH_SIMD(declaration) \

@@ -12,7 +12,8 @@
 #if HOTLOOP_SIMD_LEVEL == 2
 #define HOTLOOP_SIMD_NAMESPACE simd_avx512
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi2,f16c"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi2,f16c"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512cd,avx2,fma,bmi2,f16c,prefer-vector-width=512")
 #endif
@@ -29,6 +30,4 @@
 
 namespace hotloop::HOTLOOP_SIMD_NAMESPACE {
 
-inline void note_simd_level() {
-  last_simd_level.store(HOTLOOP_SIMD_LEVEL, std::memory_order_relaxed);
-}
+inline void note_simd_level() { last_simd_level.store(HOTLOOP_SIMD_LEVEL, std::memory_order_relaxed); }

@@ -6,9 +6,7 @@
 namespace hotloop {
 
 namespace {
-std::string where(const char* op, const char* argument) {
-  return std::string("[") + op + "] " + argument + ": ";
-}
+std::string where(const char* op, const char* argument) { return std::string("[") + op + "] " + argument + ": "; }
 }  // namespace
 
 std::string View::shape_text() const {
@@ -33,8 +31,8 @@ void throw_shape_mismatch(const View& expected, const View& got, const char* op,
 
 void check_view(const View& view, const char* op, const char* argument, int rank, bool writable) {
   if (view.rank != rank) {
-    throw std::invalid_argument(where(op, argument) + "expected " + std::to_string(rank) +
-                                " dimension(s), got shape " + view.shape_text() + ".");
+    throw std::invalid_argument(where(op, argument) + "expected " + std::to_string(rank) + " dimension(s), got shape " +
+                                view.shape_text() + ".");
   }
   if (writable && view.read_only) {
     throw std::invalid_argument(where(op, argument) + "expected a writable array, got a read-only one. Pass a copy.");

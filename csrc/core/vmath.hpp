@@ -62,7 +62,8 @@ HOTLOOP_INLINE float log_normal(float x, std::int32_t e_shift) {
 }
 }  // namespace detail
 
-// The same bits on CPU and GPU, where a * b + c is not contracted. One comparison per select throughout: GCC 12 does not vectorise a select on a conjunction.
+// The same bits on CPU and GPU, where a * b + c is not contracted. One comparison per select throughout: GCC 12 does
+// not vectorise a select on a conjunction.
 HOTLOOP_INLINE float vlog_portable(float x) {
   const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;
   float y = detail::log_normal(scaled, x < 1.17549435e-38f ? -23 : 0);

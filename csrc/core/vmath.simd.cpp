@@ -28,7 +28,8 @@ HOTLOOP_INLINE R exp_by(R x, F exp2_unit) {
   const R scaled = x * R(1.4426950408889634);
   const R k = static_cast<R>(__builtin_floor(static_cast<double>(scaled)));
   const R r = (x - k * R(0.693359375)) + k * R(2.1219444005469057e-4);  // x - k ln 2, in two steps
-  return static_cast<R>(__builtin_ldexp(static_cast<double>(exp2_unit(r * R(1.4426950408889634))), static_cast<int>(k)));
+  return static_cast<R>(
+      __builtin_ldexp(static_cast<double>(exp2_unit(r * R(1.4426950408889634))), static_cast<int>(k)));
 }
 
 template <class R>

@@ -24,16 +24,26 @@ enum class MathFunction : int {
   kExpMinimax,
 };
 
-inline constexpr const char* kMathFunctionNames[] = {
-    "exp",          "exp_weight",          "expm1",         "log",           "log1p",
-    "sigmoid",      "softplus",            "tanh",          "log1mexp",      "exp2_evolved",
-    "exp2_evolved_coarse", "exp2_minimax5", "exp2_minimax6", "exp_evolved", "exp_minimax"};
+inline constexpr const char* kMathFunctionNames[] = {"exp",
+                                                     "exp_weight",
+                                                     "expm1",
+                                                     "log",
+                                                     "log1p",
+                                                     "sigmoid",
+                                                     "softplus",
+                                                     "tanh",
+                                                     "log1mexp",
+                                                     "exp2_evolved",
+                                                     "exp2_evolved_coarse",
+                                                     "exp2_minimax5",
+                                                     "exp2_minimax6",
+                                                     "exp_evolved",
+                                                     "exp_minimax"};
 
 }  // namespace hotloop
 
-HOTLOOP_FOR_EACH_SIMD(
-    void map_function(MathFunction function, const float* x, float* y, std::int64_t n);
-    void map_function(MathFunction function, const double* x, double* y, std::int64_t n);)
+HOTLOOP_FOR_EACH_SIMD(void map_function(MathFunction function, const float* x, float* y, std::int64_t n);
+                      void map_function(MathFunction function, const double* x, double* y, std::int64_t n);)
 
 namespace hotloop {
 template <class R>

@@ -435,13 +435,15 @@ std::vector<std::int64_t> OpenRow::top(std::int64_t k) {
     if (z_[i] >= least && point_prob(law, ids_[i]) > 0.0) order.push_back(i);
   }
   std::stable_sort(order.begin(), order.end(), [&](std::size_t i, std::size_t j) { return z_[i] > z_[j]; });
-  for (std::size_t i = 0; i < order.size() && static_cast<std::int64_t>(i) < wanted; ++i) found.push_back(ids_[order[i]]);
+  for (std::size_t i = 0; i < order.size() && static_cast<std::int64_t>(i) < wanted; ++i)
+    found.push_back(ids_[order[i]]);
   return found;
 }
 
 void CpuRows::edit(std::int64_t id, bool spared) {
   if (!is_token(id)) return;
-  const auto at = std::lower_bound(edits_.begin(), edits_.end(), id, [](const Edit& e, std::int64_t i) { return e.id < i; });
+  const auto at =
+      std::lower_bound(edits_.begin(), edits_.end(), id, [](const Edit& e, std::int64_t i) { return e.id < i; });
   if (at != edits_.end() && at->id == id) {
     at->spared = spared;
   } else {
@@ -451,8 +453,8 @@ void CpuRows::edit(std::int64_t id, bool spared) {
 
 double CpuRows::residual(double a, double b) {
   const bool with_draft = draft_ != nullptr && q_open_ && b > 0.0;
-  call_ = {&p_.law, with_draft ? &q_.law : nullptr, a, with_draft ? b : 0.0, edits_.data(),
-           static_cast<std::int64_t>(edits_.size())};
+  call_ = {&p_.law,       with_draft ? &q_.law : nullptr,          a, with_draft ? b : 0.0,
+           edits_.data(), static_cast<std::int64_t>(edits_.size())};
   if (!p_.sparse()) {
     left_parts_.resize(static_cast<std::size_t>(chunk_count(target_.vocabulary)));
     left_ = row_residual(call_, left_parts_.data());

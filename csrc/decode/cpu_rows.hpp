@@ -123,7 +123,7 @@ class CpuRows {
   OpenRow p_, q_;
   std::vector<Edit> edits_;
   ResidualCall call_;
-  std::uint64_t left_ = 0;                // mass of the last residual, in units of 2^-51
+  std::uint64_t left_ = 0;                 // mass of the last residual, in units of 2^-51
   std::vector<std::uint64_t> left_parts_;  // by chunk, or by token of a truncated law
 };
 

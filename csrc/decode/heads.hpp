@@ -15,8 +15,8 @@
 namespace hotloop::decode {
 
 // Weights are multiples of 2^-42 in [0, 1]: 1024 of them add up in a double without rounding, 2^21 in 64 bits.
-// Against the softmax the law is off by at most 2^-23 + V * 2^-43 in total variation: the rounding of the exponential in
-// float32, and that to the grid (1.5e-8 at V = 131072).
+// Against the softmax the law is off by at most 2^-23 + V * 2^-43 in total variation: the rounding of the exponential
+// in float32, and that to the grid (1.5e-8 at V = 131072).
 inline constexpr double kWeightUnit = 0x1p-42;
 inline constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 21;
 // What a rejection leaves, as a share of the law, is a multiple of 2^-51: all of it adds up in a double.
@@ -40,9 +40,9 @@ HOTLOOP_INLINE double to_residual_grid(double r) {
 }
 
 // 1 / temperature, as the logits of a row are multiplied by it: `largest` of them times it stays finite, so that every
-// temperature above 0 has a law. Where the product overflows, the largest becomes half of the largest number instead. No
-// weight depends on it: logits that differ do so by 2^-25 of the largest at least, which is then past 2^100, and the law
-// lies evenly on the tokens of the largest logit.
+// temperature above 0 has a law. Where the product overflows, the largest becomes half of the largest number instead.
+// No weight depends on it: logits that differ do so by 2^-25 of the largest at least, which is then past 2^100, and the
+// law lies evenly on the tokens of the largest logit.
 template <class R>
 HOTLOOP_INLINE R scale_of(double temperature, R largest) {
   constexpr R kMost = std::numeric_limits<R>::max();

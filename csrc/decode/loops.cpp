@@ -56,34 +56,36 @@ void over_rows(std::int64_t batch, std::int64_t rows, const LawTable& law, F&& f
 }  // namespace
 
 void chain(const VerifyCall& call) {
-  over_requests(call, call.width + 1, [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws,
-                                         const auto& out) { walk_chain(rows, x, n, draws, out); });
+  over_requests(call, call.width + 1,
+                [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
+                  walk_chain(rows, x, n, draws, out);
+                });
 }
 
 void block(const VerifyCall& call) {
-  over_requests(call, call.width + 1, [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws,
-                                         const auto& out) {
-    std::vector<double> reach(static_cast<std::size_t>(n + 1));
-    walk_block(rows, x, n, draws, reach.data(), out);
-  });
+  over_requests(call, call.width + 1,
+                [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
+                  std::vector<double> reach(static_cast<std::size_t>(n + 1));
+                  walk_block(rows, x, n, draws, reach.data(), out);
+                });
 }
 
 void tree(const TreeCall& call) {
-  over_requests(call, call.depth + 1, [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x,
-                                          const Draws& draws, const auto& out) {
-    using Id = std::remove_cv_t<std::remove_reference_t<decltype(*x)>>;
-    const Tree<Id> nodes{x, call.parents + b * call.width, n, call.depth, call.replacement};
-    walk_tree(rows, nodes, draws, call.nodes + b * call.depth, out);
-  });
+  over_requests(call, call.depth + 1,
+                [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
+                  using Id = std::remove_cv_t<std::remove_reference_t<decltype(*x)>>;
+                  const Tree<Id> nodes{x, call.parents + b * call.width, n, call.depth, call.replacement};
+                  walk_tree(rows, nodes, draws, call.nodes + b * call.depth, out);
+                });
 }
 
 void lantern(const LanternCall& call) {
   const Relaxation<std::int32_t> relaxation{call.neighbors, call.columns, call.neighbor_stride, call.k, call.delta};
-  over_requests(call, call.width + 1, [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x,
-                                          const Draws& draws, const auto& out) {
-    const bool greedy = call.target.logits && !(call.target.temperature.at(b) > 0.0);
-    walk_lantern(rows, x, n, relaxation, greedy, draws, call.moved + b * call.width, out);
-  });
+  over_requests(call, call.width + 1,
+                [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
+                  const bool greedy = call.target.logits && !(call.target.temperature.at(b) > 0.0);
+                  walk_lantern(rows, x, n, relaxation, greedy, draws, call.moved + b * call.width, out);
+                });
 }
 
 void paths(const PathsCall& call) {

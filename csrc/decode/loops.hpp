@@ -27,9 +27,9 @@ struct VerifyCall {
   Ids ids;                           // (B, width)
   PerRequest<std::int64_t> lengths;  // how many of them count
   Seeds seeds;
-  void* output = nullptr;            // (B, width + 1), dtype of ids
-  std::int64_t* accepted = nullptr;  // (B,)
-  float* logps = nullptr;            // (B, width + 1)
+  void* output = nullptr;             // (B, width + 1), dtype of ids
+  std::int64_t* accepted = nullptr;   // (B,)
+  float* logps = nullptr;             // (B, width + 1)
   std::int64_t* rows_read = nullptr;  // (B,)
 };
 

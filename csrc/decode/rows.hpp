@@ -22,8 +22,8 @@ struct RowSource {
   Dtype dtype = Dtype::kFloat32;
   std::int64_t vocabulary = 0;
   bool logits = true;
-  double scale = 1.0;    // 1 / temperature, see scale_of; 1 until the largest logit is known
-  double mixture = 0.0;  // weight of `reference`
+  double scale = 1.0;                      // 1 / temperature, see scale_of; 1 until the largest logit is known
+  double mixture = 0.0;                    // weight of `reference`
   const std::int64_t* bias_ids = nullptr;  // ascending
   const float* bias = nullptr;
   std::int64_t biases = 0;

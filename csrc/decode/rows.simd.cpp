@@ -151,7 +151,8 @@ HOTLOOP_INLINE std::uint64_t plain_mass(const RowSource& row, R max, std::int64_
   plain_exponentials<Storage>(row, max, first, count, e);
   std::uint64_t total = 0;
 #pragma omp simd reduction(+ : total)
-  for (std::int64_t j = 0; j < count; ++j) total += std::bit_cast<std::uint64_t>(static_cast<double>(e[j]) + kWeightRound);
+  for (std::int64_t j = 0; j < count; ++j)
+    total += std::bit_cast<std::uint64_t>(static_cast<double>(e[j]) + kWeightRound);
   return total - static_cast<std::uint64_t>(count) * std::bit_cast<std::uint64_t>(kWeightRound);
 }
 

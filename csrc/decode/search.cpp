@@ -254,8 +254,8 @@ class BeamMerge {
       c_.after.finished_lengths[slot] = c_.before.finished_lengths[slot];
       c_.beam_indices[slot] = slot - b * c_.width;
       c_.next_ids[slot] = 0;
-      const std::pair<const std::int64_t*, std::int64_t*> moves[] = {
-          {c_.before.token_ids, c_.after.token_ids}, {c_.before.finished_ids, c_.after.finished_ids}};
+      const std::pair<const std::int64_t*, std::int64_t*> moves[] = {{c_.before.token_ids, c_.after.token_ids},
+                                                                     {c_.before.finished_ids, c_.after.finished_ids}};
       for (const auto& [from, to] : moves) {
         copy(to + slot * (c_.length + 1), from + slot * c_.length, c_.length);
         to[slot * (c_.length + 1) + c_.length] = -1;

@@ -25,8 +25,8 @@ struct BeamArrays {
   std::uint8_t* done;              // (batch,)
 };
 struct BeamCall {
-  View logits;      // (batch, rows, vocabulary), rows <= width, unit stride inside a row
-  View ref_logits;  // the same shape and dtype, or no data
+  View logits;                    // (batch, rows, vocabulary), rows <= width, unit stride inside a row
+  View ref_logits;                // the same shape and dtype, or no data
   std::vector<std::int64_t> eos;  // ids that end a beam, all different, each inside the vocabulary
   std::int64_t batch, width, length;
   BeamArrays before;           // read only, `length` tokens
@@ -170,7 +170,7 @@ struct BacktrackState {
 };
 struct BacktrackCall {
   std::int64_t batch, phrases;
-  const double* p_unconfident;  // (batch, phrases)
+  const double* p_unconfident;    // (batch, phrases)
   const std::int64_t* span_ends;  // (batch, phrases), -1 after the last
   const std::int64_t* chunk_lengths;
   const std::int64_t* prefix_lengths;

@@ -163,8 +163,8 @@ void gradient_rows(const DivergenceCall& call) {
     alignas(64) R s[kChunk];
     alignas(64) R t[kChunk];
     for (std::int64_t i = begin; i < end; ++i) {
-      const DivergenceGradient<R> g{coefficients[i],         coefficients[n + i],     coefficients[2 * n + i],
-                                    coefficients[3 * n + i], coefficients[4 * n + i], coefficients[5 * n + i],
+      const DivergenceGradient<R> g{coefficients[i],         coefficients[n + i],      coefficients[2 * n + i],
+                                    coefficients[3 * n + i], coefficients[4 * n + i],  coefficients[5 * n + i],
                                     coefficients[6 * n + i], static_cast<R>(call.beta)};
       for (std::int64_t first = 0; first < cols; first += kChunk) {
         const std::int64_t count = cols - first < kChunk ? cols - first : kChunk;

@@ -73,13 +73,12 @@ struct LogCoshCall {
 
 }  // namespace hotloop::logprob
 
-HOTLOOP_FOR_EACH_SIMD(
-    void row_statistics(const logprob::StatisticsCall& call);
-    void row_gradient(const logprob::GradientCall& call);
-    void divergence_statistics(const logprob::DivergenceCall& call);
-    void divergence_mixture(const logprob::DivergenceCall& call);
-    void divergence_gradient(const logprob::DivergenceCall& call);
-    void log_cosh(const logprob::LogCoshCall& call);)
+HOTLOOP_FOR_EACH_SIMD(void row_statistics(const logprob::StatisticsCall& call);
+                      void row_gradient(const logprob::GradientCall& call);
+                      void divergence_statistics(const logprob::DivergenceCall& call);
+                      void divergence_mixture(const logprob::DivergenceCall& call);
+                      void divergence_gradient(const logprob::DivergenceCall& call);
+                      void log_cosh(const logprob::LogCoshCall& call);)
 
 namespace hotloop::logprob {
 inline void row_statistics(const StatisticsCall& call) { HOTLOOP_SIMD_DISPATCH(row_statistics(call)) }

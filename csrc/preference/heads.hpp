@@ -19,9 +19,9 @@ struct Head {
   static constexpr int kParams = Params;
 };
 
-#define HOTLOOP_HEAD(head_name)                              \
-  static constexpr const char* kName = head_name;            \
-  template <class T, class R = Real<T>>                      \
+#define HOTLOOP_HEAD(head_name)                   \
+  static constexpr const char* kName = head_name; \
+  template <class T, class R = Real<T>>           \
   static HOTLOOP_INLINE T loss([[maybe_unused]] const T* d, [[maybe_unused]] const R* c, [[maybe_unused]] const R* p)
 
 // Cross-entropy of sigma(x) against the label q: q softplus(-x) + (1 - q) softplus(x), with one exponential.
@@ -64,9 +64,7 @@ struct NormDpo : Head<2, 4, 1> {  // c: rc, rr, nc, nr; p: beta
   HOTLOOP_HEAD("dpo_norm") { return vsoftplus(-(((d[0] - c[0]) / count(c[2]) - (d[1] - c[1]) / count(c[3])) * p[0])); }
 };
 struct FlexDpo : Head<2, 2, 3> {  // p: beta of the chosen, beta of the rejected, weight of -pc
-  HOTLOOP_HEAD("flex_dpo") {
-    return vsoftplus(-((d[0] - c[0]) * p[0] - (d[1] - c[1]) * p[1])) - d[0] * p[2];
-  }
+  HOTLOOP_HEAD("flex_dpo") { return vsoftplus(-((d[0] - c[0]) * p[0] - (d[1] - c[1]) * p[1])) - d[0] * p[2]; }
 };
 struct ConditionalDpo : Head<2, 2, 1> {  // the reference counts only where it agrees with the label
   HOTLOOP_HEAD("dpo_conditional") {
@@ -80,9 +78,7 @@ HOTLOOP_INLINE R exponent_cap() {
   return R(80);
 }
 struct ForwardKlDpo : Head<2, 2, 1> {
-  HOTLOOP_HEAD("dpo_forward_kl") {
-    return vsoftplus(-((score<T>(d[0] - c[0]) - score<T>(d[1] - c[1])) * p[0]));
-  }
+  HOTLOOP_HEAD("dpo_forward_kl") { return vsoftplus(-((score<T>(d[0] - c[0]) - score<T>(d[1] - c[1])) * p[0])); }
   template <class T>
   static HOTLOOP_INLINE T score(const T& u) {  // 1 - exp(-u)
     const T x = -u;
@@ -96,9 +92,7 @@ struct JensenShannonDpo : Head<2, 2, 1> {
   }
 };
 struct AlphaDpo : Head<2, 2, 2> {  // p: beta, a - 1 (not 0); s(u) = (exp((a - 1) u) - 1) / (a - 1)
-  HOTLOOP_HEAD("dpo_alpha") {
-    return vsoftplus(-((score<T>(d[0] - c[0], p[1]) - score<T>(d[1] - c[1], p[1])) * p[0]));
-  }
+  HOTLOOP_HEAD("dpo_alpha") { return vsoftplus(-((score<T>(d[0] - c[0], p[1]) - score<T>(d[1] - c[1], p[1])) * p[0])); }
   template <class T, class R = Real<T>>
   static HOTLOOP_INLINE T score(const T& u, R a) {
     const T x = u * a;
@@ -189,9 +183,7 @@ struct Bco : Head<1, 4, 1> {  // d: l; c: r, desirable (1 or 0), delta, density 
 // -- without a reference -------------------------------------------------------------------------------
 
 struct Orpo : Head<3, 0, 1> {  // d: mean log-probability chosen, rejected, NLL; p: weight of the odds ratio
-  HOTLOOP_HEAD("orpo") {
-    return d[2] + vsoftplus(log_odds<T>(d[1]) - log_odds<T>(d[0])) * p[0];
-  }
+  HOTLOOP_HEAD("orpo") { return d[2] + vsoftplus(log_odds<T>(d[1]) - log_odds<T>(d[0])) * p[0]; }
   // An answer of probability 1, or an empty one, has infinite odds and no gradient: stop just below 0.
   template <class T>
   static HOTLOOP_INLINE T log_odds(const T& a) {
@@ -216,9 +208,7 @@ struct SimPo : Head<3, 3, 3> {  // d: pc, pr, NLL; c: nc, nr, label; p: beta, ga
   }
 };
 struct Cpl : Head<2, 1, 1> {  // d: advantage of segments 1, 2; c: P(2 preferred); p: bias lam on the loser
-  HOTLOOP_HEAD("cpl") {
-    return vsoftplus(d[0] * p[0] - d[1]) * c[0] + vsoftplus(d[1] * p[0] - d[0]) * (R(1) - c[0]);
-  }
+  HOTLOOP_HEAD("cpl") { return vsoftplus(d[0] * p[0] - d[1]) * c[0] + vsoftplus(d[1] * p[0] - d[0]) * (R(1) - c[0]); }
 };
 
 // -- many terms ----------------------------------------------------------------------------------------

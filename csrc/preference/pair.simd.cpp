@@ -1,6 +1,7 @@
 // CPU pair loop. Rows are taken in blocks that stay in L1: inputs of another type or stride are converted
 // first, the head runs over the block as one SIMD loop on dual numbers, and what the caller wants in
-// another type or stride is converted back. Bytes per pair for DPO in float32: 16 read, 8 (gradients) or 12 (and losses) written.
+// another type or stride is converted back. Bytes per pair for DPO in float32: 16 read, 8 (gradients) or 12 (and
+// losses) written.
 #include "preference/pair.hpp"
 
 #include <atomic>

@@ -50,7 +50,8 @@ void Arena::take(std::vector<std::uint32_t>& rows, std::size_t count) {
     return;
   }
   std::uint32_t end = end_.load(std::memory_order_relaxed);
-  if (std::int64_t{end} + static_cast<std::int64_t>(count) > kMaxRows) throw std::length_error("a table holds 2^32 rows");
+  if (std::int64_t{end} + static_cast<std::int64_t>(count) > kMaxRows)
+    throw std::length_error("a table holds 2^32 rows");
   while (std::int64_t{end} + static_cast<std::int64_t>(count) > static_cast<std::int64_t>(pages_.size()) << shift_) {
     add_chunk();
   }

@@ -28,11 +28,15 @@ class Arena {
   }
   bool holds(std::uint32_t r, std::uint64_t wanted) const { return holds(row(r), r, wanted); }
 
-  bool live(std::uint32_t r) const { return ((live_words(r >> 6).load(std::memory_order_acquire) >> (r & 63u)) & 1u) != 0; }
+  bool live(std::uint32_t r) const {
+    return ((live_words(r >> 6).load(std::memory_order_acquire) >> (r & 63u)) & 1u) != 0;
+  }
   void set_live(std::uint32_t r, bool on) const {
     const std::uint64_t bit = std::uint64_t{1} << (r & 63u);
-    if (on) live_words(r >> 6).fetch_or(bit, std::memory_order_release);
-    else live_words(r >> 6).fetch_and(~bit, std::memory_order_release);
+    if (on)
+      live_words(r >> 6).fetch_or(bit, std::memory_order_release);
+    else
+      live_words(r >> 6).fetch_and(~bit, std::memory_order_release);
   }
   void set_live_bits(std::uint32_t word, std::uint64_t bits) const {
     live_words(word).fetch_or(bits, std::memory_order_release);

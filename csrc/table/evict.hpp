@@ -13,9 +13,11 @@
 namespace hotloop::table {
 
 // What a row's score becomes. `at`: position in the batch, or -1 for an update that is no use of its own.
-inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int64_t at, bool fresh, std::uint64_t before) {
+inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int64_t at, bool fresh,
+                                std::uint64_t before) {
   const bool counts = at >= 0, stated = stamp.scores != nullptr && counts;
-  return next_score(strategy, Use{stated ? stamp.scores[at] : 1, stamp.epoch, stamp.tick, stated, counts}, fresh, before);
+  return next_score(strategy, Use{stated ? stamp.scores[at] : 1, stamp.epoch, stamp.tick, stated, counts}, fresh,
+                    before);
 }
 
 // The lowest rows of one scan, in order, beside a heap of rows that came to lie among them since. Whoever is taken
@@ -59,9 +61,9 @@ class Evictor {
   mutable std::mutex mutex_;
   bool active_ = false;
   std::atomic<std::uint64_t> bound_{0};  // the score of `last_`; during a scan, all there are
-  Victim last_{};  // every row below this one is in `run_` or in `fresh_`
-  std::vector<Victim> run_;  // lowest last
-  std::vector<Victim> fresh_;  // a heap, lowest first
+  Victim last_{};                        // every row below this one is in `run_` or in `fresh_`
+  std::vector<Victim> run_;              // lowest last
+  std::vector<Victim> fresh_;            // a heap, lowest first
 };
 
 }  // namespace hotloop::table

@@ -147,7 +147,7 @@ MchResult mch_evict_batch(const MchCall& call) {
   if (newcomers.empty()) return result;
   // An id that came in and whose slot went to a newcomer has none any more.
   call.policy == MchPolicy::kDistanceLfu ? compete<double>(call, newcomers, result)
-                                           : compete<std::int64_t>(call, newcomers, result);
+                                         : compete<std::int64_t>(call, newcomers, result);
   for (std::size_t k = 0; k < result.refilled.size(); ++k) {
     if (result.was_used[k] == 0) continue;
     const std::int64_t i = incoming.find(result.evicted_ids[k]);

@@ -11,14 +11,14 @@ enum class MchPolicy { kLfu, kLru, kDistanceLfu };
 // Slots hold ids, counts and the step of the last access; the last slot is never used. All arrays are updated.
 struct MchCall {
   std::int64_t slots;
-  std::int64_t* slot_ids;      // (slots,)
-  std::int64_t* slot_counts;   // (slots,)
-  std::int64_t* slot_last;     // (slots,)
-  std::uint8_t* slot_used;     // (slots,)
+  std::int64_t* slot_ids;     // (slots,)
+  std::int64_t* slot_counts;  // (slots,)
+  std::int64_t* slot_last;    // (slots,)
+  std::uint8_t* slot_used;    // (slots,)
   std::int64_t incoming;
-  const std::int64_t* ids;     // (incoming,), distinct
-  const std::int64_t* counts;  // (incoming,)
-  const std::int64_t* last;    // (incoming,)
+  const std::int64_t* ids;       // (incoming,), distinct
+  const std::int64_t* counts;    // (incoming,)
+  const std::int64_t* last;      // (incoming,)
   const std::uint8_t* admitted;  // (incoming,), or null: all
   std::int64_t now;
   MchPolicy policy;

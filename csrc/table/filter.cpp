@@ -82,8 +82,8 @@ std::uint16_t* CountFilter::find_older(std::uint64_t hash) const {
 void CountFilter::write(std::uint16_t* cell, int split, std::uint64_t hash, std::uint32_t count) {
   if (trial_ != nullptr) trial_->cells_.push_back({cell, *cell});
   if (*cell == 0) ++elements_[static_cast<std::size_t>(split)];
-  *cell = static_cast<std::uint16_t>((static_cast<unsigned>(signature(hash)) << kCountBits) |
-                                     std::min(count, kMaxCount));
+  *cell =
+      static_cast<std::uint16_t>((static_cast<unsigned>(signature(hash)) << kCountBits) | std::min(count, kMaxCount));
   stamp(cell);
 }
 
@@ -150,8 +150,8 @@ void CountFilter::count(std::int64_t n, const std::int64_t* keys, std::int64_t* 
   }
 }
 
-void CountFilter::admits(std::int64_t n, const std::int64_t* keys, const std::int64_t* counts,
-                         std::uint32_t threshold, std::uint8_t* admitted) {
+void CountFilter::admits(std::int64_t n, const std::int64_t* keys, const std::int64_t* counts, std::uint32_t threshold,
+                         std::uint8_t* admitted) {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (std::int64_t i = 0; i < n; ++i) {
     if (i + kAhead < n) prefetch(static_cast<std::uint64_t>(keys[i + kAhead]));
@@ -291,8 +291,8 @@ void probabilistic_admits(std::int64_t n, std::uint64_t seed, const std::int64_t
   // 4096 draws take about 40 us: less is not worth waking a thread.
   parallel_for(n, 4096, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const bool in = probabilistic_admits(seed, static_cast<std::uint64_t>(keys[i]), step, clipped(counts, i),
-                                           threshold, equal);
+      const bool in =
+          probabilistic_admits(seed, static_cast<std::uint64_t>(keys[i]), step, clipped(counts, i), threshold, equal);
       admitted[i] = in ? 1 : 0;
     }
   });

@@ -67,7 +67,7 @@ class CountFilter {
     std::int64_t failures = 0;
     std::vector<std::int64_t> elements;  // occupied cells, (splits,)
   };
-  State save(std::uint16_t* cells) const;               // (splits, cells_per_split), or null: the state alone
+  State save(std::uint16_t* cells) const;                     // (splits, cells_per_split), or null: the state alone
   void load(const State& state, const std::uint16_t* cells);  // the same
   void clear();
 
@@ -141,7 +141,8 @@ class CountFilter {
   std::int64_t advances_ = 0, failures_ = 0;
   std::vector<std::int64_t> elements_;
   std::unique_ptr<std::uint16_t, Free> cells_;
-  std::vector<std::uint32_t> stamps_;  // of each line in memory: the mark before its last change; empty until one is set
+  std::vector<std::uint32_t>
+      stamps_;  // of each line in memory: the mark before its last change; empty until one is set
   std::uint32_t now_ = 1;
   Trial* trial_ = nullptr;
   mutable std::mutex mutex_;
@@ -152,8 +153,8 @@ inline constexpr double kMissedShare = 0.05;
 
 // Whether a key seen `count` times in this step is let in: with probability min(1, count / threshold), or in the
 // equal mode 1 - 0.05^(count / threshold). The draw belongs to (seed, key, step): the same call, the same answer.
-HOTLOOP_INLINE bool probabilistic_admits(std::uint64_t seed, std::uint64_t key, std::uint64_t step,
-                                         std::uint32_t count, double threshold, bool equal) {
+HOTLOOP_INLINE bool probabilistic_admits(std::uint64_t seed, std::uint64_t key, std::uint64_t step, std::uint32_t count,
+                                         double threshold, bool equal) {
   if (threshold <= 0) return true;
   const Philox4x32 r = philox(seed, step, key);
   const std::uint64_t bits = ((std::uint64_t{r.word[0]} << 32) | r.word[1]) >> 11;

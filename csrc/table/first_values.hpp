@@ -18,7 +18,8 @@ HOTLOOP_INLINE void turn(float u, float& c, float& s) {
   const float k = static_cast<float>(static_cast<int>(quarters + 0.5f));
   const float x = (quarters - k) * 1.57079632679f;  // at most pi / 4 in size
   const float x2 = x * x;
-  const float sin_x = x * (1.0f + x2 * (-1.6666667e-1f + x2 * (8.333334e-3f + x2 * (-1.984127e-4f + x2 * 2.75573e-6f))));
+  const float sin_x =
+      x * (1.0f + x2 * (-1.6666667e-1f + x2 * (8.333334e-3f + x2 * (-1.984127e-4f + x2 * 2.75573e-6f))));
   const float cos_x = 1.0f + x2 * (-0.5f + x2 * (4.1666668e-2f + x2 * (-1.3888889e-3f + x2 * 2.4801587e-5f)));
   const int q = static_cast<int>(k) & 3;
   const float a = (q & 1) != 0 ? sin_x : cos_x;

@@ -27,9 +27,9 @@ struct alignas(64) Bucket {
   static constexpr std::uint32_t kPassed = 1u << 13;  // one more key that went past
   static constexpr std::uint32_t kMostPassed = ~0u << 13;
 
-  std::uint64_t tags_low;   // of slots 0 to 7
-  std::uint32_t tags_high;  // of slots 8 to 11
-  std::uint32_t header;     // bits 0-11: slot used; 12: locked; 13 and up: keys that went past, at the top for good
+  std::uint64_t tags_low;      // of slots 0 to 7
+  std::uint32_t tags_high;     // of slots 8 to 11
+  std::uint32_t header;        // bits 0-11: slot used; 12: locked; 13 and up: keys that went past, at the top for good
   std::uint32_t rows[kSlots];  // plus one; 0 where nobody is, and where somebody took the slot and is not in it yet
 
   std::uint32_t read_header() const { return __atomic_load_n(&header, __ATOMIC_ACQUIRE); }
@@ -39,7 +39,8 @@ struct alignas(64) Bucket {
   std::uint32_t match(std::uint8_t tag) const {
 #if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
     const __m128i tags = _mm_load_si128(reinterpret_cast<const __m128i*>(this));
-    return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_set1_epi8(static_cast<char>(tag))))) & kAll;
+    return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(tags, _mm_set1_epi8(static_cast<char>(tag))))) &
+           kAll;
 #endif
     constexpr std::uint64_t kOnes = 0x0101010101010101ull, kHigh = 0x8080808080808080ull;
     const std::uint64_t pattern = kOnes * tag;
@@ -74,7 +75,8 @@ struct alignas(64) Bucket {
       const std::uint32_t free = ~h & kAll;
       if (free == 0) return -1;
       const int slot = std::countr_zero(free);
-      if (__atomic_compare_exchange_n(&header, &h, h | (1u << slot), true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) return slot;
+      if (__atomic_compare_exchange_n(&header, &h, h | (1u << slot), true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        return slot;
     }
   }
   void publish(int slot, std::uint8_t tag, std::uint32_t row) {
@@ -128,9 +130,7 @@ class Index {
 
   // The upper bits say where, the lowest byte is the tag.
   static std::uint8_t tag(std::uint64_t hash) { return static_cast<std::uint8_t>(hash); }
-  Bucket* home(std::uint64_t hash) const {
-    return buckets_ + bucket_of(hash, static_cast<std::uint64_t>(count_));
-  }
+  Bucket* home(std::uint64_t hash) const { return buckets_ + bucket_of(hash, static_cast<std::uint64_t>(count_)); }
   Bucket* next(Bucket* b) const { return b + 1 == buckets_ + count_ ? buckets_ : b + 1; }
 
   // Threads may have the buckets to themselves, as equal ranges of them.

@@ -17,6 +17,5 @@ InitializeRow initialize_row();
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(
-    void table_initialize_row(hotloop::table::Initializer kind, float first, float second, std::uint64_t seed,
-                              std::uint64_t key, std::int64_t dim, float* out);)
+HOTLOOP_FOR_EACH_SIMD(void table_initialize_row(hotloop::table::Initializer kind, float first, float second,
+                                                std::uint64_t seed, std::uint64_t key, std::int64_t dim, float* out);)

@@ -18,8 +18,8 @@ using table::stretched;
 constexpr int kBlocks = 16;  // of four elements: one vector of counters
 
 template <bool kGauss>
-HOTLOOP_INLINE void draw(float first, float second, std::uint64_t seed, std::uint64_t key, std::int64_t block, std::int64_t count,
-                         float* out) {
+HOTLOOP_INLINE void draw(float first, float second, std::uint64_t seed, std::uint64_t key, std::int64_t block,
+                         std::int64_t count, float* out) {
   float u[4][kBlocks];
 #pragma GCC ivdep
   for (int i = 0; i < kBlocks; ++i) {
@@ -62,8 +62,10 @@ void table_initialize_row(Initializer kind, float first, float second, std::uint
   }
   for (std::int64_t j = 0; j < dim; j += 4 * kBlocks) {
     const std::int64_t count = dim - j < 4 * kBlocks ? dim - j : 4 * kBlocks;
-    if (kind == Initializer::kUniform) draw<false>(first, second, seed, key, j / 4, count, out + j);
-    else draw<true>(first, second, seed, key, j / 4, count, out + j);
+    if (kind == Initializer::kUniform)
+      draw<false>(first, second, seed, key, j / 4, count, out + j);
+    else
+      draw<true>(first, second, seed, key, j / 4, count, out + j);
   }
 }
 

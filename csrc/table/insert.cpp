@@ -40,8 +40,8 @@ std::int64_t owner_by_hash(std::uint64_t hash, std::int64_t threads) {
 // two threads that write into one array in turns have every line of it in common. `some`: the positions in question, or
 // null for [begin, begin + count).
 template <class Owner, class Work, class Put>
-void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_t count, std::int64_t threads, Owner&& owner,
-            Work&& work, Put&& put) {
+void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_t count, std::int64_t threads,
+            Owner&& owner, Work&& work, Put&& put) {
   const auto position = [&](std::int64_t i) { return some != nullptr ? some[begin + i] : begin + i; };
   const auto n = static_cast<std::size_t>(count), t = static_cast<std::size_t>(threads);
   std::vector<std::int64_t> positions(n);
@@ -138,8 +138,9 @@ Table::Entry Table::enter(Index& index, std::uint64_t key, std::uint64_t hash, R
 }
 
 // The same without locks, for the only writer of the buckets before `end`. `crossed`: there is no slot before it.
-Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t key, std::uint64_t hash, RowSource& source,
-                                std::int64_t room_at_once, const Upsert& call, std::int64_t at, bool& crossed) {
+Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t key, std::uint64_t hash,
+                                RowSource& source, std::int64_t room_at_once, const Upsert& call, std::int64_t at,
+                                bool& crossed) {
   const std::uint32_t there = row_of(index, key, hash);
   if (there != kNoRow) return {there, true};
   Bucket* const bucket = index.room_before(end, hash);
@@ -208,9 +209,12 @@ void Table::upsert_some(Index& index, const Bucket* end, bool whole, const Upser
         for (;;) {
           bool crossed = false;
           Entry e{row, true};
-          if (row == kNoRow && full) e = {row_of(index, key, hash), true};
-          else if (row == kNoRow && end == nullptr) e = enter(index, key, hash, source, room_at_once, call, at);
-          else if (row == kNoRow) e = enter_alone(index, end, key, hash, source, room_at_once, call, at, crossed);
+          if (row == kNoRow && full)
+            e = {row_of(index, key, hash), true};
+          else if (row == kNoRow && end == nullptr)
+            e = enter(index, key, hash, source, room_at_once, call, at);
+          else if (row == kNoRow)
+            e = enter_alone(index, end, key, hash, source, room_at_once, call, at, crossed);
           // The only thread goes on behind the last bucket at once: rows are numbered in the order of the batch then,
           // wherever keys hash to.
           if (crossed && whole) {
@@ -254,7 +258,8 @@ void Table::upsert_slice(const Upsert& call, const std::int64_t* positions, std:
       },
       [&](std::int64_t thread, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
         Left my_left;
-        upsert_some(*index, alone ? index->end_of(thread, threads) : nullptr, threads == 1, call, mine, n, room_at_once, outcomes, my_left);
+        upsert_some(*index, alone ? index->end_of(thread, threads) : nullptr, threads == 1, call, mine, n, room_at_once,
+                    outcomes, my_left);
         const std::lock_guard lock(mutex);
         left.no_room.insert(left.no_room.end(), my_left.no_room.begin(), my_left.no_room.end());
         left.crossed.insert(left.crossed.end(), my_left.crossed.begin(), my_left.crossed.end());
@@ -435,9 +440,8 @@ std::int64_t Table::trim() {
   while (size() > settings_.max_rows) {
     const std::optional<Evictor::Victim> lowest = evictor_->lowest();
     if (!lowest) break;  // all rows were erased meanwhile
-    gone += remove(*index, lowest->key, freed, [&](const char* row) {
-      return load_relaxed<std::uint64_t>(row + layout_.score) == lowest->score;
-    });
+    gone += remove(*index, lowest->key, freed,
+                   [&](const char* row) { return load_relaxed<std::uint64_t>(row + layout_.score) == lowest->score; });
     arena_.give(freed);
   }
   return gone;
@@ -492,7 +496,8 @@ void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::
               }
               load_floats(settings_.dtype, p + layout_.values, sum.data(), layout_.dim);
               load_floats(settings_.dtype, values.row(at), sum.data() + layout_.dim, layout_.dim);
-              for (std::int64_t j = 0; j < layout_.dim; ++j) sum[static_cast<std::size_t>(j)] += sum[static_cast<std::size_t>(layout_.dim + j)];
+              for (std::int64_t j = 0; j < layout_.dim; ++j)
+                sum[static_cast<std::size_t>(j)] += sum[static_cast<std::size_t>(layout_.dim + j)];
               store_floats(settings_.dtype, sum.data(), p + layout_.values, layout_.dim);
             });
           }

@@ -28,10 +28,10 @@ struct Settings {
   bool times = false;     // last use, in seconds
   bool versions = false;  // when a row last changed, for deltas
   Initializer initializer = Initializer::kConstant;
-  float first = 0, second = 0;  // constant; low and high; mean and standard deviation
+  float first = 0, second = 0;           // constant; low and high; mean and standard deviation
   std::uint64_t seed = 0;                // of the first values
   std::uint64_t hash_seed = kPlaceSeed;  // of the places of keys, and of nothing else
-  std::int64_t capacity = 0;  // rows the table starts with room for
+  std::int64_t capacity = 0;             // rows the table starts with room for
   std::int64_t max_rows = kMaxRows;
   double max_load_factor = 0.85;
 };

@@ -27,8 +27,8 @@ template <class R>
 class Scratch {  // 64-byte aligned, not initialised
  public:
   explicit Scratch(std::int64_t count)
-      : data_(static_cast<R*>(
-            ::operator new(static_cast<std::size_t>(count) * sizeof(R) + 64, std::align_val_t{64}))) {}
+      : data_(static_cast<R*>(::operator new(static_cast<std::size_t>(count) * sizeof(R) + 64, std::align_val_t{64}))) {
+  }
   R* get() const { return data_.get(); }
 
  private:
@@ -109,8 +109,13 @@ class Pass {
   using Key = typename Candidate<R>::Key;
 
   Pass(const MemoryCall& call, std::int64_t first, std::int64_t count)
-      : call_(call), first_(first), count_(count), slots_(call.keys.shape[0]), dim_(call.keys.shape[1]),
-        groups_((count + kGroup - 1) / kGroup), queries_(groups_ * kGroup * dim_) {
+      : call_(call),
+        first_(first),
+        count_(count),
+        slots_(call.keys.shape[0]),
+        dim_(call.keys.shape[1]),
+        groups_((count + kGroup - 1) / kGroup),
+        queries_(groups_ * kGroup * dim_) {
     pack_queries(call.query, first, count, queries_.get());
   }
 
@@ -307,9 +312,9 @@ void sketch_read(const SketchReadCall& call) {
       }
       const double base = call.base_prediction[b];
       const bool empty = !(sum > 0.0);
-      call.prediction[b] = empty ? compensated({1.0, 0.0, 0.0}, base, 0.0, 0.0)
-                                 : compensated(call.readout, base, label / sum * kSketchUnit,
-                                               stored_base / sum * kSketchUnit);
+      call.prediction[b] =
+          empty ? compensated({1.0, 0.0, 0.0}, base, 0.0, 0.0)
+                : compensated(call.readout, base, label / sum * kSketchUnit, stored_base / sum * kSketchUnit);
       if (call.weights == nullptr) continue;
       for (std::int64_t r = 0; r < call.repeats; ++r) {
         call.weights[b * call.repeats + r] = empty ? 0.0 : weights[static_cast<std::size_t>(r)] / sum;

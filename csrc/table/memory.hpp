@@ -78,14 +78,14 @@ void compact(Candidates<double>& found);
 
 template <class R>
 struct ScanCall {
-  const R* queries;      // (groups, dim, kGroup): unit vectors, 0 where there is no query
-  std::int64_t count;    // queries
-  View keys;             // (N, dim), unit stride inside a row
-  std::int64_t first;    // slot that is counted as 0
+  const R* queries;         // (groups, dim, kGroup): unit vectors, 0 where there is no query
+  std::int64_t count;       // queries
+  View keys;                // (N, dim), unit stride inside a row
+  std::int64_t first;       // slot that is counted as 0
   std::int64_t begin, end;  // slots to look at, counted from `first`
-  Candidates<R>* found;  // (count,)
-  R* panels;             // block_slots(dim) * dim, 64-byte aligned
-  R* tile;               // kGroup * kMostTileSlots, 64-byte aligned
+  Candidates<R>* found;     // (count,)
+  R* panels;                // block_slots(dim) * dim, 64-byte aligned
+  R* tile;                  // kGroup * kMostTileSlots, 64-byte aligned
 };
 
 struct Readout {
@@ -150,11 +150,10 @@ void sketch_read(const SketchReadCall& call);
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(
-    void scan_slots(const table::ScanCall<float>& call);
-    void scan_slots(const table::ScanCall<double>& call);
-    void pack_projections(const table::BucketCall& call, float* panels);
-    void bucket_rows(const table::BucketCall& call, const table::BucketRange& range);)
+HOTLOOP_FOR_EACH_SIMD(void scan_slots(const table::ScanCall<float>& call);
+                      void scan_slots(const table::ScanCall<double>& call);
+                      void pack_projections(const table::BucketCall& call, float* panels);
+                      void bucket_rows(const table::BucketCall& call, const table::BucketRange& range);)
 
 namespace hotloop::table {
 inline void scan_slots(const ScanCall<float>& call) { HOTLOOP_SIMD_DISPATCH(scan_slots(call)) }

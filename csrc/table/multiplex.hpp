@@ -17,7 +17,7 @@ namespace hotloop::table {
 enum class Combiner { kSum, kMean, kSqrtn };
 
 struct MultiplexFeature {
-  const std::int64_t* values;   // (count,)
+  const std::int64_t* values;  // (count,)
   std::int64_t count;
   const std::int64_t* offsets;  // (batch + 1,), or null: `bag` values per sample
   std::int64_t bag;

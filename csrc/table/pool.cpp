@@ -18,9 +18,10 @@ constexpr std::int64_t kGrain = 256;  // positions worth a thread: about 20 us
 using AddRows = decltype(&simd_baseline::table_add_rows);
 using MaxRow = decltype(&simd_baseline::table_max_row);
 using DotRow = decltype(&simd_baseline::table_dot_row);
-AddRows add_rows() { HOTLOOP_SIMD_DISPATCH(table_add_rows) }
-MaxRow max_row() { HOTLOOP_SIMD_DISPATCH(table_max_row) }
-DotRow dot_row() { HOTLOOP_SIMD_DISPATCH(table_dot_row) }
+AddRows add_rows(){HOTLOOP_SIMD_DISPATCH(table_add_rows)} MaxRow max_row(){HOTLOOP_SIMD_DISPATCH(table_max_row)} DotRow
+    dot_row() {
+  HOTLOOP_SIMD_DISPATCH(table_dot_row)
+}
 
 // Calls use(row of values) until it ran on a row that nobody wrote meanwhile; false where it is not the key's.
 template <class Use>
@@ -176,9 +177,11 @@ void divide_bags(const Bags& bags, Body&& body) {
   const std::int64_t n = bags.count > 0 ? bags.end(bags.count - 1) - bags.begin(0) + bags.count : 0;
   const std::int64_t threads = std::clamp<std::int64_t>(n / kGrain, 1, max_threads());
   const auto bag_at = [&](std::int64_t share) {
-    if (share >= threads || bags.offsets == nullptr) return share >= threads ? bags.count : bags.count * share / threads;
+    if (share >= threads || bags.offsets == nullptr)
+      return share >= threads ? bags.count : bags.count * share / threads;
     const std::int64_t position = bags.begin(0) + (bags.end(bags.count - 1) - bags.begin(0)) * share / threads;
-    return static_cast<std::int64_t>(std::lower_bound(bags.offsets, bags.offsets + bags.count, position) - bags.offsets);
+    return static_cast<std::int64_t>(std::lower_bound(bags.offsets, bags.offsets + bags.count, position) -
+                                     bags.offsets);
   };
   if (bags.count == 0) return;
   parallel_for(threads, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -213,7 +216,8 @@ namespace {
 
 // Calls visited(position, key, row) for the positions of all bags, in order within a bag; row: kNoRow if it is nowhere.
 template <class Visited>
-void pool_and_visit(const Table& table, const Bags& bags, const std::uint32_t* rows, const Pooled& pooled, Visited&& visited) {
+void pool_and_visit(const Table& table, const Bags& bags, const std::uint32_t* rows, const Pooled& pooled,
+                    Visited&& visited) {
   divide_bags(bags, [&](std::int64_t first, std::int64_t last) {
     Sums sums(table, bags, pooled);
     std::int64_t bag = first;
@@ -303,8 +307,10 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
   std::vector<std::int64_t> again;  // bags
   std::int64_t bag = 0;
   for (const std::int64_t at : changed) {
-    if (bags.offsets == nullptr) bag = at;
-    else bag = std::upper_bound(bags.offsets + bag, bags.offsets + bags.count, at) - bags.offsets - 1;
+    if (bags.offsets == nullptr)
+      bag = at;
+    else
+      bag = std::upper_bound(bags.offsets + bag, bags.offsets + bags.count, at) - bags.offsets - 1;
     if (again.empty() || again.back() != bag) again.push_back(bag);
   }
   parallel_for(static_cast<std::int64_t>(again.size()), kGrain / 8, [&](std::int64_t begin, std::int64_t end) {

@@ -72,8 +72,8 @@ float largest(const float* x, std::int64_t n);
 
 HOTLOOP_FOR_EACH_SIMD(
     // out = sum + weight * row, for one row after the other; sum: null for zeros.
-    void table_add_rows(Dtype dtype, const table::WeightedRow* rows, std::int64_t count, std::int64_t dim, const float* sum,
-                        float* out);
+    void table_add_rows(Dtype dtype, const table::WeightedRow* rows, std::int64_t count, std::int64_t dim,
+                        const float* sum, float* out);
     void table_max_row(Dtype dtype, const void* row, float scale, std::int64_t position, const float* best,
                        const std::int64_t* from, std::int64_t dim, float* out, std::int64_t* out_from);
     float table_dot_row(Dtype dtype, const void* row, const float* grad, std::int64_t dim);

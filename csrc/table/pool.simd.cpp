@@ -47,12 +47,14 @@ HOTLOOP_INLINE void load(const Storage* p, Lanes& lanes) {
 
 // kVectors * kLanes columns from `begin` on of all rows, with their sums in registers.
 template <int kVectors, class Storage>
-HOTLOOP_INLINE void add_columns(const table::WeightedRow* rows, std::int64_t count, std::int64_t begin, const float* sum,
-                                float* out) {
+HOTLOOP_INLINE void add_columns(const table::WeightedRow* rows, std::int64_t count, std::int64_t begin,
+                                const float* sum, float* out) {
   Lanes total[kVectors];
   for (int v = 0; v < kVectors; ++v) {
-    if (sum != nullptr) load(sum + begin + v * kLanes, total[v]);
-    else total[v] = Lanes{};
+    if (sum != nullptr)
+      load(sum + begin + v * kLanes, total[v]);
+    else
+      total[v] = Lanes{};
   }
   for (std::int64_t i = 0; i < count; ++i) {
     const Storage* const row = static_cast<const Storage*>(rows[i].row) + begin;
@@ -77,7 +79,8 @@ void table_add_rows(Dtype dtype, const table::WeightedRow* rows, std::int64_t co
     for (; j + kLanes <= dim; j += kLanes) add_columns<1, Storage>(rows, count, j, sum, out);
     for (; j < dim; ++j) {
       float total = sum != nullptr ? sum[j] : 0.0f;
-      for (std::int64_t i = 0; i < count; ++i) total += rows[i].weight * element(static_cast<const Storage*>(rows[i].row), j);
+      for (std::int64_t i = 0; i < count; ++i)
+        total += rows[i].weight * element(static_cast<const Storage*>(rows[i].row), j);
       out[j] = total;
     }
   });

@@ -14,8 +14,10 @@ constexpr std::size_t kMostErased = std::size_t{1} << 21;
 template <class T>
 void put_out(T* out, std::int64_t i, const char* row, std::int64_t offset) {
   if (out == nullptr) return;
-  if (offset < 0) out[i] = 0;
-  else std::memcpy(&out[i], row + offset, sizeof(T));
+  if (offset < 0)
+    out[i] = 0;
+  else
+    std::memcpy(&out[i], row + offset, sizeof(T));
 }
 
 }  // namespace
@@ -43,7 +45,8 @@ std::int64_t Table::export_rows(std::uint32_t begin, std::uint32_t end, std::uin
     }
     if (!live) continue;
     put_out(out.keys, n, row, 0);
-    if (out.values) std::memcpy(out.values.row(n), row + layout_.values, static_cast<std::size_t>(layout_.value_bytes()));
+    if (out.values)
+      std::memcpy(out.values.row(n), row + layout_.values, static_cast<std::size_t>(layout_.value_bytes()));
     if (out.state) std::memcpy(out.state.row(n), row + layout_.state, static_cast<std::size_t>(layout_.states) * 4);
     put_out(out.scores, n, row, layout_.score);
     put_out(out.times, n, row, layout_.time);

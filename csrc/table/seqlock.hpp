@@ -67,8 +67,10 @@ static inline void copy_words(char* to, const char* from, std::size_t& bytes, st
 
 // A call of memcpy costs as much as a short row.
 static inline void copy_bytes(void* to, const void* from, std::size_t bytes) {
-  if (bytes == 8) std::memcpy(to, from, 8);
-  else std::memcpy(to, from, bytes);
+  if (bytes == 8)
+    std::memcpy(to, from, 8);
+  else
+    std::memcpy(to, from, bytes);
 }
 
 // Out of a row (from) or into one (to). Parts of a row start at multiples of 4 bytes.

@@ -192,8 +192,10 @@ char* Table::fill(std::uint32_t row, std::uint64_t key, const Upsert& call, std:
 
 void Table::fill(char* row, std::uint64_t key, const Upsert& call, std::int64_t at) const {
   for (std::int64_t at_head = 8; at_head < layout_.values; at_head += 4) std::memset(row + at_head, 0, 4);
-  if (call.values) copy_bytes(row + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
-  else initialize(row, key);
+  if (call.values)
+    copy_bytes(row + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
+  else
+    initialize(row, key);
   if (layout_.states > 0) {
     std::memcpy(row + layout_.state, settings_.initial_state.data(), static_cast<std::size_t>(layout_.states) * 4);
   }

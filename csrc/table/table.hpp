@@ -6,8 +6,8 @@
 // sequence lock. Of a batch, one thread meets all occurrences of a key, in order: results do not depend on threads.
 #pragma once
 
-#include <atomic>
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <exception>
@@ -69,9 +69,9 @@ struct Upsert {
   Stamp stamp{};
   const Admission* admission = nullptr;
   Evicted* evicted = nullptr;
-  std::uint32_t* rows = nullptr;   // (n,) out: the row of each key, kNoRow if it was not let in
-  std::uint8_t* found = nullptr;   // (n,) out, optional: the key was there before
-  bool* evicts = nullptr;          // out, optional: set if somebody may have had to leave
+  std::uint32_t* rows = nullptr;  // (n,) out: the row of each key, kNoRow if it was not let in
+  std::uint8_t* found = nullptr;  // (n,) out, optional: the key was there before
+  bool* evicts = nullptr;         // out, optional: set if somebody may have had to leave
 };
 
 // What became of one key of a batch.
@@ -127,7 +127,8 @@ class Table {
   // Erases rows last used before `time`; says how many.
   std::int64_t expire(std::uint32_t time);
 
-  // Calls edit(row) under the row's lock if it still is the key's, and says so. at: position in the batch, or -1 (touch).
+  // Calls edit(row) under the row's lock if it still is the key's, and says so. at: position in the batch, or -1
+  // (touch).
   template <class Edit>
   bool edit(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at, Edit&& edit);
 
@@ -139,8 +140,8 @@ class Table {
   };
   // Rows of [begin, end) in use whose version is above `since`, from the front of the outputs on; says how many.
   std::int64_t export_rows(std::uint32_t begin, std::uint32_t end, std::uint64_t since, const Export& out) const;
-  // Puts rows back with state, score and time as exported. beyond: of a replica, whose source has decided who stays; the
-  // bound does not count then, and rows above it stay until somebody enters, or `trim`.
+  // Puts rows back with state, score and time as exported. beyond: of a replica, whose source has decided who stays;
+  // the bound does not count then, and rows above it stay until somebody enters, or `trim`.
   void import_rows(Keys keys, const Export& rows, bool beyond = false);
   // Evicts the lowest rows above the bound; says how many. Throws TableFull if no strategy says whom.
   std::int64_t trim();
@@ -213,8 +214,8 @@ class Table {
     std::vector<std::int64_t> no_room, crossed;
   };
   // end: behind the buckets that this thread has to itself, null if it has none. whole: it has all of them.
-  void upsert_some(Index& index, const Bucket* end, bool whole, const Upsert& call, const std::int64_t* positions, std::int64_t count,
-                   std::int64_t room_at_once, Outcome* outcomes, Left& left);
+  void upsert_some(Index& index, const Bucket* end, bool whole, const Upsert& call, const std::int64_t* positions,
+                   std::int64_t count, std::int64_t room_at_once, Outcome* outcomes, Left& left);
   void upsert_slice(const Upsert& call, const std::int64_t* positions, std::int64_t begin, std::int64_t count,
                     std::int64_t room_at_once, std::vector<std::int64_t>& deferred);
   // Positions that found no room in a table that evicts; others throw TableFull.

@@ -61,7 +61,8 @@ std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* ro
       for (std::int64_t i = bags.begin(b) - first, last = bags.end(b) - first; i < last; ++i) {
         if (count == mine.size()) mine.resize(count + count / 4);
         const std::uint32_t row = rows[first + i];
-        const std::int64_t share = (std::uint64_t{row} * 0x9E3779B1u >> 16 & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16;
+        const std::int64_t share =
+            (std::uint64_t{row} * 0x9E3779B1u >> 16 & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16;
         // Written whether it is ours or not: a branch would be mispredicted every other time.
         mine[count] = {row, static_cast<std::uint32_t>(i), static_cast<std::uint32_t>(b)};
         count += static_cast<std::size_t>((row != kNoRow) & (share >= begin) & (share < end));
@@ -99,15 +100,18 @@ std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* ro
         parts.push_back({g, weight});
       }
       const float* merged = sum.data();
-      if (parts.size() == 1 && parts[0].weight == 1.0f) merged = static_cast<const float*>(parts[0].row);
-      else if (!parts.empty()) add(Dtype::kFloat32, parts.data(), static_cast<std::int64_t>(parts.size()), dim, nullptr, sum.data());
+      if (parts.size() == 1 && parts[0].weight == 1.0f)
+        merged = static_cast<const float*>(parts[0].row);
+      else if (!parts.empty())
+        add(Dtype::kFloat32, parts.data(), static_cast<std::int64_t>(parts.size()), dim, nullptr, sum.data());
       const std::int64_t occurrences = static_cast<std::int64_t>(last - i);
       i = last;
       const std::uint64_t random = mix64(update.seed + stamp.tick * 0x9E3779B97F4A7C15ull) ^ mix64(key);
       bool done = false;
       for (std::uint32_t r = row; !done && r != kNoRow;) {
         done = table.edit(key, r, stamp, -1, [&](char* p) {
-          apply(update.spec, dim, merged, p + table.layout().values, reinterpret_cast<float*>(p + table.layout().state), random);
+          apply(update.spec, dim, merged, p + table.layout().values, reinterpret_cast<float*>(p + table.layout().state),
+                random);
         });
         if (!done) r = table.look_again(key);
       }

@@ -11,12 +11,8 @@
 namespace hotloop::cuda {
 
 #if defined(__CUDACC__)
-__device__ __forceinline__ std::int64_t block_index() {
-  return static_cast<std::int64_t>(blockIdx.x);
-}
-__device__ __forceinline__ std::int64_t thread_in_block() {
-  return static_cast<std::int64_t>(threadIdx.x);
-}
+__device__ __forceinline__ std::int64_t block_index() { return static_cast<std::int64_t>(blockIdx.x); }
+__device__ __forceinline__ std::int64_t thread_in_block() { return static_cast<std::int64_t>(threadIdx.x); }
 __device__ __forceinline__ std::int64_t thread_index() {
   return block_index() * static_cast<std::int64_t>(blockDim.x) + thread_in_block();
 }
@@ -28,14 +24,12 @@ __device__ __forceinline__ std::int64_t thread_count() {
 inline constexpr std::int64_t kMaxGridBlocks = 2147483647;  // x extent, compute capability 3.0 on
 
 // Blocks of a grid-stride loop over `items`, at most `most`.
-inline unsigned int grid_blocks(const char* op, std::int64_t items, std::int64_t threads,
-                                std::int64_t most) {
+inline unsigned int grid_blocks(const char* op, std::int64_t items, std::int64_t threads, std::int64_t most) {
   const std::int64_t wanted = items / threads + (items % threads != 0 ? 1 : 0);
   const std::int64_t blocks = wanted < most ? wanted : most;
   if (blocks > kMaxGridBlocks) {
-    throw std::runtime_error(std::string("[") + op + "] launch: expected at most " +
-                             std::to_string(kMaxGridBlocks) + " blocks, got " +
-                             std::to_string(blocks) + ". Pass fewer rows.");
+    throw std::runtime_error(std::string("[") + op + "] launch: expected at most " + std::to_string(kMaxGridBlocks) +
+                             " blocks, got " + std::to_string(blocks) + ". Pass fewer rows.");
   }
   return static_cast<unsigned int>(blocks);
 }
@@ -60,8 +54,7 @@ class DeviceScope {
   static void check(const char* op, int device, cudaError_t status) {
     if (status == cudaSuccess) return;
     static_cast<void>(cudaGetLastError());  // the next call must not report this one's error
-    throw std::runtime_error(std::string("[") + op +
-                             "] device: expected a usable CUDA device, got cuda:" +
+    throw std::runtime_error(std::string("[") + op + "] device: expected a usable CUDA device, got cuda:" +
                              std::to_string(device) + " (" + cudaGetErrorString(status) + ").");
   }
 
@@ -92,8 +85,8 @@ inline std::int64_t resident_blocks(const char* op, const void* kernel, int thre
 inline void check_launch(const char* op) {
   const cudaError_t status = cudaGetLastError();
   if (status == cudaSuccess) return;
-  std::string text = std::string("[") + op + "] launch: " + cudaGetErrorName(status) + ": " +
-                     cudaGetErrorString(status) + ".";
+  std::string text =
+      std::string("[") + op + "] launch: " + cudaGetErrorName(status) + ": " + cudaGetErrorString(status) + ".";
   if (status == cudaErrorNoKernelImageForDevice) {
     text += " hotloop._cuda is compiled for " HOTLOOP_CUDA_ARCH_LIST
             "; rebuild it with -C cmake.define.HOTLOOP_CUDA_ARCHS naming this device.";

@@ -45,8 +45,8 @@ class Team {
   static constexpr std::int64_t kLetters = 2 * kLanes;
 
   // `letters`: those of the team's first block.
-  HOTLOOP_BOTH Team(Memory& memory, Letter* letters, std::int64_t thread, std::int64_t rank,
-                    std::int64_t blocks, std::uint64_t epoch)
+  HOTLOOP_BOTH Team(Memory& memory, Letter* letters, std::int64_t thread, std::int64_t rank, std::int64_t blocks,
+                    std::uint64_t epoch)
       : memory_(memory),
         letters_(letters),
         epoch_(epoch),

@@ -31,7 +31,7 @@ std::uint64_t shuffle_xor(std::uint64_t x, int distance);  // of the 32 threads 
 std::uint64_t shuffle_up(std::uint64_t x, int distance);
 std::uint64_t shuffle(std::uint64_t x, int lane);  // what the thread `lane` of the warp brought
 std::uint32_t ballot(bool x);                      // bit i: what thread i of the warp brought
-void wait();  // another thread runs
+void wait();                                       // another thread runs
 }  // namespace emulated
 #endif
 
@@ -195,18 +195,14 @@ HOTLOOP_INLINE std::uint32_t add_global(std::uint32_t* at, std::uint32_t x) {
 }
 HOTLOOP_INLINE void add_global(std::uint64_t* at, std::uint64_t x) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(at)),
-               "l"(x)
-               : "memory");
+  asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "l"(x) : "memory");
 #else
   *at += x;
 #endif
 }
 HOTLOOP_INLINE void max_global(std::uint64_t* at, std::uint64_t x) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(at)),
-               "l"(x)
-               : "memory");
+  asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "l"(x) : "memory");
 #else
   *at = *at < x ? x : *at;
 #endif
@@ -214,9 +210,7 @@ HOTLOOP_INLINE void max_global(std::uint64_t* at, std::uint64_t x) {
 
 HOTLOOP_INLINE void max_global(std::uint32_t* at, std::uint32_t x) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("red.relaxed.gpu.global.max.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(at)),
-               "r"(x)
-               : "memory");
+  asm volatile("red.relaxed.gpu.global.max.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(at)), "r"(x) : "memory");
 #else
   *at = *at < x ? x : *at;
 #endif

@@ -37,13 +37,9 @@ HOTLOOP_INLINE std::int64_t lead_of(const RowSource& row) {
   const auto bytes = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(row.data) % 16);
   return bytes / item_size(row.dtype);
 }
-HOTLOOP_INLINE Packs packs_of(const RowSource& row) {
-  return {0, (row.vocabulary + lead_of(row) + kPack - 1) / kPack};
-}
+HOTLOOP_INLINE Packs packs_of(const RowSource& row) { return {0, (row.vocabulary + lead_of(row) + kPack - 1) / kPack}; }
 // The first token of a pack; negative where the row begins inside it.
-HOTLOOP_INLINE std::int64_t first_of(const RowSource& row, std::int64_t pack) {
-  return pack * kPack - lead_of(row);
-}
+HOTLOOP_INLINE std::int64_t first_of(const RowSource& row, std::int64_t pack) { return pack * kPack - lead_of(row); }
 
 // Larger for a larger number; 0 and -0 are one. Never 0 itself, which stands for none.
 HOTLOOP_INLINE std::uint64_t order_key(double x) {
@@ -75,12 +71,10 @@ struct alignas(kCount == 1 ? alignof(Storage) : 16) Items {
 
 // Tokens from `first` on, as stored; those outside the row are 0.
 template <class Storage, int kCount>
-HOTLOOP_INLINE Items<Storage, kCount> fetch(const void* row, std::int64_t vocabulary,
-                                            std::int64_t first) {
+HOTLOOP_INLINE Items<Storage, kCount> fetch(const void* row, std::int64_t vocabulary, std::int64_t first) {
   const Storage* x = static_cast<const Storage*>(row);
   const bool inside = first >= 0 && first + kCount <= vocabulary;
-  if (inside &&
-      reinterpret_cast<std::uintptr_t>(x + first) % alignof(Items<Storage, kCount>) == 0) {
+  if (inside && reinterpret_cast<std::uintptr_t>(x + first) % alignof(Items<Storage, kCount>) == 0) {
     return cuda::read_global(reinterpret_cast<const Items<Storage, kCount>*>(x + first));
   }
   Items<Storage, kCount> items{};
@@ -112,8 +106,8 @@ HOTLOOP_INLINE void add_bias(const RowSource& row, std::int64_t first, R (&z)[kC
 
 // Logits (scaled, biased) or probabilities of fetched tokens; none outside the row.
 template <class Storage, class R, int kCount>
-HOTLOOP_INLINE void values_of(const RowSource& row, std::int64_t first,
-                              const Items<Storage, kCount>& items, R (&z)[kCount]) {
+HOTLOOP_INLINE void values_of(const RowSource& row, std::int64_t first, const Items<Storage, kCount>& items,
+                              R (&z)[kCount]) {
   HOTLOOP_UNROLL
   for (int i = 0; i < kCount; ++i) z[i] = static_cast<R>(to_float(items.item[i]));
   if (!row.logits) {
@@ -151,8 +145,7 @@ HOTLOOP_INLINE void over_packs_of(const RowSource& row, Packs packs, int in_warp
   const bool plain = row.reference == nullptr && row.biases == 0;
   // Packs that lie inside the row.
   const std::int64_t last = (row.vocabulary + lead) / kPack;
-  const std::int64_t begin = lead > 0 && packs.begin < 1 ? 1 : packs.begin,
-                     end = packs.end < last ? packs.end : last;
+  const std::int64_t begin = lead > 0 && packs.begin < 1 ? 1 : packs.begin, end = packs.end < last ? packs.end : last;
   const std::int64_t whole = plain && begin < end ? end - begin : 0;
   const R scale = row.logits ? static_cast<R>(row.scale) : R(1);
   for (std::int64_t j = in_warp; j < whole; j += kAhead * kWarp) {
@@ -240,8 +233,7 @@ struct Scale {
 };
 
 template <class R, int kCount>
-HOTLOOP_INLINE void probabilities(const RowLaw& law, std::int64_t first, const R (&z)[kCount],
-                                  double (&p)[kCount]) {
+HOTLOOP_INLINE void probabilities(const RowLaw& law, std::int64_t first, const R (&z)[kCount], double (&p)[kCount]) {
   const Scale<R> weight(law);
   HOTLOOP_UNROLL
   for (int i = 0; i < kCount; ++i) {
@@ -322,9 +314,8 @@ struct Digit {
 };
 // Counts the tokens of each digit, or adds up their weights, in 64 bits split in two: shared memory
 // adds 32 at once. Tokens below `least`, and those a logit of -inf has removed, are passed over.
-HOTLOOP_OUTLINE void fill_bins(const RowLaw& shared, Packs packs, int in_warp, Digit digit,
-                               bool by_mass, double least, std::uint32_t* low,
-                               std::uint32_t* high) {
+HOTLOOP_OUTLINE void fill_bins(const RowLaw& shared, Packs packs, int in_warp, Digit digit, bool by_mass, double least,
+                               std::uint32_t* low, std::uint32_t* high) {
   const RowLaw law = shared;
   over_packs(law.source, packs, in_warp, [&](std::int64_t first, const auto& z) {
     using R = std::decay_t<decltype(z[0])>;
@@ -355,8 +346,7 @@ struct Left {
   std::int64_t taken_count = 0;
 };
 template <class R>
-HOTLOOP_INLINE void left_of(const Left& left, std::int64_t first, const R (&z)[kPack],
-                            double (&rest)[kPack]) {
+HOTLOOP_INLINE void left_of(const Left& left, std::int64_t first, const R (&z)[kPack], double (&rest)[kPack]) {
   probabilities(*left.p, first, z, rest);
   if (left.q == nullptr) {
     HOTLOOP_UNROLL
@@ -364,8 +354,7 @@ HOTLOOP_INLINE void left_of(const Left& left, std::int64_t first, const R (&z)[k
     return;
   }
   double q[kPack];
-  at_tokens<kPack>(left.q->source, first,
-                   [&](const auto& second) { probabilities(*left.q, first, second, q); });
+  at_tokens<kPack>(left.q->source, first, [&](const auto& second) { probabilities(*left.q, first, second, q); });
   HOTLOOP_UNROLL
   for (int i = 0; i < kPack; ++i) rest[i] = residual(left.a, rest[i], left.b, q[i]);
 }
@@ -390,8 +379,7 @@ HOTLOOP_OUTLINE std::uint64_t left_units(const Left& left, Packs packs, int in_w
 }
 
 // The units of each token of a pack.
-HOTLOOP_OUTLINE void pack_weights(const RowLaw& law, std::int64_t pack,
-                                  std::uint64_t (&units)[kPack]) {
+HOTLOOP_OUTLINE void pack_weights(const RowLaw& law, std::int64_t pack, std::uint64_t (&units)[kPack]) {
   at_tokens<kPack>(law.source, first_of(law.source, pack), [&](const auto& z) {
     const Scale<std::decay_t<decltype(z[0])>> weight(law);
     HOTLOOP_UNROLL

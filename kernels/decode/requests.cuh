@@ -22,19 +22,17 @@ struct Plan {
 //   - below 2048 tokens a block's share of a pass is less than what the exchange after it takes;
 //   - 64 letters are two for each thread of the warp that reads them;
 //   - the two exchanges of an opening are worth reading 60 KB that may turn out not to be needed.
-inline Plan plan_of(std::int64_t resident, std::int64_t batch, std::int64_t vocabulary,
-                    std::int64_t rows, std::int64_t row_bytes) {
+inline Plan plan_of(std::int64_t resident, std::int64_t batch, std::int64_t vocabulary, std::int64_t rows,
+                    std::int64_t row_bytes) {
   constexpr std::int64_t kLeastTokens = 2048, kMostBlocks = 64, kWorthAnOpening = 60000;
   const auto between = [](std::int64_t x, std::int64_t least, std::int64_t most) {
     return x < least ? least : x < most ? x : most;
   };
   Plan plan;
-  const std::int64_t useful =
-      between((vocabulary + kLeastTokens - 1) / kLeastTokens, 1, kMostBlocks);
+  const std::int64_t useful = between((vocabulary + kLeastTokens - 1) / kLeastTokens, 1, kMostBlocks);
   plan.blocks = between(resident / batch, 1, useful < resident ? useful : resident);
   plan.teams = between(resident / plan.blocks, 1, batch);
-  plan.window = between(kWorthAnOpening * plan.blocks / row_bytes, 1,
-                        rows < kMostWindow ? rows : kMostWindow);
+  plan.window = between(kWorthAnOpening * plan.blocks / row_bytes, 1, rows < kMostWindow ? rows : kMostWindow);
   return plan;
 }
 
@@ -103,14 +101,12 @@ class Block {
   using Team = typename Memory::BlockTeam;
   using Rows = typename Memory::Rows;
 
-  HOTLOOP_BOTH Block(Memory& memory, const Launch<Call>& launch, const LawTable& target,
-                     const LawTable* draft, std::int64_t width, std::int64_t thread,
-                     std::int64_t block)
+  HOTLOOP_BOTH Block(Memory& memory, const Launch<Call>& launch, const LawTable& target, const LawTable* draft,
+                     std::int64_t width, std::int64_t thread, std::int64_t block)
       : launch_(launch),
         index_(block),
         team_index_(block / launch.plan.blocks),
-        team(memory.team, letters(), thread, block % launch.plan.blocks, launch.plan.blocks,
-             epochs()->now),
+        team(memory.team, letters(), thread, block % launch.plan.blocks, launch.plan.blocks, epochs()->now),
         rows(team, memory.rows, target, draft, places(target, draft, width), launch.plan.window),
         reach_(at<double>(launch.places.reach) + team_index_ * (width + 1)) {}
 
@@ -135,8 +131,7 @@ class Block {
     const std::int64_t first = team_index_ * launch_.plan.blocks;
     return at<cuda::Letter>(launch_.places.letters) + first * Team::kLetters;
   }
-  HOTLOOP_BOTH Places places(const LawTable& target, const LawTable* draft,
-                             std::int64_t width) const {
+  HOTLOOP_BOTH Places places(const LawTable& target, const LawTable* draft, std::int64_t width) const {
     const std::int64_t more = draft == nullptr ? 0 : draft->biases;
     std::int64_t* ids = at<std::int64_t>(launch_.places.bias_ids) + index_ * (target.biases + more);
     float* values = at<float>(launch_.places.bias) + index_ * (target.biases + more);
@@ -158,11 +153,9 @@ class Block {
 };
 
 HOTLOOP_BOTH inline Draws draws_for(const Seeds& seeds, std::int64_t b) {
-  const auto of = [b](const PerRequest<std::int64_t>& x) {
-    return x.data == nullptr ? x.value : x.data[b];
-  };
-  return {static_cast<std::uint64_t>(of(seeds.seed)),
-          seeds.counted ? static_cast<std::uint64_t>(b) : 0, of(seeds.offset)};
+  const auto of = [b](const PerRequest<std::int64_t>& x) { return x.data == nullptr ? x.value : x.data[b]; };
+  return {static_cast<std::uint64_t>(of(seeds.seed)), seeds.counted ? static_cast<std::uint64_t>(b) : 0,
+          of(seeds.offset)};
 }
 
 // Each walk with registers of its own: together they would need more than there are.
@@ -172,30 +165,28 @@ HOTLOOP_OUTLINE void outlined_chain(Rows& rows, const Id* x, std::int64_t n, con
   walk_chain(rows, x, n, draws, out);
 }
 template <class Rows, class Id>
-HOTLOOP_OUTLINE void outlined_block(Rows& rows, const Id* x, std::int64_t n, const Draws& draws,
-                                    double* reach, const Emitted<Id>& out) {
+HOTLOOP_OUTLINE void outlined_block(Rows& rows, const Id* x, std::int64_t n, const Draws& draws, double* reach,
+                                    const Emitted<Id>& out) {
   walk_block(rows, x, n, draws, reach, out);
 }
 template <class Rows, class Id>
-HOTLOOP_OUTLINE void outlined_tree(Rows& rows, const Tree<Id>& tree, const Draws& draws,
-                                   std::int64_t* nodes, const Emitted<Id>& out) {
+HOTLOOP_OUTLINE void outlined_tree(Rows& rows, const Tree<Id>& tree, const Draws& draws, std::int64_t* nodes,
+                                   const Emitted<Id>& out) {
   walk_tree(rows, tree, draws, nodes, out);
 }
 
 template <class Id, class Rows>
-HOTLOOP_BOTH void verify_request(Rows& rows, const VerifyLaunch& launch, std::int64_t b,
-                                 double* reach) {
+HOTLOOP_BOTH void verify_request(Rows& rows, const VerifyLaunch& launch, std::int64_t b, double* reach) {
   const TreeCall& call = launch.call;
-  const std::int64_t given =
-      call.lengths.data == nullptr ? call.lengths.value : call.lengths.data[b];
+  const std::int64_t given = call.lengths.data == nullptr ? call.lengths.value : call.lengths.data[b];
   const std::int64_t n = given < 0 ? 0 : given < call.width ? given : call.width;
   const bool tree = launch.walk == Walk::kTree;
   const std::int64_t out_width = (tree ? call.depth : call.width) + 1;
   const Id* x = static_cast<const Id*>(call.ids.data) + b * call.ids.row_stride;
   const Draws draws = draws_for(call.seeds, b);
   const Emitted<Id> out{static_cast<Id*>(call.output) + b * out_width,
-                        call.logps == nullptr ? nullptr : call.logps + b * out_width,
-                        call.accepted + b, call.rows_read + b, out_width};
+                        call.logps == nullptr ? nullptr : call.logps + b * out_width, call.accepted + b,
+                        call.rows_read + b, out_width};
   rows.request(b, n + 1, tree ? n + 1 : n);
   if (tree) {
     const Tree<Id> nodes{x, call.parents + b * call.width, n, call.depth, call.replacement};
@@ -208,12 +199,11 @@ HOTLOOP_BOTH void verify_request(Rows& rows, const VerifyLaunch& launch, std::in
 }
 
 template <int kThreads>
-HOTLOOP_BOTH void verify_block(BlockMemory<kThreads>& memory, const VerifyLaunch& launch,
-                               std::int64_t thread, std::int64_t index) {
+HOTLOOP_BOTH void verify_block(BlockMemory<kThreads>& memory, const VerifyLaunch& launch, std::int64_t thread,
+                               std::int64_t index) {
   const TreeCall& call = launch.call;
-  Block<kThreads, TreeCall> block(memory, launch, call.target,
-                                  call.has_draft ? &call.draft : nullptr, call.width, thread,
-                                  index);
+  Block<kThreads, TreeCall> block(memory, launch, call.target, call.has_draft ? &call.draft : nullptr, call.width,
+                                  thread, index);
   block.over_requests(call.batch, [&](std::int64_t b) {
     if (call.ids.dtype == Dtype::kInt32) {
       verify_request<std::int32_t>(block.rows, launch, b, block.reach());
@@ -224,16 +214,15 @@ HOTLOOP_BOTH void verify_block(BlockMemory<kThreads>& memory, const VerifyLaunch
 }
 
 template <int kThreads>
-HOTLOOP_BOTH void sample_block(BlockMemory<kThreads>& memory, const SampleLaunch& launch,
-                               std::int64_t thread, std::int64_t index) {
+HOTLOOP_BOTH void sample_block(BlockMemory<kThreads>& memory, const SampleLaunch& launch, std::int64_t thread,
+                               std::int64_t index) {
   const SampleCall& call = launch.call;
   Block<kThreads, SampleCall> block(memory, launch, call.law, nullptr, 0, thread, index);
   block.over_requests(call.batch * call.rows, [&](std::int64_t i) {
     const std::int64_t b = i / call.rows, r = i % call.rows;
     block.rows.request(b, r + 1, 0);
     std::int64_t token = -1;
-    if (block.rows.open(r))
-      token = block.rows.pick(draws_for(call.seeds, b).at(r, 0, kSampling).pick);
+    if (block.rows.open(r)) token = block.rows.pick(draws_for(call.seeds, b).at(r, 0, kSampling).pick);
     if (!block.rows.leader()) return;
     call.output[i] = token;
     call.logps[i] = token >= 0 ? static_cast<float>(block.rows.logp(token)) : 0.0f;

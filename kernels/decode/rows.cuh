@@ -21,8 +21,7 @@
 namespace hotloop::decode::gpu {
 
 inline constexpr int kMostWindow = 8;
-inline constexpr int kLanes =
-    2 * kMostWindow;  // a target row and a draft row for each row of a window
+inline constexpr int kLanes = 2 * kMostWindow;  // a target row and a draft row for each row of a window
 inline constexpr int kDigitBits = 11;
 inline constexpr int kBins = 1 << kDigitBits;
 // Two of them are in use at a time, the third is being cleared.
@@ -70,14 +69,9 @@ class GpuRows {
   };
 
   // `window`: rows that are opened together, 1 to kMostWindow.
-  HOTLOOP_BOTH GpuRows(Team& team, Memory& memory, const LawTable& target, const LawTable* draft,
-                       const Places& places, std::int64_t window)
-      : team_(team),
-        memory_(memory),
-        target_(target),
-        draft_(draft),
-        places_(places),
-        most_(window) {
+  HOTLOOP_BOTH GpuRows(Team& team, Memory& memory, const LawTable& target, const LawTable* draft, const Places& places,
+                       std::int64_t window)
+      : team_(team), memory_(memory), target_(target), draft_(draft), places_(places), most_(window) {
     // Parts that keep 32 packs, a full warp, where the row has them.
     const std::int64_t warps = target.vocabulary / (kPack * kWarp * team.blocks());
     parts_ = static_cast<int>(warps < 1 ? 1 : warps < kWarps ? warps : kWarps);
@@ -177,33 +171,26 @@ class GpuRows {
     return parameter.data == nullptr ? parameter.value : parameter.data[b];
   }
   HOTLOOP_BOTH static const void* at(const RowTable& table, std::int64_t b, std::int64_t r) {
-    const std::int64_t element = b * table.batch_stride + r / table.inner * table.outer_stride +
-                                 r % table.inner * table.inner_stride;
+    const std::int64_t element =
+        b * table.batch_stride + r / table.inner * table.outer_stride + r % table.inner * table.inner_stride;
     return static_cast<const char*>(table.data) + element * item_size(table.dtype);
   }
-  HOTLOOP_BOTH bool greedy(const LawTable& table) const {
-    return table.logits && !(of(table.temperature, b_) > 0.0);
-  }
+  HOTLOOP_BOTH bool greedy(const LawTable& table) const { return table.logits && !(of(table.temperature, b_) > 0.0); }
   HOTLOOP_BOTH bool truncates(const LawTable& table) const {
     const std::int64_t top_k = of(table.top_k, b_);
-    return !greedy(table) && ((top_k > 0 && top_k < table.vocabulary) ||
-                              of(table.top_p, b_) < 1.0 || of(table.min_p, b_) > 0.0);
+    return !greedy(table) &&
+           ((top_k > 0 && top_k < table.vocabulary) || of(table.top_p, b_) < 1.0 || of(table.min_p, b_) > 0.0);
   }
   // This block's packs of a row.
-  HOTLOOP_BOTH Packs share(const RowSource& row) const {
-    return piece_of(packs_of(row), team_.blocks(), team_.rank());
-  }
-  HOTLOOP_BOTH const LawTable& table_of(int lane) const {
-    return lane < kMostWindow ? target_ : *draft_;
-  }
+  HOTLOOP_BOTH Packs share(const RowSource& row) const { return piece_of(packs_of(row), team_.blocks(), team_.rank()); }
+  HOTLOOP_BOTH const LawTable& table_of(int lane) const { return lane < kMostWindow ? target_ : *draft_; }
 
   // By ascending id and, among equals, as they come; ids that are no token go.
   HOTLOOP_BOTH void sort_bias(const LawTable& table, const BiasList& sorted) {
     const std::int64_t* ids = table.bias_ids + b_ * table.biases;
     for (std::int64_t i = team_.thread(); i < table.biases; i += Team::kThreads) {
       std::int64_t place = 0;
-      for (std::int64_t j = 0; j < table.biases; ++j)
-        place += ids[j] < ids[i] || (ids[j] == ids[i] && j < i) ? 1 : 0;
+      for (std::int64_t j = 0; j < table.biases; ++j) place += ids[j] < ids[i] || (ids[j] == ids[i] && j < i) ? 1 : 0;
       sorted.ids[place] = ids[i];
       sorted.values[place] = table.bias[b_ * table.biases + i];
     }
@@ -377,8 +364,7 @@ class GpuRows {
       if (table.logits) {
         // Tokens lighter than (1 - top_p) / V of the mass do not hold 1 - top_p of it together:
         // none is needed.
-        const double lightest =
-            (1.0 - top_p) * (mass * kWeightUnit) / static_cast<double>(table.vocabulary);
+        const double lightest = (1.0 - top_p) * (mass * kWeightUnit) / static_cast<double>(table.vocabulary);
         const double cut = law.max + vlog(lightest) - 1e-3;
         least = cut > least ? cut : least;
       }
@@ -399,14 +385,12 @@ class GpuRows {
     while (shift > 0) {
       const int width = shift < kDigitBits ? shift : kDigitBits;
       shift -= width;
-      for (int i = team_.thread(); i < kBins; i += Team::kThreads)
-        memory_.low[i] = memory_.high[i] = 0;
+      for (int i = team_.thread(); i < kBins; i += Team::kThreads) memory_.low[i] = memory_.high[i] = 0;
       if (team_.thread() == 0) memory_.bin = -1;
       team_.block_sync();
       if (team_.warp() < parts_) {
         const Packs stretch = piece_of(share(law.source), parts_, team_.warp());
-        fill_bins(law, stretch, team_.in_warp(), {prefix, shift, width}, by_mass, least,
-                  memory_.low, memory_.high);
+        fill_bins(law, stretch, team_.in_warp(), {prefix, shift, width}, by_mass, least, memory_.low, memory_.high);
       }
       team_.block_sync();
       const std::uint64_t* bins = add_bins();
@@ -417,13 +401,11 @@ class GpuRows {
       above = memory_.above;
       const bool exact = !by_mass && static_cast<double>(above + memory_.inside) == wanted;
       team_.block_sync();
-      if (exact)
-        break;  // the whole bin is wanted: its lower edge parts the same tokens as their smallest
+      if (exact) break;  // the whole bin is wanted: its lower edge parts the same tokens as their smallest
     }
     const std::uint64_t key = prefix << shift;
     if (!wide) return of_order_key(static_cast<std::uint32_t>(key));
-    return key > order_key(none<double>()) ? of_order_key(key)
-                                           : none<double>();  // below lie the NaNs
+    return key > order_key(none<double>()) ? of_order_key(key) : none<double>();  // below lie the NaNs
   }
 
   HOTLOOP_BOTH void clear_bins(int set) {
@@ -471,15 +453,13 @@ class GpuRows {
   // The token at which the running sum of units reaches `wanted`, told to all by the block that
   // holds it.
   template <class Units, class PackUnits>
-  HOTLOOP_BOTH std::int64_t pick_among(const RowSource& row, const std::uint64_t* parts,
-                                       std::uint64_t wanted, std::uint64_t before,
-                                       std::uint64_t own, Units&& units, PackUnits&& pack_units) {
+  HOTLOOP_BOTH std::int64_t pick_among(const RowSource& row, const std::uint64_t* parts, std::uint64_t wanted,
+                                       std::uint64_t before, std::uint64_t own, Units&& units, PackUnits&& pack_units) {
     const bool here = before < wanted && wanted <= before + own;
     const std::int64_t token = here ? find(row, parts, wanted - before, units, pack_units) : -1;
     if (team_.blocks() == 1) return token;
     if (team_.warp() == 0) {
-      team_.put(0, 0, here && team_.thread() == 0 ? static_cast<std::uint64_t>(token + 1) : 0,
-                false);
+      team_.put(0, 0, here && team_.thread() == 0 ? static_cast<std::uint64_t>(token + 1) : 0, false);
     }
     team_.reduce(1, 1, 0u);
     return static_cast<std::int64_t>(team_.total(0)) - 1;
@@ -487,8 +467,8 @@ class GpuRows {
   // Inside this block: from stretch to stretch, each the wanted one of the last one's parts, until
   // it has a pack for each thread at most.
   template <class Units, class PackUnits>
-  HOTLOOP_BOTH std::int64_t find(const RowSource& row, const std::uint64_t* parts,
-                                 std::uint64_t wanted, Units&& units, PackUnits&& pack_units) {
+  HOTLOOP_BOTH std::int64_t find(const RowSource& row, const std::uint64_t* parts, std::uint64_t wanted, Units&& units,
+                                 PackUnits&& pack_units) {
     Packs stretch = share(row);
     int count = parts_;
     for (;;) {

@@ -20,19 +20,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     sample_kernel(const __grid_constant__ SampleLaunch launch) {
   using Memory = BlockMemory<kThreads>;
   __shared__ alignas(16) unsigned char memory[sizeof(Memory)];  // its structs have initialisers
-  sample_block(*reinterpret_cast<Memory*>(memory), launch, cuda::thread_in_block(),
-               cuda::block_index());
+  sample_block(*reinterpret_cast<Memory*>(memory), launch, cuda::thread_in_block(), cuda::block_index());
 }
 
 }  // namespace
 
 void sample_cuda(const SampleCall& call, const CudaTarget& target) {
-  const Work work{call.batch * call.rows,
-                  1,
-                  call.law.vocabulary,
-                  call.law.vocabulary * item_size(call.law.rows.dtype),
-                  0,
-                  call.law.biases};
+  const Work work{
+      call.batch * call.rows, 1, call.law.vocabulary, call.law.vocabulary * item_size(call.law.rows.dtype), 0,
+      call.law.biases};
   SampleLaunch launch{};
   launch.call = call;
   start("sample", sample_kernel, launch, work, target);

@@ -23,8 +23,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     verify_kernel(const __grid_constant__ VerifyLaunch launch) {
   using Memory = BlockMemory<kThreads>;
   __shared__ alignas(16) unsigned char memory[sizeof(Memory)];  // its structs have initialisers
-  verify_block(*reinterpret_cast<Memory*>(memory), launch, cuda::thread_in_block(),
-               cuda::block_index());
+  verify_block(*reinterpret_cast<Memory*>(memory), launch, cuda::thread_in_block(), cuda::block_index());
 }
 
 void verify(const char* op, Walk walk, const TreeCall& call, const CudaTarget& target) {
@@ -56,8 +55,7 @@ WorkspaceBytes decode_workspace_bytes(int device, std::int64_t width, std::int64
     static_cast<void>(cudaGetLastError());
     throw std::runtime_error("[decode_workspace] device: its multiprocessors cannot be counted.");
   }
-  const Layout layout =
-      layout_of(static_cast<std::int64_t>(processors) * kBlocksPerProcessor, width, biases);
+  const Layout layout = layout_of(static_cast<std::int64_t>(processors) * kBlocksPerProcessor, width, biases);
   return {layout.bytes, layout.bins};
 }
 

@@ -67,8 +67,7 @@ struct alignas(sizeof(Storage) * kCount < 16 ? sizeof(Storage) * kCount : 16) Pa
 };
 
 template <class Storage, class R>
-__device__ __forceinline__ void load(const Input<R>& column, std::int64_t first, std::int64_t n,
-                                     R (&x)[kRows<R>]) {
+__device__ __forceinline__ void load(const Input<R>& column, std::int64_t first, std::int64_t n, R (&x)[kRows<R>]) {
   const Storage* data = static_cast<const Storage*>(column.data);
   if (column.layout == Layout::kPacked && first + kRows<R> <= n) {
     const auto pack = *reinterpret_cast<const Pack<Storage, kRows<R>>*>(data + first);
@@ -84,8 +83,7 @@ __device__ __forceinline__ void load(const Input<R>& column, std::int64_t first,
 }
 
 template <class R>
-__device__ __forceinline__ void load_any(const Input<R>& column, std::int64_t first, std::int64_t n,
-                                         R (&x)[kRows<R>]) {
+__device__ __forceinline__ void load_any(const Input<R>& column, std::int64_t first, std::int64_t n, R (&x)[kRows<R>]) {
   if (column.layout == Layout::kNumber) {
     HOTLOOP_UNROLL
     for (int i = 0; i < kRows<R>; ++i) x[i] = column.number;
@@ -194,8 +192,7 @@ __global__ void __launch_bounds__(kThreads) pair_kernel(const __grid_constant__ 
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    total_kernel(const double* partials, std::int64_t count, Output out) {
+__global__ void __launch_bounds__(kThreads) total_kernel(const double* partials, std::int64_t count, Output out) {
   double sum = 0.0;
   for (std::int64_t i = cuda::thread_in_block(); i < count; i += kThreads) sum += partials[i];
   const double total = block_sum(sum);
@@ -210,14 +207,12 @@ __global__ void __launch_bounds__(kThreads)
 Layout layout_of(const void* data, Dtype dtype, std::int64_t stride, int rows) {
   const auto bytes = static_cast<std::uintptr_t>(item_size(dtype) * rows);
   const std::uintptr_t alignment = bytes < 16 ? bytes : 16;
-  const bool packed =
-      rows > 1 && stride == 1 && reinterpret_cast<std::uintptr_t>(data) % alignment == 0;
+  const bool packed = rows > 1 && stride == 1 && reinterpret_cast<std::uintptr_t>(data) % alignment == 0;
   return packed ? Layout::kPacked : Layout::kStrided;
 }
 
 Output output_of(const OutputColumn& column, int rows) {
-  return {column.data, column.stride, column.dtype,
-          layout_of(column.data, column.dtype, column.stride, rows)};
+  return {column.data, column.stride, column.dtype, layout_of(column.data, column.dtype, column.stride, rows)};
 }
 
 template <class R>
@@ -264,8 +259,8 @@ void pair_loop_cuda(const PairCudaCall& call) {
     launch<float>(call, blocks, PairHeads{});
   }
   if (total) {
-    total_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(call.stream)>>>(
-        call.partials, blocks, output_of(call.total, 1));
+    total_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(call.stream)>>>(call.partials, blocks,
+                                                                             output_of(call.total, 1));
   }
   cuda::check_launch(kOp);
 }

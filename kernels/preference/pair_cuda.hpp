@@ -18,7 +18,7 @@ struct PairCudaCall {
   PairCall pairs;  // pointers to device memory; `pairs.total` is not used
   // inputs[k].data is one double in host memory, read before the launcher returns.
   std::array<bool, kMaxHeadInputs> on_host{};
-  OutputColumn total{};  // one element, float32 or float64: the sum over rows, in a fixed order
+  OutputColumn total{};        // one element, float32 or float64: the sum over rows, in a fixed order
   double* partials = nullptr;  // (kPairPartials,) scratch; needed if `total` is wanted
   int device = 0;
   void* stream = nullptr;  // cudaStream_t

@@ -30,7 +30,10 @@ template <class Machine>
 class BasicTable : private Transfers<Machine> {
  public:
   BasicTable(const Settings& settings, Machine machine)
-      : Transfers<Machine>(std::move(machine)), settings_(settings), plan_(plan_of(settings)), keep_(machine_, false),
+      : Transfers<Machine>(std::move(machine)),
+        settings_(settings),
+        plan_(plan_of(settings)),
+        keep_(machine_, false),
         erasures_(settings.hash_seed) {
     shape_ = shape_of(settings);
     const std::int64_t states = shape_.states;
@@ -227,8 +230,10 @@ class BasicTable : private Transfers<Machine> {
     }
     with_storage([&](auto storage) {
       using Storage = decltype(storage);
-      if (wide) run(Pool<Storage, float>{memory_.store, shape_, bags(call), out.data, out.stride, sizes, largest});
-      else run(Pool<Storage, Storage>{memory_.store, shape_, bags(call), out.data, out.stride, sizes, largest});
+      if (wide)
+        run(Pool<Storage, float>{memory_.store, shape_, bags(call), out.data, out.stride, sizes, largest});
+      else
+        run(Pool<Storage, Storage>{memory_.store, shape_, bags(call), out.data, out.stride, sizes, largest});
     });
   }
 
@@ -497,8 +502,10 @@ class BasicTable : private Transfers<Machine> {
   }
 
   Unknown sorted_misses(const UpsertCall& call, std::int64_t m) {
-    Unknown u{scratch_.template take<std::uint64_t>(m), scratch_.template take<std::uint32_t>(m),
-              scratch_.template take<std::uint32_t>(m), {}};
+    Unknown u{scratch_.template take<std::uint64_t>(m),
+              scratch_.template take<std::uint32_t>(m),
+              scratch_.template take<std::uint32_t>(m),
+              {}};
     {
       const auto flags = scratch_.template take<std::uint8_t>(call.n);
       run(FlagMisses{call.rows, call.n, flags.get()});
@@ -552,9 +559,12 @@ class BasicTable : private Transfers<Machine> {
   }
 
   Leaving room_to_leave(std::int64_t d) {
-    Leaving l{scratch_.template take<std::uint8_t>(d),  scratch_.template take<std::uint64_t>(d),
-              scratch_.template take<std::uint64_t>(d), scratch_.template take<std::uint32_t>(d),
-              scratch_.template take<std::uint32_t>(d), scratch_.template take<std::uint32_t>(d),
+    Leaving l{scratch_.template take<std::uint8_t>(d),
+              scratch_.template take<std::uint64_t>(d),
+              scratch_.template take<std::uint64_t>(d),
+              scratch_.template take<std::uint32_t>(d),
+              scratch_.template take<std::uint32_t>(d),
+              scratch_.template take<std::uint32_t>(d),
               {}};
     l.gone = {l.flags.get(), l.keys.get(), l.scores.get(), l.slots.get(), l.fresh.get()};
     gone_keys_ = scratch_.template take<std::uint64_t>(d);

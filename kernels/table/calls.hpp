@@ -15,8 +15,8 @@
 namespace hotloop::table::gpu {
 
 // Whether unknown keys may enter that a batch holds so often; in the order in which the batch first has them.
-using Ask = std::function<void(std::int64_t n, const std::uint64_t* keys, const std::uint32_t* counts,
-                               std::uint8_t* admitted)>;
+using Ask =
+    std::function<void(std::int64_t n, const std::uint64_t* keys, const std::uint32_t* counts, std::uint8_t* admitted)>;
 
 // Rows outside the table, `stride` bytes apart.
 struct Rows {

@@ -79,9 +79,7 @@ struct Misses {
   }
 };
 
-HOTLOOP_INLINE int used_slots(std::uint32_t digests) {
-  return 4 - cuda::count_bits(same_bytes(digests, 0u));
-}
+HOTLOOP_INLINE int used_slots(std::uint32_t digests) { return 4 - cuda::count_bits(same_bytes(digests, 0u)); }
 
 // How full the fullest bucket would be with all of the new keys.
 struct CountFill {

@@ -20,12 +20,12 @@ struct Find {
   const std::uint64_t* keys;   // (n,)
   const std::uint32_t* given;  // (n,) slots as a write left them, kNoRow to leave a position out; or null
   std::int64_t n;
-  Matrix values;               // none: nothing is copied
-  std::uint8_t* found;         // the rest are (n,) out, null where not wanted
+  Matrix values;        // none: nothing is copied
+  std::uint8_t* found;  // the rest are (n,) out, null where not wanted
   std::uint64_t* scores;
   std::uint32_t* rows;
   std::int64_t* sizes;
-  std::uint32_t* missing;      // one number: positions without a row, but for those left out
+  std::uint32_t* missing;  // one number: positions without a row, but for those left out
 
   std::int64_t warps() const { return blocks_of(n, kGroups); }
 
@@ -83,8 +83,10 @@ struct Bags {
     std::int64_t low = 0, high = count - 1;
     while (low < high) {
       const std::int64_t middle = (low + high + 1) / 2;
-      if (offsets[middle] <= position) low = middle;
-      else high = middle - 1;
+      if (offsets[middle] <= position)
+        low = middle;
+      else
+        high = middle - 1;
     }
     return low;
   }

@@ -4,12 +4,12 @@
 
 #include <cuda_runtime.h>
 
+#include <thrust/iterator/counting_iterator.h>
+#include <cstdint>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_select.cuh>
-#include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <thrust/iterator/counting_iterator.h>
 
 #include "kernels/core/launch.cuh"
 #include "kernels/table/buffers.cuh"
@@ -78,8 +78,9 @@ class CudaMachine {
       cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
       machine_.check("stream", cudaStreamIsCapturing(machine_.stream_, &status));
       if (status != cudaStreamCaptureStatusNone) {
-        throw std::runtime_error("[Table] stream: expected one outside the capture of a CUDA graph, got one that is "
-                                 "captured. What a table does depends on numbers that it reads back.");
+        throw std::runtime_error(
+            "[Table] stream: expected one outside the capture of a CUDA graph, got one that is "
+            "captured. What a table does depends on numbers that it reads back.");
       }
       if (machine_.done_ == nullptr) {
         machine_.check("event", cudaEventCreateWithFlags(&machine_.done_, cudaEventDisableTiming));
@@ -100,9 +101,9 @@ class CudaMachine {
     const cudaError_t status = cudaMalloc(&at, bytes);
     if (status == cudaSuccess) return at;
     static_cast<void>(cudaGetLastError());
-    throw std::runtime_error("[Table] memory: expected " + std::to_string(bytes) + " free bytes on cuda:" +
-                             std::to_string(device_) + ", got " + cudaGetErrorName(status) + " (" +
-                             cudaGetErrorString(status) + "). Nothing was written by the call.");
+    throw std::runtime_error("[Table] memory: expected " + std::to_string(bytes) +
+                             " free bytes on cuda:" + std::to_string(device_) + ", got " + cudaGetErrorName(status) +
+                             " (" + cudaGetErrorString(status) + "). Nothing was written by the call.");
   }
   // Waits for what runs: nobody then still reads it.
   void release(void* at) {

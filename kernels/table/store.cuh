@@ -54,7 +54,7 @@ inline Shape shape_of(const Settings& settings) {
 struct Store {
   std::uint64_t buckets = 0;
   std::uint64_t hash_seed = kPlaceSeed;
-  std::uint32_t* digests = nullptr;   // four slots a word
+  std::uint32_t* digests = nullptr;  // four slots a word
   std::uint64_t* keys = nullptr;
   std::uint64_t* scores = nullptr;    // null without a strategy
   std::uint32_t* times = nullptr;     // null if not tracked
@@ -139,8 +139,8 @@ HOTLOOP_BOTH inline std::uint32_t locate_each(const Store& s, std::uint64_t key,
 
 // The widest access, in bytes, that rows at `at` and `stride` bytes apart allow, for a row of `bytes`.
 inline int access_of(const void* at, std::int64_t stride, std::int64_t bytes) {
-  const auto all = reinterpret_cast<std::uintptr_t>(at) | static_cast<std::uintptr_t>(stride) |
-                   static_cast<std::uintptr_t>(bytes);
+  const auto all =
+      reinterpret_cast<std::uintptr_t>(at) | static_cast<std::uintptr_t>(stride) | static_cast<std::uintptr_t>(bytes);
   return all % 16 == 0 ? 16 : all % 4 == 0 ? 4 : 2;
 }
 
@@ -153,9 +153,12 @@ HOTLOOP_BOTH inline void copy_as(char* to, const char* from, std::int64_t bytes,
 }
 // Copies a row, or writes zeros where `from` is null, by some lanes of a warp.
 HOTLOOP_BOTH inline void copy_row(char* to, const char* from, std::int64_t bytes, int access, int lane, int lanes) {
-  if (access == 16) copy_as<Quad>(to, from, bytes, lane, lanes);
-  else if (access == 4) copy_as<std::uint32_t>(to, from, bytes, lane, lanes);
-  else copy_as<std::uint16_t>(to, from, bytes, lane, lanes);
+  if (access == 16)
+    copy_as<Quad>(to, from, bytes, lane, lanes);
+  else if (access == 4)
+    copy_as<std::uint32_t>(to, from, bytes, lane, lanes);
+  else
+    copy_as<std::uint16_t>(to, from, bytes, lane, lanes);
 }
 
 // Rows of values outside the table, `stride` bytes apart.

@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
         return catalog
     if name == "__all__":  # asked for by `from hotloop import *`, which would import every room
-        from ._needs import star
+        from .front.needs import star
 
         return star(__name__, ("__version__", "catalog", *_ROOMS), _WITH_TORCH)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from . import __version__
-from ._environment import VARIABLES
 from ._registry import catalog
+from .front.environment import VARIABLES
 
 _PACKAGES = (
     "numpy",
@@ -62,7 +62,7 @@ def _run(*command: str) -> str | None:
 
 
 def _core() -> dict[str, Any]:
-    from ._native import core
+    from .front.native import core
 
     module = core()
     return {
@@ -79,7 +79,7 @@ def _cuda() -> dict[str, Any]:
     spec = importlib.util.find_spec("hotloop._cuda")
     if spec is None:
         return {"compiled": False, "devices": 0}
-    from ._native import cuda
+    from .front.native import cuda
 
     module = cuda()
     if module is None:

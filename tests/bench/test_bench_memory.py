@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hotloop import _memory as kept
+from hotloop.front import buffers as kept
 from torch import Tensor
 
 from bench import __main__ as command

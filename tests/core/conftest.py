@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from hotloop import _native
+from hotloop.front import native as _native
 
 CORE = _native.core()
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)

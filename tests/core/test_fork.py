@@ -53,7 +53,8 @@ def run(code: str) -> str:
 
 NUMPY_ROOMS = """
 import numpy as np
-from hotloop import _native, core
+from hotloop import core
+from hotloop.front import native as _native
 from hotloop.decode import Logits, sample
 from hotloop.table import Table
 
@@ -119,7 +120,7 @@ print(ends(in_threads), _native.core().max_threads())
 def test_a_fork_before_the_first_call_keeps_its_threads() -> None:
     """Servers that fork their workers first lose nothing."""
     code = """
-from hotloop import _native
+from hotloop.front import native as _native
 _native.core()
 def look():
     assert _native.core().max_threads() == 2 and not _native.core().lost_threads()

@@ -6,7 +6,8 @@ import logging
 
 import pytest
 import torch
-from hotloop import _environment, _impl
+from hotloop.front import environment
+from hotloop.front import impl as _impl
 from hotloop.logprob import linear_logprob
 
 H, W, Y = torch.ones(2, 3), torch.ones(5, 3), torch.tensor([0, 4])
@@ -19,7 +20,7 @@ def choose(impl: str, candidates: dict = CANDIDATES) -> str:
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in _environment.VARIABLES:
+    for name in environment.VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -107,15 +108,15 @@ def test_log_names_the_op_the_impl_and_the_sizes(
 
 
 def test_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _environment.workspace_bytes() == 64 * 2**20
+    assert environment.workspace_bytes() == 64 * 2**20
     monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", "0.5")
-    assert _environment.workspace_bytes() == 2**19
+    assert environment.workspace_bytes() == 2**19
     for bad in ("0", "-1", "many", "nan"):
         monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", bad)
         with pytest.raises(
             ValueError, match=rf"HOTLOOP_WORKSPACE_MB: expected a number of MiB > 0, got '{bad}'"
         ):
-            _environment.workspace_bytes()
+            environment.workspace_bytes()
 
 
 def test_no_more_than_five_variables_and_no_other_is_read() -> None:
@@ -124,11 +125,11 @@ def test_no_more_than_five_variables_and_no_other_is_read() -> None:
 
     import hotloop
 
-    assert len(_environment.VARIABLES) == 5
+    assert len(environment.VARIABLES) == 5
     root = Path(hotloop.__file__).parent
     read = {
         name
         for path in root.rglob("*.py")
         for name in re.findall(r"HOTLOOP_[A-Z_]+", path.read_text(encoding="utf-8"))
     }
-    assert read - {"HOTLOOP_CUDA", "HOTLOOP_CUDA_ARCHS"} <= set(_environment.VARIABLES)
+    assert read - {"HOTLOOP_CUDA", "HOTLOOP_CUDA_ARCHS"} <= set(environment.VARIABLES)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from hotloop import _native, catalog
+from hotloop import catalog
+from hotloop.front import native
 
 IMPORT = """
 import sys, time, json
@@ -57,9 +58,9 @@ def test_unknown_attribute() -> None:
 
 @pytest.fixture
 def fresh() -> object:
-    _native.core.cache_clear()
+    native.core.cache_clear()
     yield None
-    _native.core.cache_clear()
+    native.core.cache_clear()
 
 
 CAUSES = {
@@ -73,27 +74,27 @@ CAUSES = {
 def test_a_missing_core_names_cause_and_cure(
     cause: str, monkeypatch: pytest.MonkeyPatch, fresh: object
 ) -> None:
-    real = _native.importlib.import_module
+    real = native.importlib.import_module
 
     def fails(name: str, *rest: object) -> object:
         if name == "hotloop._core":
             raise ImportError(cause)
         return real(name, *rest)
 
-    monkeypatch.setattr(_native.importlib, "import_module", fails)
+    monkeypatch.setattr(native.importlib, "import_module", fails)
     with pytest.raises(
         ImportError, match=r"\[hotloop\] _core: cannot load the compiled CPU loops \("
     ) as caught:
-        _native.core()
+        native.core()
     assert cause in str(caught.value)
     caught.match(CAUSES[cause])
 
 
 def test_a_missing_cuda_module_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    _native.cuda.cache_clear()
+    native.cuda.cache_clear()
     monkeypatch.setitem(sys.modules, "hotloop._cuda", None)
-    assert _native.cuda() is None
-    _native.cuda.cache_clear()
+    assert native.cuda() is None
+    native.cuda.cache_clear()
 
 
 def test_core_works_where_torch_is_not_installed() -> None:

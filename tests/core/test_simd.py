@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from hotloop import _native
+from hotloop.front import native as _native
 
 LEVELS = tuple(name for name, runs in _native.core().simd_levels().items() if runs)
 N, V = 5, 1031  # a chunk of 1024 columns and a tail that is no multiple of a vector
@@ -138,7 +138,7 @@ def test_unknown_level(native: ModuleType) -> None:
 @pytest.mark.parametrize("level", [*LEVELS, "auto", "sse9"])
 def test_environment_variable(level: str) -> None:
     code = (
-        "import numpy as np\nfrom hotloop import _native, core\n"
+        "import numpy as np\nfrom hotloop import core\nfrom hotloop.front import native as _native\n"
         "core.elementary('exp', np.zeros(1, np.float32))\nprint(_native.core().last_simd_level())"
     )
     result = subprocess.run(

@@ -78,7 +78,7 @@ def test_philox_and_map_with_two_threads() -> None:
 
 
 MAPPED = """
-from hotloop import _native
+from hotloop.front import native as _native
 import numpy as np
 x = np.zeros(100_000, np.float32)
 _native.core().map("exp", x, x)

@@ -55,16 +55,16 @@ inline int run(const char* file) {
 
 }  // namespace hotloop::test
 
-#define TEST(name)                                                                                           \
-  static void name();                                                                                        \
-  [[maybe_unused]] static const auto& name##_added = ::hotloop::test::cases().emplace_back(#name, &name);    \
+#define TEST(name)                                                                                        \
+  static void name();                                                                                     \
+  [[maybe_unused]] static const auto& name##_added = ::hotloop::test::cases().emplace_back(#name, &name); \
   static void name()
-#define TEST_MAIN                                         \
+#define TEST_MAIN \
   int main() { return ::hotloop::test::run(__FILE__); }
 
 #define CHECK(condition) ::hotloop::test::check((condition), #condition, __FILE__, __LINE__)
-#define CHECK_CLOSE(a, b, relative, absolute)                                                          \
-  ::hotloop::test::check(::hotloop::test::close(static_cast<double>(a), static_cast<double>(b), (relative), (absolute)),  \
-                         #a " ~ " #b, __FILE__, __LINE__,                                                     \
-                         ::hotloop::test::text(static_cast<double>(a)) + " against " +                        \
-                             ::hotloop::test::text(static_cast<double>(b)))
+#define CHECK_CLOSE(a, b, relative, absolute)                                                                      \
+  ::hotloop::test::check(                                                                                          \
+      ::hotloop::test::close(static_cast<double>(a), static_cast<double>(b), (relative), (absolute)), #a " ~ " #b, \
+      __FILE__, __LINE__,                                                                                          \
+      ::hotloop::test::text(static_cast<double>(a)) + " against " + ::hotloop::test::text(static_cast<double>(b)))

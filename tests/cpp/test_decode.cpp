@@ -76,7 +76,8 @@ TEST(weights_are_whole_units_and_close_to_exp) {
 }
 
 TEST(target_units_stay_inside) {
-  for (const std::uint64_t mass : {std::uint64_t{1}, std::uint64_t{7}, std::uint64_t{1} << 42, (std::uint64_t{1} << 60) + 1}) {
+  for (const std::uint64_t mass :
+       {std::uint64_t{1}, std::uint64_t{7}, std::uint64_t{1} << 42, (std::uint64_t{1} << 60) + 1}) {
     CHECK(target_units(0x1p-53, mass) >= 1);
     CHECK(target_units(1.0, mass) <= mass);
     CHECK(target_units(1.0, mass) >= mass - (mass >> 52));

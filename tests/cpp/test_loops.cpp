@@ -106,8 +106,8 @@ void row_statistics_over_tiles_of_any_width() {
       const auto at = [&](int k) { return static_cast<double>(statistics[static_cast<std::size_t>(k * n + i)]); };
       CHECK_CLOSE(at(logprob::kMax), maximum, 0.0, 0.0);
       CHECK_CLOSE(at(logprob::kSumExp), sum, 1e-5, 0.0);
-      CHECK_CLOSE(at(logprob::kLabelZ),
-                  static_cast<double>(logits[static_cast<std::size_t>(i * width + labels[i])]), 0.0, 0.0);
+      CHECK_CLOSE(at(logprob::kLabelZ), static_cast<double>(logits[static_cast<std::size_t>(i * width + labels[i])]),
+                  0.0, 0.0);
       CHECK(argmax[i] == largest);
     }
   }
@@ -117,7 +117,8 @@ void row_gradient_writes_the_tile_and_nothing_else() {
   const std::int64_t n = 2, columns = 1500, width = 1510;
   std::vector<float> tile(static_cast<std::size_t>(n * width), kNan);
   for (std::int64_t i = 0; i < n; ++i) {
-    for (std::int64_t j = 0; j < columns; ++j) tile[static_cast<std::size_t>(i * width + j)] = std::cos(static_cast<float>(j + i));
+    for (std::int64_t j = 0; j < columns; ++j)
+      tile[static_cast<std::size_t>(i * width + j)] = std::cos(static_cast<float>(j + i));
   }
   const std::vector<float> before = tile;
   const std::int64_t labels[] = {1499, -100};

@@ -27,8 +27,7 @@ int head_named(const char* name) {
 
 // A column whose rows lie `stride` apart in memory that is NaN everywhere else, before and behind included.
 struct Column {
-  Column(std::size_t n, std::size_t stride, float start)
-      : step(stride), memory(n * stride + 2 * kGuard, kNan) {
+  Column(std::size_t n, std::size_t stride, float start) : step(stride), memory(n * stride + 2 * kGuard, kNan) {
     for (std::size_t i = 0; i < n; ++i) (*this)[i] = start + 0.01f * static_cast<float>(i % 97);
   }
   float& operator[](std::size_t i) { return memory[kGuard + i * step]; }

@@ -50,7 +50,8 @@ struct Batch {
     for (std::size_t i = 0; i < count; ++i) {
       keys[i] = first + next(random) % range;
       for (std::int64_t j = 0; j < kDim; ++j) {
-        values[i * kDim + static_cast<std::size_t>(j)] = static_cast<float>(keys[i] % 1000 + 1000u * static_cast<unsigned>(mark));
+        values[i * kDim + static_cast<std::size_t>(j)] =
+            static_cast<float>(keys[i] % 1000 + 1000u * static_cast<unsigned>(mark));
       }
     }
   }
@@ -75,7 +76,12 @@ struct Batch {
 };
 
 void insert(Table& table, Batch& b, std::uint32_t time = 1, Evicted* evicted = nullptr) {
-  table.upsert({.keys = b.view(), .values = b.out(), .stamp = {.time = time}, .evicted = evicted, .rows = b.rows.data(), .found = b.found.data()});
+  table.upsert({.keys = b.view(),
+                .values = b.out(),
+                .stamp = {.time = time},
+                .evicted = evicted,
+                .rows = b.rows.data(),
+                .found = b.found.data()});
 }
 
 // Index and rows agree: whoever is in a row is found, and there are as many as the table says.
@@ -260,7 +266,8 @@ TEST(writers_of_their_own_keys_lose_nothing) {
       std::uint8_t found = 0;
       table.find({&key, 1}, {reinterpret_cast<char*>(row), sizeof row}, &found, nullptr);
       CHECK((found != 0) == (wanted >= 0));
-      if (found != 0 && wanted >= 0) CHECK(row[kDim - 1] == static_cast<float>(k + 1000 * static_cast<std::uint64_t>(wanted)));
+      if (found != 0 && wanted >= 0)
+        CHECK(row[kDim - 1] == static_cast<float>(k + 1000 * static_cast<std::uint64_t>(wanted)));
       count += wanted >= 0;
     }
   }

@@ -58,8 +58,10 @@ class Model {
     std::map<std::uint64_t, std::vector<std::size_t>> unknown;  // by hash
     for (std::size_t i = 0; i < keys.size(); ++i) {
       const auto at = rows.find(keys[i]);
-      if (at == rows.end()) unknown[place_hash(keys[i], kPlaceSeed)].push_back(i);
-      else use(at->second, i, values, scores, epoch, time, tick, false);
+      if (at == rows.end())
+        unknown[place_hash(keys[i], kPlaceSeed)].push_back(i);
+      else
+        use(at->second, i, values, scores, epoch, time, tick, false);
     }
     std::vector<Gone> gone;
     for (const auto& [hash, positions] : unknown) {
@@ -240,8 +242,10 @@ TEST(verbs_against_a_map) {
           at->second.time = std::max(at->second.time, time);
           Floats& sum = sums.try_emplace(keys[i], d, 0.0f).first->second;
           for (std::size_t j = 0; j < d; ++j) {
-            if (add) sum[j] += values[i * d + j];
-            else at->second.values[j] = values[i * d + j];
+            if (add)
+              sum[j] += values[i * d + j];
+            else
+              at->second.values[j] = values[i * d + j];
           }
         }
         if (add) {

@@ -377,8 +377,10 @@ TEST(bags_are_pooled_and_their_gradients_go_back) {
             for (std::size_t j = 0; j < d; ++j) {
               const float x = grad[bag * d + j];
               dot += static_cast<double>(row[j]) * x;
-              if (mode == Mode::kMax) sum[j] += from[bag * d + j] == static_cast<std::int64_t>(i) ? x : 0.0f;
-              else sum[j] = sum[j] + (mode == Mode::kSum ? weights[i] : 1.0f / bag_size) * x;
+              if (mode == Mode::kMax)
+                sum[j] += from[bag * d + j] == static_cast<std::int64_t>(i) ? x : 0.0f;
+              else
+                sum[j] = sum[j] + (mode == Mode::kSum ? weights[i] : 1.0f / bag_size) * x;
             }
             CHECK_CLOSE(of_weights[i], dot, 1e-5, 1e-4);
           }

@@ -67,12 +67,14 @@ TEST(a_trial_takes_back_what_it_added) {
           const std::lock_guard lock(filter.mutex());
           CountFilter::Trial trial(filter);
           // Up to 700 keys: the ring moves on, several times round.
-          for (std::uint64_t i = 0; i < 7 * static_cast<std::uint64_t>(round) * 2; ++i) filter.add(first % 5000 + i * i % 900, 2);
+          for (std::uint64_t i = 0; i < 7 * static_cast<std::uint64_t>(round) * 2; ++i)
+            filter.add(first % 5000 + i * i % 900, 2);
           if (keep) trial.keep();
         }
         if (!keep) CHECK(cells_of(filter) == before);
       }
-      for (std::uint64_t i = 0; i < 7 * static_cast<std::uint64_t>(round) * 2; ++i) kept.add(first % 5000 + i * i % 900, 2);
+      for (std::uint64_t i = 0; i < 7 * static_cast<std::uint64_t>(round) * 2; ++i)
+        kept.add(first % 5000 + i * i % 900, 2);
       CHECK(cells_of(filter) == cells_of(kept));
     }
   }
@@ -155,8 +157,8 @@ TEST(eviction_keeps_the_largest_counts) {
   for (const auto& [id, n] : all) wanted.push_back(n);
   std::sort(wanted.rbegin(), wanted.rend());
   wanted.resize(kSlots - 1);
-  const MchCall call{kSlots, ids.data(), counts.data(), last.data(), used.data(), 20000, fresh.data(), sightings.data(),
-                     seen.data(), nullptr, 1, MchPolicy::kLfu, 1.0, mapping.data()};
+  const MchCall call{kSlots,           ids.data(),  counts.data(), last.data(), used.data(),     20000, fresh.data(),
+                     sightings.data(), seen.data(), nullptr,       1,           MchPolicy::kLfu, 1.0,   mapping.data()};
   const MchResult result = mch_evict_batch(call);
   CHECK(result.duplicate == -1);
   for (std::size_t s = 0; s < kSlots; ++s) {

@@ -52,20 +52,19 @@ TEST(a_matrix_knows_its_row_stride) {
 TEST(what_would_corrupt_memory_is_refused) {
   float data[18] = {};
   View v = matrix(data);
-  CHECK(error_of([&] { check_view(v, "op", "x", 1, false); }) ==
-                "[op] x: expected 1 dimension(s), got shape (3, 4).");
+  CHECK(error_of([&] { check_view(v, "op", "x", 1, false); }) == "[op] x: expected 1 dimension(s), got shape (3, 4).");
   CHECK(error_of([&] { as_matrix<double>(v, "op", "x", false); }) == "[op] x: expected float64, got float32.");
   v.read_only = true;
   CHECK(error_of([&] { as_matrix<const float>(v, "op", "x", false); }).empty());
   CHECK(error_of([&] { as_matrix<float>(v, "op", "x", true); }) ==
-                "[op] x: expected a writable array, got a read-only one. Pass a copy.");
+        "[op] x: expected a writable array, got a read-only one. Pass a copy.");
   v.stride[1] = 2;
   CHECK(error_of([&] { as_matrix<const float>(v, "op", "x", false); }) ==
-                "[op] x: expected contiguous rows, got stride 2 inside a row. Pass a contiguous copy.");
+        "[op] x: expected contiguous rows, got stride 2 inside a row. Pass a contiguous copy.");
   v.shape[1] = 1;  // a single column has no stride to speak of
   CHECK(error_of([&] { as_matrix<const float>(v, "op", "x", false); }).empty());
   CHECK(error_of([&] { throw_shape_mismatch(matrix(data), v, "op", "y"); }) ==
-                "[op] y: expected shape (3, 4), got (3, 1).");
+        "[op] y: expected shape (3, 4), got (3, 1).");
 }
 
 TEST_MAIN

@@ -42,7 +42,8 @@ void spot_checks(double relative) {
     const auto f = static_cast<MathFunction>(k);
     std::vector<R> x, y;
     for (double v = 0.001; v < 80; v *= 1.07) {
-      if (f == MathFunction::kLog || f == MathFunction::kLog1p || f > MathFunction::kLog1p) x.push_back(static_cast<R>(v));
+      if (f == MathFunction::kLog || f == MathFunction::kLog1p || f > MathFunction::kLog1p)
+        x.push_back(static_cast<R>(v));
       if (f != MathFunction::kLog && (f != MathFunction::kLog1p || v < 1)) x.push_back(static_cast<R>(-v));
     }
     if (f == MathFunction::kLog1mexp) {
@@ -79,7 +80,8 @@ TEST(every_function_is_close_to_long_double) {
 TEST(special_values) {
   constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
   at_every_level([] {
-    std::vector<float> x = {kNan, -kNan, kInf, -kInf, 0.0f, -0.0f, 1e-45f, -1e-45f, 3e38f, -3e38f, -1.0f, 200.0f, -200.0f};
+    std::vector<float> x = {kNan,    -kNan, kInf,   -kInf, 0.0f,   -0.0f,  1e-45f,
+                            -1e-45f, 3e38f, -3e38f, -1.0f, 200.0f, -200.0f};
     std::vector<float> y(x.size());
     const auto n = static_cast<std::int64_t>(x.size());
     for (int k = 0; k <= static_cast<int>(MathFunction::kLog1mexp); ++k) {

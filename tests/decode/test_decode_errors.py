@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from decode_calls import CALLS, B, P, arrays, named, refused
-from hotloop import _impl
+from hotloop.front import impl as _impl
 
 by_op = pytest.mark.parametrize("op", CALLS)
 

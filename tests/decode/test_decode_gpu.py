@@ -11,7 +11,6 @@ import pytest
 import torch
 from decode_cases import assert_law, assert_rejected, softmax
 from helpers import misaligned
-from hotloop import _impl, _native
 from hotloop.decode import (
     Logits,
     Probs,
@@ -22,12 +21,13 @@ from hotloop.decode import (
     speculative_streaming_verify,
     tree_speculative_verify,
 )
+from hotloop.front import impl, native
 from test_decode_same_tokens import FLOATS, SHAPES, Inputs, calls, relaid, same
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(_native.cuda() is None, reason="hotloop._cuda is not compiled"),
+    pytest.mark.skipif(native.cuda() is None, reason="hotloop._cuda is not compiled"),
 ]
 
 VERIFIERS = (chain_speculative_sampling, block_speculative_sampling, speculative_streaming_verify)
@@ -50,7 +50,7 @@ def there(op: Callable[..., Any], arguments: Any, keywords: Any, **more: Any) ->
         impl="cuda",
         **more,
     )
-    assert _impl.last_impl(op.__name__) == "cuda"
+    assert impl.last_impl(op.__name__) == "cuda"
     return found
 
 

@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotec
 PRELUDE = """
 import ctypes, json, mmap, os, resource, sys
 import numpy as np
-from hotloop import _native
+from hotloop.front import native as _native
 from hotloop.decode import *
 
 _native.core()  # once, not in every child

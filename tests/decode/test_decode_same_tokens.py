@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import misaligned
-from hotloop import _impl, _native
 from hotloop.decode import (
     Logits,
     Probs,
@@ -25,8 +24,10 @@ from hotloop.decode import (
     tree_speculative_verify,
     typical_accept,
 )
+from hotloop.front import impl as _impl
+from hotloop.front import native
 
-CORE = _native.core()
+CORE = native.core()
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 # B 0: nothing. 1. 3: more than one request for each of two threads.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hotloop._environment import VARIABLES
+from hotloop.front.environment import VARIABLES
 
 VOCABULARY = 16
 LENGTH = 32

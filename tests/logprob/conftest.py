@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hotloop._environment import VARIABLES
+from hotloop.front.environment import VARIABLES
 
 
 @pytest.fixture(autouse=True)

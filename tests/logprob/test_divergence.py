@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch
-from hotloop import _impl
+from hotloop.front import impl as _impl
 from hotloop.logprob import (
     balanced_divergence_kd,
     forward_kl_distill,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hotloop import _impl
+from hotloop.front import impl as _impl
 from hotloop.logprob import (
     _backend,
     _ops,

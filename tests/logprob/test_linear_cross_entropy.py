@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch
-from hotloop import _impl
+from hotloop.front import impl as _impl
 from hotloop.logprob import linear_cross_entropy
 from logprob_cases import DTYPES, EPS, Head, make_head
 from torch import Tensor

@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpu_cases import DEVICE, captured, no_waiting, on_gpu
 from helpers import assert_no_worse_than_torch
-from hotloop import _impl
+from hotloop.front import impl as _impl
 from hotloop.logprob import (
     _backend,
     linear_cross_entropy,

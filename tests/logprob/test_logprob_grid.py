@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 from helpers import misaligned, strided
-from hotloop import _impl
+from hotloop.front import impl as _impl
 from hotloop.logprob import _cpu, linear_logprob
 from logprob_cases import (
     DTYPES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, misaligned, strided
-from hotloop import _impl
+from hotloop.front import impl as _impl
 from hotloop.logprob import bonsai_synthesis_loss, linear_logprob, token_logprob
 from hotloop.reference import logprob as reference
 from logprob_cases import DIFFERENTIABLE, DTYPES, EPS, OPTIONAL, backward, differentiable, upstream

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gpu_cases import DEVICE, captured, no_waiting, on_gpu
 from helpers import assert_gradient_close, assert_no_worse_than_torch, misaligned, strided
-from hotloop import _impl, _native
+from hotloop.front import impl, native
 from hotloop.preference import dpo_loss
 from preference_cases import BY_ID, CASES, Case
 from test_preference_grid import (
@@ -45,7 +45,7 @@ def test_no_worse_than_torch(case: Case, dtype: torch.dtype) -> None:
         grad, const = (there(x) for x in case.inputs(n, dtype, seed=n))
         how: dict[str, Any] = {"reduction": case.reduction}
         ours, our_grads = forward_backward(case.fn, case, grad, const, **how, impl=IMPL)
-        assert _impl.last_impl(case.op) in (IMPL, None)
+        assert impl.last_impl(case.op) in (IMPL, None)
         other, other_grads = forward_backward(case.reference, case, grad, const, **how)
         truth, true_grads = forward_backward(
             case.reference, case, doubled(grad), doubled(const), **how
@@ -75,9 +75,9 @@ def test_reductions_and_layouts(case: Case) -> None:
 
 
 def test_every_head_that_is_compiled_in_is_that_of_the_cpu() -> None:
-    module = _native.cuda()
+    module = native.cuda()
     assert module is not None, "hotloop._cuda is not compiled, or cannot be loaded"
-    assert set(module.pair_heads()) == set(_native.core().pair_heads())
+    assert set(module.pair_heads()) == set(native.core().pair_heads())
 
 
 def test_the_same_bits_twice() -> None:

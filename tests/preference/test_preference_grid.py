@@ -15,7 +15,7 @@ from helpers import (
     misaligned,
     strided,
 )
-from hotloop import _impl
+from hotloop.front import impl as _impl
 from preference_cases import CASES, Case
 from torch import Tensor
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hotloop import _arrays
+from hotloop.front import arrays
 from hotloop.reference.core import philox_uniform
 from hotloop.table import Adagrad, Constant, Normal, Table, Uniform, salted_hash_bucket
 from hotloop.table import _calls as calls_module
@@ -23,7 +23,7 @@ def made(x, kind):
 
 
 def plain(x):
-    return _arrays.to_numpy(x).astype(np.float32)
+    return arrays.to_numpy(x).astype(np.float32)
 
 
 def stored(x, dtype):
@@ -118,10 +118,10 @@ def test_results_are_of_the_kind_of_the_keys(kind, dtype):
     shown = dtype if dtype != "int8" and (kind, dtype) != ("numpy", "bfloat16") else "float32"
     for found in (table.find(keys), table.find_or_insert(keys), table.find(keys)):
         assert type(found.values) is type(found.found) is type(keys)
-        assert _arrays.dtype(found.found) == "bool" and found.found.shape == (8,)
+        assert arrays.dtype(found.found) == "bool" and found.found.shape == (8,)
         assert found.values.shape == (8, 3)
-        assert _arrays.dtype(found.values) in (shown, "float32")
-    assert _arrays.dtype(found.values) == shown
+        assert arrays.dtype(found.values) in (shown, "float32")
+    assert arrays.dtype(found.values) == shown
 
 
 def test_unsigned_and_narrow_keys_are_the_same_keys():

@@ -7,12 +7,12 @@ import types
 
 import numpy as np
 import pytest
-from hotloop import _native
+from hotloop.front import native
 from hotloop.table import Table, _device
 
 
 def without(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
-    monkeypatch.setattr(_native, "cuda", lambda: module)
+    monkeypatch.setattr(native, "cuda", lambda: module)
 
 
 def test_a_build_without_cuda_says_what_to_do(monkeypatch):
@@ -53,7 +53,7 @@ def test_the_cpu_never_asks_for_cuda(monkeypatch, device):
     def asked() -> None:
         raise AssertionError("a table on the CPU loaded the CUDA module")
 
-    monkeypatch.setattr(_native, "cuda", asked)
+    monkeypatch.setattr(native, "cuda", asked)
     table = Table(2, device=device)
     assert table.device == "cpu"
     keys = np.array([3, -1])

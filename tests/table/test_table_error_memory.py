@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, misaligned, strided
-from hotloop import _impl, _native, table
+from hotloop import table
+from hotloop.front import impl as _impl
+from hotloop.front import native
 from hotloop.reference import table as reference
 from memory_cases import plain, samples, tensors
 
-CORE = _native.core()
+CORE = native.core()
 IMPLS = ("cpu", "reference")
 # Queries, slots, dimensions, k. Groups hold 8 queries, panels 8 to 32 slots, blocks at most 512 slots; above 256
 # dimensions a block is smaller. k of 64 and less shares one length of the candidate list.

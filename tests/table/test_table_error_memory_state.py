@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hotloop import _native, core, table
+from hotloop import core, table
+from hotloop.front import native
 from hotloop.table import ErrorMemory
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -208,6 +209,6 @@ def test_every_instruction_set(level: str) -> None:
     memory.write(*offered(800, 2))
     base = np.full(len(DIRECTIONS), 0.5)
     found = memory.compensate(DIRECTIONS, base, return_neighbors=True, impl="cpu")
-    assert _native.core().last_simd_level() == level
+    assert native.core().last_simd_level() == level
     wanted = memory.compensate(DIRECTIONS, base, return_neighbors=True, impl="reference")
     np.testing.assert_array_equal(found.neighbors, wanted.neighbors)

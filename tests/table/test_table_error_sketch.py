@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, misaligned, strided
-from hotloop import _impl, _native, table
+from hotloop import table
+from hotloop.front import impl as _impl
+from hotloop.front import native
 from hotloop.reference import table as reference
 from hotloop.table import ErrorSketch
 from memory_cases import samples
 
-CORE = _native.core()
+CORE = native.core()
 IMPLS = ("cpu", "reference")
 # Rows, dimensions, repeats, bits. A group is 8 rows, a tile 512 bits: 103 * 5 = 515 end in a second one.
 GRID = [

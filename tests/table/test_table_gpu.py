@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hotloop import _native
+from hotloop.front import native
 from hotloop.table import (
     FTRL,
     SGD,
@@ -29,7 +29,7 @@ from hotloop.table import (
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(_native.cuda() is None, reason="hotloop._cuda is not compiled"),
+    pytest.mark.skipif(native.cuda() is None, reason="hotloop._cuda is not compiled"),
 ]
 
 RULES = [

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_gradient_close, assert_no_worse_than_torch
-from hotloop import _impl, table
+from hotloop import table
+from hotloop.front import impl as _impl
 from hotloop.reference import table as reference
 from hotloop.table import UnifiedEmbedding, multiplexed_embedding_lookup, salted_hash_bucket
 

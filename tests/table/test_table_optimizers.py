@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, misaligned, with_threads
-from hotloop import _impl, _native, table
+from hotloop import table
+from hotloop.front import impl as _impl
+from hotloop.front import native
 from optimizer_cases import BY_NAME, CASES, Case, inputs
 from torch import Tensor
 
-CORE = _native.core()
+CORE = native.core()
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 HALVES = (torch.float16, torch.bfloat16)
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

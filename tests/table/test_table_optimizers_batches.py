@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, with_threads
-from hotloop import _impl, table
+from hotloop import table
+from hotloop.front import impl as _impl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

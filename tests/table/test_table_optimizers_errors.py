@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hotloop import _native, table
+from hotloop import table
+from hotloop.front import native
 from optimizer_cases import BY_NAME
 
 F32 = torch.float32
@@ -539,7 +540,7 @@ def test_checks_find_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_compiled_loops_refuse_what_would_corrupt_memory() -> None:
-    core = _native.core()
+    core = native.core()
     rule = table.Adagrad()._rule()
     w, g, s = (np.zeros((U, D), np.float32) for _ in range(3))
     ids = np.zeros(U, np.int64)

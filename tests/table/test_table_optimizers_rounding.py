@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hotloop import _impl, table
+from hotloop import table
+from hotloop.front import impl as _impl
 from optimizer_cases import CASES, inputs
 from torch import Tensor
 
@@ -249,7 +250,7 @@ def test_layouts_and_first_states() -> None:
 
 
 def test_the_compiled_loops_know_the_layouts() -> None:
-    from hotloop import _native
+    from hotloop.front import native
 
     for rule in (
         table.SGD(),
@@ -260,7 +261,7 @@ def test_the_compiled_loops_know_the_layouts() -> None:
         table.FTRL(),
         table.GroupAdagrad(),
     ):
-        scalars, vectors = _native.core().table_state_shape(rule._rule())
+        scalars, vectors = native.core().table_state_shape(rule._rule())
         widths = list(rule.state_layout(7).values())
         assert widths == [1] * scalars + [7] * vectors
 

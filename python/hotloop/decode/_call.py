@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _environment, _impl, _native
-from .._impl import Impl
-from .._numbers import number
+from ..front import arrays, environment, native
+from ..front import impl as _impl
+from ..front.check import number
+from ..front.impl import Impl
 from ._law import Law, packed_number
 from ._seeds import check_stream as check_stream
 from ._seeds import drawn
@@ -17,7 +18,7 @@ from ._seeds import drawn
 
 def choose(op: str, impl: Impl, like: Any, *, cuda: bool = False) -> str:
     """Pick the implementation for arrays on the device of ``like``; ``cuda``: the op has CUDA loops."""
-    device = _arrays.device(like)
+    device = arrays.device(like)
     on_cpu = None if device == "cpu" else f"device {device}"
     candidates: dict[str, Any] = {}
     if cuda:
@@ -25,7 +26,7 @@ def choose(op: str, impl: Impl, like: Any, *, cuda: bool = False) -> str:
         def refuses_cuda() -> str | None:
             if not device.startswith("cuda"):
                 return f"device {device}"
-            return None if _native.cuda() is not None else "hotloop._cuda is not compiled"
+            return None if native.cuda() is not None else "hotloop._cuda is not compiled"
 
         candidates["cuda"] = refuses_cuda
     candidates |= {"cpu": lambda: on_cpu, "reference": lambda: on_cpu}
@@ -33,21 +34,21 @@ def choose(op: str, impl: Impl, like: Any, *, cuda: bool = False) -> str:
         op,
         impl,
         candidates,
-        lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
+        lambda: f"{tuple(like.shape)} {arrays.dtype(like)} on {device}",
     )
-    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
     return chosen
 
 
 def check_lengths(op: str, name: str, lengths: Any, batch: int, most: int, like: Any) -> None:
     if lengths is None:
         return
-    _arrays.checked(op, name, lengths, _arrays.INTEGERS, 1)
-    _arrays.same_place(op, name, lengths, "the other arrays", like)
+    arrays.checked(op, name, lengths, arrays.INTEGERS, 1)
+    arrays.same_place(op, name, lengths, "the other arrays", like)
     if tuple(lengths.shape) != (batch,):
         raise ValueError(f"[{op}] {name}: expected shape ({batch},), got {tuple(lengths.shape)}.")
-    if _environment.checks_on():
-        for at, n in enumerate(_arrays.to_numpy(lengths).tolist()):
+    if environment.checks_on():
+        for at, n in enumerate(arrays.to_numpy(lengths).tolist()):
             if not 0 <= n <= most:
                 raise ValueError(f"[{op}] {name}: expected 0 to {most}, got {n} at [{at}].")
 
@@ -57,8 +58,8 @@ def packed_stream(seed: Any, offset: Any, batch: int, like: Any) -> tuple[Any, A
         return seed, offset
     seed = drawn(seed, batch, like)
     return (
-        int(seed) if isinstance(seed, (int, np.integer)) else _arrays.exported(_dense(seed)),
-        int(offset) if isinstance(offset, (int, np.integer)) else _arrays.exported(_dense(offset)),
+        int(seed) if isinstance(seed, (int, np.integer)) else arrays.exported(_dense(seed)),
+        int(offset) if isinstance(offset, (int, np.integer)) else arrays.exported(_dense(offset)),
     )
 
 
@@ -74,7 +75,7 @@ def _dense(x: Any) -> Any:
 
 def dense(x: Any, dtype: str) -> Any:
     """The array contiguous and of this integer dtype, copied only if it is not."""
-    if _arrays.dtype(x) != dtype:
+    if arrays.dtype(x) != dtype:
         x = (
             x.astype(dtype)
             if isinstance(x, np.ndarray) or not hasattr(x, "to")
@@ -103,7 +104,7 @@ def check_shape(op: str, name: str, value: Any, wanted: tuple[int, ...], why: st
 
 def check_draft(op: str, draft: Law, target: Law, rows: int) -> None:
     """A draft law over the same place, requests and vocabulary as the target, with enough rows."""
-    _arrays.same_place(op, "draft_probs", draft.values, "target_probs", target.values)
+    arrays.same_place(op, "draft_probs", draft.values, "target_probs", target.values)
     shape, wanted = tuple(draft.values.shape), tuple(target.values.shape)
     if shape[0] != wanted[0] or shape[1] < rows or shape[-1] != wanted[-1]:
         raise ValueError(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from .. import _arrays, _native
+from ..front import arrays, native
 
 _kept: dict[tuple[str, int, int], Any] = {}
 _captured: list[Any] = []  # CuPy's pool would hand them on while the graph still uses them
@@ -36,7 +36,7 @@ def sample(like: Any, *arguments: Any) -> None:
 
 
 def _module() -> ModuleType:
-    module = _native.cuda()
+    module = native.cuda()
     assert module is not None
     return module
 
@@ -57,8 +57,8 @@ def _place(like: Any) -> tuple[Callable[[int, int], Any], int, int]:
         def workspace(size: int, zeroed: int) -> Any:
             # What a capture allocates belongs to its graph, and is not handed on before the graph goes.
             if torch.cuda.is_current_stream_capturing():
-                return _arrays.exported(allocate(size, zeroed))
-            return _arrays.exported(_keep(("torch", index, stream), size, zeroed, allocate))
+                return arrays.exported(allocate(size, zeroed))
+            return arrays.exported(_keep(("torch", index, stream), size, zeroed, allocate))
 
         return workspace, index, stream
     cupy = sys.modules["cupy"]

@@ -9,8 +9,9 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from .. import _arrays, _environment
-from .._numbers import LARGEST, choice, number
+from ..front import arrays as _arrays
+from ..front import environment
+from ..front.check import LARGEST, choice, number
 
 FilterOrder = Literal["top_k_first", "joint"]
 FILTER_ORDERS = ("top_k_first", "joint")
@@ -101,7 +102,7 @@ def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
         k = law.top_k
         if isinstance(k, float) or (isinstance(k, int) and k > MAX_VOCABULARY):
             law = replace(law, top_k=int(min(k, MAX_VOCABULARY)))  # 64 bits hold it then
-    if _environment.checks_on():
+    if environment.checks_on():
         _check_elements(op, name, law)
     if isinstance(law, Logits) and law.reference is not None and law.mixture in (0.0, 1.0):
         # 0 * -inf is NaN: a model of weight 0 has no say, not even about the tokens it rules out.
@@ -199,7 +200,7 @@ def _per_request(
         raise TypeError(
             f"[{op}] {name}: expected dtype {', '.join(_arrays.INTEGERS)}, got {_arrays.dtype(value)}."
         )
-    if _arrays.device(value) != "cpu" and not _environment.checks_on():
+    if _arrays.device(value) != "cpu" and not environment.checks_on():
         return
     for at, x in enumerate(_arrays.to_numpy(value).tolist()):
         if not np.isfinite(x):

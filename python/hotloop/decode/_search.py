@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _environment
-from .._numbers import integer, number
+from ..front import arrays, environment
+from ..front.check import integer, number
 
 TREE_FLOATS = ("float32", "float64")
 FLAGS = ("bool", "uint8")
@@ -50,18 +50,18 @@ class BeamState(NamedTuple):
         b = integer(op, "batch", batch, at_least=0)
         k = integer(op, "num_beams", num_beams, at_least=1)
         like = np.empty(0) if like is None else like
-        _arrays.kind(op, "like", like)
+        arrays.kind(op, "like", like)
         scores = np.full((b, k), -np.inf)
         scores[:, 0] = 0.0
         none, zeros = np.full((b, k), -1, np.int64), np.zeros((b, k), np.int64)
         tokens = np.empty((b, k, 0), np.int64)
         worst = np.full((b, k), -np.inf)
         parts = (scores, tokens, zeros, zeros.copy(), worst, tokens.copy(), none, np.zeros(b, bool))
-        return cls(*(_arrays.from_numpy(x, like) for x in parts))
+        return cls(*(arrays.from_numpy(x, like) for x in parts))
 
     def best(self) -> Beams:
         """Return the k best of the finished and the live beams: the answer where the search ends."""
-        parts = [_arrays.to_numpy(x) for x in self]
+        parts = [arrays.to_numpy(x) for x in self]
         scores = np.concatenate((parts[4], parts[0]), axis=1)
         tokens = np.concatenate((parts[5], parts[1]), axis=1)
         live = np.where(parts[0] > -np.inf, parts[1].shape[2], -1)
@@ -72,7 +72,7 @@ class BeamState(NamedTuple):
             np.take_along_axis(scores, order, axis=1),
             np.take_along_axis(lengths, order, axis=1),
         )
-        return Beams(*(_arrays.from_numpy(x, self.scores) for x in found))
+        return Beams(*(arrays.from_numpy(x, self.scores) for x in found))
 
 
 class StarTree(NamedTuple):
@@ -137,7 +137,7 @@ class BacktrackState(NamedTuple):
         b = integer(op, "batch", batch, at_least=0)
         t = number(op, "temperature", temperature, at_least=0)
         like = np.empty(0) if like is None else like
-        _arrays.kind(op, "like", like)
+        arrays.kind(op, "like", like)
         parts = (
             np.zeros(b, np.int64),
             np.zeros(b, np.int64),
@@ -145,7 +145,7 @@ class BacktrackState(NamedTuple):
             np.zeros(b, bool),
             np.zeros(b, bool),
         )
-        return cls(*(_arrays.from_numpy(x, like) for x in parts))
+        return cls(*(arrays.from_numpy(x, like) for x in parts))
 
 
 ACTIONS = {"none": -1, "accept": 0, "continue": 1, "resample": 2, "cut": 3, "stop": 4}
@@ -172,8 +172,8 @@ def alike(
     other: Any,
 ) -> None:
     """Refuse an array of another dtype, library, device or shape than wanted."""
-    _arrays.checked(op, name, value, dtypes)
-    _arrays.same_place(op, name, value, other_name, other)
+    arrays.checked(op, name, value, dtypes)
+    arrays.same_place(op, name, value, other_name, other)
     if tuple(value.shape) != shape:
         raise ValueError(
             f"[{op}] {name}: expected shape {shape}, got {tuple(value.shape)}. Match {other_name}."
@@ -182,14 +182,14 @@ def alike(
 
 def packed(value: Any, dtype: Any = None) -> np.ndarray:
     """A contiguous NumPy array, converted to ``dtype`` if one is given."""
-    return np.ascontiguousarray(_arrays.to_numpy(value), dtype)
+    return np.ascontiguousarray(arrays.to_numpy(value), dtype)
 
 
 def refuse(op: str, name: str, x: Any, bad: np.ndarray | None, wanted: str, hint: str) -> None:
     """Raise for the first element that is ``bad``, with its value and place."""
     if bad is not None and bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
-        got = _arrays.to_numpy(x)[at]
+        got = arrays.to_numpy(x)[at]
         raise ValueError(
             f"[{op}] {name}: expected {wanted}, got {got} at {list(at)}. {hint or 'Correct it first.'}"
         )
@@ -204,7 +204,7 @@ def check_tree(
     fixed_counts: tuple[str, ...] = (),
 ) -> np.ndarray:
     """Check every array of a tree, the first two groups for being writable, and return the parents."""
-    _arrays.checked(op, "tree.parents", tree.parents, _arrays.INTEGERS, 2)
+    arrays.checked(op, "tree.parents", tree.parents, arrays.INTEGERS, 2)
     shape = tuple(int(n) for n in tree.parents.shape)
     for name in (*reals, *counts, *fixed_reals, *fixed_counts):
         x, whole = getattr(tree, name), name in counts or name in fixed_counts
@@ -212,27 +212,27 @@ def check_tree(
             op,
             f"tree.{name}",
             x,
-            _arrays.INTEGERS if whole else TREE_FLOATS,
+            arrays.INTEGERS if whole else TREE_FLOATS,
             shape,
             "tree.parents",
             tree.parents,
         )
         if name in reals or name in counts:
             check_writable(op, f"tree.{name}", x)
-    if _arrays.device(tree.parents) != "cpu":
+    if arrays.device(tree.parents) != "cpu":
         return np.empty(shape, np.int64)
-    parents = _arrays.to_numpy(tree.parents)
+    parents = arrays.to_numpy(tree.parents)
     refuse(op, "tree.parents", parents, (parents < -1) | (parents >= np.arange(shape[1])),
             "-1 or an earlier node (-1 at node 0)", "Append children after their parent.")  # fmt: skip
     for name in counts:
-        x = _arrays.to_numpy(getattr(tree, name))
+        x = arrays.to_numpy(getattr(tree, name))
         refuse(op, f"tree.{name}", x, x < 0, "counts >= 0", "New nodes have 0.")
     for name in fixed_counts:
-        x = _arrays.to_numpy(getattr(tree, name))
+        x = arrays.to_numpy(getattr(tree, name))
         refuse(op, f"tree.{name}", x, (x < 1) & (parents >= 0), "at least one token per node", "")
-    if _environment.checks_on():
+    if environment.checks_on():
         for name in (*reals, *fixed_reals):
-            x = _arrays.to_numpy(getattr(tree, name))
+            x = arrays.to_numpy(getattr(tree, name))
             bad = ~np.isfinite(x) & ((parents >= 0) | (np.arange(shape[1]) == 0))
             refuse(
                 op, f"tree.{name}", x, bad, "finite values", "Unset HOTLOOP_CHECK to let it pass."
@@ -266,8 +266,8 @@ def nodes_in_use(
         if value is None:
             found.append(None)
             continue
-        alike(op, name, value, _arrays.INTEGERS, (trees,), "tree.parents", like)
-        x = packed(value, np.int64) if _arrays.device(value) == "cpu" else np.zeros(trees, np.int64)
+        alike(op, name, value, arrays.INTEGERS, (trees,), "tree.parents", like)
+        x = packed(value, np.int64) if arrays.device(value) == "cpu" else np.zeros(trees, np.int64)
         inside = (x >= least) & (x < slots)
         if slots > 0:
             inside &= (x <= 0) | (parents[np.arange(trees), np.clip(x, 0, slots - 1)] >= 0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _arrays, _environment, _native
-from .._impl import Impl
-from .._numbers import integer
+from ..front import arrays, environment, native
+from ..front.check import integer
+from ..front.impl import Impl
 from ..reference.decode import lantern as _reference
 from . import _call
 from ._law import check_ids, check_law, naming, pack, refuse_probabilities
@@ -76,8 +76,8 @@ def lantern_relaxed_accept(
     """
     op = "lantern_relaxed_accept"
     target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
-    ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
-    _arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
     batch, width = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
     _call.check_shape(
@@ -91,8 +91,8 @@ def lantern_relaxed_accept(
     if draft_probs is not None:
         draft = check_law(op, "draft_probs", draft_probs, ("B", "K", "V"))
         _call.check_draft(op, draft, target, width)
-    near = _arrays.checked(op, "neighbors", neighbors, ("int32",), 2)
-    _arrays.same_place(op, "neighbors", near, "target_probs", target.values)
+    near = arrays.checked(op, "neighbors", neighbors, ("int32",), 2)
+    arrays.same_place(op, "neighbors", near, "target_probs", target.values)
     _call.check_shape(
         op, "neighbors", near, (vocabulary, int(near.shape[1])), "for that vocabulary"
     )
@@ -100,7 +100,7 @@ def lantern_relaxed_accept(
     _call.finite(op, "delta", delta, at_least=0.0)
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, width, ids)
     _call.check_stream(op, seed, offset, batch, ids)
-    if _environment.checks_on():
+    if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
         check_ids(op, "neighbors", near, vocabulary)
     if _call.choose(op, impl, target.values) == "reference":
@@ -117,20 +117,20 @@ def lantern_relaxed_accept(
                 offset=offset,
             )
     outputs = verified_like(ids, batch, width + 1)
-    moved = _arrays.empty(ids, (batch, width), "float32")
-    if _native.core().decode_lantern(
+    moved = arrays.empty(ids, (batch, width), "float32")
+    if native.core().decode_lantern(
         batch,
         width,
-        _arrays.exported(_arrays.unit_stride(ids)),
+        arrays.exported(arrays.unit_stride(ids)),
         pack(target),
         None if draft is None else pack(draft),
-        _arrays.exported(_arrays.unit_stride(near)),
+        arrays.exported(arrays.unit_stride(near)),
         k,
         float(delta),
         _call.packed_lengths(num_draft_tokens, width),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(_arrays.exported(x) for x in outputs),
-        _arrays.exported(moved),
+        tuple(arrays.exported(x) for x in outputs),
+        arrays.exported(moved),
     ):
         refuse_probabilities(op, target_probs=target, draft_probs=draft)
     return VerifiedRelaxed(*outputs, moved)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _arrays, _native
-from .._impl import Impl
+from ..front import arrays, native
+from ..front.impl import Impl
 from ..reference.decode import mirror as _reference
 from . import _call
 from ._results import BranchReuse
@@ -52,13 +52,13 @@ def mirror_sd_branch_reuse(
         Bhendawade et al. 2025, arXiv:2510.13161, section 3.1 (from its Fig. 1: the formal text was not at hand).
     """
     op = "mirror_sd_branch_reuse"
-    ids = _arrays.checked(op, "output_token_ids", output_token_ids, _arrays.INTEGERS, 2)
+    ids = arrays.checked(op, "output_token_ids", output_token_ids, arrays.INTEGERS, 2)
     batch, width = map(int, ids.shape)
-    _arrays.checked(op, "num_accepted", num_accepted, ("int64",), 1)
+    arrays.checked(op, "num_accepted", num_accepted, ("int64",), 1)
     _call.check_shape(op, "num_accepted", num_accepted, (batch,), "like output_token_ids")
-    same = (_arrays.dtype(ids),)
-    _arrays.checked(op, "branch_root_ids", branch_root_ids, same, 3)
-    _arrays.checked(op, "branch_token_ids", branch_token_ids, same, 4)
+    same = (arrays.dtype(ids),)
+    arrays.checked(op, "branch_root_ids", branch_root_ids, same, 3)
+    arrays.checked(op, "branch_token_ids", branch_token_ids, same, 4)
     kappa, following = int(branch_root_ids.shape[2]), int(branch_token_ids.shape[3])
     _call.check_shape(op, "branch_root_ids", branch_root_ids, (batch, width, kappa))
     _call.check_shape(op, "branch_token_ids", branch_token_ids, (batch, width, kappa, following))
@@ -67,23 +67,23 @@ def mirror_sd_branch_reuse(
         ("branch_root_ids", branch_root_ids),
         ("branch_token_ids", branch_token_ids),
     ):
-        _arrays.same_place(op, name, array, "output_token_ids", ids)
+        arrays.same_place(op, name, array, "output_token_ids", ids)
     if _call.choose(op, impl, ids) == "reference":
         return _reference.mirror_sd_branch_reuse(
             ids, num_accepted, branch_root_ids, branch_token_ids
         )
-    reused = _arrays.empty(ids, (batch,), "bool")
-    branch = _arrays.empty(ids, (batch,), "int64")
-    window = _arrays.empty(ids, (batch, following), _arrays.dtype(ids))
-    _native.core().decode_branch_reuse(
+    reused = arrays.empty(ids, (batch,), "bool")
+    branch = arrays.empty(ids, (batch,), "int64")
+    window = arrays.empty(ids, (batch, following), arrays.dtype(ids))
+    native.core().decode_branch_reuse(
         batch,
         width,
         kappa,
         following,
         *(
-            _arrays.exported(_call.dense(x, _arrays.dtype(x)))
+            arrays.exported(_call.dense(x, arrays.dtype(x)))
             for x in (ids, num_accepted, branch_root_ids, branch_token_ids)
         ),
-        *(_arrays.exported(x) for x in (reused, branch, window)),
+        *(arrays.exported(x) for x in (reused, branch, window)),
     )
     return BranchReuse(reused, branch, window)

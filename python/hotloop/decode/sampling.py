@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .. import _arrays, _native
-from .._impl import Impl
-from .._numbers import integer
+from ..front import arrays, native
+from ..front.check import integer
+from ..front.impl import Impl
 from ..reference.decode import sampling as _reference
 from . import _call
 from ._law import MAX_VOCABULARY, Law, Logits, check_law, naming, pack, refuse_probabilities
@@ -61,7 +61,7 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
         (min-p), arXiv:2407.01082. Order and ties as in FlashInfer and Hugging Face transformers.
     """
     op = "sample"
-    if _arrays.compiling():
+    if arrays.compiling():
         from . import _operators
 
         return _operators.draw(law, seed, offset, impl)
@@ -73,21 +73,21 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
         with naming(op, law=law):
             return _reference.sample(law, seed=seed, offset=offset)
     rows = shape[1] if len(shape) == 2 else 1
-    ids = _arrays.empty(law.values, (shape[0], rows), "int64")
-    logps = _arrays.empty(law.values, (shape[0], rows), "float32")
+    ids = arrays.empty(law.values, (shape[0], rows), "int64")
+    logps = arrays.empty(law.values, (shape[0], rows), "float32")
     arguments = (
         shape[0],
         rows,
         pack(law),
         *_call.packed_stream(seed, offset, shape[0], law.values),
-        _arrays.exported(ids),
-        _arrays.exported(logps),
+        arrays.exported(ids),
+        arrays.exported(logps),
     )
     if chosen == "cuda":
         from . import _cuda
 
         _cuda.sample(law.values, *arguments)
-    elif _native.core().decode_sample(*arguments):
+    elif native.core().decode_sample(*arguments):
         refuse_probabilities(op, law=law)
     return Sampled(ids.reshape(shape), logps.reshape(shape))
 
@@ -121,13 +121,13 @@ def law_probs(law: Any, *, impl: Impl = "auto") -> Any:
 def _probs(op: str, law: Any, log: bool, impl: Impl) -> Any:
     law = check_law(op, "law", law, *_ROWS)
     shape = tuple(map(int, law.values.shape))
-    wide = _arrays.dtype(law.values) == "float64"
+    wide = arrays.dtype(law.values) == "float64"
     if _call.choose(op, impl, law.values) == "reference":
         with naming(op, law=law):
             return _reference.law_probs(law)
     rows = shape[1] if len(shape) == 3 else 1
-    out = _arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    if _native.core().decode_probs(shape[0], rows, pack(law), log, wide, _arrays.exported(out)):
+    out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
+    if native.core().decode_probs(shape[0], rows, pack(law), log, wide, arrays.exported(out)):
         refuse_probabilities(op, law=law)
     return out.reshape(shape)
 
@@ -163,10 +163,10 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
         with naming(op, law=law):
             return _reference.top_logprobs(law, k)
     rows = shape[1] if len(shape) == 2 else 1
-    ids = _arrays.empty(law.values, (shape[0], rows, k), "int64")
-    logps = _arrays.empty(law.values, (shape[0], rows, k), "float32")
-    if _native.core().decode_top(
-        shape[0], rows, k, pack(law), _arrays.exported(ids), _arrays.exported(logps)
+    ids = arrays.empty(law.values, (shape[0], rows, k), "int64")
+    logps = arrays.empty(law.values, (shape[0], rows, k), "float32")
+    if native.core().decode_top(
+        shape[0], rows, k, pack(law), arrays.exported(ids), arrays.exported(logps)
     ):
         refuse_probabilities(op, law=law)
     return TopLogprobs(ids.reshape((*shape, k)), logps.reshape((*shape, k)))
@@ -231,15 +231,15 @@ def entropy_adaptive_temperature(
             tau=tau,
         )
     rows = shape[1] if len(shape) == 2 else 1
-    out = _arrays.empty(logits, (shape[0], rows), "float32")
-    _native.core().decode_temperatures(
+    out = arrays.empty(logits, (shape[0], rows), "float32")
+    native.core().decode_temperatures(
         shape[0],
         rows,
         pack(law),
         (median, std, maximum, minimum),
         temperature,
         tau,
-        _arrays.exported(out),
+        arrays.exported(out),
     )
     return out.reshape(shape)
 
@@ -281,10 +281,10 @@ def geometric_mixture_logits(
 
 def _log_probs(law: Law) -> Any:
     shape = tuple(map(int, law.values.shape))
-    wide = _arrays.dtype(law.values) == "float64"
+    wide = arrays.dtype(law.values) == "float64"
     rows = shape[1] if len(shape) == 3 else 1
-    out = _arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    _native.core().decode_probs(shape[0], rows, pack(law), True, wide, _arrays.exported(out))
+    out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
+    native.core().decode_probs(shape[0], rows, pack(law), True, wide, arrays.exported(out))
     return out.reshape(shape)
 
 
@@ -328,10 +328,10 @@ def value_augmented_logits(
 
 
 def _native_logits(law: Law) -> Any:
-    wide = _arrays.dtype(law.values) == "float64"
+    wide = arrays.dtype(law.values) == "float64"
     batch, vocabulary = map(int, law.values.shape)
-    out = _arrays.empty(law.values, (batch, vocabulary), "float64" if wide else "float32")
-    _native.core().decode_logits(batch, pack(law), wide, _arrays.exported(out))
+    out = arrays.empty(law.values, (batch, vocabulary), "float64" if wide else "float32")
+    native.core().decode_logits(batch, pack(law), wide, arrays.exported(out))
     return out
 
 
@@ -358,11 +358,11 @@ def value_augmented_law(logits: Any, token_ids: Any, values: Any, *, beta: float
     """
     op = "value_augmented_law"
     _call.finite(op, "beta", beta)
-    _arrays.checked(op, "logits", logits, _arrays.FLOATS, 2)
-    _arrays.checked(op, "token_ids", token_ids, ("int64",), 2)
-    _arrays.checked(op, "values", values, ("float32",), 2)
+    arrays.checked(op, "logits", logits, arrays.FLOATS, 2)
+    arrays.checked(op, "token_ids", token_ids, ("int64",), 2)
+    arrays.checked(op, "values", values, ("float32",), 2)
     for name, array in (("token_ids", token_ids), ("values", values)):
-        _arrays.same_place(op, name, array, "logits", logits)
+        arrays.same_place(op, name, array, "logits", logits)
         _call.check_shape(op, name, array, (int(logits.shape[0]), int(token_ids.shape[1])))
     if token_ids.shape[1] == 0:
         return Logits(logits)

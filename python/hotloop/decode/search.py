@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _environment, _native
-from .._impl import Impl
-from .._numbers import integer, number
+from ..front import arrays, environment, native
+from ..front.check import integer, number
+from ..front.impl import Impl
 from ..reference.decode import search as _reference
 from . import _call
 from ._search import (
@@ -90,14 +90,14 @@ def likelihood_beam_search(
         Rafailov et al. 2024, arXiv:2404.12358: beam search by likelihood is search by value for the optimal policy.
     """
     op = "likelihood_beam_search"
-    _arrays.checked(op, "logits", logits, _arrays.FLOATS, 3)
+    arrays.checked(op, "logits", logits, arrays.FLOATS, 3)
     batch, rows, vocabulary = (int(n) for n in logits.shape)
     if not isinstance(state, BeamState):
         raise TypeError(
             f"[{op}] state: expected a BeamState, got {type(state).__name__}. Use BeamState.start(...)."
         )
-    _arrays.checked(op, "state.scores", state.scores, ("float64",), 2)
-    _arrays.checked(op, "state.token_ids", state.token_ids, ("int64",), 3)
+    arrays.checked(op, "state.scores", state.scores, ("float64",), 2)
+    arrays.checked(op, "state.token_ids", state.token_ids, ("int64",), 3)
     width, length = int(state.scores.shape[1]), int(state.token_ids.shape[-1])
     for name, dtypes, shape in (
         ("scores", ("float64",), (batch, width)),
@@ -116,27 +116,23 @@ def likelihood_beam_search(
             "Pass a row for each live beam."
         )
     if ref_logits is not None:
-        dtype = (_arrays.dtype(logits),)
+        dtype = (arrays.dtype(logits),)
         alike(op, "ref_logits", ref_logits, dtype, tuple(logits.shape), "logits", logits)
     several = isinstance(eos_token_ids, (tuple, list))
     ids: Any = eos_token_ids if several else (eos_token_ids,)
     eos = sorted({integer(op, "eos_token_ids", i, at_least=0, at_most=vocabulary - 1) for i in ids})
     chosen = _call.choose(op, impl, logits)
-    lives = (_arrays.to_numpy(state.scores) > -np.inf) & (_arrays.to_numpy(state.done) == 0)[
-        :, None
-    ]
+    lives = (arrays.to_numpy(state.scores) > -np.inf) & (arrays.to_numpy(state.done) == 0)[:, None]
     if rows < width and lives[:, rows:].any():
         b, r = (int(i) for i in np.argwhere(lives[:, rows:])[0])
         raise ValueError(
             f"[{op}] logits: expected a row for each live beam, got {rows} rows and beam {r + rows} of request {b} "
             "alive. Pass all rows."
         )
-    if _environment.checks_on():
+    if environment.checks_on():
         for name, z in (("logits", logits), ("ref_logits", ref_logits)):
             bad = (
-                None
-                if z is None
-                else np.isnan(_arrays.to_numpy(z)) | (_arrays.to_numpy(z) == np.inf)
+                None if z is None else np.isnan(arrays.to_numpy(z)) | (arrays.to_numpy(z) == np.inf)
             )
             refuse(op, name, z, bad, "logits below +inf", "Unset HOTLOOP_CHECK to let it pass.")
     if chosen == "reference":
@@ -149,11 +145,11 @@ def likelihood_beam_search(
     ]
     indices, next_ids = (np.empty((batch, width), np.int64) for _ in range(2))
     if batch > 0:
-        _native.core().search_beam_step(
+        native.core().search_beam_step(
             width,
             length,
-            _arrays.exported(_arrays.unit_stride(logits)),
-            None if ref_logits is None else _arrays.exported(_arrays.unit_stride(ref_logits)),
+            arrays.exported(arrays.unit_stride(logits)),
+            None if ref_logits is None else arrays.exported(arrays.unit_stride(ref_logits)),
             eos,
             tuple(before),
             tuple(after),
@@ -161,7 +157,7 @@ def likelihood_beam_search(
             next_ids,
         )
     parts = (*after[:2], indices, next_ids, *after[2:])
-    return BeamState(*(_arrays.from_numpy(x, logits) for x in parts))
+    return BeamState(*(arrays.from_numpy(x, logits) for x in parts))
 
 
 def mcts_star_step(
@@ -251,7 +247,7 @@ def mcts_star_step(
             op,
             "rollout_values",
             rollout_values,
-            _arrays.FLOATS,
+            arrays.FLOATS,
             shape,
             "tree.parents",
             tree.parents,
@@ -264,8 +260,8 @@ def mcts_star_step(
         )  # fmt: skip
     trees = parents.shape[0]
     found = (np.empty(trees, np.int64), np.empty(trees, np.int64), np.empty(trees, bool))
-    _native.core().search_star_step(
-        tuple(_arrays.exported(x) for x in tree),
+    native.core().search_star_step(
+        tuple(arrays.exported(x) for x in tree),
         places,
         rollouts,
         depth,
@@ -274,7 +270,7 @@ def mcts_star_step(
         place,
         found,
     )
-    return StarStep(*(_arrays.from_numpy(x, tree.parents) for x in found))
+    return StarStep(*(arrays.from_numpy(x, tree.parents) for x in found))
 
 
 def puct_select_backup(
@@ -354,10 +350,10 @@ def puct_select_backup(
             max_depth=max_depth,
         )
     found = (np.empty(parents.shape[0], np.int64), np.empty(parents.shape[0], np.int64))
-    _native.core().search_puct_step(
-        tuple(_arrays.exported(x) for x in tree), places, depth, numbers, found
+    native.core().search_puct_step(
+        tuple(arrays.exported(x) for x in tree), places, depth, numbers, found
     )
-    return PuctStep(*(_arrays.from_numpy(x, tree.parents) for x in found))
+    return PuctStep(*(arrays.from_numpy(x, tree.parents) for x in found))
 
 
 def retrospective_backtrack(
@@ -421,7 +417,7 @@ def retrospective_backtrack(
         Wu et al. 2025, REVERSE, arXiv:2504.13169, and the published code.
     """
     op = "retrospective_backtrack"
-    _arrays.checked(op, "p_unconfident", p_unconfident, _arrays.FLOATS, 2)
+    arrays.checked(op, "p_unconfident", p_unconfident, arrays.FLOATS, 2)
     batch, phrases = (int(n) for n in p_unconfident.shape)
     if not isinstance(state, BacktrackState):
         raise TypeError(
@@ -436,14 +432,14 @@ def retrospective_backtrack(
         op,
         "span_ends",
         span_ends,
-        _arrays.INTEGERS,
+        arrays.INTEGERS,
         (batch, phrases),
         "p_unconfident",
         p_unconfident,
     )
     for name, x in named.items():
-        alike(op, name, x, _arrays.INTEGERS, (batch,), "p_unconfident", p_unconfident)
-    kinds = (_arrays.INTEGERS, _arrays.INTEGERS, TREE_FLOATS, FLAGS, FLAGS)
+        alike(op, name, x, arrays.INTEGERS, (batch,), "p_unconfident", p_unconfident)
+    kinds = (arrays.INTEGERS, arrays.INTEGERS, TREE_FLOATS, FLAGS, FLAGS)
     for name, dtypes, x in zip(state._fields, kinds, state):
         alike(op, f"state.{name}", x, dtypes, (batch,), "p_unconfident", p_unconfident)
     numbers = (
@@ -485,11 +481,11 @@ def retrospective_backtrack(
     start = tuple(packed(x, t) for x, t in zip(state, types))
     after = tuple(np.empty(batch, t) for t in types)
     found = tuple(np.empty(batch, np.int64) for _ in range(3))
-    _native.core().search_backtrack(
+    native.core().search_backtrack(
         batch, phrases, p, ends, (chunk, prefix, sentence), start, numbers, limits, after, found
     )
-    back = [_arrays.from_numpy(x, p_unconfident) for x in found]
-    counters = (_arrays.from_numpy(x, p_unconfident) for x in after)
+    back = [arrays.from_numpy(x, p_unconfident) for x in found]
+    counters = (arrays.from_numpy(x, p_unconfident) for x in after)
     return Backtrack(back[0], back[1], back[2], BacktrackState(*counters))
 
 
@@ -524,7 +520,7 @@ def vq_neighbor_table(codebook: Any, *, k: int | None = None, impl: Impl = "auto
         Jang et al. 2024, LANTERN, arXiv:2410.03355, and the published code.
     """
     op = "vq_neighbor_table"
-    _arrays.checked(op, "codebook", codebook, _arrays.FLOATS, 2)
+    arrays.checked(op, "codebook", codebook, arrays.FLOATS, 2)
     codes, dim = (int(n) for n in codebook.shape)
     width = (
         min(1000, max(codes - 1, 0))
@@ -541,10 +537,10 @@ def vq_neighbor_table(codebook: Any, *, k: int | None = None, impl: Impl = "auto
     # A sum of `dim` products, in any order, is off by at most 1.01 (dim + 1) units of |E_i| |E_j|, and by the least
     # normal number for each term that is flushed to zero.
     errors = (1.01 * (dim + 1) * 2.0**-53, dim * 2.0**-1021)
-    rows = max(1, min(TILE_BYTES, _environment.workspace_bytes()) // max(8 * codes, 1))
+    rows = max(1, min(TILE_BYTES, environment.workspace_bytes()) // max(8 * codes, 1))
     for first in range(0, codes if width > 0 else 0, rows):
         products = e[first : first + rows] @ e.T
-        _native.core().search_nearest_codes(
+        native.core().search_nearest_codes(
             products, e, squares, first, errors, table[first : first + rows]
         )
-    return _arrays.from_numpy(table, codebook)
+    return arrays.from_numpy(table, codebook)

@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from .. import _arrays, _environment, _native
-from .._impl import Impl
+from ..front import arrays, environment, native
+from ..front.impl import Impl
 from ..reference.decode import speculative as _reference
 from . import _call
 from ._law import check_ids, check_law, naming, pack, refuse_probabilities
@@ -154,7 +154,7 @@ def speculative_streaming_verify(
     """
     op = "speculative_streaming_verify"
     law = check_law(op, "stream_probs", stream_probs, ("B", "steps", "S", "V"))
-    ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
+    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
     batch, steps, streams, vocabulary = law.values.shape
     k = int(ids.shape[1])
     if steps * streams < k:
@@ -194,7 +194,7 @@ def _verify(
     impl: Impl,
     streams: dict[str, Any] | None = None,
 ) -> Verified:
-    if _arrays.compiling():
+    if arrays.compiling():
         from . import _operators
 
         mode = "block" if whole_block else "chain"
@@ -210,8 +210,8 @@ def _verify(
             impl,
         )
     target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
-    ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
-    _arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
     batch, k = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
     _call.check_shape(
@@ -223,7 +223,7 @@ def _verify(
         _call.check_draft(op, draft, target, k)
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, k, ids)
     _call.check_stream(op, seed, offset, batch, ids)
-    if _environment.checks_on():
+    if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
     chosen = _call.choose(op, impl, target.values, cuda=True)
     if chosen == "reference":
@@ -241,18 +241,18 @@ def _verify(
         whole_block,
         batch,
         k,
-        _arrays.exported(_arrays.unit_stride(ids)),
+        arrays.exported(arrays.unit_stride(ids)),
         pack(target),
         None if draft is None else pack(draft),
         _call.packed_lengths(num_draft_tokens, k),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(_arrays.exported(x) for x in outputs),
+        tuple(arrays.exported(x) for x in outputs),
     )
     if chosen == "cuda":
         from . import _cuda
 
         _cuda.chain(outputs, target.values, *arguments)
-    elif _native.core().decode_chain(*arguments):
+    elif native.core().decode_chain(*arguments):
         refuse_probabilities(op, target_probs=target, **(streams or {"draft_probs": draft}))
     return outputs
 
@@ -268,8 +268,8 @@ def verified_like(ids: Any, batch: int, width: int) -> Verified:
             torch.empty((batch,), dtype=torch.int64, device=device),
         )
     return Verified(
-        _arrays.empty(ids, (batch, width), _arrays.dtype(ids)),
-        _arrays.empty(ids, (batch,), "int64"),
-        _arrays.empty(ids, (batch, width), "float32"),
-        _arrays.empty(ids, (batch,), "int64"),
+        arrays.empty(ids, (batch, width), arrays.dtype(ids)),
+        arrays.empty(ids, (batch,), "int64"),
+        arrays.empty(ids, (batch, width), "float32"),
+        arrays.empty(ids, (batch,), "int64"),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .. import _arrays, _environment, _native
-from .._impl import Impl
-from .._numbers import integer, number
+from ..front import arrays, environment, native
+from ..front.check import integer, number
+from ..front.impl import Impl
 from ..reference.decode import paths as _reference_paths
 from ..reference.decode import tree as _reference_tree
 from . import _call
@@ -72,7 +72,7 @@ def tree_speculative_verify(
         arXiv:2406.16858, for children chosen without chance.
     """
     op = "tree_speculative_verify"
-    if _arrays.compiling():
+    if arrays.compiling():
         from . import _operators
 
         return _operators.tree(
@@ -88,10 +88,10 @@ def tree_speculative_verify(
             impl,
         )
     target = check_law(op, "target_probs", target_probs, ("B", "M+1", "V"))
-    ids = _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2)
-    _arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
-    _arrays.checked(op, "parents", parents, _arrays.INTEGERS, 2)
-    _arrays.same_place(op, "parents", parents, "target_probs", target.values)
+    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    arrays.checked(op, "parents", parents, arrays.INTEGERS, 2)
+    arrays.same_place(op, "parents", parents, "target_probs", target.values)
     batch, m = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
     _call.check_shape(op, "parents", parents, (batch, m), "like draft_token_ids")
@@ -105,7 +105,7 @@ def tree_speculative_verify(
     _call.check_lengths(op, "num_nodes", num_nodes, batch, m, ids)
     depth = m if max_depth is None else integer(op, "max_depth", max_depth, at_least=0, at_most=m)
     _call.check_stream(op, seed, offset, batch, ids)
-    if _environment.checks_on():
+    if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
         _check_parents(op, parents, num_nodes)
     chosen = _call.choose(op, impl, target.values, cuda=True)
@@ -123,33 +123,33 @@ def tree_speculative_verify(
                 offset=offset,
             )
     outputs = verified_like(ids, batch, depth + 1)
-    nodes = _arrays.empty(ids, (batch, depth), "int64")
+    nodes = arrays.empty(ids, (batch, depth), "int64")
     arguments = (
         batch,
         m,
         depth,
-        _arrays.exported(_arrays.unit_stride(ids)),
-        _arrays.exported(_call.dense(parents, "int64")),
+        arrays.exported(arrays.unit_stride(ids)),
+        arrays.exported(_call.dense(parents, "int64")),
         pack(target),
         None if draft is None else pack(draft),
         bool(replacement),
         _call.packed_lengths(num_nodes, m),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(_arrays.exported(x) for x in outputs),
-        _arrays.exported(nodes),
+        tuple(arrays.exported(x) for x in outputs),
+        arrays.exported(nodes),
     )
     if chosen == "cuda":
         from . import _cuda
 
         _cuda.tree(outputs, target.values, *arguments)
-    elif _native.core().decode_tree(*arguments):
+    elif native.core().decode_tree(*arguments):
         refuse_probabilities(op, target_probs=target, draft_probs=draft)
     return VerifiedTree(outputs.output_token_ids, nodes, *outputs[1:])
 
 
 def _check_parents(op: str, parents: Any, num_nodes: Any) -> None:
-    table = _arrays.to_numpy(parents)
-    lengths = None if num_nodes is None else _arrays.to_numpy(num_nodes)
+    table = arrays.to_numpy(parents)
+    lengths = None if num_nodes is None else arrays.to_numpy(num_nodes)
     for b, row in enumerate(table.tolist()):
         for j, parent in enumerate(row[: None if lengths is None else int(lengths[b])]):
             if not -1 <= parent < j:
@@ -201,25 +201,25 @@ def greedy_speculative_accept(
     op = "greedy_speculative_accept"
     law = target_logits if isinstance(target_logits, Logits) else Logits(target_logits)
     law = replace(law, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
-    if _arrays.compiling() and draft_token_ids.ndim == 2:
+    if arrays.compiling() and draft_token_ids.ndim == 2:
         from . import _operators
 
         return _operators.chain(
             op, "greedy", None, draft_token_ids, law, num_draft_tokens, 0, 0, impl
         )
-    _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 2, 3)
+    arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2, 3)
     if draft_token_ids.ndim == 3:
         return _paths(op, draft_token_ids, law, num_draft_tokens, impl, 0, 0)
     target = check_law(op, "target_logits", law, ("B", "K+1", "V"))
     ids = draft_token_ids
     batch, k = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
-    _arrays.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
+    arrays.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
     _call.check_shape(
         op, "target_logits", target.values, (batch, k + 1, vocabulary), "for that many draft tokens"
     )
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, k, ids)
-    if _environment.checks_on():
+    if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
     chosen = _call.choose(op, impl, target.values, cuda=True)
     if chosen == "reference":
@@ -232,20 +232,20 @@ def greedy_speculative_accept(
         False,
         batch,
         k,
-        _arrays.exported(_arrays.unit_stride(ids)),
+        arrays.exported(arrays.unit_stride(ids)),
         pack(target),
         None,
         _call.packed_lengths(num_draft_tokens, k),
         0,
         0,
-        tuple(_arrays.exported(x) for x in outputs),
+        tuple(arrays.exported(x) for x in outputs),
     )
     if chosen == "cuda":
         from . import _cuda
 
         _cuda.chain(outputs, target.values, *arguments)
     else:
-        _native.core().decode_chain(*arguments)
+        native.core().decode_chain(*arguments)
     return outputs
 
 
@@ -299,7 +299,7 @@ def typical_accept(
     number(op, "epsilon", epsilon, at_least=0.0, at_most=1.0)
     _call.finite(op, "alpha", alpha, at_least=0.0)
     number(op, "entropy_eps", entropy_eps, at_least=0.0, at_most=1.0)
-    _arrays.checked(op, "draft_token_ids", draft_token_ids, _arrays.INTEGERS, 3)
+    arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 3)
     law = check_law(op, "target_logits", target_logits, ("B", "P", "K+1", "V"))
     numbers = (float(epsilon), float(alpha), float(entropy_eps))
     return _paths(op, draft_token_ids, law, num_draft_tokens, impl, seed, offset, numbers)
@@ -318,7 +318,7 @@ def _paths(
     target = check_law(op, "target_logits", law, ("B", "P", "K+1", "V"))
     batch, paths, tokens = map(int, ids.shape)
     vocabulary = int(target.values.shape[3])
-    _arrays.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
+    arrays.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
     if tokens < 1 or paths < 1:
         raise ValueError(
             f"[{op}] draft_token_ids: expected at least one path of at least one token, got shape {tuple(ids.shape)}."
@@ -328,7 +328,7 @@ def _paths(
     )
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, tokens - 1, ids)
     _call.check_stream(op, seed, offset, batch, ids)
-    if _environment.checks_on():
+    if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
     chosen = _call.choose(op, impl, target.values)
     if chosen == "reference":
@@ -350,22 +350,22 @@ def _paths(
             )
     wide = _call.dense(ids, "int64")
     outputs = VerifiedPaths(
-        _arrays.empty(ids, (batch, tokens), "int64"),
-        *(_arrays.empty(ids, (batch,), "int64") for _ in range(3)),
+        arrays.empty(ids, (batch, tokens), "int64"),
+        *(arrays.empty(ids, (batch,), "int64") for _ in range(3)),
     )
-    if _native.core().decode_paths(
+    if native.core().decode_paths(
         typical is not None,
         batch,
         paths,
         tokens - 1,
-        _arrays.exported(wide),
+        arrays.exported(wide),
         pack(target),
         *(typical or (0.0, 0.0, 0.0)),
         _call.packed_lengths(num_draft_tokens, tokens - 1),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(_arrays.exported(x) for x in outputs),
+        tuple(arrays.exported(x) for x in outputs),
     ):
         refuse_probabilities(op, target_logits=target)
-    if _arrays.dtype(ids) == "int32":
+    if arrays.dtype(ids) == "int32":
         return outputs._replace(output_token_ids=_call.dense(outputs.output_token_ids, "int32"))
     return outputs

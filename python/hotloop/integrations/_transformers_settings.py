@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from .. import core
-from .._numbers import integer
 from ..decode import Logits
 from ..decode._seeds import BELOW
+from ..front.check import integer
 
 ASSISTANT_TOKENS = 4
 """Drafted tokens per step unless told otherwise; the examples of transformers draft 4 to 6."""

@@ -22,8 +22,6 @@ except ImportError as error:
 import torch
 from torch import Tensor
 
-from .._impl import Impl
-from .._numbers import choice
 from ..decode import (
     Logits,
     Probs,
@@ -32,6 +30,8 @@ from ..decode import (
     greedy_speculative_accept,
     sample,
 )
+from ..front.check import choice
+from ..front.impl import Impl
 from . import _transformers_settings as _settings
 from ._transformers_decoder import Decoder, check_model, embedded
 from ._transformers_keywords import answered

@@ -1,6 +1,6 @@
 """Log-probabilities, entropies and divergences of language-model heads, with a bounded part of the logits in memory."""
 
-from .._needs import torch_for
+from ..front.needs import torch_for
 
 torch_for("logprob")
 

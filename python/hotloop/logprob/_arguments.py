@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _at_run_time, _check, _environment, _plain
+from ..front import at_run_time, environment, plain, tensors
 from ._statistics import STATISTICS
 
 LARGEST_SCALE = 1e18  # its square and the square of its inverse are normal float32 numbers
@@ -17,11 +17,11 @@ def logit_numbers(
     op: str, temperature: float, logit_scale: float, softcap: float | None
 ) -> tuple[float, float, float]:
     """Temperature, logit scale and softcap (0: none) of a ``LogitMap``, which Dynamo need not trace."""
-    temperature = _check.number(op, "temperature", temperature, above=0)
-    logit_scale = _check.number(op, "logit_scale", logit_scale)
+    temperature = tensors.number(op, "temperature", temperature, above=0)
+    logit_scale = tensors.number(op, "logit_scale", logit_scale)
     cap = 0.0
     if softcap is not None:
-        cap = _check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap.")
+        cap = tensors.number(op, "softcap", softcap, above=0, hint="Pass None for no cap.")
         _representable(op, "softcap", cap)
     _representable(op, "temperature", temperature)
     if logit_scale != 0:
@@ -42,7 +42,7 @@ def wanted_statistics(op: str, statistics: Any) -> frozenset[str]:
     if isinstance(statistics, str):
         statistics = (statistics,)
     for name in statistics:
-        _check.choice(op, "statistics", name, STATISTICS)
+        tensors.choice(op, "statistics", name, STATISTICS)
     return frozenset(statistics)
 
 
@@ -58,9 +58,9 @@ def head(
     if not torch.compiler.is_compiling():
         for name, value in ((h, hidden), (w, weight), (b, bias)):
             if isinstance(value, Tensor):
-                _plain.check(op, name, value)
-    hidden = _check.float_tensor(op, h, hidden)
-    weight = _check.float_tensor(op, w, weight, ndim=2)
+                plain.check(op, name, value)
+    hidden = tensors.float_tensor(op, h, hidden)
+    weight = tensors.float_tensor(op, w, weight, ndim=2)
     if hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"[{op}] {h}: expected shape (..., {weight.shape[1]}) to match {w} {tuple(weight.shape)}, "
@@ -78,23 +78,23 @@ def head(
             hidden, weight = hidden.to(dtype), weight.to(dtype)
         else:
             raise TypeError(
-                f"[{op}] {w}: expected dtype {_check.dtype_name(hidden.dtype)} like {h}, got "
-                f"{_check.dtype_name(weight.dtype)}. Convert one of them"
+                f"[{op}] {w}: expected dtype {tensors.dtype_name(hidden.dtype)} like {h}, got "
+                f"{tensors.dtype_name(weight.dtype)}. Convert one of them"
                 + (", or use torch.autocast." if not wide else ": autocast leaves float64 alone.")
             )
-    _check.same_device(op, w, weight, h, hidden)
+    tensors.same_device(op, w, weight, h, hidden)
     if bias is not None:
-        bias = _check.float_tensor(op, b, bias, ndim=1)
+        bias = tensors.float_tensor(op, b, bias, ndim=1)
         if bias.shape[0] != weight.shape[0]:
             raise ValueError(
                 f"[{op}] {b}: expected shape ({weight.shape[0]},), one per row of {w}, got {tuple(bias.shape)}."
             )
-        _check.same_device(op, b, bias, h, hidden)
+        tensors.same_device(op, b, bias, h, hidden)
     flat = rows_of(hidden)
-    if _environment.checks_on() and not torch.compiler.is_compiling():
+    if environment.checks_on() and not torch.compiler.is_compiling():
         for name, value in ((h, hidden), (w, weight), (b, bias)):
             if value is not None:
-                _check.finite(op, name, value)
+                tensors.finite(op, name, value)
     return flat, weight, bias
 
 
@@ -114,12 +114,12 @@ def labels(
     device: Any,
 ) -> Tensor:
     """Check labels of the given shape and return them as int64 [N]."""
-    t = _check.tensor(op, "labels", value)
+    t = tensors.tensor(op, "labels", value)
     if not torch.compiler.is_compiling():
-        _plain.check(op, "labels", t)
+        plain.check(op, "labels", t)
     if t.dtype not in (torch.int64, torch.int32):
         raise TypeError(
-            f"[{op}] labels: expected dtype int64 or int32, got {_check.dtype_name(t.dtype)}."
+            f"[{op}] labels: expected dtype int64 or int32, got {tensors.dtype_name(t.dtype)}."
         )
     if t.shape != shape:
         raise ValueError(
@@ -131,16 +131,16 @@ def labels(
         )
     flat = t.reshape(-1).to(torch.int64).contiguous()
     if torch.compiler.is_compiling():
-        return _at_run_time.checked("labels", op, "labels", flat, (vocabulary, ignore_index))
+        return at_run_time.checked("labels", op, "labels", flat, (vocabulary, ignore_index))
     # On the CPU the check costs microseconds and an unchecked label would be a silent NaN; on a GPU it
     # would wait for the device, so it is left to HOTLOOP_CHECK. Inside a torch.func transform there are no values.
-    look = flat.device.type == "cpu" or _environment.checks_on()
+    look = flat.device.type == "cpu" or environment.checks_on()
     if look and not torch._C._are_functorch_transforms_active():
         _look_at_labels(op, "labels", flat, vocabulary, ignore_index)
     return flat
 
 
-@_at_run_time.look("labels")
+@at_run_time.look("labels")
 def _look_at_labels(op: str, name: str, flat: Tensor, vocabulary: int, ignore_index: int) -> None:
     if flat.numel() == 0:
         return
@@ -175,7 +175,7 @@ def shifted(
         raise ValueError(
             f"[{op}] labels: expected a tensor beside shift_labels=True, got None. Pass labels."
         )
-    t = _check.tensor(op, "labels", labels)
+    t = tensors.tensor(op, "labels", labels)
     if t.ndim == 0:
         raise ValueError(
             f"[{op}] labels: expected at least 1 dimension to shift along, got shape (). Leave shift_labels off."
@@ -190,24 +190,24 @@ def shifted(
 
 def cu_seqlens(op: str, value: Any, n: int, device: Any) -> Tensor:
     """Check (B + 1,) offsets that start at 0 and end at n."""
-    t = _check.tensor(op, "cu_seqlens", value)
+    t = tensors.tensor(op, "cu_seqlens", value)
     if t.dtype not in (torch.int64, torch.int32) or t.ndim != 1 or t.shape[0] < 1:
         raise ValueError(
             f"[{op}] cu_seqlens: expected int32 or int64 offsets of shape (sequences + 1,), got "
-            f"{_check.dtype_name(t.dtype)} {tuple(t.shape)}."
+            f"{tensors.dtype_name(t.dtype)} {tuple(t.shape)}."
         )
     if t.device != device:
         raise ValueError(
             f"[{op}] cu_seqlens: expected device {device}, got {t.device}. Move it first."
         )
     if torch.compiler.is_compiling():
-        return _at_run_time.checked("offsets", op, "cu_seqlens", t.to(torch.int64), (n,))
-    if t.device.type == "cpu" or _environment.checks_on():
+        return at_run_time.checked("offsets", op, "cu_seqlens", t.to(torch.int64), (n,))
+    if t.device.type == "cpu" or environment.checks_on():
         _look_at_offsets(op, "cu_seqlens", t, n)
     return t.to(torch.int64)
 
 
-@_at_run_time.look("offsets")
+@at_run_time.look("offsets")
 def _look_at_offsets(op: str, name: str, t: Tensor, n: int) -> None:
     if int(t[0]) != 0 or int(t[-1]) != n or bool((t.diff() < 0).any()):
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _impl
+from ..front import impl as _impl
 from . import _cpu
 from ._cpu import LogitMap
 

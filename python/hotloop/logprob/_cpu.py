@@ -16,8 +16,9 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .. import _environment, _memory, _native
-from .._dlpack import export as _export
+from ..front import buffers, environment
+from ..front import native as _native
+from ..front.arrays import exported as _export
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,13 +98,13 @@ class Products:
         size = rows * columns * self.dtype.itemsize
         if size == 0:
             return torch.empty(rows, columns, dtype=self.dtype, device="cpu")
-        self._buffers.append(_memory.workspace.take(size))
+        self._buffers.append(buffers.workspace.take(size))
         return self._buffers[-1][:size].view(self.dtype).view(rows, columns)
 
     def release(self) -> None:
         """Hand the tiles' memory on; nothing may look at them any more."""
         for buffer in self._buffers:
-            _memory.workspace.give(buffer)
+            buffers.workspace.give(buffer)
         self._buffers.clear()
         self._scratch = None
 
@@ -155,7 +156,7 @@ class Gradients:
         self.hidden: Tensor | None = None
         self.need_hidden = need_hidden
         # Each row of d weight comes from one product over all n rows, so it is rounded once.
-        self.weight = _memory.empty(vocabulary, width, dtype=weight_dtype) if need_weight else None
+        self.weight = buffers.empty(vocabulary, width, dtype=weight_dtype) if need_weight else None
         self.bias = (
             torch.empty(vocabulary, dtype=accumulate_dtype(products.dtype), device="cpu")
             if need_bias
@@ -233,7 +234,7 @@ def forward(
     Rows whose label is ``ignore_index`` take no part in the product; theirs are the statistics of a row
     with log-sum-exp 0 and every other statistic 0.
     """
-    workspace = _environment.workspace_bytes() if workspace is None else workspace
+    workspace = environment.workspace_bytes() if workspace is None else workspace
     rows = select_rows(labels, ignore_index)
     x = hidden if rows is None else hidden.index_select(0, rows)
     y = (labels if rows is None else labels.index_select(0, rows)).contiguous()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _check, _environment
-from .._impl import Impl
+from ..front import environment, tensors
+from ..front.impl import Impl
 from ..reference import logprob as reference
 from . import _arguments, _backend, _second, _two_heads, _two_heads_triton
 from ._cpu import LogitMap, accumulate_dtype, select_rows
@@ -370,10 +370,10 @@ _logit_divergence.register_autograd(_logit_backward, setup_context=_logit_setup)
 def options(
     op: str, kind: str, beta: float, delta: float, temperature: float, reduction: str
 ) -> Terms:
-    _check.choice(op, "divergence_kind", kind, KINDS)
-    _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
-    _check.number(op, "beta", beta, at_least=0, at_most=1)
-    _check.number(op, "delta", delta, at_least=1)
+    tensors.choice(op, "divergence_kind", kind, KINDS)
+    tensors.choice(op, "reduction", reduction, tensors.REDUCTIONS)
+    tensors.number(op, "beta", beta, at_least=0, at_most=1)
+    tensors.number(op, "delta", delta, at_least=1)
     logit = _arguments.logit_numbers(op, temperature, 1.0, None)
     if kind == "jsd" and beta in (0, 1):
         kind = "forward_kl" if beta == 0 else "reverse_kl"  # by definition, not as a limit
@@ -391,7 +391,7 @@ def _not_too_hot(op: str, terms: Terms, dtype: torch.dtype) -> None:
     if terms[3][0] > hottest:
         cure = "" if wide else " Pass float64."
         raise ValueError(
-            f"[{op}] temperature: expected at most {hottest:g} for {_check.dtype_name(dtype)}, got {terms[3][0]!r}: "
+            f"[{op}] temperature: expected at most {hottest:g} for {tensors.dtype_name(dtype)}, got {terms[3][0]!r}: "
             f"the divergence, about 1 / T^2, would be lost in the rounding of the log-probabilities.{cure}"
         )
 
@@ -457,7 +457,7 @@ def of_heads(
     reduction: str,
     impl: Impl,
 ) -> Tensor:
-    shape = _check.tensor(op, "student_hidden", student[0]).shape[:-1]
+    shape = tensors.tensor(op, "student_hidden", student[0]).shape[:-1]
     hidden, weight, bias = _arguments.head(
         op, *student, ("student_hidden", "student_weight", "student_bias")
     )
@@ -473,10 +473,10 @@ def of_heads(
         )
     if teacher_head[1].dtype != weight.dtype:
         raise TypeError(
-            f"[{op}] teacher_weight: expected dtype {_check.dtype_name(weight.dtype)} like student_weight, got "
-            f"{_check.dtype_name(teacher_head[1].dtype)}. Convert one of them."
+            f"[{op}] teacher_weight: expected dtype {tensors.dtype_name(weight.dtype)} like student_weight, got "
+            f"{tensors.dtype_name(teacher_head[1].dtype)}. Convert one of them."
         )
-    _check.same_device(op, "teacher_hidden", teacher_head[0], "student_hidden", hidden)
+    tensors.same_device(op, "teacher_hidden", teacher_head[0], "student_hidden", hidden)
     if labels is None:
         # Every row counts, whatever the caller's ignore_index is: 0 would take these labels for masked.
         ignore_index = IGNORE_INDEX
@@ -495,7 +495,7 @@ def of_heads(
             hidden, weight, bias, *teacher_head, flat_labels, ignore_index, *terms, chosen
         )[0]
     else:
-        _check.untransformed(op, hidden, weight, bias)
+        tensors.untransformed(op, hidden, weight, bias)
         rows = _LinearDivergence.apply(
             hidden,
             weight,
@@ -520,8 +520,8 @@ def of_logits(
     reduction: str,
     impl: Impl,
 ) -> Tensor:
-    student = _check.float_tensor(op, "student_logits", student)
-    teacher = _check.float_tensor(op, "teacher_logits", teacher)
+    student = tensors.float_tensor(op, "student_logits", student)
+    teacher = tensors.float_tensor(op, "teacher_logits", teacher)
     _not_too_hot(op, terms, student.dtype)
     if student.ndim < 1 or student.shape[-1] == 0 or teacher.shape != student.shape:
         raise ValueError(
@@ -530,10 +530,10 @@ def of_logits(
         )
     if teacher.dtype != student.dtype:
         raise TypeError(
-            f"[{op}] teacher_logits: expected dtype {_check.dtype_name(student.dtype)} like student_logits, got "
-            f"{_check.dtype_name(teacher.dtype)}. Convert one of them."
+            f"[{op}] teacher_logits: expected dtype {tensors.dtype_name(student.dtype)} like student_logits, got "
+            f"{tensors.dtype_name(teacher.dtype)}. Convert one of them."
         )
-    _check.same_device(op, "teacher_logits", teacher, "student_logits", student)
+    tensors.same_device(op, "teacher_logits", teacher, "student_logits", student)
     shape = student.shape[:-1]
     vocabulary = student.shape[-1]
     flat, flat_teacher = _arguments.rows_of(student), _arguments.rows_of(teacher.detach())
@@ -547,9 +547,9 @@ def of_logits(
         flat_labels = _arguments.labels(
             op, labels, shape, vocabulary, ignore_index, "student_logits", flat.device
         )
-    if _environment.checks_on() and not torch.compiler.is_compiling():
-        _check.finite(op, "student_logits", student)
-        _check.finite(op, "teacher_logits", teacher)
+    if environment.checks_on() and not torch.compiler.is_compiling():
+        tensors.finite(op, "student_logits", student)
+        tensors.finite(op, "teacher_logits", teacher)
     chosen = _choose(op, impl, flat, f"student_logits {tuple(student.shape)}", terms[0])
     if chosen == "reference":
         rows = reference_of_logits(terms, flat, flat_teacher, flat_labels, ignore_index)
@@ -557,13 +557,13 @@ def of_logits(
         rows = torch.ops.hotloop.logit_divergence(flat, flat_teacher, *terms, chosen)[0]
         rows = torch.where(flat_labels != ignore_index, rows, 0.0)
     else:
-        _check.untransformed(op, flat)
+        tensors.untransformed(op, flat)
         rows = _LogitDivergence.apply(flat, flat_teacher, flat_labels, terms, ignore_index, chosen)
     return reduce(rows, flat_labels, ignore_index, reduction, shape)
 
 
 def _choose(op: str, impl: Impl, like: Tensor, what: str, kind: str) -> str:
-    from .. import _impl
+    from ..front import impl as _impl
 
     device = like.device.type
 
@@ -580,7 +580,7 @@ def _choose(op: str, impl: Impl, like: Tensor, what: str, kind: str) -> str:
             "cpu": lambda: None if device == "cpu" else f"device {device}",
             "reference": lambda: None,
         },
-        lambda: f"{what} {_check.dtype_name(like.dtype)} on {device}",
+        lambda: f"{what} {tensors.dtype_name(like.dtype)} on {device}",
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _native
-from .._dlpack import export as _export
+from ..front import native
+from ..front.arrays import exported as _export
 from ..reference import logprob as reference
 from . import _second, _statistics
 from ._backend import relative_to_maximum, triton_kernels
@@ -36,7 +36,7 @@ def forward(
     else:
         sums = new_statistics(logits.shape[0], accumulate_dtype(logits.dtype))
         largest = torch.zeros(logits.shape[0], dtype=torch.int64, device="cpu") if argmax else None
-        _native.core().row_statistics(
+        native.core().row_statistics(
             _export(logits), None, _export(labels), 0, logit.native(), everything, _export(sums),
             None if largest is None else _export(largest),
         )  # fmt: skip
@@ -61,7 +61,7 @@ def backward(
         return gradient
     else:
         gradient = logits.detach().clone(memory_format=torch.contiguous_format)
-        _native.core().row_gradient(
+        native.core().row_gradient(
             _export(gradient),
             None,
             _export(labels),

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import _environment, _native
-from .._dlpack import export as _export
+from ..front import environment, native
+from ..front.arrays import exported as _export
 from ._cpu import Gradients, LogitMap, Products, accumulate_dtype, finish, in_the_dtype_given
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
@@ -68,7 +68,7 @@ class Heads:
         teacher: tuple[Tensor, Tensor, Tensor | None],
         rows: Tensor | None,
     ) -> Heads:
-        half = _environment.workspace_bytes() // 2
+        half = environment.workspace_bytes() // 2
         products = [
             Products(h if rows is None else h.index_select(0, rows), w, half)
             for h, w, _ in (student, teacher)
@@ -119,7 +119,7 @@ def _call(
     packed = dict.fromkeys(("statistics", "coefficients", "mixture")) | {
         name: _export(value) for name, value in arrays.items()
     }
-    _native.core().divergence(
+    native.core().divergence(
         mode, _export(s), _export(t), _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
         d.student.native(), d.teacher.native(), d.beta, packed["statistics"], packed["coefficients"], packed["mixture"],
     )  # fmt: skip
@@ -129,7 +129,7 @@ def _log_cosh(
     d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, **arrays: Tensor
 ) -> None:
     packed = dict.fromkeys(("sums", "weights")) | {name: _export(v) for name, v in arrays.items()}
-    _native.core().log_cosh(
+    native.core().log_cosh(
         _export(s), _export(t), _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
         d.student.native(), d.teacher.native(), packed["sums"], packed["weights"],
     )  # fmt: skip

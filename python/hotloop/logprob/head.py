@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _check, _environment
-from .._impl import Impl
-from .._keywords import known
+from ..front import environment, tensors
+from ..front.impl import Impl
+from ..front.keywords import known
 from ..reference import logprob as reference
 from . import _arguments, _backend, _given, _ops, _statistics
 from ._cpu import LogitMap
 from ._statistics import LogprobStatistics
 
 IGNORE_INDEX = -100
-Reduction = _check.REDUCTIONS
+Reduction = tensors.REDUCTIONS
 HINTS = {
     "shift": "Pass shift_labels=True for labels as Hugging Face stores them.",
     "target": "Pass it as labels.",
@@ -95,12 +95,12 @@ def linear_logprob(
     wanted = _arguments.wanted_statistics(op, statistics)
     offsets = None
     if cu_seqlens is not None:
-        if _check.tensor(op, "hidden", hidden).ndim != 2:
+        if tensors.tensor(op, "hidden", hidden).ndim != 2:
             raise ValueError(
                 f"[{op}] cu_seqlens: expected hidden of shape (tokens, width) beside it, got {tuple(hidden.shape)}. "
                 "Pack the sequences first."
             )
-        tokens = _check.tensor(op, "hidden", hidden).shape[0]
+        tokens = tensors.tensor(op, "hidden", hidden).shape[0]
         offsets = _arguments.cu_seqlens(op, cu_seqlens, tokens, hidden.device)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels, offsets)
     rows = _rows(
@@ -131,16 +131,16 @@ def _rows(
     impl: str,
 ) -> tuple[Tensor | None, ...]:
     """The five statistics and the argmax hit, each [N] or None."""
-    shape = _check.tensor(op, "hidden", hidden).shape[:-1]
+    shape = tensors.tensor(op, "hidden", hidden).shape[:-1]
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
     flat_labels = _arguments.labels(
         op, labels, shape, weight.shape[0], ignore_index, "hidden", flat.device
     )
     chosen = _backend.choose(
         op, impl, flat,
-        lambda: f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}",
+        lambda: f"hidden {tuple(hidden.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}",
     )  # fmt: skip
-    _environment.log_call(
+    environment.log_call(
         op, impl=chosen, rows=flat.shape[0], width=flat.shape[1], vocabulary=weight.shape[0]
     )
     if chosen == "reference":
@@ -154,7 +154,7 @@ def _rows(
             flat, weight, bias, flat_labels, ignore_index, *logit, chosen
         )
         return _select(packed, hit, wanted)
-    _check.untransformed(op, flat, weight, bias)
+    tensors.untransformed(op, flat, weight, bias)
     return _ops.LinearLogprob.apply(  # type: ignore[no-any-return]
         flat,
         weight,
@@ -226,7 +226,7 @@ def token_logprob(
         Definition; one pass by the online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867.
     """
     op = "token_logprob"
-    logits = _check.float_tensor(op, "logits", logits)
+    logits = tensors.float_tensor(op, "logits", logits)
     if logits.ndim < 1 or logits.shape[-1] == 0:
         raise ValueError(
             f"[{op}] logits: expected shape (..., vocabulary), got {tuple(logits.shape)}."
@@ -241,13 +241,13 @@ def token_logprob(
     flat_labels = _arguments.labels(
         op, labels, shape, flat.shape[1], ignore_index, "logits", flat.device
     )
-    if _environment.checks_on() and not torch.compiler.is_compiling():
-        _check.finite(op, "logits", logits)
+    if environment.checks_on() and not torch.compiler.is_compiling():
+        tensors.finite(op, "logits", logits)
     chosen = _backend.choose(
         op,
         impl,
         flat,
-        lambda: f"logits {tuple(logits.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}",
+        lambda: f"logits {tuple(logits.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}",
     )
     rows: tuple[Tensor | None, ...]
     if chosen == "reference":
@@ -262,7 +262,7 @@ def token_logprob(
         )
         rows = _select(packed, hit, wanted)
     else:
-        _check.untransformed(op, flat)
+        tensors.untransformed(op, flat)
         rows = _given.TokenLogprob.apply(
             flat, flat_labels, _map(logit), ignore_index, wanted, chosen
         )
@@ -326,12 +326,12 @@ def linear_cross_entropy(
         Label smoothing: Szegedy et al. 2016, arXiv:1512.00567. z-loss: Chowdhery et al. 2022, arXiv:2204.02311.
     """
     op = "linear_cross_entropy"
-    _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
-    _check.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
-    _check.number(op, "z_loss", z_loss, at_least=0)
+    tensors.choice(op, "reduction", reduction, tensors.REDUCTIONS)
+    tensors.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
+    tensors.number(op, "z_loss", z_loss, at_least=0)
     logit = _arguments.logit_numbers(op, 1.0, logit_scale, softcap)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    shape = _check.tensor(op, "hidden", hidden).shape[:-1]
+    shape = tensors.tensor(op, "hidden", hidden).shape[:-1]
     if (
         reduction != "none"
         and not torch.compiler.is_compiling()
@@ -351,11 +351,11 @@ def linear_cross_entropy(
             impl,
             flat,
             lambda: (
-                f"hidden {tuple(hidden.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}"
+                f"hidden {tuple(hidden.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}"
             ),
         )
         if chosen != "reference":
-            _check.untransformed(op, flat, w, b)
+            tensors.untransformed(op, flat, w, b)
             loss: Tensor = _ops.CrossEntropy.apply(
                 flat, w, b, y, _map(logit), ignore_index, label_smoothing, z_loss, reduction, chosen
             )

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _check
-from .._impl import Impl
+from ..front import tensors
+from ..front.impl import Impl
 from . import _arguments, _backend, _statistics
 from ._cpu import STATISTICS, LogitMap
 from ._statistics import LogprobStatistics
@@ -79,7 +79,7 @@ def linear_logprob_partial(
     numbers = _arguments.logit_numbers(op, temperature, logit_scale, softcap)
     logit = LogitMap(numbers[0], numbers[1], numbers[2] or None)
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
-    _check.tensor(op, "labels", labels)
+    tensors.tensor(op, "labels", labels)
     if labels.shape != (flat.shape[0],):
         raise ValueError(
             f"[{op}] labels: expected shape ({flat.shape[0]},), one per row of hidden, got {tuple(labels.shape)}."
@@ -88,7 +88,7 @@ def linear_logprob_partial(
         op,
         impl,
         flat,
-        lambda: f"hidden {tuple(flat.shape)} {_check.dtype_name(flat.dtype)} on {flat.device}",
+        lambda: f"hidden {tuple(flat.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}",
     )
     if chosen == "reference":
         raise NotImplementedError(
@@ -129,10 +129,10 @@ def merge_logprob_partials(
     op = "merge_logprob_partials"
     if not partials:
         raise ValueError(f"[{op}] partials: expected at least one part, got none.")
-    _check.tensor(op, "labels", labels)
+    tensors.tensor(op, "labels", labels)
     for at, part in enumerate(partials):
-        _check.float_tensor(op, f"partials[{at}].sums", part.sums)
-        _check.tensor(op, f"partials[{at}].argmax", part.argmax)
+        tensors.float_tensor(op, f"partials[{at}].sums", part.sums)
+        tensors.tensor(op, f"partials[{at}].argmax", part.argmax)
     shape = partials[0].sums.shape
     if any(part.sums.shape != shape for part in partials) or shape != (
         len(STATISTICS),

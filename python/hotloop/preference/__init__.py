@@ -1,6 +1,6 @@
 """Losses that learn from preferences between answers."""
 
-from .._needs import torch_for
+from ..front.needs import torch_for
 
 torch_for("preference")
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .. import _at_run_time, _check, _environment, _native, _plain
+from ..front import at_run_time, environment, native, plain, tensors
 from ._pairs import Row
 
 
 def policy_pair(op: str, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor | None]:
     """The two inputs nearly every loss is differentiated by."""
-    _check.tensor(op, "policy_rejected_logps", rejected)
+    tensors.tensor(op, "policy_rejected_logps", rejected)
     return {"policy_chosen_logps": chosen, "policy_rejected_logps": rejected}
 
 
@@ -25,7 +25,7 @@ def required(op: str, **rows: Row) -> dict[str, Row]:
     """Constants that must not be left out. A plain number stands for every row."""
     for name, value in rows.items():
         if not isinstance(value, (int, float)):
-            _check.tensor(op, name, value)
+            tensors.tensor(op, name, value)
     return rows
 
 
@@ -50,8 +50,8 @@ def lengths(op: str, name: str, value: Row | None) -> Row:
     if value is None:
         return 1.0
     if isinstance(value, Tensor):
-        return exact(_check.float_like(op, name, value))
-    return max(1.0, _check.number(op, name, value, at_least=0))
+        return exact(tensors.float_like(op, name, value))
+    return max(1.0, tensors.number(op, name, value, at_least=0))
 
 
 # What the compiled checks of rows read: 0.5 us for 8 rows, where a comparison and a reduction of torch take 5.
@@ -62,25 +62,25 @@ _SHORT = 64
 
 def _seen(value: Tensor) -> bool:
     """Whether values may be looked at: on a GPU that would wait for the device, so it is left to HOTLOOP_CHECK."""
-    if not (value.is_cpu or _environment.checks_on()):
+    if not (value.is_cpu or environment.checks_on()):
         return False
     return not torch._C._are_functorch_transforms_active()
 
 
-@_at_run_time.look("marks")
+@at_run_time.look("marks")
 def marks(op: str, name: str, value: Tensor) -> Tensor:
     """True and False, or 1 and 0, in any dtype. -1 for a bad answer would be read as a number."""
-    value = _check.tensor(op, name, value)
+    value = tensors.tensor(op, name, value)
     if value.dtype is torch.bool:
         return value
     if torch.compiler.is_compiling():
-        return _at_run_time.checked("marks", op, name, value)
+        return at_run_time.checked("marks", op, name, value)
     if not _seen(value):
         return value
     if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
-        if _native.core().are_marks(value):
+        if native.core().are_marks(value):
             return value
-    _plain.check(op, name, value)
+    plain.check(op, name, value)
     if value.numel() <= _SHORT:
         wrong = [x for x in value.reshape(-1).tolist() if x not in (0, 1)]
     else:
@@ -97,26 +97,26 @@ def probability(op: str, name: str, value: Row, *, below: float | None = None) -
     """A number from 0 to 1, or from 0 to less than ``below``, or a tensor of such."""
     if isinstance(value, Tensor):
         if torch.compiler.is_compiling():
-            value = _check.tensor(op, name, value)
+            value = tensors.tensor(op, name, value)
             numbers = () if below is None else (below,)
-            return exact(_at_run_time.checked("probability", op, name, value, (), numbers))
+            return exact(at_run_time.checked("probability", op, name, value, (), numbers))
         if value.dtype is torch.bool or not _seen(value):
-            return exact(_check.tensor(op, name, value))
+            return exact(tensors.tensor(op, name, value))
         high = 1.0 if below is None else below
         if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
-            if _native.core().within(value, high, below is not None):
+            if native.core().within(value, high, below is not None):
                 return value
         elif value.numel() == 0:
-            return exact(_check.tensor(op, name, value))
-        _plain.check(op, name, value)
+            return exact(tensors.tensor(op, name, value))
+        plain.check(op, name, value)
         _check_range(op, name, value, below, high)
         return exact(value)
     if below is not None:
-        return _check.number(op, name, value, at_least=0, below=below)
-    return _check.number(op, name, value, at_least=0, at_most=1)
+        return tensors.number(op, name, value, at_least=0, below=below)
+    return tensors.number(op, name, value, at_least=0, at_most=1)
 
 
-@_at_run_time.look("probability")
+@at_run_time.look("probability")
 def _look_at_probability(op: str, name: str, value: Tensor, below: float | None = None) -> None:
     probability(op, name, value, below=below)
 
@@ -138,32 +138,32 @@ def label_after(op: str, smoothing: Row) -> Row:
 def check_rows(op: str, rows: Mapping[str, Tensor], ndim: int | None = 1) -> None:
     """Check float tensors that the front door computes with itself: one shape, one device."""
     names = list(rows)
-    first = _check.float_tensor(op, names[0], rows[names[0]], ndim=ndim)
+    first = tensors.float_tensor(op, names[0], rows[names[0]], ndim=ndim)
     for name in names[1:]:
-        value = _check.float_tensor(op, name, rows[name])
+        value = tensors.float_tensor(op, name, rows[name])
         if value.shape != first.shape:
             raise ValueError(
                 f"[{op}] {name}: expected shape {tuple(first.shape)} like {names[0]}, "
                 f"got {tuple(value.shape)}. Pass one value for each."
             )
-        _check.same_device(op, name, value, names[0], first)
+        tensors.same_device(op, name, value, names[0], first)
 
 
 def per_row(op: str, name: str, value: Tensor | None, like: str, first: Tensor) -> Tensor | None:
     """A row of values; a scalar, such as a loss averaged over the batch, stands for every row."""
     if value is None:
         return None
-    _check.float_tensor(op, name, value)
+    tensors.float_tensor(op, name, value)
     if value.ndim > 0:
         return value
-    return value.expand(_check.float_tensor(op, like, first, ndim=1).shape[0])
+    return value.expand(tensors.float_tensor(op, like, first, ndim=1).shape[0])
 
 
 def add_term(
     op: str, loss: Tensor, name: str, term: Tensor, like: str, first: Tensor, reduction: str
 ) -> Tensor:
     """Add ``term``, reduced like the loss. Only a mean may be over a number of rows of its own."""
-    _check.same_device(op, name, term, like, first)
+    tensors.same_device(op, name, term, like, first)
     if term.numel() == 0 and first.numel() != 0:
         raise ValueError(
             f"[{op}] {name}: expected at least one row beside {like}, got none. A mean over nothing is NaN."

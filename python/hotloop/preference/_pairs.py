@@ -15,7 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import _check, _environment, _impl, _memory, _native, _plain
+from ..front import buffers, environment, native, plain, tensors
+from ..front import impl as _impl
 
 Reduction = Literal["none", "mean", "sum"]
 Row = Tensor | float
@@ -43,12 +44,12 @@ def pair_loss(
         constants: inputs without a gradient: shape (n,), a tensor with one element, or a number.
         params: numbers of the call, in the order of the head.
         reduction: "none", "mean" or "sum".
-        impl: see ``hotloop._impl``.
+        impl: see ``hotloop.front.impl``.
         reference: computes the same in plain torch.
     """
-    _check.choice(op, "reduction", reduction, _check.REDUCTIONS)
+    tensors.choice(op, "reduction", reduction, tensors.REDUCTIONS)
     like = next(iter(differentiable))
-    first = _check.float_tensor(op, like, differentiable[like], ndim=1)
+    first = tensors.float_tensor(op, like, differentiable[like], ndim=1)
     shape, dtype, device = first.shape, first.dtype, first.device
     double = dtype is torch.float64
     inputs = list(differentiable.values())
@@ -62,7 +63,7 @@ def pair_loss(
             and value.device == device
         ):
             continue
-        value = _check.float_tensor(op, list(differentiable)[k], value)
+        value = tensors.float_tensor(op, list(differentiable)[k], value)
         _check_row(op, list(differentiable)[k], value, first, like)
         double = double or value.dtype is torch.float64
     for k, row in enumerate(constant_rows):
@@ -75,38 +76,38 @@ def pair_loss(
             continue
         name = list(constants)[k]
         if isinstance(row, Tensor):
-            _check.tensor(op, name, row)
+            tensors.tensor(op, name, row)
             if row.is_quantized:
-                _plain.check(op, name, row)
+                plain.check(op, name, row)
             # Counts and flags: in a half type a length of 1001 would be rounded.
             row = (
                 row
-                if row.dtype in _check.FLOAT_DTYPES
+                if row.dtype in tensors.FLOAT_DTYPES
                 else row.to(torch.float64 if double else torch.float32)
             )
             row = row.reshape(1) if row.ndim == 0 else row
             _check_row(op, name, row, first, like, broadcast=True)
             double = double or row.dtype is torch.float64
         else:
-            row = _check.number(op, name, row)
+            row = tensors.number(op, name, row)
         constant_rows[k] = row
     compiling = torch.compiler.is_compiling()
-    if not compiling and _environment.checks_on():
+    if not compiling and environment.checks_on():
         for name, given in (*differentiable.items(), *zip(constants, constant_rows)):
             if isinstance(given, Tensor):
-                _check.finite(op, name, given)
-    if impl == "auto" and device.type == "cpu" and _environment.forced_impl() is None:
+                tensors.finite(op, name, given)
+    if impl == "auto" and device.type == "cpu" and environment.forced_impl() is None:
         chosen = "cpu"
         _impl.note(op, chosen)
     else:
         chosen = _choose(op, impl, first, like)
     if not compiling:
-        _environment.log_call(op, impl=chosen, n=shape[0], dtype=dtype)
+        environment.log_call(op, impl=chosen, n=shape[0], dtype=dtype)
     if chosen == "reference":
         return reference()
     if compiling:
         return _registered(head, inputs, constant_rows, params, reduction, first, double)
-    _check.untransformed(op, *inputs)
+    tensors.untransformed(op, *inputs)
     loss: Tensor = _PairLoss.apply(
         head, constant_rows, params, reduction, double, torch.is_grad_enabled(), *inputs
     )
@@ -124,7 +125,7 @@ def _choose(op: str, impl: str, first: Tensor, like: str) -> str:
         op,
         impl,
         candidates,
-        lambda: f"{like} {tuple(first.shape)} {_check.dtype_name(first.dtype)} on {device}",
+        lambda: f"{like} {tuple(first.shape)} {tensors.dtype_name(first.dtype)} on {device}",
     )
 
 
@@ -137,13 +138,13 @@ def _check_row(
             f"[{op}] {name}: expected shape ({n},) like {like}, got {tuple(value.shape)}. "
             "Pass one value per row."
         )
-    _check.same_device(op, name, value, like, first)
+    tensors.same_device(op, name, value, like, first)
 
 
 def _cuda_refuses(device: str) -> str | None:
     if device != "cuda":
         return f"device {device}"
-    if _native.cuda() is None:
+    if native.cuda() is None:
         return "hotloop._cuda is not compiled in"
     return None
 
@@ -163,7 +164,7 @@ def _run(
 ) -> None:
     """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses / ``divisor``."""
     if device.type == "cpu":
-        value = _native.core().pair_loop(
+        value = native.core().pair_loop(
             head, n, inputs, params, loss, grads, grad_scale, total is not None, double
         )
         if total is not None:
@@ -171,7 +172,7 @@ def _run(
                 value / divisor if divisor else float("nan")
             )  # the mean of nothing, as in torch
         return
-    module = _native.cuda()
+    module = native.cuda()
     assert module is not None
     partials = None
     if total is not None:
@@ -219,7 +220,7 @@ def _gradient_like(x: Tensor) -> Tensor:
     else:
         gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
     large = x.shape[0] >= 2**19 and x.device.type == "cpu"
-    return _memory.advised(gradient) if large else gradient
+    return buffers.advised(gradient) if large else gradient
 
 
 def _always() -> bool:

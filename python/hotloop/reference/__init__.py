@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from .._needs import star
+from ..front.needs import star
 
 _ROOMS = ("core", "decode", "logprob", "preference", "table", "unlearn")
 

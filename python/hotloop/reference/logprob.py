@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._needs import torch_for
+from ..front.needs import torch_for
 
 torch_for("reference.logprob")
 

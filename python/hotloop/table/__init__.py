@@ -5,7 +5,7 @@ NumPy, torch or CuPy arrays; torch is needed for what has a gradient only.
 
 from typing import TYPE_CHECKING, Any
 
-from .. import _needs
+from ..front import needs
 from ._delta import Delta, DeltaError
 from ._memory import Compensated
 from ._parts import FormatError
@@ -124,7 +124,7 @@ _WITH_TORCH = {
 }
 
 
-if not _needs.has_torch():
+if not needs.has_torch():
     _all = __all__
     del __all__  # then __getattr__ answers, and names what it leaves out
 
@@ -133,9 +133,9 @@ def __getattr__(name: str) -> Any:
     if name in _WITH_TORCH:
         import importlib
 
-        if not _needs.has_torch():
-            raise _needs.missing_torch(name)
+        if not needs.has_torch():
+            raise needs.missing_torch(name)
         return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
     if name == "__all__":
-        return _needs.star(__name__, _all, _WITH_TORCH)
+        return needs.star(__name__, _all, _WITH_TORCH)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

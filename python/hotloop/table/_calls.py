@@ -7,7 +7,7 @@ import time as _time
 from collections.abc import Iterator
 from typing import Any
 
-from .. import _arrays, _environment, _native, _numbers
+from ..front import arrays, check, environment, native
 from . import _columns, _device, _keys
 from .filters import CountFilter, ProbabilisticFilter
 from .optimizers import RowOptimizer
@@ -29,7 +29,7 @@ def of_kind(op: str, name: str, value: Any, *types: type) -> None:
         raise TypeError(f"[{op}] {name}: expected {wanted} or None, got {type(value).__name__}.")
 
 
-_e = _arrays.exported
+_e = arrays.exported
 
 
 class Calls:
@@ -46,15 +46,15 @@ class Calls:
     track: tuple[str, ...]
     value_range: float
     size: Any
-    _native: Any
+    native: Any
     _epoch: int
     _step: int
     _shard: tuple[int, int] | None
 
     def _keys(self, op: str, keys: Any) -> Any:
-        _environment.log_call(op, rows=getattr(keys, "shape", None))
+        environment.log_call(op, rows=getattr(keys, "shape", None))
         keys = _keys.keys(op, keys, 1)
-        at = _arrays.device(keys)
+        at = arrays.device(keys)
         if at != self.device:
             if self.device == "cpu":
                 raise NotImplementedError(
@@ -69,7 +69,7 @@ class Calls:
 
     def _enter(self, op: str, like: Any) -> None:
         """Calls that follow run on the current stream of ``like``'s library: a table on a device."""
-        if self.dtype == "bfloat16" and _arrays.kind(op, "keys", like) == "cupy":
+        if self.dtype == "bfloat16" and arrays.kind(op, "keys", like) == "cupy":
             raise NotImplementedError(
                 f"[{op}] keys: expected a torch tensor with a table of bfloat16, got a CuPy array, which has no "
                 "such type."
@@ -79,7 +79,7 @@ class Calls:
     @property
     def _full(self) -> type[Exception]:
         full: type[Exception] = (
-            _native.core().TableFull if self.device == "cpu" else self._native.full
+            native.core().TableFull if self.device == "cpu" else self._native.full
         )
         return full
 
@@ -120,10 +120,10 @@ class Calls:
             )
         scores = None if scores is None else _columns.scores(op, scores, keys)
         if epoch is not None:
-            self._epoch = _numbers.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
+            self._epoch = check.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
         if time is None:
             time = int(_time.time()) if "use" in self.track else 0
-        time = _numbers.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
+        time = check.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
         return None if scores is None else _e(scores), self._epoch, time
 
     def _admits(self) -> Any:
@@ -151,7 +151,7 @@ class Calls:
     ) -> tuple[Any, Any]:
         """Pool the rows of keys, unknown ones made first; outs: (pooled, sizes, largest) to fill."""
         n = int(keys.shape[0])
-        rows, found = _arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
+        rows, found = arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
         with self._room(op):
             self._native.pool_or_insert(
                 bags,
@@ -178,7 +178,7 @@ class Calls:
         if values is not None:
             values = _columns.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
-        rows, found = _arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
+        rows, found = arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
         with self._room(op):
             evicted = self._native.upsert(
                 n,
@@ -215,8 +215,8 @@ class Calls:
         """Every key a bag of its own: (values, 1 where there was a row), to fill, and the bags."""
         n = int(keys.shape[0])
         wide = not _columns.readable(keys, self.dtype)
-        out = _arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
-        sizes = _arrays.empty(keys, (n,), "int64")
+        out = arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
+        sizes = arrays.empty(keys, (n,), "int64")
         return out, sizes, (n, _e(keys), n, None, None, "sum", self._scale)
 
     def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _arrays, _environment, _native
+from ..front import arrays as _arrays
+from ..front import environment
+from ..front import native as _native
 from . import _device, _keys, _parts
 
 if TYPE_CHECKING:
@@ -216,7 +218,7 @@ def check_gradients(
 
     On a device only with HOTLOOP_CHECK=1: the answer would have to be waited for in every step.
     """
-    if not grads.shape[0] or (_arrays.device(grads) != "cpu" and not _environment.checks_on()):
+    if not grads.shape[0] or (_arrays.device(grads) != "cpu" and not environment.checks_on()):
         return
     weight = 1.0
     if weights is not None and weights.shape[0]:

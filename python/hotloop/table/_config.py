@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _numbers
+from ..front import check
 from . import filters, initializers, optimizers
 from ._parts import FormatError
 from .table import DTYPES, EVICT_STRATEGIES, MAX_ROWS, TRACKED
@@ -68,11 +68,11 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
 
     def count(entry: str, default: int | None, most: int) -> int:
         given = config[entry] if default is None else config.get(entry, default)
-        return _numbers.integer(name, entry, given, at_least=0, at_most=most)
+        return check.integer(name, entry, given, at_least=0, at_most=most)
 
     bound = config["max_capacity"]
     if bound is not None:
-        _numbers.integer(name, "max_capacity", bound, at_least=1, at_most=MAX_ROWS)
+        check.integer(name, "max_capacity", bound, at_least=1, at_most=MAX_ROWS)
     _chosen(name, "evict_strategy", config["evict_strategy"], EVICT_STRATEGIES)
     _chosen(name, "dtype", config["dtype"], DTYPES)
     track = _list(name, "track", config["track"])
@@ -100,17 +100,17 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     shard = config.get("shard")
     if shard is not None:
         index, of = _list(name, "shard", shard)
-        of = _numbers.integer(name, "shard", of, at_least=1, at_most=2**63 - 1)
-        shard = [_numbers.integer(name, "shard", index, at_least=0, at_most=of - 1), of]
+        of = check.integer(name, "shard", of, at_least=1, at_most=2**63 - 1)
+        shard = [check.integer(name, "shard", index, at_least=0, at_most=of - 1), of]
     seed = config.get("hash_seed")
     if seed is not None:
-        _numbers.integer(name, "hash_seed", seed, at_least=0, at_most=2**64 - 1)
+        check.integer(name, "hash_seed", seed, at_least=0, at_most=2**64 - 1)
     return {
-        "dim": _numbers.integer(name, "dim", config["dim"], at_least=1, at_most=65536),
+        "dim": check.integer(name, "dim", config["dim"], at_least=1, at_most=65536),
         "track": track,
         "optimizer": rule,
         "initializer": first,
-        "value_range": _numbers.number(
+        "value_range": check.number(
             name, "value_range", config["value_range"], above=0, below=float("inf")
         ),
         "position": count("position", None, 2**32 - 3 if "changes" in track else 2**63 - 1),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import _numbers
+from ..front import check
 from . import _files, _parts
 from ._files import PathLike
 from ._parts import Array, FormatError
@@ -103,8 +103,8 @@ class Delta:
                 f"[{op}] table_id: expected 32 lower-case hexadecimal digits, got {self.table_id!r}. "
                 "Use uuid.uuid4().hex."
             )
-        since = _numbers.integer(op, "since", self.since, at_least=0)
-        until = _numbers.integer(op, "until", self.until, at_most=MAX_POSITION)
+        since = check.integer(op, "since", self.since, at_least=0)
+        until = check.integer(op, "until", self.until, at_most=MAX_POSITION)
         if until <= since:
             raise ValueError(
                 f"[{op}] until: expected a position after since = {since}, got {until}. "
@@ -150,9 +150,7 @@ class Delta:
         if self.clock is not None:
             most = {"tick": 2**64 - 1, "epoch": 2**32 - 1, "step": 2**64 - 1}
             clock = {
-                name: _numbers.integer(
-                    op, name, self.clock.get(name), at_least=0, at_most=most[name]
-                )
+                name: check.integer(op, name, self.clock.get(name), at_least=0, at_most=most[name])
                 for name in CLOCK
             }
             object.__setattr__(self, "clock", clock)
@@ -246,7 +244,7 @@ def admit(
     Raises:
         DeltaError: the delta is another table's, starts after the position, or spans it.
     """
-    position = _numbers.integer(op, "position", position, at_least=0)
+    position = check.integer(op, "position", position, at_least=0)
     if delta.table_id != table_id:
         raise DeltaError(
             f"[{op}] delta: expected table {table_id}, got {delta.table_id}. Load a snapshot of that table first."
@@ -339,8 +337,8 @@ def pending(
         DeltaError: a gap, an overlap, a fork, a damaged file or one of another table, at or after the position.
         FileNotFoundError: there is no such directory.
     """
-    position = _numbers.integer(op, "position", position, at_least=0)
-    max_bytes = _numbers.integer(op, "max_bytes", max_bytes, at_least=0)
+    position = check.integer(op, "position", position, at_least=0)
+    max_bytes = check.integer(op, "max_bytes", max_bytes, at_least=0)
     if not os.path.isdir(directory):
         raise FileNotFoundError(
             errno.ENOENT,
@@ -362,7 +360,7 @@ def prune(directory: PathLike, upto: int) -> int:
 
     The newest delta stays whatever its position: it says where the next one has to start.
     """
-    upto = _numbers.integer("prune", "upto", upto, at_least=0)
+    upto = check.integer("prune", "upto", upto, at_least=0)
     with _files.only_one(directory):
         return prune_alone(directory, upto)
 

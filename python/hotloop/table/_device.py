@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _native
+from ..front import arrays
+from ..front import native as _native
 
 
 def index_of(op: str, device: Any) -> int | None:
@@ -176,9 +177,9 @@ def _asked(admission: Any) -> Any:
 
 def evicted(native: DeviceTable, m: int, keys: Any, dim: int, dtype: str) -> tuple[Any, Any, Any]:
     """(keys, values, scores) of the rows that had to leave, in the kind of ``keys``."""
-    gone, scores = _arrays.empty(keys, (m,), "int64"), _arrays.empty(keys, (m,), "int64")
-    values = _arrays.empty(keys, (m, dim), dtype)
+    gone, scores = arrays.empty(keys, (m,), "int64"), arrays.empty(keys, (m,), "int64")
+    values = arrays.empty(keys, (m, dim), dtype)
     if m:
-        x = _arrays.exported
+        x = arrays.exported
         native.evicted(x(gone), x(values), x(scores))
     return gone, values.float() if dtype == "bfloat16" else values, scores

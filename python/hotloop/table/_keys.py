@@ -6,23 +6,24 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _environment, _impl
-from .._impl import Impl
+from ..front import arrays, environment
+from ..front import impl as _impl
+from ..front.impl import Impl
 
 KEYS = ("int64", "uint64", "int32")
 
 
 def choose(op: str, impl: Impl, like: Any) -> str:
     """Pick the implementation for arrays on the device of ``like``."""
-    device = _arrays.device(like)
+    device = arrays.device(like)
     on_cpu = None if device == "cpu" else f"device {device}"
     chosen = _impl.choose(
         op,
         impl,
         {"cpu": lambda: on_cpu, "reference": lambda: on_cpu},
-        lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
+        lambda: f"{tuple(like.shape)} {arrays.dtype(like)} on {device}",
     )
-    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
     return chosen
 
 
@@ -43,15 +44,15 @@ def as_int64(value: Any) -> Any:
 
 def keys(op: str, value: Any, *ndims: int, name: str = "keys") -> Any:
     """Keys as contiguous int64: any 64 bits, none is reserved."""
-    return as_int64(_arrays.checked(op, name, value, KEYS, *ndims))
+    return as_int64(arrays.checked(op, name, value, KEYS, *ndims))
 
 
 def counts(op: str, value: Any, like: Any, *, name: str = "counts", least: int = 0) -> Any:
     """Sightings of each key, int64 (n,), or None."""
     if value is None:
         return None
-    _arrays.checked(op, name, value, _arrays.INTEGERS, 1)
-    _arrays.same_place(op, name, value, "keys", like)
+    arrays.checked(op, name, value, arrays.INTEGERS, 1)
+    arrays.same_place(op, name, value, "keys", like)
     if tuple(value.shape) != tuple(like.shape):
         raise ValueError(
             f"[{op}] {name}: expected shape {tuple(like.shape)} like keys, got {tuple(value.shape)}."
@@ -65,4 +66,4 @@ def counts(op: str, value: Any, like: Any, *, name: str = "counts", least: int =
 
 
 def exported(value: Any) -> Any:
-    return None if value is None else _arrays.exported(value)
+    return None if value is None else arrays.exported(value)

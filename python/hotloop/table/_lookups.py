@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _arrays
+from ..front import arrays
 from . import _columns, _kept, _moves
 from .optimizers import RowOptimizer
 from .table import Table
@@ -171,15 +171,15 @@ def forward(
     if (
         insert and _moves.recomputes()
     ):  # its first time made the rows, was a use, and asked for admission
-        table._native.locate(n, _arrays.exported(ids), _arrays.exported(rows))
+        table._native.locate(n, arrays.exported(ids), arrays.exported(rows))
         table._native.pool(
-            given, *(None if x is None else _arrays.exported(x) for x in (rows, *outs))
+            given, *(None if x is None else arrays.exported(x) for x in (rows, *outs))
         )
     elif insert:
         moment = table._moment(op, ids, None, held.epoch, held.time)
         rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
     else:
-        table._native.pool(given, None, *(None if x is None else _arrays.exported(x) for x in outs))
+        table._native.pool(given, None, *(None if x is None else arrays.exported(x) for x in outs))
     if keep and n:
         kept, _ = table._pool(ids, rows if insert else None)
     else:
@@ -190,7 +190,7 @@ def forward(
 def _bags(
     held: Held, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
 ) -> tuple[Any, ...]:
-    x = _arrays.exported
+    x = arrays.exported
     return (
         ids.numel(),
         x(ids),
@@ -224,7 +224,7 @@ def _backward(
     size = n if of_weights else 0
     grad_weights = torch.empty(size, dtype=torch.float32, device=ids.device)
     if of_weights and n:
-        x = _arrays.exported
+        x = arrays.exported
         bags = _bags(held, ids, offsets, weights)
         held.table._native.weight_gradient(bags, x(kept), x(grad), x(grad_weights))
     if of_rows and n and rows.numel() == n:  # what has no elements has no address either

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _environment, _impl
-from .._impl import Impl
-from .._numbers import number
+from ..front import arrays as _arrays
+from ..front import environment
+from ..front import impl as _impl
+from ..front.check import number
+from ..front.impl import Impl
 from ..reference.table._shared import Compensated as Compensated
 from ..reference.table._shared import SketchCompensated as SketchCompensated
 from ..reference.table._shared import numpy_of as numpy_of
@@ -29,7 +31,7 @@ def choose(op: str, impl: Impl, like: Any) -> str:
         {"cpu": lambda: refused, "reference": lambda: refused},
         lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
     )
-    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
     return chosen
 
 
@@ -68,7 +70,7 @@ def rows(op: str, name: str, value: Any, dim: int, like_name: str, like: Any) ->
 
 def finite(op: str, **arrays: Any) -> None:
     """With HOTLOOP_CHECK=1, refuse NaN and infinity."""
-    if not _environment.checks_on():
+    if not environment.checks_on():
         return
     for name, x in arrays.items():
         bad = ~np.isfinite(_arrays.to_numpy(x))

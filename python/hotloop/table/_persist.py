@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _numbers
+from ..front import check
 from . import _columns, _delta, _replicas, _snapshot, filters
 from . import _config as _config_of
 
@@ -117,7 +117,7 @@ def counts_of(op: str, state: dict[str, Any]) -> tuple[int, int, int] | None:
         return None
     most = (2**64 - 1, 2**32 - 1, 2**64 - 1)
     tick, epoch, step = (
-        _numbers.integer(op, name, state[name], at_least=0, at_most=n)
+        check.integer(op, name, state[name], at_least=0, at_most=n)
         for name, n in zip(_delta.CLOCK, most)
     )
     return tick, epoch, step
@@ -174,8 +174,8 @@ def load(
             if not isinstance(shard, tuple) or len(shard) != 2:
                 raise TypeError(f"[{op}] shard: expected (index, of), got {shard!r}.")
             index, of = shard
-            of = _numbers.integer(op, "shard", of, at_least=1)
-            index = _numbers.integer(op, "shard", index, at_least=0, at_most=of - 1)
+            of = check.integer(op, "shard", of, at_least=1)
+            index = check.integer(op, "shard", index, at_least=0, at_most=of - 1)
             rows = -(-rows // of)
         wanted = max(rows, 1) if capacity is None else capacity
         table = cls(

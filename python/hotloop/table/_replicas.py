@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _numbers
+from ..front import check
 from . import _columns, _delta, filters, hashing
 from ._delta import Delta, DeltaError, FilterChange
 
@@ -150,13 +150,13 @@ def _fitting_filter(op: str, table: Table, change: FilterChange | None) -> tuple
         theirs = tuple(state[part] for part in ("version", "capacity", "splits"))
         if own != theirs:
             raise ValueError(f"version, capacity and splits {theirs}, not {own}")
-        head = _numbers.integer(op, "head", state["head"], at_least=0, at_most=counter.splits - 1)
+        head = check.integer(op, "head", state["head"], at_least=0, at_most=counter.splits - 1)
         advances, failures = (
-            _numbers.integer(op, part, state[part], at_least=0, at_most=2**63 - 1)
+            check.integer(op, part, state[part], at_least=0, at_most=2**63 - 1)
             for part in ("advances", "failures")
         )
         elements = [
-            _numbers.integer(op, "elements", n, at_least=0, at_most=counter._native.cells_per_split)
+            check.integer(op, "elements", n, at_least=0, at_most=counter._native.cells_per_split)
             for n in state["elements"]
         ]
         count = counter.splits * counter._native.cells_per_split // _delta.LINE
@@ -230,7 +230,7 @@ def last_of_each(rows: dict[str, Any]) -> dict[str, Any]:
 
 def delta(table: Table, since: int) -> Delta:
     op = "Table.delta"
-    since = _numbers.integer(op, "since", since, at_least=0)
+    since = check.integer(op, "since", since, at_least=0)
     if since > table.position:
         raise ValueError(
             f"[{op}] since: expected a mark of this table, below {table.position + 1}, got {since}."

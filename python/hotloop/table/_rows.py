@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _environment, _impl, _native
-from .._impl import Impl
-from .._numbers import integer
+from ..front import arrays as _arrays
+from ..front import environment, native
+from ..front import impl as _impl
+from ..front.check import integer
+from ..front.impl import Impl
 from .optimizers import RowOptimizer
 
 CPU_DTYPES = ("float32", "float16", "bfloat16")
@@ -45,7 +47,7 @@ def choose(op: str, impl: Impl, like: Any, *floats: Any) -> str:
         {"cpu": refuses, "reference": lambda: None},
         lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
     )
-    _environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
+    environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
     return chosen
 
 
@@ -94,7 +96,7 @@ def check_state(op: str, name: str, value: Any, weight: Any, *, scalar: bool) ->
 
 
 def check_finite(op: str, name: str, value: Any) -> None:
-    if not _environment.checks_on():
+    if not environment.checks_on():
         return
     bad = np.argwhere(~np.isfinite(_arrays.to_numpy(value)))
     if len(bad):
@@ -172,7 +174,7 @@ def update(
 
     def run(inner: list[Any]) -> None:
         given = dict(zip(columns, inner[1:]))
-        _native.core().table_update_rows(
+        native.core().table_update_rows(
             packed,
             inner[0],
             _arrays.exported(_arrays.unit_stride(grad)),

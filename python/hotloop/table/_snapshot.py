@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .. import _numbers
+from ..front import check
 from . import _files, _parts
 from ._files import PathLike
 from ._manifest import FORMAT as FORMAT
@@ -70,7 +70,7 @@ def save(
         ValueError, TypeError: a block does not fit the first one, or ``config`` does not fit JSON.
     """
     op = "save"
-    part_bytes = _numbers.integer(op, "part_bytes", part_bytes, at_least=1)
+    part_bytes = check.integer(op, "part_bytes", part_bytes, at_least=1)
     given = config if callable(config) else lambda: config
     _checked_config(op, given())
     _files.make_directory(directory)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _native
-from .._impl import Impl
+from ..front import arrays, native
+from ..front.impl import Impl
 from ..reference.table import optimizers as _reference
 from . import _rows
 from ._rows import MergedGradients
@@ -15,9 +15,9 @@ from .optimizers import RowOptimizer
 
 
 def _check_batch(op: str, ids: Any, grads: Any) -> None:
-    _arrays.checked(op, "ids", ids, _arrays.INTEGERS, 1)
-    _arrays.checked(op, "grads", grads, _arrays.FLOATS, 2)
-    _arrays.same_place(op, "grads", grads, "ids", ids)
+    arrays.checked(op, "ids", ids, arrays.INTEGERS, 1)
+    arrays.checked(op, "grads", grads, arrays.FLOATS, 2)
+    arrays.same_place(op, "grads", grads, "ids", ids)
     if int(grads.shape[0]) != int(ids.shape[0]):
         raise ValueError(
             f"[{op}] grads: expected {int(ids.shape[0])} rows, one per id, got shape {tuple(grads.shape)}."
@@ -33,19 +33,19 @@ def _as_int64(ids: Any) -> Any:
 
 def _merge(ids: Any, grads: Any) -> MergedGradients:
     """The compiled loops, on checked arrays of the CPU."""
-    core = _native.core()
+    core = native.core()
     n, dim = map(int, grads.shape)
     whole = _as_int64(ids)
-    inverse, unique, counts = (_arrays.empty(ids, (n,), "int64") for _ in range(3))
-    found = core.table_number_ids(*(_arrays.exported(x) for x in (whole, inverse, unique, counts)))
-    sums = _arrays.empty(grads, (found, dim), "float32")
+    inverse, unique, counts = (arrays.empty(ids, (n,), "int64") for _ in range(3))
+    found = core.table_number_ids(*(arrays.exported(x) for x in (whole, inverse, unique, counts)))
+    sums = arrays.empty(grads, (found, dim), "float32")
     core.table_merge_rows(
-        _arrays.exported(_arrays.unit_stride(grads)),
-        _arrays.exported(inverse),
-        _arrays.exported(sums),
+        arrays.exported(arrays.unit_stride(grads)),
+        arrays.exported(inverse),
+        arrays.exported(sums),
     )
     unique = unique[:found]
-    if _arrays.dtype(ids) == "int32":
+    if arrays.dtype(ids) == "int32":
         unique = unique.astype(np.int32) if isinstance(unique, np.ndarray) else unique.int()
     return MergedGradients(unique, sums, counts[:found], inverse)
 
@@ -136,18 +136,18 @@ def sparse_dedup_optimize(
     """
     op = "sparse_dedup_optimize"
     rule = _check_optimizer(op, optimizer)
-    _arrays.checked(op, "weight", weight, _arrays.FLOATS, 2)
+    arrays.checked(op, "weight", weight, arrays.FLOATS, 2)
     _rows.check_writable(op, "weight", weight)
     _check_batch(op, ids, grads)
-    _arrays.same_place(op, "ids", ids, "weight", weight)
+    arrays.same_place(op, "ids", ids, "weight", weight)
     rows, dim = map(int, weight.shape)
     if int(grads.shape[1]) != dim:
         raise ValueError(
             f"[{op}] grads: expected {dim} columns like weight, got shape {tuple(grads.shape)}."
         )
-    if _arrays.dtype(grads) == "float64" and _arrays.dtype(weight) != "float64":
+    if arrays.dtype(grads) == "float64" and arrays.dtype(weight) != "float64":
         raise TypeError(
-            f"[{op}] grads: expected dtype float32, float16, bfloat16 for weight {_arrays.dtype(weight)}, "
+            f"[{op}] grads: expected dtype float32, float16, bfloat16 for weight {arrays.dtype(weight)}, "
             "got float64. Convert it first."
         )
     _check_ids(op, ids, rows)
@@ -168,9 +168,9 @@ def sparse_dedup_optimize(
         n = int(ids.shape[0])
         merged = MergedGradients(
             ids,
-            grads if _arrays.dtype(grads) == "float32" else _to_float32(grads),
-            _arrays.from_numpy(np.ones(n, np.int64), ids),
-            _arrays.from_numpy(np.arange(n), ids),
+            grads if arrays.dtype(grads) == "float32" else _to_float32(grads),
+            arrays.from_numpy(np.ones(n, np.int64), ids),
+            arrays.from_numpy(np.arange(n), ids),
         )
     _rows.update(
         rule,

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from .. import _numbers
+from ..front import check
 from . import _delta, _files, _parts, _replicas
 from ._delta import Delta, DeltaError
 from ._files import PathLike
@@ -219,7 +219,7 @@ class DeltaLog:
         """
         op = "DeltaLog.prune"
         if upto is not None:
-            upto = _numbers.integer(op, "upto", upto, at_least=0)
+            upto = check.integer(op, "upto", upto, at_least=0)
         with _files.only_one(self.directory):
             needed = [*self._followers(op).values(), *([] if upto is None else [upto])]
             return _delta.prune_alone(self.directory, min(needed)) if needed else 0

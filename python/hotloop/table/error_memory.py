@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _native, core
-from .._impl import Impl
-from .._numbers import integer, number
+from .. import core
+from ..front import arrays, native
+from ..front.check import integer, number
+from ..front.impl import Impl
 from ..reference.table import error_memory as _reference
 from . import _memory
 from ._memory import Compensated as Compensated
@@ -72,7 +73,7 @@ def error_memory_compensate(
         which end of gamma is which follows from the text.
     """
     op = "error_memory_compensate"
-    _arrays.checked(op, "keys", keys, _arrays.FLOATS, 2)
+    arrays.checked(op, "keys", keys, arrays.FLOATS, 2)
     slots, dim = int(keys.shape[0]), int(keys.shape[1])
     if dim < 1:
         raise ValueError(
@@ -125,7 +126,7 @@ def _compensate(
         found = _reference.error_memory_compensate(
             query,
             base_prediction,
-            *(_arrays.from_numpy(_arrays.to_numpy(x)[order], keys) for x in stored),
+            *(arrays.from_numpy(arrays.to_numpy(x)[order], keys) for x in stored),
             k=k,
             temperature=temperature,
             gamma=gamma,
@@ -134,28 +135,28 @@ def _compensate(
         )
         if not return_neighbors or first == 0:
             return found
-        at = _arrays.to_numpy(found.neighbors)
+        at = arrays.to_numpy(found.neighbors)
         at = np.where(at < 0, -1, order[at]) if len(order) else at
-        return found._replace(neighbors=_arrays.from_numpy(at, query))
+        return found._replace(neighbors=arrays.from_numpy(at, query))
     batch, k, real = int(query.shape[0]), min(k, int(keys.shape[0])), _memory.real(keys)
-    prediction = _arrays.empty(query, (batch,), real)
-    weights = _arrays.empty(query, (batch, k), real) if return_neighbors else None
-    neighbors = _arrays.empty(query, (batch, k), "int64") if return_neighbors else None
+    prediction = arrays.empty(query, (batch,), real)
+    weights = arrays.empty(query, (batch, k), real) if return_neighbors else None
+    neighbors = arrays.empty(query, (batch, k), "int64") if return_neighbors else None
     if k == 0:
-        keys = _arrays.empty(query, (0, int(keys.shape[1])), _arrays.dtype(keys))
+        keys = arrays.empty(query, (0, int(keys.shape[1])), arrays.dtype(keys))
     if batch == 0:
         return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
-    _native.core().error_memory(
-        _arrays.exported(_memory.dense(query, real)),
-        _arrays.exported(_arrays.unit_stride(keys)),
+    native.core().error_memory(
+        arrays.exported(_memory.dense(query, real)),
+        arrays.exported(arrays.unit_stride(keys)),
         first,
         *(
-            _arrays.exported(_memory.dense(x, real))
+            arrays.exported(_memory.dense(x, real))
             for x in (base_prediction, labels, base_predictions)
         ),
         k,
         numbers,
-        *(None if x is None else _arrays.exported(x) for x in (prediction, weights, neighbors)),
+        *(None if x is None else arrays.exported(x) for x in (prediction, weights, neighbors)),
     )
     return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
 
@@ -218,11 +219,11 @@ class ErrorMemory:
         self.sample_rate = number(op, "sample_rate", sample_rate, at_least=0, at_most=1)
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
         like = np.empty(0, np.float32) if like is None else like
-        _arrays.checked(op, "like", like, _arrays.FLOATS)
+        arrays.checked(op, "like", like, arrays.FLOATS)
         real = _memory.real(like)
-        self._keys = _arrays.empty(like, (self.capacity, self.dim), _arrays.dtype(like))
-        self._labels = _arrays.empty(like, (self.capacity,), real)
-        self._base = _arrays.empty(like, (self.capacity,), real)
+        self._keys = arrays.empty(like, (self.capacity, self.dim), arrays.dtype(like))
+        self._labels = arrays.empty(like, (self.capacity,), real)
+        self._base = arrays.empty(like, (self.capacity,), real)
         self._size = self._next = self._offered = 0
 
     @property
@@ -264,7 +265,7 @@ class ErrorMemory:
         columns = [_memory.detached(x) for x in (hidden, label, base_prediction)]
         admitted = int(chosen.sum())
         if admitted < count:
-            at = _arrays.from_numpy(np.flatnonzero(chosen), hidden)
+            at = arrays.from_numpy(np.flatnonzero(chosen), hidden)
             columns = [x[at] for x in columns]
         # What would be pushed out again in the same call is not written.
         skipped = max(admitted - self.capacity, 0)
@@ -332,7 +333,7 @@ class ErrorMemory:
     def state_dict(self) -> dict[str, Any]:
         """Copies of what is stored, oldest first: ``keys`` (size, d), ``labels``, ``base_predictions``; ``offered``."""
         order = np.roll(np.arange(self._size), -self._oldest())
-        at = _arrays.from_numpy(order, self._keys)
+        at = arrays.from_numpy(order, self._keys)
         return {
             "keys": self._keys[at],
             "labels": self._labels[at],

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _native, core
-from .._impl import Impl
-from .._numbers import choice, integer
+from .. import core
+from ..front import arrays, native
+from ..front.check import choice, integer
+from ..front.impl import Impl
 from ..reference.table import error_sketch as _reference
 from . import _memory
 from ._memory import SketchCompensated as SketchCompensated
@@ -86,7 +87,7 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
         Zhu et al. 2023, arXiv:2306.08808, eq. 17; Charikar 2002, STOC.
     """
     op = "lsh_buckets"
-    _arrays.checked(op, "projections", projections, ("float32",), 3)
+    arrays.checked(op, "projections", projections, ("float32",), 3)
     repeats, bits, dim = (int(n) for n in projections.shape)
     if dim < 1 or repeats < 1 or not 1 <= bits <= MAX_BITS:
         raise ValueError(
@@ -98,20 +99,20 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
     if _memory.choose(op, impl, hidden) == "reference":
         return _reference.lsh_buckets(hidden, projections)
     batch = int(hidden.shape[0])
-    buckets = _arrays.empty(hidden, (batch, repeats), "int32")
+    buckets = arrays.empty(hidden, (batch, repeats), "int32")
     if batch:
-        _native.core().lsh_buckets(
-            *(_arrays.exported(_memory.dense(x, "float32")) for x in (hidden, projections)),
-            _arrays.exported(buckets),
+        native.core().lsh_buckets(
+            *(arrays.exported(_memory.dense(x, "float32")) for x in (hidden, projections)),
+            arrays.exported(buckets),
         )
     return buckets
 
 
 def _checked_sketch(op: str, sketch: Any, buckets: Any) -> None:
     """Refuse a sketch that is none, and buckets that are not of it."""
-    _arrays.checked(op, "buckets", buckets, ("int32",), 2)
-    _arrays.checked(op, "sketch", sketch, ("int64",), 3)
-    _arrays.same_place(op, "sketch", sketch, "buckets", buckets)
+    arrays.checked(op, "buckets", buckets, ("int32",), 2)
+    arrays.checked(op, "sketch", sketch, ("int64",), 3)
+    arrays.same_place(op, "sketch", sketch, "buckets", buckets)
     repeats = int(buckets.shape[1])
     size = int(sketch.shape[1])
     if tuple(sketch.shape) != (repeats, size, 3) or repeats < 1:
@@ -127,7 +128,7 @@ def _checked_sketch(op: str, sketch: Any, buckets: Any) -> None:
         raise ValueError(
             f"[{op}] sketch: expected a contiguous array, got one with gaps or another order. Pass a copy."
         )
-    at = _arrays.to_numpy(buckets)
+    at = arrays.to_numpy(buckets)
     _memory.refuse(
         op, "buckets", buckets, (at < 0) | (at >= size), f"0 to {size - 1}", "Use lsh_buckets(...)."
     )
@@ -173,7 +174,7 @@ def lsh_error_sketch_write(
     count = int(buckets.shape[0])
     for name, x in (("labels", labels), ("base_predictions", base_predictions)):
         _memory.column(op, name, x, count, "buckets", buckets)
-        value = _arrays.to_numpy(x)
+        value = arrays.to_numpy(x)
         _memory.refuse(op, name, x, ~((value >= 0) & (value <= 1)), "0 to 1", "Pass probabilities.")
     if isinstance(sketch, np.ndarray) and not sketch.flags.writeable:
         raise ValueError(
@@ -182,10 +183,10 @@ def lsh_error_sketch_write(
     if _memory.choose(op, impl, buckets) == "reference":
         _reference.lsh_error_sketch_write(buckets, labels, base_predictions, sketch)
     elif count:
-        _native.core().lsh_sketch_write(
-            _arrays.exported(_memory.dense(buckets, "int32")),
-            *(_arrays.exported(_memory.dense(x, "float64")) for x in (labels, base_predictions)),
-            _arrays.exported(sketch),
+        native.core().lsh_sketch_write(
+            arrays.exported(_memory.dense(buckets, "int32")),
+            *(arrays.exported(_memory.dense(x, "float64")) for x in (labels, base_predictions)),
+            arrays.exported(sketch),
         )
 
 
@@ -276,17 +277,17 @@ def _read(
             return_weights=return_weights,
         )
     batch, repeats = (int(n) for n in buckets.shape)
-    prediction = _arrays.empty(buckets, (batch,), "float64")
-    weights = _arrays.empty(buckets, (batch, repeats), "float64") if return_weights else None
+    prediction = arrays.empty(buckets, (batch,), "float64")
+    weights = arrays.empty(buckets, (batch, repeats), "float64") if return_weights else None
     if batch:
-        _native.core().lsh_sketch_read(
-            _arrays.exported(_memory.dense(buckets, "int32")),
-            _arrays.exported(_memory.dense(base_prediction, "float64")),
-            _arrays.exported(sketch),
+        native.core().lsh_sketch_read(
+            arrays.exported(_memory.dense(buckets, "int32")),
+            arrays.exported(_memory.dense(base_prediction, "float64")),
+            arrays.exported(sketch),
             1.0 / written if written else 0.0,
             numbers,
-            _arrays.exported(prediction),
-            None if weights is None else _arrays.exported(weights),
+            arrays.exported(prediction),
+            None if weights is None else arrays.exported(weights),
         )
     prediction = _memory.dense(prediction, _memory.real(base_prediction))
     if weights is None:
@@ -349,13 +350,13 @@ class ErrorSketch:
         self.temperature, self.gamma, self.lam = _memory.readout(op, temperature, gamma, lam)
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
         like = np.empty(0) if like is None else like
-        _arrays.kind(op, "like", like)
+        arrays.kind(op, "like", like)
         drawn = lsh_projections(self.dim, repeats=self.repeats, bits=self.bits, seed=self.seed)
-        self.projections = _arrays.from_numpy(drawn, like)
+        self.projections = arrays.from_numpy(drawn, like)
         zeros = np.zeros((self.repeats, 2**self.bits, 3), np.int64)
         # Every write touches pages all over: the first one of 1024 samples takes 100 instead of 180 ms.
-        _native.core().advise_huge_pages(zeros.ctypes.data, zeros.nbytes)
-        self.sketch = _arrays.from_numpy(zeros, like)
+        native.core().advise_huge_pages(zeros.ctypes.data, zeros.nbytes)
+        self.sketch = arrays.from_numpy(zeros, like)
         self.writes = 0
 
     def write(self, hidden: Any, label: Any, base_prediction: Any, *, impl: Impl = "auto") -> None:
@@ -417,8 +418,8 @@ class ErrorSketch:
                 f"[{op}] state: expected the entries of state_dict(), got none called {', '.join(sorted(missing))}. "
                 "Pass the whole dictionary."
             )
-        sketch = _arrays.checked(op, "sketch", state["sketch"], ("int64",), 3)
-        _arrays.same_place(op, "sketch", sketch, "this sketch", self.sketch)
+        sketch = arrays.checked(op, "sketch", state["sketch"], ("int64",), 3)
+        arrays.same_place(op, "sketch", sketch, "this sketch", self.sketch)
         writes = integer(op, "writes", state["writes"], at_least=0)
         for name, got, wanted in (
             ("sketch", tuple(sketch.shape), tuple(self.sketch.shape)),

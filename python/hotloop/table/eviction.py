@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _native
-from .._impl import Impl
-from .._numbers import choice, integer, number
+from ..front import arrays, native
+from ..front.check import choice, integer, number
+from ..front.impl import Impl
 from ..reference.table import eviction as _reference
 from . import _keys
 
@@ -38,7 +38,7 @@ class ManagedSlots(NamedTuple):
         z = integer("mch_evict_batch", "num_slots", num_slots, at_least=1)
         like = np.empty(0) if like is None else like
         parts = (*(np.zeros(z, np.int64) for _ in range(3)), np.zeros(z, bool))
-        return cls(*(_arrays.from_numpy(x, like) for x in parts))
+        return cls(*(arrays.from_numpy(x, like) for x in parts))
 
 
 class Eviction(NamedTuple):
@@ -129,8 +129,8 @@ def mch_evict_batch(
     n = int(k.shape[0])
     for name, value in zip(ManagedSlots._fields, slots):
         dtypes = _FLAGS if name == "used" else ("int64",)
-        _arrays.checked(op, f"slots.{name}", value, dtypes, 1)
-        _arrays.same_place(op, f"slots.{name}", value, "ids", k)
+        arrays.checked(op, f"slots.{name}", value, dtypes, 1)
+        arrays.same_place(op, f"slots.{name}", value, "ids", k)
         if tuple(value.shape) != tuple(slots.ids.shape) or value.shape[0] < 1:
             raise ValueError(
                 f"[{op}] slots.{name}: expected shape {tuple(slots.ids.shape)} like slots.ids, of one slot or more, "
@@ -153,15 +153,15 @@ def mch_evict_batch(
     if c is not None:
         _summable(op, "counts", c)
     chosen = _keys.choose(op, impl, k)
-    incoming = _arrays.to_numpy(k)
-    c = np.ones(n, np.int64) if c is None else _arrays.to_numpy(c)
-    last = np.full(n, now, np.int64) if last is None else _arrays.to_numpy(last)
+    incoming = arrays.to_numpy(k)
+    c = np.ones(n, np.int64) if c is None else arrays.to_numpy(c)
+    last = np.full(n, now, np.int64) if last is None else arrays.to_numpy(last)
     done: Any
     admitted: Any
     if admission == "probabilistic" and chosen == "cpu":
         admitted = np.empty(n, bool)
         t = _reference.sightings_of(probability)
-        _native.core().table_probabilistic(n, seed, incoming, now % 2**64, c, t, True, admitted)
+        native.core().table_probabilistic(n, seed, incoming, now % 2**64, c, t, True, admitted)
     else:
         admitted = _reference.admitted(incoming, c, now, admission, skew, probability, seed)
     if chosen == "reference":
@@ -169,20 +169,20 @@ def mch_evict_batch(
         if (twice := order[1:][order[1:] == order[:-1]]).size:
             _refuse_twice(op, int(twice[0]))
         done = _reference.compete(
-            [_arrays.to_numpy(x) for x in slots], incoming, c, last, admitted, now, policy, p
+            [arrays.to_numpy(x) for x in slots], incoming, c, last, admitted, now, policy, p
         )
     else:
-        new = [np.array(_arrays.to_numpy(x)) for x in slots]  # copies
+        new = [np.array(arrays.to_numpy(x)) for x in slots]  # copies
         slot_of = np.empty(n, np.int64)
-        twice_at, *parts = _native.core().table_evict(
+        twice_at, *parts = native.core().table_evict(
             len(new[0]), tuple(new), n, (incoming, c, last, admitted), now, policy, p, slot_of
         )
         if twice_at >= 0:
             _refuse_twice(op, int(incoming[twice_at]))
         done = (new, slot_of, *(np.array(x, t) for x, t in zip(parts, (np.int64, np.int64, bool))))
     after, *rest = done
-    back = [_arrays.from_numpy(x, k) for x in rest]
-    return Eviction(ManagedSlots(*(_arrays.from_numpy(x, k) for x in after)), *back)
+    back = [arrays.from_numpy(x, k) for x in rest]
+    return Eviction(ManagedSlots(*(arrays.from_numpy(x, k) for x in after)), *back)
 
 
 def _refuse_twice(op: str, value: int) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _native
-from .._impl import Impl
-from .._numbers import integer, number
+from ..front import arrays, native
+from ..front.check import integer, number
+from ..front.impl import Impl
 from ..reference.table import filters as _reference
 from . import _keys
 
@@ -54,7 +54,7 @@ class CountFilter:
 
     def __init__(self, capacity: int, threshold: int, *, splits: int = 7) -> None:
         self._set(capacity, threshold, splits)
-        self._native = _native.core().CountFilter(self.capacity, self.splits)
+        self._native = native.core().CountFilter(self.capacity, self.splits)
 
     def _set(self, capacity: int, threshold: int, splits: int) -> None:
         op = "CountFilter"
@@ -76,13 +76,13 @@ class CountFilter:
         found = cls.__new__(cls)
         found._set(state["capacity"], threshold, state["splits"])
         cells = np.asarray(state["cells"])
-        each = int(_native.core().table_filter_cells(found.capacity, found.splits))
+        each = int(native.core().table_filter_cells(found.capacity, found.splits))
         if cells.size != found.splits * each:
             raise ValueError(
                 f"[CountFilter] state: expected {found.splits * each} cells for capacity {found.capacity}, got "
                 f"{cells.size}. The state is damaged."
             )
-        found._native = _native.core().CountFilter(found.capacity, found.splits)
+        found._native = native.core().CountFilter(found.capacity, found.splits)
         found.load_state_dict({**state, "cells": cells.reshape(found.splits, each)})
         return found
 
@@ -115,16 +115,16 @@ class CountFilter:
         op = "CountFilter.add"
         k = _on_cpu(op, _keys.keys(op, keys, 1))
         c = _keys.counts(op, counts, k)
-        old = _arrays.empty(k, (k.shape[0],), "int64")
-        self._native.add(k.shape[0], _arrays.exported(k), _keys.exported(c), _arrays.exported(old))
+        old = arrays.empty(k, (k.shape[0],), "int64")
+        self._native.add(k.shape[0], arrays.exported(k), _keys.exported(c), arrays.exported(old))
         return old
 
     def counts(self, keys: Any) -> Any:
         """Return what each key has, 0 to 15, int64 (n,), and change nothing."""
         op = "CountFilter.counts"
         k = _on_cpu(op, _keys.keys(op, keys, 1))
-        out = _arrays.empty(k, (k.shape[0],), "int64")
-        self._native.count(k.shape[0], _arrays.exported(k), _arrays.exported(out))
+        out = arrays.empty(k, (k.shape[0],), "int64")
+        self._native.count(k.shape[0], arrays.exported(k), arrays.exported(out))
         return out
 
     def admits(self, keys: Any, counts: Any = None, *, step: int = 0) -> Any:
@@ -310,9 +310,9 @@ def frequency_admission_filter(
         least = integer(op, "threshold", threshold, at_least=0, at_most=MAX_COUNT)
     if _keys.choose(op, impl, k) == "reference":
         return _reference.frequency_admission_filter(counter, k, c, threshold=least)
-    out = _arrays.empty(k, (k.shape[0],), "bool")
+    out = arrays.empty(k, (k.shape[0],), "bool")
     counter._native.admits(
-        k.shape[0], _arrays.exported(k), _keys.exported(c), least, _arrays.exported(out)
+        k.shape[0], arrays.exported(k), _keys.exported(c), least, arrays.exported(out)
     )
     return out
 
@@ -370,24 +370,24 @@ def probabilistic_admission_filter(
         return _reference.probabilistic_admission_filter(
             k, c, threshold=t, step=step, equal=equal, seed=seed
         )
-    out = _arrays.empty(k, (k.shape[0],), "bool")
-    _native.core().table_probabilistic(
+    out = arrays.empty(k, (k.shape[0],), "bool")
+    native.core().table_probabilistic(
         k.shape[0],
         seed,
-        _arrays.exported(k),
+        arrays.exported(k),
         step,
         _keys.exported(c),
         t,
         bool(equal),
-        _arrays.exported(out),
+        arrays.exported(out),
     )
     return out
 
 
 def _on_cpu(op: str, keys: Any) -> Any:
-    if _arrays.device(keys) != "cpu":
+    if arrays.device(keys) != "cpu":
         raise NotImplementedError(
-            f"[{op}] keys: expected device cpu, got {_arrays.device(keys)}. Move them first."
+            f"[{op}] keys: expected device cpu, got {arrays.device(keys)}. Move them first."
         )
     return keys
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _native
-from .._impl import Impl
-from .._numbers import integer
+from ..front import arrays, native
+from ..front.check import integer
+from ..front.impl import Impl
 from ..reference.table import hashing as _reference
 from . import _keys
 
@@ -57,7 +57,7 @@ def salted_hash_bucket(
         Coleman et al. 2023, arXiv:2305.12102 (Unified Embedding), section 4: one hash per feature and chunk.
     """
     op = "salted_hash_bucket"
-    if _arrays.compiling():
+    if arrays.compiling():
         from . import _operators
 
         return _operators.hash_bucket(keys, num_buckets, feature, chunk, seed, impl)
@@ -72,9 +72,9 @@ def salted_hash_bucket(
             given, buckets, feature=feature, chunk=chunk, seed=seed
         )
     flat = given.reshape(-1)
-    out = _arrays.empty(given, (flat.shape[0],), "int64")
-    _native.core().table_hash_bucket(
-        flat.shape[0], _arrays.exported(flat), feature, chunk, seed, buckets, _arrays.exported(out)
+    out = arrays.empty(given, (flat.shape[0],), "int64")
+    native.core().table_hash_bucket(
+        flat.shape[0], arrays.exported(flat), feature, chunk, seed, buckets, arrays.exported(out)
     )
     return out.reshape(given.shape)
 
@@ -192,5 +192,5 @@ def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.n
         return _reference.hash_strings(parts)
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(p) for p in parts], out=offsets[1:])
-    _native.core().table_hash_strings(len(parts), b"".join(parts), offsets, out)
+    native.core().table_hash_strings(len(parts), b"".join(parts), offsets, out)
     return out

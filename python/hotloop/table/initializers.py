@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._numbers import integer, number
+from ..front.check import integer, number
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._needs import torch_for
+from ..front.needs import torch_for
 
 torch_for("table.modules")
 
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import _arrays, _numbers
+from ..front import arrays as _arrays
+from ..front import check
 from . import _answers, _columns, _kept, _lookups, _persist
 from ._kept import KeptGradients
 from .filters import CountFilter, ProbabilisticFilter
@@ -53,7 +54,7 @@ class _HashModule(nn.Module):
     ) -> None:
         super().__init__()
         op = type(self).__name__
-        _numbers.choice(op, "update", update, ("backward", "step"))
+        check.choice(op, "update", update, ("backward", "step"))
         if table is not None and not isinstance(table, Table):
             raise TypeError(f"[{op}] table: expected a Table or None, got {type(table).__name__}.")
         if table is None:
@@ -77,9 +78,7 @@ class _HashModule(nn.Module):
         self.padding_idx = (
             None
             if padding_idx is None
-            else _numbers.integer(
-                op, "padding_idx", padding_idx, at_least=-(2**63), at_most=2**63 - 1
-            )
+            else check.integer(op, "padding_idx", padding_idx, at_least=-(2**63), at_most=2**63 - 1)
         )
         self.update = update
         self._held = _lookups.Held(table, self._mode)
@@ -133,7 +132,7 @@ class _HashModule(nn.Module):
     @time.setter
     def time(self, second: int | None) -> None:
         if second is not None:
-            second = _numbers.integer(
+            second = check.integer(
                 type(self).__name__, "time", second, at_least=0, at_most=2**32 - 1
             )
         self._held.time = second
@@ -146,7 +145,7 @@ class _HashModule(nn.Module):
     @epoch.setter
     def epoch(self, epoch: int | None) -> None:
         if epoch is not None:
-            epoch = _numbers.integer(
+            epoch = check.integer(
                 type(self).__name__, "epoch", epoch, at_least=0, at_most=2**32 - 1
             )
         self._held.epoch = epoch
@@ -467,7 +466,7 @@ class HashEmbeddingBag(_HashModule):
         device: Any = None,
         hash_seed: int | None = None,
     ) -> None:
-        _numbers.choice("HashEmbeddingBag", "mode", mode, MODES)
+        check.choice("HashEmbeddingBag", "mode", mode, MODES)
         self._mode = mode
         super().__init__(
             embedding_dim,

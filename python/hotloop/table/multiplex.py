@@ -6,7 +6,7 @@ operator ``torch.ops.hotloop.multiplexed_lookup``, whose gradients are dense. Bo
 
 from __future__ import annotations
 
-from .._needs import torch_for
+from ..front.needs import torch_for
 
 torch_for("table.multiplex")
 
@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .. import _check, _environment, _impl, _memory, _native
-from .._dlpack import export
-from .._impl import Impl
-from .._numbers import choice, integer
+from ..front import buffers, environment, native, tensors
+from ..front import impl as _impl
+from ..front.arrays import exported as export
+from ..front.check import choice, integer
+from ..front.impl import Impl
 from ..reference.table import multiplex as _reference
 
 Combiner = Literal["sum", "mean", "sqrtn"]
@@ -108,14 +109,14 @@ def multiplexed_embedding_lookup(
         op,
         impl,
         candidates,
-        lambda: f"tables {tuple(first.shape)} {_check.dtype_name(first.dtype)} on {device}",
+        lambda: f"tables {tuple(first.shape)} {tensors.dtype_name(first.dtype)} on {device}",
     )
     if compiling and sparse:
         raise ValueError(
             f"[{op}] sparse: expected False under torch.compile, got True. Call it outside of the compiled part."
         )
     if not compiling:
-        _environment.log_call(
+        environment.log_call(
             op, impl=chosen, batch=_batch_of(taken[0], offsets[0]), features=len(taken)
         )
     if chosen == "reference":
@@ -173,8 +174,8 @@ class _Spec:
     def forward(self, tables: Sequence[Tensor]) -> Tensor:
         rows, dim = tables[0].shape
         tables = [t if dim == 1 or t.stride(1) == 1 else t.contiguous() for t in tables]
-        out = _memory.empty(self.batch, sum(self.chunks) * dim, dtype=tables[0].dtype)
-        _native.core().table_multiplexed(
+        out = buffers.empty(self.batch, sum(self.chunks) * dim, dtype=tables[0].dtype)
+        native.core().table_multiplexed(
             self.layout(rows, len(tables)), [export(t) for t in tables], export(out)
         )
         return out
@@ -184,10 +185,10 @@ class _Spec:
     ) -> list[Tensor | None]:
         grad = grad.contiguous()
         dim = grad.shape[1] // sum(self.chunks)
-        hits = _native.core().MultiplexHits(self.layout(rows, tables))
+        hits = native.core().MultiplexHits(self.layout(rows, tables))
         given = export(grad)
         if not self.sparse:
-            dense = [_memory.empty(rows, dim, dtype=grad.dtype).zero_() for _ in range(tables)]
+            dense = [buffers.empty(rows, dim, dtype=grad.dtype).zero_() for _ in range(tables)]
             hits.dense([export(d) for d in dense], given)
             return [d if need else None for d, need in zip(dense, needed)]
         found: list[Tensor | None] = []
@@ -197,7 +198,7 @@ class _Spec:
                 continue
             n = hits.rows(t)
             indices = torch.empty(1, n, dtype=torch.int64, device="cpu")
-            values = _memory.empty(n, dim, dtype=grad.dtype)
+            values = buffers.empty(n, dim, dtype=grad.dtype)
             hits.sparse(t, export(indices), export(values), given)
             found.append(
                 torch.sparse_coo_tensor(
@@ -284,8 +285,8 @@ def _multiplexed_backward(
     rows: int,
 ) -> Tensor:
     spec = _Spec(values, offsets, chunks, combiner, padding_id, seed % 2**64, False)
-    out = _memory.empty(tables, rows, grad.shape[1] // sum(chunks), dtype=grad.dtype).zero_()
-    hits = _native.core().MultiplexHits(spec.layout(rows, tables))
+    out = buffers.empty(tables, rows, grad.shape[1] // sum(chunks), dtype=grad.dtype).zero_()
+    hits = native.core().MultiplexHits(spec.layout(rows, tables))
     hits.dense([export(t) for t in out.unbind(0)], export(grad.contiguous()))
     return out
 
@@ -337,18 +338,18 @@ def _check_tables(op: str, tables: Any) -> list[Tensor]:
     given = [tables] if isinstance(tables, Tensor) else list(tables)
     if not given:
         raise ValueError(f"[{op}] tables: expected one tensor (M, d) or several, got none.")
-    first = _check.float_tensor(op, "tables", given[0], ndim=2)
+    first = tensors.float_tensor(op, "tables", given[0], ndim=2)
     if first.shape[0] < 1 or first.shape[1] < 1:
         raise ValueError(
             f"[{op}] tables: expected at least one row and one column, got shape {tuple(first.shape)}."
         )
     for t in given[1:]:
-        _check.float_tensor(op, "tables", t, ndim=2)
-        _check.same_device(op, "tables", t, "tables[0]", first)
+        tensors.float_tensor(op, "tables", t, ndim=2)
+        tensors.same_device(op, "tables", t, "tables[0]", first)
         if t.shape != first.shape or t.dtype != first.dtype:
             raise ValueError(
-                f"[{op}] tables: expected {tuple(first.shape)} {_check.dtype_name(first.dtype)} like tables[0], got "
-                f"{tuple(t.shape)} {_check.dtype_name(t.dtype)}. Tables share their shape."
+                f"[{op}] tables: expected {tuple(first.shape)} {tensors.dtype_name(first.dtype)} like tables[0], got "
+                f"{tuple(t.shape)} {tensors.dtype_name(t.dtype)}. Tables share their shape."
             )
     return given
 
@@ -390,13 +391,13 @@ def _check_values(op: str, values: Any, table: Tensor) -> tuple[list[Tensor], li
 
 
 def _integers(op: str, name: str, value: Any, table: Tensor) -> Tensor:
-    t = _check.tensor(op, name, value)
+    t = tensors.tensor(op, name, value)
     if t.dtype not in _INTEGERS:
         raise TypeError(
-            f"[{op}] {name}: expected dtype int64, int32, got {_check.dtype_name(t.dtype)}. Hash strings with "
+            f"[{op}] {name}: expected dtype int64, int32, got {tensors.dtype_name(t.dtype)}. Hash strings with "
             "hash_strings."
         )
-    _check.same_device(op, name, t, "tables", table)
+    tensors.same_device(op, name, t, "tables", table)
     return t
 
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from .. import _arrays
-from .._numbers import choice, integer, number
+from ..front import arrays
+from ..front.check import choice, integer, number
 
 WEIGHT_DECAY_MODES = ("l2", "decoupled")
 EPS_MODES = ("torch", "tensorflow")
@@ -74,9 +74,9 @@ class RowOptimizer:
                 if name in ("state_sum", "n")
                 else 0.0
             )
-            wide = like is not None and _arrays.dtype(like) == "float64"
+            wide = like is not None and arrays.dtype(like) == "float64"
             value = np.full(shape, start, np.float64 if wide else np.float32)
-            made[name] = value if like is None else _arrays.from_numpy(value, like)
+            made[name] = value if like is None else arrays.from_numpy(value, like)
         return made
 
     def _scalars(self) -> tuple[str, ...]:

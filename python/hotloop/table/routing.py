@@ -6,7 +6,7 @@ functions. torch.compile fuses what is left.
 
 from __future__ import annotations
 
-from .._needs import torch_for
+from ..front.needs import torch_for
 
 torch_for("table.routing")
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
-from .. import _check, _environment
+from ..front import environment
+from ..front import tensors as _check
 
 
 def expert_space_routing(
@@ -175,6 +176,6 @@ def multi_reward_embedding(
 
 
 def _checks(op: str, **tensors: Tensor) -> None:
-    if not torch.compiler.is_compiling() and _environment.checks_on():
+    if not torch.compiler.is_compiling() and environment.checks_on():
         for name, x in tensors.items():
             _check.finite(op, name, x)

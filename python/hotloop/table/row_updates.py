@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays
-from .._impl import Impl
-from .._numbers import integer
+from ..front import arrays
+from ..front.check import integer
+from ..front.impl import Impl
 from ..reference.table import optimizers as _reference
 from . import _rows
 from .optimizers import (
@@ -266,7 +266,7 @@ def sparse_adam_update(
     _rows.check_rows(op, weight, grad)
     for name, value in (("exp_avg_sq", exp_avg_sq), ("step", step)):
         if hasattr(value, "dtype") and not isinstance(value, np.generic):
-            _arrays.kind(op, name, value)
+            arrays.kind(op, name, value)
     rowwise = getattr(exp_avg_sq, "ndim", 2) == 1 or (
         tuple(getattr(exp_avg_sq, "shape", ()))[1:] == (1,) and int(weight.shape[1]) != 1
     )

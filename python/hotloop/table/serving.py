@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _arrays, _native
-from .._impl import Impl
-from .._numbers import choice, number
+from ..front import arrays, native
+from ..front.check import choice, number
+from ..front.impl import Impl
 from ..reference.table import optimizers as _reference
 from . import _rows
 
@@ -21,7 +21,7 @@ VALUE_RANGE = 1.0
 def _no_bfloat16(op: str, name: str, like: Any, others: str) -> None:
     if not _rows.is_torch(like):
         raise TypeError(
-            f"[{op}] {name}: expected {others} for a {_arrays.kind(op, name, like)} array, which has no bfloat16, "
+            f"[{op}] {name}: expected {others} for a {arrays.kind(op, name, like)} array, which has no bfloat16, "
             "got 'bfloat16'. Pass a torch tensor."
         )
 
@@ -72,7 +72,7 @@ def serving_row_quantize(
         Monolith, Liu et al. 2022, arXiv:2209.07663 (fixed_r8 of hash_table/compressor/fake_quantizer.h).
     """
     op = "serving_row_quantize"
-    _arrays.checked(op, "rows", rows, _arrays.FLOATS, 1, 2)
+    arrays.checked(op, "rows", rows, arrays.FLOATS, 1, 2)
     choice(op, "mode", mode, QUANTIZE_MODES)
     value_range = number(op, "value_range", value_range, above=0, below=math.inf)
     _rows.check_finite(op, "rows", rows)
@@ -83,11 +83,11 @@ def serving_row_quantize(
         return _reference.serving_row_quantize(rows, mode=mode, value_range=value_range)
     if mode != "int8":
         return _reference.converted(rows, mode)
-    matrix = _arrays.unit_stride(_two_dimensional(rows))
-    out = _arrays.empty(rows, tuple(map(int, rows.shape)), "int8")
-    _native.core().table_quantize(
-        _arrays.exported(matrix),
-        _arrays.exported(_bytes_of(_two_dimensional(out))),
+    matrix = arrays.unit_stride(_two_dimensional(rows))
+    out = arrays.empty(rows, tuple(map(int, rows.shape)), "int8")
+    native.core().table_quantize(
+        arrays.exported(matrix),
+        arrays.exported(_bytes_of(_two_dimensional(out))),
         value_range,
         True,
     )
@@ -123,23 +123,23 @@ def serving_row_dequantize(
         Monolith, Liu et al. 2022, arXiv:2209.07663 (fixed_r8 of hash_table/compressor/fake_quantizer.h).
     """
     op = "serving_row_dequantize"
-    _arrays.checked(op, "codes", codes, CODE_DTYPES, 1, 2)
-    choice(op, "dtype", dtype, _arrays.FLOATS)
+    arrays.checked(op, "codes", codes, CODE_DTYPES, 1, 2)
+    choice(op, "dtype", dtype, arrays.FLOATS)
     value_range = number(op, "value_range", value_range, above=0, below=math.inf)
     if dtype == "bfloat16":
         _no_bfloat16(op, "dtype", codes, "float32, float64 or float16")
-    from_int8 = _arrays.dtype(codes) == "int8"
+    from_int8 = arrays.dtype(codes) == "int8"
 
     chosen = _rows.choose(op, impl, codes, *(_Dtype(dtype),) if from_int8 else ())
     if chosen == "reference":
         return _reference.serving_row_dequantize(codes, value_range=value_range, dtype=dtype)
     if not from_int8:
         return _reference.converted(codes, dtype)
-    matrix = _arrays.unit_stride(_two_dimensional(codes))
-    out = _arrays.empty(codes, tuple(map(int, codes.shape)), dtype)
-    _native.core().table_quantize(
-        _arrays.exported(_two_dimensional(out)),
-        _arrays.exported(_bytes_of(matrix)),
+    matrix = arrays.unit_stride(_two_dimensional(codes))
+    out = arrays.empty(codes, tuple(map(int, codes.shape)), dtype)
+    native.core().table_quantize(
+        arrays.exported(_two_dimensional(out)),
+        arrays.exported(_bytes_of(matrix)),
         value_range,
         False,
     )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _arrays, _native, _numbers
+from ..front import arrays, check, native
 from . import _columns, _device, _replicas
 from ._calls import Calls, of_kind
 from ._calls import TableFullError as TableFullError
@@ -28,7 +28,7 @@ NO_ROW = -1
 """Of the numbers of rows, which are the 32 bits of a uint32 in an int32."""
 
 
-_e = _arrays.exported
+_e = arrays.exported
 
 
 class Found(NamedTuple):
@@ -127,25 +127,25 @@ class Table(Calls):
         hash_seed: int | None = None,
     ) -> None:
         op = "Table"
-        self.dim = _numbers.integer(op, "dim", dim, at_least=1, at_most=65536)
+        self.dim = check.integer(op, "dim", dim, at_least=1, at_most=65536)
         self.max_capacity = (
             None
             if max_capacity is None
-            else _numbers.integer(op, "max_capacity", max_capacity, at_least=1, at_most=MAX_ROWS)
+            else check.integer(op, "max_capacity", max_capacity, at_least=1, at_most=MAX_ROWS)
         )
         most = self.max_capacity or MAX_ROWS
-        capacity = _numbers.integer(
+        capacity = check.integer(
             op,
             "capacity",
             min(1024, most) if capacity is None else capacity,
             at_least=1,
             at_most=most,
         )
-        _numbers.choice(op, "evict_strategy", evict_strategy, EVICT_STRATEGIES)
-        _numbers.choice(op, "dtype", dtype, DTYPES)
+        check.choice(op, "evict_strategy", evict_strategy, EVICT_STRATEGIES)
+        check.choice(op, "dtype", dtype, DTYPES)
         track = (track,) if isinstance(track, str) else tuple(track)
         for name in track:
-            _numbers.choice(op, "track", name, TRACKED)
+            check.choice(op, "track", name, TRACKED)
         of_kind(op, "admission", admission, CountFilter, ProbabilisticFilter)
         of_kind(op, "optimizer", optimizer, RowOptimizer)
         of_kind(op, "initializer", initializer, Constant, Uniform, Normal)
@@ -161,7 +161,7 @@ class Table(Calls):
             )
         if hash_seed is None:
             hash_seed = secrets.randbits(64)
-        self.hash_seed = _numbers.integer(op, "hash_seed", hash_seed, at_least=0, at_most=2**64 - 1)
+        self.hash_seed = check.integer(op, "hash_seed", hash_seed, at_least=0, at_most=2**64 - 1)
         self.evict_strategy = evict_strategy
         self.admission = admission
         self.dtype = dtype
@@ -198,7 +198,7 @@ class Table(Calls):
         index = _device.index_of(op, device)
         self.device = "cpu" if index is None else f"cuda:{index}"
         self._native: Any = (
-            _native.core().Table(settings) if index is None else _device.made(op, settings, index)
+            native.core().Table(settings) if index is None else _device.made(op, settings, index)
         )
         _replicas.start(self)
 
@@ -246,7 +246,7 @@ class Table(Calls):
         n = int(keys.shape[0])
         found = _columns.flags(keys, n)
         if _columns.readable(keys, self.dtype):
-            values = _arrays.empty(keys, (n, self.dim), self.dtype)
+            values = arrays.empty(keys, (n, self.dim), self.dtype)
             self._native.find(n, _e(keys), _e(values), _columns.exported_flags(found), None)
         else:
             values, sizes = self._pool(keys, None)
@@ -270,7 +270,7 @@ class Table(Calls):
             raise ValueError(f"[{op}] keys: expected a table with an evict_strategy, got 'none'.")
         keys = self._keys(op, keys)
         n = int(keys.shape[0])
-        scores, found = _arrays.empty(keys, (n,), "int64"), _columns.flags(keys, n)
+        scores, found = arrays.empty(keys, (n,), "int64"), _columns.flags(keys, n)
         self._native.find(n, _e(keys), None, _columns.exported_flags(found), _e(scores))
         return scores
 
@@ -408,7 +408,7 @@ class Table(Calls):
 
     def reserve(self, capacity: int) -> None:
         """Make room for this many rows at once."""
-        capacity = _numbers.integer(
+        capacity = check.integer(
             "Table.reserve", "capacity", capacity, at_least=1, at_most=MAX_ROWS
         )
         self._native.reserve(capacity)
@@ -422,9 +422,7 @@ class Table(Calls):
         op = "Table.expire"
         self._tracks(op, "use")
         return int(
-            self._native.expire(
-                _numbers.integer(op, "before", before, at_least=0, at_most=2**32 - 1)
-            )
+            self._native.expire(check.integer(op, "before", before, at_least=0, at_most=2**32 - 1))
         )
 
     def update(
@@ -465,8 +463,8 @@ class Table(Calls):
         twice, the newer one later. bfloat16 and int8 values are given as float32.
         """
         op = "Table.export_batches"
-        rows = _numbers.integer(op, "rows", rows, at_least=1)
-        since = _numbers.integer(op, "since", since, at_least=0, at_most=2**63 - 1)
+        rows = check.integer(op, "rows", rows, at_least=1)
+        since = check.integer(op, "since", since, at_least=0, at_most=2**63 - 1)
         if since:
             self._tracks(op, "changes")
         yield from _columns.export(self, rows, since)
@@ -489,8 +487,8 @@ class Table(Calls):
         lookups give float32. An int8 copy is on the CPU, others are where this table is.
         """
         op = "Table.quantized"
-        _numbers.choice(op, "dtype", dtype, DTYPES[1:])
-        value_range = _numbers.number(op, "value_range", value_range, above=0, below=float("inf"))
+        check.choice(op, "dtype", dtype, DTYPES[1:])
+        value_range = check.number(op, "value_range", value_range, above=0, below=float("inf"))
         copy = Table(
             self.dim,
             capacity=max(self.size, 1),

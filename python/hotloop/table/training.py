@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _numbers
+from ..front import check
 from . import _kept, _lookups
 from ._lookups import Held
 from .modules import HashEmbedding, HashEmbeddingBag
@@ -162,8 +162,8 @@ class TableOptimizer(torch.optim.Optimizer):
             TypeError: ``parameters`` are something else.
         """
         op = "TableOptimizer.clip_grad_norm_"
-        max_norm = _numbers.number(op, "max_norm", max_norm, at_least=0)
-        norm_type = _numbers.number(op, "norm_type", norm_type, above=0, at_most=math.inf)
+        max_norm = check.number(op, "max_norm", max_norm, at_least=0)
+        norm_type = check.number(op, "norm_type", norm_type, above=0, at_most=math.inf)
         if isinstance(parameters, nn.Module):
             strange = [held for held in _held(parameters) if held not in self._held]
             if strange:

@@ -1,6 +1,6 @@
 """Losses that make a model forget what it should not know."""
 
-from .._needs import torch_for
+from ..front.needs import torch_for
 
 torch_for("unlearn")
 

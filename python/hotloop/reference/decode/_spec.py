@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._law import MOST_PROBABILITY, Law, Logits, NoProbability
+from ...front import arrays
 from .. import core
 
 WEIGHT_UNIT = 2.0**-42
@@ -50,7 +50,7 @@ def scale_of(temperature: float, largest: Any) -> Any:
 def number(value: Any, b: int) -> Any:
     """A per-request parameter of request b."""
     scalar = isinstance(value, (int, float, np.number))
-    return value if scalar else _arrays.to_numpy(value)[b].item()
+    return value if scalar else arrays.to_numpy(value)[b].item()
 
 
 class Row:
@@ -61,18 +61,18 @@ class Row:
             self._make(law, b, index)
 
     def _make(self, law: Law, b: int, index: tuple[int, ...]) -> None:
-        x = _arrays.to_numpy(law.values)[index]
+        x = arrays.to_numpy(law.values)[index]
         real = x.dtype.type
         greedy = False
         if isinstance(law, Logits):
             if law.reference is not None:
                 m = real(law.mixture)
-                x = (real(1.0 - law.mixture)) * x + m * _arrays.to_numpy(law.reference)[index]
+                x = (real(1.0 - law.mixture)) * x + m * arrays.to_numpy(law.reference)[index]
             if law.bias_ids is not None:
                 x = x.copy()
-                order = np.argsort(_arrays.to_numpy(law.bias_ids)[b], kind="stable")
+                order = np.argsort(arrays.to_numpy(law.bias_ids)[b], kind="stable")
                 for v, add in zip(
-                    _arrays.to_numpy(law.bias_ids)[b][order], _arrays.to_numpy(law.bias)[b][order]
+                    arrays.to_numpy(law.bias_ids)[b][order], arrays.to_numpy(law.bias)[b][order]
                 ):
                     if 0 <= v < x.size:
                         x[v] = x[v] + real(add)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._law import Law, Logits, as_law
 from ...decode._results import VerifiedRelaxed
 from ...decode._seeds import drawn
+from ...front import arrays
 from ._spec import VERIFICATION, Row, Stream, number, residual
 from .speculative import Emitted, drafted, pick_left_over
 
@@ -29,7 +29,7 @@ def lantern_relaxed_accept(
 ) -> VerifiedRelaxed:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
-    ids, near = _arrays.to_numpy(draft_token_ids), _arrays.to_numpy(neighbors)
+    ids, near = arrays.to_numpy(draft_token_ids), arrays.to_numpy(neighbors)
     batch, width = ids.shape
     seed = drawn(seed, batch, draft_token_ids)
     out = Emitted(draft_token_ids, batch, width + 1)
@@ -89,4 +89,4 @@ def lantern_relaxed_accept(
             out.put(b, i, pick_left_over(left, p, u), p)
             break
     done = out.result()
-    return VerifiedRelaxed(*done, _arrays.from_numpy(moved, draft_token_ids))
+    return VerifiedRelaxed(*done, arrays.from_numpy(moved, draft_token_ids))

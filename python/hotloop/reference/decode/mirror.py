@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._results import BranchReuse
+from ...front import arrays
 
 
 def mirror_sd_branch_reuse(
     output_token_ids: Any, num_accepted: Any, branch_root_ids: Any, branch_token_ids: Any
 ) -> BranchReuse:
-    emitted, tau = _arrays.to_numpy(output_token_ids), _arrays.to_numpy(num_accepted)
-    roots, branches = _arrays.to_numpy(branch_root_ids), _arrays.to_numpy(branch_token_ids)
+    emitted, tau = arrays.to_numpy(output_token_ids), arrays.to_numpy(num_accepted)
+    roots, branches = arrays.to_numpy(branch_root_ids), arrays.to_numpy(branch_token_ids)
     batch = emitted.shape[0]
     branch = np.full(batch, -1, np.int64)
     following = np.full((batch, branches.shape[3]), -1, branches.dtype)
@@ -26,5 +26,5 @@ def mirror_sd_branch_reuse(
             branch[b] = found[0]
             following[b] = branches[b, at, found[0]]
     return BranchReuse(
-        *(_arrays.from_numpy(x, output_token_ids) for x in (branch >= 0, branch, following))
+        *(arrays.from_numpy(x, output_token_ids) for x in (branch >= 0, branch, following))
     )

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._law import Logits, as_law
 from ...decode._results import Verified, VerifiedPaths
 from ...decode._seeds import drawn
+from ...front import arrays
 from ._spec import VERIFICATION, Row, Stream, number
 from .speculative import Emitted, drafted
 
@@ -18,7 +18,7 @@ from .speculative import Emitted, drafted
 def greedy_speculative_accept(
     draft_token_ids: Any, target_logits: Any, *, num_draft_tokens: Any = None
 ) -> Verified | VerifiedPaths:
-    ids = _arrays.to_numpy(draft_token_ids)
+    ids = arrays.to_numpy(draft_token_ids)
     law = target_logits if isinstance(target_logits, Logits) else Logits(target_logits)
     law = replace(law, temperature=0.0)
     if ids.ndim == 2:
@@ -82,7 +82,7 @@ def _best_path(
     by_index: bool = False,
 ) -> VerifiedPaths:
     """The longest accepted path; among equals the largest sum of scores, then the first."""
-    ids = _arrays.to_numpy(draft_token_ids)
+    ids = arrays.to_numpy(draft_token_ids)
     batch, paths, width = ids.shape
     out = np.full((batch, width), -1, ids.dtype)
     best, length, read = (np.zeros(batch, np.int64) for _ in range(3))
@@ -114,5 +114,5 @@ def _best_path(
         if row.valid:
             out[b, at] = next_token(b, index if by_index else row, at)
     return VerifiedPaths(
-        *(_arrays.from_numpy(x, draft_token_ids) for x in (out, best, length, read))
+        *(arrays.from_numpy(x, draft_token_ids) for x in (out, best, length, read))
     )

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._law import Logits, as_law
 from ...decode._results import Sampled, TopLogprobs
 from ...decode._seeds import drawn
+from ...front import arrays
 from ._spec import SAMPLING, Row, Stream
 
 
@@ -26,17 +26,17 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0) -> Sampled:
         position = index[1] if len(index) > 1 else 0
         ids[index] = row.pick(Stream(seed, offset, index[0]).draw(position, SAMPLING)[1])
         logps[index] = row.logp(int(ids[index])) if ids[index] >= 0 else 0.0
-    return Sampled(*(_arrays.from_numpy(x, law.values) for x in (ids, logps)))
+    return Sampled(*(arrays.from_numpy(x, law.values) for x in (ids, logps)))
 
 
 def law_probs(law: Any) -> Any:
     law = as_law(law)
-    wide = _arrays.dtype(law.values) == "float64"
+    wide = arrays.dtype(law.values) == "float64"
     p = np.zeros(tuple(law.values.shape), np.float64 if wide else np.float32)
     for index in product(*map(range, p.shape[:-1])):
         row = Row(law, index[0], index)
         p[index] = row.p if row.valid else 0.0
-    return _arrays.from_numpy(p, law.values)
+    return arrays.from_numpy(p, law.values)
 
 
 def top_logprobs(law: Any, k: int) -> TopLogprobs:
@@ -52,7 +52,7 @@ def top_logprobs(law: Any, k: int) -> TopLogprobs:
             if row.probability(int(token)) > 0:
                 at = (*index, j)
                 ids[at], logps[at] = token, row.logp(int(token))
-    return TopLogprobs(*(_arrays.from_numpy(x, law.values) for x in (ids, logps)))
+    return TopLogprobs(*(arrays.from_numpy(x, law.values) for x in (ids, logps)))
 
 
 def entropy_adaptive_temperature(
@@ -75,12 +75,12 @@ def entropy_adaptive_temperature(
             h = (np.log(max(row.entropy, 0.0)) - median) / std
         scaled = h / maximum if h > 0 else h / abs(minimum)
         out[index] = temperature * (1.0 + tau * min(max(scaled, -1.0), 1.0))
-    return _arrays.from_numpy(out, logits)
+    return arrays.from_numpy(out, logits)
 
 
 def geometric_mixture_logits(logits: Any, ref_logits: Any, *, mixture: float = 0.5) -> Any:
-    wide = _arrays.dtype(logits) == "float64"
-    a, b = (_arrays.to_numpy(x).astype(np.float64) for x in (logits, ref_logits))
+    wide = arrays.dtype(logits) == "float64"
+    a, b = (arrays.to_numpy(x).astype(np.float64) for x in (logits, ref_logits))
     with np.errstate(invalid="ignore"):
         z = a if mixture == 0 else b if mixture == 1 else (1.0 - mixture) * a + mixture * b
     z = np.where(np.isnan(z), -np.inf, z)
@@ -89,16 +89,16 @@ def geometric_mixture_logits(logits: Any, ref_logits: Any, *, mixture: float = 0
     shifted = np.where(law, z, 0.0) - np.where(law, largest, 0.0)
     logps = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     logps = np.where(law, logps, -np.inf)
-    return _arrays.from_numpy(logps.astype(np.float64 if wide else np.float32), logits)
+    return arrays.from_numpy(logps.astype(np.float64 if wide else np.float32), logits)
 
 
 def value_augmented_logits(logits: Any, token_ids: Any, values: Any, *, beta: float = 1.0) -> Any:
-    wide = _arrays.dtype(logits) == "float64"
+    wide = arrays.dtype(logits) == "float64"
     real = np.float64 if wide else np.float32
-    z = _arrays.to_numpy(logits).astype(real)
-    ids, v = _arrays.to_numpy(token_ids), _arrays.to_numpy(values).astype(np.float64)
+    z = arrays.to_numpy(logits).astype(real)
+    ids, v = arrays.to_numpy(token_ids), arrays.to_numpy(values).astype(np.float64)
     for b in range(z.shape[0]):
         valid = (ids[b] >= 0) & (ids[b] < z.shape[1])
         if valid.any():
             np.add.at(z[b], ids[b][valid], (beta * (v[b][valid] - v[b][valid].mean())).astype(real))
-    return _arrays.from_numpy(z, logits)
+    return arrays.from_numpy(z, logits)

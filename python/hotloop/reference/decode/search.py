@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._search import (
     ACTIONS,
     Backtrack,
@@ -18,6 +17,7 @@ from ...decode._search import (
     StarStep,
     StarTree,
 )
+from ...front import arrays as _arrays
 from ._spec import draw
 
 TIES = 2  # the domain of draws for ties

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._law import as_law
 from ...decode._results import Verified
 from ...decode._seeds import drawn
+from ...front import arrays
 from ._spec import RESIDUAL_UNIT, VERIFICATION, Row, Stream, number, pick, residual
 
 
@@ -17,7 +17,7 @@ class Emitted:
     """The outputs of a verification, filled token by token."""
 
     def __init__(self, like: Any, batch: int, width: int) -> None:
-        self.ids = np.full((batch, width), -1, _arrays.dtype(like))
+        self.ids = np.full((batch, width), -1, arrays.dtype(like))
         self.accepted = np.zeros(batch, np.int64)
         self.logps = np.zeros((batch, width), np.float32)
         self.rows_read = np.zeros(batch, np.int64)
@@ -30,7 +30,7 @@ class Emitted:
     def result(self) -> Verified:
         return Verified(
             *(
-                _arrays.from_numpy(x, self.like)
+                arrays.from_numpy(x, self.like)
                 for x in (self.ids, self.accepted, self.logps, self.rows_read)
             )
         )
@@ -67,7 +67,7 @@ def chain_speculative_sampling(
 ) -> Verified:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
-    ids = _arrays.to_numpy(draft_token_ids)
+    ids = arrays.to_numpy(draft_token_ids)
     batch, k = ids.shape
     seed = drawn(seed, batch, draft_token_ids)
     out = Emitted(draft_token_ids, batch, k + 1)
@@ -107,7 +107,7 @@ def block_speculative_sampling(
 ) -> Verified:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
-    ids = _arrays.to_numpy(draft_token_ids)
+    ids = arrays.to_numpy(draft_token_ids)
     batch, k = ids.shape
     seed = drawn(seed, batch, draft_token_ids)
     out = Emitted(draft_token_ids, batch, k + 1)

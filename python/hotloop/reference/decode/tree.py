@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
 from ...decode._law import as_law
 from ...decode._results import VerifiedTree
 from ...decode._seeds import drawn
+from ...front import arrays
 from ._spec import RESIDUAL_UNIT, VERIFICATION, Row, Stream, residual
 from .speculative import Emitted, drafted, pick_left_over
 
@@ -28,7 +28,7 @@ def tree_speculative_verify(
 ) -> VerifiedTree:
     target = as_law(target_probs)
     draft = None if draft_probs is None else as_law(draft_probs)
-    ids, parent = _arrays.to_numpy(draft_token_ids), _arrays.to_numpy(parents)
+    ids, parent = arrays.to_numpy(draft_token_ids), arrays.to_numpy(parents)
     batch, m = ids.shape
     seed = drawn(seed, batch, draft_token_ids)
     depth_limit = m if max_depth is None else max_depth
@@ -61,9 +61,7 @@ def tree_speculative_verify(
             out.accepted[b] += 1
             row, depth = child + 1, depth + 1
     done = out.result()
-    return VerifiedTree(
-        done.output_token_ids, _arrays.from_numpy(nodes, draft_token_ids), *done[1:]
-    )
+    return VerifiedTree(done.output_token_ids, arrays.from_numpy(nodes, draft_token_ids), *done[1:])
 
 
 def _try_certain(

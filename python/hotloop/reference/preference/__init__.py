@@ -1,6 +1,6 @@
 """Preference losses in plain torch, one formula each. Arguments as in ``hotloop.preference``."""
 
-from ..._needs import torch_for
+from ...front.needs import torch_for
 
 torch_for("reference.preference")
 

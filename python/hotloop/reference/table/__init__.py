@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from ... import _needs
+from ...front import needs
 from .error_memory import error_memory_compensate
 from .error_sketch import lsh_buckets, lsh_error_sketch, lsh_error_sketch_write, lsh_projections
 from .eviction import mch_evict_batch
@@ -56,16 +56,16 @@ _WITH_TORCH = {
     "multiplexed_embedding_lookup": "multiplex",
 }
 
-if not _needs.has_torch():
+if not needs.has_torch():
     _all = __all__
     del __all__  # then __getattr__ answers, and names what it leaves out
 
 
 def __getattr__(name: str) -> Any:
     if name in _WITH_TORCH:
-        if not _needs.has_torch():
-            raise _needs.missing_torch(name)
+        if not needs.has_torch():
+            raise needs.missing_torch(name)
         return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
     if name == "__all__":
-        return _needs.star(__name__, _all, _WITH_TORCH)
+        return needs.star(__name__, _all, _WITH_TORCH)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

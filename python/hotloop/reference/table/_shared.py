@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ... import _arrays
+from ...front import arrays
 
 
 class Compensated(NamedTuple):
@@ -30,8 +30,8 @@ class SketchCompensated(NamedTuple):
 
 def real(value: Any) -> str:
     """The dtype that an array of this dtype is computed in."""
-    return "float64" if _arrays.dtype(value) == "float64" else "float32"
+    return "float64" if arrays.dtype(value) == "float64" else "float32"
 
 
 def numpy_of(value: Any, dtype: Any) -> np.ndarray:
-    return np.ascontiguousarray(_arrays.to_numpy(value), dtype)
+    return np.ascontiguousarray(arrays.to_numpy(value), dtype)

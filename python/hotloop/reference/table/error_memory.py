@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
+from ...front import arrays
 from ._shared import Compensated, numpy_of, real
 
 
@@ -63,7 +63,7 @@ def error_memory_compensate(
         prediction[b] = compensated(y_base[b], a @ y[near], a @ yb[near], gamma, lam)
         weights[b, : len(near)], neighbors[b, : len(near)] = a, near
     found = [
-        _arrays.from_numpy(x, query)
+        arrays.from_numpy(x, query)
         for x in (prediction.astype(dtype), weights.astype(dtype), neighbors)
     ]
     return Compensated(*found) if return_neighbors else found[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
+from ...front import arrays
 from .. import core
 from ._shared import SketchCompensated, numpy_of, real
 from .error_memory import clamp, compensated, softmax
@@ -29,12 +29,12 @@ def lsh_buckets(hidden: Any, projections: Any) -> Any:
         for j in range(h.shape[1]):  # in this order, each step rounded: the bucket is exact
             z += h[:, j, None, None] * w[None, :, :, j]
     buckets = ((z > 0) << np.arange(w.shape[1])).sum(-1)
-    return _arrays.from_numpy(buckets.astype(np.int32), hidden)
+    return arrays.from_numpy(buckets.astype(np.int32), hidden)
 
 
 def lsh_error_sketch_write(buckets: Any, labels: Any, base_predictions: Any, sketch: Any) -> None:
     y, yb = numpy_of(labels, np.float64), numpy_of(base_predictions, np.float64)
-    for b, row in enumerate(_arrays.to_numpy(buckets)):
+    for b, row in enumerate(arrays.to_numpy(buckets)):
         for r, bucket in enumerate(row.tolist()):
             for field, x in enumerate((1, round(y[b] / UNIT), round(yb[b] / UNIT))):
                 sketch[r, bucket, field] += x
@@ -51,11 +51,11 @@ def lsh_error_sketch(
     lam: float = 0.9,
     return_weights: bool = False,
 ) -> Any:
-    at, y_base = _arrays.to_numpy(buckets), numpy_of(base_prediction, np.float64)
-    written = _arrays.to_numpy(sketch)[0, :, 0].sum()
+    at, y_base = arrays.to_numpy(buckets), numpy_of(base_prediction, np.float64)
+    written = arrays.to_numpy(sketch)[0, :, 0].sum()
     prediction, weights = clamp(y_base), np.zeros(at.shape)
     for b in range(len(at)):
-        found = _arrays.to_numpy(sketch)[np.arange(at.shape[1]), at[b]]
+        found = arrays.to_numpy(sketch)[np.arange(at.shape[1]), at[b]]
         used = found[:, 0] > 0
         if not used.any():
             continue
@@ -64,5 +64,5 @@ def lsh_error_sketch(
         a = weights[b, used] = softmax(s / temperature)
         prediction[b] = compensated(y_base[b], a @ (y / c), a @ (yb / c), gamma, lam)
     dtype = real(base_prediction)
-    parts = [_arrays.from_numpy(x.astype(dtype), buckets) for x in (prediction, weights)]
+    parts = [arrays.from_numpy(x.astype(dtype), buckets) for x in (prediction, weights)]
     return SketchCompensated(*parts) if return_weights else parts[0]

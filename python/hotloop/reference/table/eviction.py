@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
+from ...front import arrays
 from .filters import probabilistic_admission_filter
 
 
@@ -117,11 +117,11 @@ def mch_evict_batch(
 ) -> Any:
     from ...table.eviction import Eviction, ManagedSlots
 
-    k = _arrays.to_numpy(ids)
-    c = np.ones(len(k), np.int64) if counts is None else _arrays.to_numpy(counts)
-    last = np.full(len(k), now, np.int64) if last_access is None else _arrays.to_numpy(last_access)
+    k = arrays.to_numpy(ids)
+    c = np.ones(len(k), np.int64) if counts is None else arrays.to_numpy(counts)
+    last = np.full(len(k), now, np.int64) if last_access is None else arrays.to_numpy(last_access)
     enters = admitted(k, c, now, admission, skew, probability, seed)
-    old = [_arrays.to_numpy(x) for x in slots]
+    old = [arrays.to_numpy(x) for x in slots]
     after, *rest = compete(old, k, c, last, enters, now, policy, decay_exponent)
-    back = [_arrays.from_numpy(x, ids) for x in rest]
-    return Eviction(ManagedSlots(*(_arrays.from_numpy(x, ids) for x in after)), *back)
+    back = [arrays.from_numpy(x, ids) for x in rest]
+    return Eviction(ManagedSlots(*(arrays.from_numpy(x, ids) for x in after)), *back)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
+from ...front import arrays
 from ..core import philox
 from .hashing import bucket_of, mix64
 
@@ -67,15 +67,15 @@ class Cells:
 def frequency_admission_filter(
     counter: Any, keys: Any, counts: Any = None, *, threshold: int | None = None
 ) -> Any:
-    k = _arrays.to_numpy(keys)
-    c = np.ones(len(k), np.int64) if counts is None else _arrays.to_numpy(counts)
+    k = arrays.to_numpy(keys)
+    c = np.ones(len(k), np.int64) if counts is None else arrays.to_numpy(counts)
     least = counter.threshold if threshold is None else threshold
     admitted = np.ones(len(k), bool)
     if least > 0:
         cells = Cells(counter.state_dict())
         admitted[:] = [cells.add(int(x), int(n)) >= least for x, n in zip(k, c)]
         counter.load_state_dict(cells.state)
-    return _arrays.from_numpy(admitted, keys)
+    return arrays.from_numpy(admitted, keys)
 
 
 def probabilistic_admission_filter(
@@ -87,8 +87,8 @@ def probabilistic_admission_filter(
     equal: bool = False,
     seed: int = 0,
 ) -> Any:
-    k = _arrays.to_numpy(keys)
-    c = np.ones(len(k), np.int64) if counts is None else _arrays.to_numpy(counts)
+    k = arrays.to_numpy(keys)
+    c = np.ones(len(k), np.int64) if counts is None else arrays.to_numpy(counts)
     admitted = np.ones(len(k), bool)
     for i in range(len(k) if threshold > 0 else 0):
         first, second = (
@@ -99,4 +99,4 @@ def probabilistic_admission_filter(
             admitted[i] = u < 1.0 - math.pow(0.05, int(c[i]) / threshold)
         else:
             admitted[i] = u * threshold < int(c[i])
-    return _arrays.from_numpy(admitted, keys)
+    return arrays.from_numpy(admitted, keys)

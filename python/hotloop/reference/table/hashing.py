@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
+from ...front import arrays
 
 FEATURE_FACTOR = 0x9E3779B97F4A7C15
 CHUNK_FACTOR = 0xC2B2AE3D27D4EB4F
@@ -46,18 +46,18 @@ def bucket_of(h: np.ndarray, buckets: int) -> np.ndarray:
 def salted_hash_bucket(
     keys: Any, num_buckets: int, *, feature: int = 0, chunk: int = 0, seed: int = 0
 ) -> Any:
-    k = _arrays.to_numpy(keys).astype(np.int64).view(np.uint64)
+    k = arrays.to_numpy(keys).astype(np.int64).view(np.uint64)
     h = mix64(k ^ np.uint64(salt_of(feature, chunk, seed)))
-    return _arrays.from_numpy(bucket_of(h, num_buckets).view(np.int64), keys)
+    return arrays.from_numpy(bucket_of(h, num_buckets).view(np.int64), keys)
 
 
 def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
-    k = _arrays.to_numpy(ids).astype(np.int64).view(np.uint64)
+    k = arrays.to_numpy(ids).astype(np.int64).view(np.uint64)
     if feature_bits == 0:
         k = mix64(k ^ np.uint64(salt_of(feature, 0, 0)))
     else:
         k = k ^ np.uint64(feature << (64 - feature_bits))
-    return _arrays.from_numpy(k.view(np.int64), ids)
+    return arrays.from_numpy(k.view(np.int64), ids)
 
 
 def hash_strings(strings: Sequence[str | bytes]) -> np.ndarray:

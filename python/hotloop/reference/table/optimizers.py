@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _arrays
+from ...front import arrays
 from ...table import _rows
 from ...table._rows import MergedGradients
 from ...table.optimizers import (
@@ -24,7 +24,7 @@ State = dict[str, np.ndarray]
 
 
 def _wide(x: Any) -> np.ndarray:
-    return _arrays.to_numpy(x).astype(np.float64)
+    return arrays.to_numpy(x).astype(np.float64)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> Any:
@@ -158,7 +158,7 @@ def move(
     run = _STEPS[type(rule)]
     w, g = _wide(weight), _wide(grad)
     s = {k: _wide(_rows.as_column(x)) for k, x in state.items()}
-    dtype = _arrays.dtype(weight)
+    dtype = arrays.dtype(weight)
     stochastic = rounding_seed is not None and dtype in ("float16", "bfloat16")
 
     def stored(x: np.ndarray, first: int) -> Any:
@@ -176,7 +176,7 @@ def move(
                 new = stored(run(rule, w[row : row + 1], g[i : i + 1], one), i)
                 w[row] = _as_stored(new, weight)
                 for k, x in s.items():
-                    x[row] = x[row].astype(_arrays.dtype(state[k]))
+                    x[row] = x[row].astype(arrays.dtype(state[k]))
     _rows.assign(weight, w)
     for k, x in s.items():
         _rows.assign(state[k], x.reshape(tuple(state[k].shape)))
@@ -186,7 +186,7 @@ def _as_stored(x: np.ndarray, like: Any) -> Any:
     """What is left of x once it was stored in the dtype of ``like``."""
     if isinstance(like, np.ndarray):
         return x.astype(like.dtype).astype(np.float64)
-    holder = _arrays.empty(like, x.shape, _arrays.dtype(like))
+    holder = arrays.empty(like, x.shape, arrays.dtype(like))
     _rows.assign(holder, x)
     return _wide(holder)
 
@@ -300,7 +300,7 @@ def group_adagrad_update(
 
 
 def merge_duplicates(ids: Any, grads: Any) -> MergedGradients:
-    names = _arrays.to_numpy(ids)
+    names = arrays.to_numpy(ids)
     numbers: dict[int, int] = {}
     inverse = np.array([numbers.setdefault(x, len(numbers)) for x in names.tolist()], np.int64)
     sums = np.zeros((len(numbers), int(grads.shape[1])))
@@ -308,10 +308,10 @@ def merge_duplicates(ids: Any, grads: Any) -> MergedGradients:
     for row, g in zip(inverse.tolist(), _wide(grads)):
         sums[row] += g
         counts[row] += 1
-    dtype = np.float64 if _arrays.dtype(grads) == "float64" else np.float32
+    dtype = np.float64 if arrays.dtype(grads) == "float64" else np.float32
     with np.errstate(over="ignore"):
         found = (np.array(list(numbers), names.dtype), sums.astype(dtype), counts, inverse)
-    return MergedGradients(*(_arrays.from_numpy(x, ids) for x in found))
+    return MergedGradients(*(arrays.from_numpy(x, ids) for x in found))
 
 
 def sparse_dedup_optimize(
@@ -328,10 +328,10 @@ def sparse_dedup_optimize(
         merged = merge_duplicates(ids, grads)
     else:
         n = int(ids.shape[0])
-        wide = _wide(grads).astype(_arrays.to_numpy(grads).dtype)
+        wide = _wide(grads).astype(arrays.to_numpy(grads).dtype)
         counted = (wide, np.ones(n, np.int64), np.arange(n))
-        merged = MergedGradients(ids, *(_arrays.from_numpy(x, ids) for x in counted))
-    move(optimizer, weight, merged.grads, state, rounding_seed, _arrays.to_numpy(merged.ids))
+        merged = MergedGradients(ids, *(arrays.from_numpy(x, ids) for x in counted))
+    move(optimizer, weight, merged.grads, state, rounding_seed, arrays.to_numpy(merged.ids))
     return merged
 
 
@@ -348,16 +348,16 @@ def converted(x: Any, dtype: str) -> Any:
 def serving_row_quantize(rows: Any, *, mode: str = "int8", value_range: float = 1.0) -> Any:
     if mode != "int8":
         return converted(rows, mode)
-    x = _arrays.to_numpy(rows)
+    x = arrays.to_numpy(rows)
     q = np.nan_to_num(x / x.dtype.type(value_range / 128), nan=0.0).clip(-128, 127)
     whole = np.trunc(q)
     q = whole + np.where(np.abs(q - whole) >= 0.5, np.sign(q), 0)
-    return _arrays.from_numpy(q.astype(np.int8), rows)
+    return arrays.from_numpy(q.astype(np.int8), rows)
 
 
 def serving_row_dequantize(codes: Any, *, value_range: float = 1.0, dtype: str = "float32") -> Any:
-    if _arrays.dtype(codes) != "int8":
+    if arrays.dtype(codes) != "int8":
         return converted(codes, dtype)
     wide = np.float64 if dtype == "float64" else np.float32
-    x = _arrays.to_numpy(codes).astype(wide) * wide(value_range / 128)
-    return converted(_arrays.from_numpy(x, codes), dtype)
+    x = arrays.to_numpy(codes).astype(wide) * wide(value_range / 128)
+    return converted(arrays.from_numpy(x, codes), dtype)

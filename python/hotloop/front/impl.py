@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Literal
 
-from . import _environment
+from . import environment
 
 Impl = Literal["auto", "reference", "cpu", "cuda", "triton"]
 IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
@@ -51,7 +51,7 @@ def choose(
         raise ValueError(
             f"[{op}] impl: expected one of {', '.join(IMPLS)}, got {impl!r}. Leave it at 'auto'."
         )
-    forced = impl if impl != "auto" else _environment.forced_impl()
+    forced = impl if impl != "auto" else environment.forced_impl()
     if forced is not None and forced not in IMPLS[1:]:
         raise ValueError(
             f"[{op}] HOTLOOP_IMPL: expected one of {', '.join(IMPLS[1:])}, got {forced!r}. Unset it."

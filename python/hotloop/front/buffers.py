@@ -8,7 +8,7 @@ import threading
 import torch
 from torch import Tensor
 
-from . import _environment, _native
+from . import environment, native
 
 # Below this the faults saved do not pay for the call, and a huge page would be mostly unused.
 _LEAST_BYTES = 4 * 2**20
@@ -26,7 +26,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 def advised(tensor: Tensor) -> Tensor:
     size = tensor.numel() * tensor.element_size()
     if size >= _LEAST_BYTES:
-        _native.core().advise_huge_pages(tensor.data_ptr(), size)
+        native.core().advise_huge_pages(tensor.data_ptr(), size)
     return tensor
 
 
@@ -58,7 +58,7 @@ class _Workspace:
     def give(self, buffer: Tensor) -> None:
         with self._lock:
             largest = 0 if self._free is None else self._free.numel()
-            if largest < buffer.numel() <= _environment.workspace_bytes():
+            if largest < buffer.numel() <= environment.workspace_bytes():
                 self._free = buffer
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _arrays, _native
+from ..front import arrays, native
 
 FUNCTIONS = (
     "exp",
@@ -24,15 +24,15 @@ FUNCTIONS = (
 def _map(op: str, name: str, x: Any) -> Any:
     if not hasattr(x, "dtype") or isinstance(x, np.generic):
         x = np.asarray(x)  # lists and numbers
-    _arrays.kind(op, "x", x)
-    if _arrays.dtype(x) not in ("float32", "float64"):
+    arrays.kind(op, "x", x)
+    if arrays.dtype(x) not in ("float32", "float64"):
         raise TypeError(
-            f"[{op}] x: expected dtype float32 or float64, got {_arrays.dtype(x)}. Convert it first."
+            f"[{op}] x: expected dtype float32 or float64, got {arrays.dtype(x)}. Convert it first."
         )
-    array = _arrays.to_numpy(x)
+    array = arrays.to_numpy(x)
     dense = np.ascontiguousarray(array).reshape(-1)
     out = np.empty_like(dense)
-    _native.core().map(name, dense, out)
+    native.core().map(name, dense, out)
     return out.reshape(array.shape)
 
 
@@ -178,7 +178,7 @@ def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
     if n < 0:
         raise ValueError(f"[philox] n: expected at least 0, got {n!r}.")
     words = np.empty((n, 4), np.int32)
-    _native.core().philox_fill(seed, offset, first_item, words)
+    native.core().philox_fill(seed, offset, first_item, words)
     return words.view(np.uint32)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _plain
-from ._numbers import choice as choice
-from ._numbers import number as number
+from . import plain
+from .check import choice as choice
+from .check import number as number
 
 REDUCTIONS = ("none", "mean", "sum")
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -28,13 +28,13 @@ def floats() -> str:
 
 
 def tensor(op: str, name: str, value: Any) -> Tensor:
-    """Refuse what is no tensor, and a tensor whose elements do not lie in memory (see ``_plain``)."""
+    """Refuse what is no tensor, and a tensor whose elements do not lie in memory (see ``plain``)."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"[{op}] {name}: expected a torch.Tensor, got {type(value).__name__}. {_instead(value)}"
         )
     if type(value) is not Tensor or value.layout is not torch.strided or value.is_nested:
-        _plain.check(op, name, value)
+        plain.check(op, name, value)
     return value
 
 
@@ -51,7 +51,7 @@ def _instead(value: Any) -> str:
 def float_like(op: str, name: str, value: Tensor) -> Tensor:
     """A tensor of numbers that will become floats: counts, flags, probabilities."""
     if not torch.compiler.is_compiling():
-        _plain.check(op, name, value)
+        plain.check(op, name, value)
     return value
 
 

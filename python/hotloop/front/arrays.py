@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import _plain
+from . import plain
 
 Kind = Literal["numpy", "torch", "cupy"]
 
@@ -27,10 +27,10 @@ def kind(op: str, name: str, value: Any) -> Kind:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_nested:
-            _plain.check(op, name, value)
+            plain.check(op, name, value)
         return "torch"
     if isinstance(value, np.ndarray):
-        _plain.check(op, name, value)
+        plain.check(op, name, value)
         return "numpy"
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
@@ -90,7 +90,7 @@ def same_place(op: str, name: str, value: Any, like: str, other: Any) -> None:
 
 
 def exported(value: Any) -> Any:
-    """The form the compiled loops read without a copy: the array, which passes the gate of ``_plain`` there."""
+    """The form the compiled loops read without a copy: the array, which passes the gate of ``plain`` there."""
     return value
 
 
@@ -111,7 +111,7 @@ def to_numpy(value: Any) -> np.ndarray:
     if dtype(value) in ("float16", "bfloat16"):
         value = value.float() if hasattr(value, "float") else value.astype("float32")
     if hasattr(value, "detach"):
-        return np.asarray(_plain.readable("hotloop", "array", value).detach().cpu().numpy())
+        return np.asarray(plain.readable("hotloop", "array", value).detach().cpu().numpy())
     return np.asarray(value.get())
 
 
