@@ -46,7 +46,7 @@ class Calls:
     track: tuple[str, ...]
     value_range: float
     size: Any
-    native: Any
+    _native: Any
     _epoch: int
     _step: int
     _shard: tuple[int, int] | None
