@@ -10,7 +10,7 @@
 #include "bind/table_arguments.hpp"
 #include "bind/table_rules.hpp"
 #include "kernels/table/table_cuda.hpp"
-#include "table/updates.hpp"
+#include "table/rows/row_rules.hpp"
 
 namespace hotloop::bind {
 

@@ -11,8 +11,8 @@
 #include "bind/table_arguments.hpp"
 #include "bind/table_rules.hpp"
 #include "table/filter.hpp"
-#include "table/pool.hpp"
-#include "table/table.hpp"
+#include "table/store/pool.hpp"
+#include "table/store/table.hpp"
 
 namespace hotloop::bind {
 

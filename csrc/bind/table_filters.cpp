@@ -10,9 +10,9 @@
 #include "bind/arguments.hpp"
 #include "bind/register.hpp"
 #include "bind/released.hpp"
-#include "table/eviction.hpp"
 #include "table/filter.hpp"
 #include "table/hash_loops.hpp"
+#include "table/managed_slots.hpp"
 
 namespace hotloop::bind {
 

@@ -7,7 +7,7 @@
 #include "bind/arguments.hpp"
 #include "bind/register.hpp"
 #include "bind/released.hpp"
-#include "table/memory.hpp"
+#include "table/error_memory/error_memory.hpp"
 
 namespace hotloop::bind {
 

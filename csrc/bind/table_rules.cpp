@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "table/updates.hpp"
+#include "table/rows/row_rules.hpp"
 
 namespace hotloop::bind {
 

@@ -5,14 +5,14 @@
 
 #include <string>
 
-#include "table/heads.hpp"
-#include "table/layout.hpp"
+#include "core/rules.hpp"
+#include "table/store/layout.hpp"
 
 namespace hotloop::bind {
 
 // `rule`: the dictionary that the dataclasses of hotloop.table give (`_rule()`): "rule" is a name, the rest are the
 // fields of RuleParameters by their names; what is left out is 0 or false.
-table::RuleSpec rule_spec(const pybind11::dict& rule);
+RuleSpec rule_spec(const pybind11::dict& rule);
 
 // The dictionary that Table.__init__ makes.
 table::Settings settings_of(const pybind11::dict& settings);

@@ -10,9 +10,9 @@
 #include "bind/register.hpp"
 #include "bind/released.hpp"
 #include "bind/table_rules.hpp"
-#include "table/merge.hpp"
-#include "table/quantize.hpp"
-#include "table/updates.hpp"
+#include "table/rows/merge.hpp"
+#include "table/rows/quantize.hpp"
+#include "table/rows/row_rules.hpp"
 
 namespace hotloop::bind {
 

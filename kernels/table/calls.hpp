@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "table/heads.hpp"
-#include "table/layout.hpp"
+#include "core/rules.hpp"
+#include "table/store/layout.hpp"
 
 namespace hotloop::table::gpu {
 

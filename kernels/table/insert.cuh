@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "kernels/table/lookup.cuh"
-#include "table/first_values.hpp"
+#include "table/store/first_values.hpp"
 
 namespace hotloop::table::gpu {
 

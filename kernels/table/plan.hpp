@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "kernels/table/lookup.cuh"
-#include "table/layout.hpp"
+#include "table/store/layout.hpp"
 
 namespace hotloop::table::gpu {
 

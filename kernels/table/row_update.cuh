@@ -1,14 +1,14 @@
 // One row under its summed gradient, by the lanes of a warp: a lane has every 32nd element and meets no other's.
-// Formulas and order of sums are those of the CPU (table/heads.hpp, table/updates.simd.cpp): sixteen interleaved sums,
-// folded in halves. Compiled without contraction of a * b + c the bits are the same, but for Adam's expm1.
+// Formulas and order of sums are those of the CPU (core/rules.hpp, table/rows/row_rules.simd.cpp): sixteen interleaved
+// sums, folded in halves. Compiled without contraction of a * b + c the bits are the same, but for Adam's expm1.
 #pragma once
 
 #include <cstdint>
 
 #include "core/philox.hpp"
+#include "core/rules.hpp"
 #include "kernels/table/store.cuh"
-#include "table/heads.hpp"
-#include "table/rounding.hpp"
+#include "table/rows/rounding.hpp"
 
 namespace hotloop::table::gpu {
 
@@ -40,7 +40,7 @@ HOTLOOP_BOTH inline float max_over(std::int64_t dim, int lane, Term&& term) {
   return most;
 }
 
-// The weights of a row. Element j rounds by the bits that table/updates.hpp gives it.
+// The weights of a row. Element j rounds by the bits that table/rows/row_rules.hpp gives it.
 template <class Storage>
 struct Weights {
   Storage* data;

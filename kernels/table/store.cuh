@@ -13,8 +13,8 @@
 #include "core/dtype.hpp"
 #include "kernels/core/threads.cuh"
 #include "table/hash.hpp"
-#include "table/layout.hpp"
-#include "table/scores.hpp"
+#include "table/store/layout.hpp"
+#include "table/store/scores.hpp"
 
 namespace hotloop::table::gpu {
 
@@ -172,7 +172,7 @@ inline Matrix matrix_of(void* data, std::int64_t stride, std::int64_t bytes) {
   return {static_cast<char*>(data), stride, access_of(data, stride, bytes)};
 }
 
-// What a write leaves beside values: see table/table.hpp.
+// What a write leaves beside values: see table/store/table.hpp.
 struct Stamp {
   const std::uint64_t* scores = nullptr;  // (n,)
   std::uint64_t epoch = 0, tick = 0;

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/table/calls.hpp"
-#include "table/layout.hpp"
+#include "table/store/layout.hpp"
 
 namespace hotloop::table::gpu {
 

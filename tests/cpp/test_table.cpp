@@ -1,6 +1,6 @@
 // Tables under threads: readers, writers, growers, erasers, evictors. What the sanitizers cannot see, the rows show:
 // all elements of a row are equal, and say whose they are.
-#include "table/table.hpp"
+#include "table/store/table.hpp"
 
 #include <algorithm>
 #include <atomic>

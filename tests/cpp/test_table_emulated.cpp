@@ -13,9 +13,9 @@
 
 #include "check.hpp"
 #include "emulated_table.hpp"
-#include "table/initialize.hpp"
-#include "table/store.hpp"
-#include "table/updates.hpp"
+#include "table/rows/row_rules.hpp"
+#include "table/store/floats.hpp"
+#include "table/store/initialize.hpp"
 
 using namespace hotloop;
 using namespace hotloop::table;

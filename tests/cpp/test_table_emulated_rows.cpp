@@ -9,8 +9,8 @@
 
 #include "check.hpp"
 #include "emulated_table.hpp"
-#include "table/store.hpp"
-#include "table/updates.hpp"
+#include "table/rows/row_rules.hpp"
+#include "table/store/floats.hpp"
 
 using namespace hotloop;
 using namespace hotloop::table;

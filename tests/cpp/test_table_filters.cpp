@@ -8,9 +8,9 @@
 
 #include "check.hpp"
 #include "core/parallel.hpp"
-#include "table/eviction.hpp"
 #include "table/filter.hpp"
 #include "table/hash.hpp"
+#include "table/managed_slots.hpp"
 #include "table/multiplex.hpp"
 
 using namespace hotloop;

@@ -8,7 +8,7 @@
 
 #include "check.hpp"
 #include "core/simd.hpp"
-#include "table/memory.hpp"
+#include "table/error_memory/error_memory.hpp"
 
 using namespace hotloop;
 using namespace hotloop::table;

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "check.hpp"
-#include "table/merge.hpp"
-#include "table/quantize.hpp"
-#include "table/updates.hpp"
+#include "table/rows/merge.hpp"
+#include "table/rows/quantize.hpp"
+#include "table/rows/row_rules.hpp"
 
 using namespace hotloop;
 using namespace hotloop::table;

@@ -1,0 +1,596 @@
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+
+#include "core/parallel.hpp"
+#include "table/filter.hpp"
+#include "table/store/evictor.hpp"
+#include "table/store/floats.hpp"
+#include "table/store/table.hpp"
+
+namespace hotloop::table {
+
+namespace {
+
+constexpr std::int64_t kGrain = 512;
+
+constexpr auto always = [](const char*) { return true; };
+
+struct Counted {  // while it lives
+  explicit Counted(std::atomic<int>& count) : count_(count) { count_.fetch_add(1, std::memory_order_relaxed); }
+  ~Counted() { count_.fetch_sub(1, std::memory_order_relaxed); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+ private:
+  std::atomic<int>& count_;
+};
+
+std::int64_t threads_for(std::int64_t count) { return std::clamp<std::int64_t>(count / kGrain, 1, max_threads()); }
+
+// Bits that decide neither home nor tag.
+std::int64_t owner_by_hash(std::uint64_t hash, std::int64_t threads) {
+  return static_cast<std::int64_t>(((hash >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
+}
+
+// Calls work(thread, positions, count, outcomes) on threads that divide the keys among them by owner(key), so that one
+// meets all occurrences of a key, in order; then put(position, outcome). Outcomes lie apart for each thread until then:
+// two threads that write into one array in turns have every line of it in common. `some`: the positions in question, or
+// null for [begin, begin + count).
+template <class Owner, class Work, class Put>
+void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_t count, std::int64_t threads,
+            Owner&& owner, Work&& work, Put&& put) {
+  const auto position = [&](std::int64_t i) { return some != nullptr ? some[begin + i] : begin + i; };
+  const auto n = static_cast<std::size_t>(count), t = static_cast<std::size_t>(threads);
+  std::vector<std::int64_t> positions(n);
+  std::vector<Outcome> outcomes(n);
+  // ends[worker][reader]: what a thread has read for another lies before, in the order of the batch.
+  std::vector<std::size_t> ends(t * t);
+  const auto each_thread = [&](auto&& body) {
+    parallel_for(threads, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i) body(static_cast<std::size_t>(i));
+    });
+  };
+  const auto each_read = [&](std::size_t reader, auto&& body) {
+    for (std::int64_t i = count * static_cast<std::int64_t>(reader) / threads,
+                      last = count * static_cast<std::int64_t>(reader + 1) / threads;
+         i < last; ++i) {
+      body(static_cast<std::size_t>(i), position(i));
+    }
+  };
+  if (threads == 1) {
+    each_read(0, [&](std::size_t i, std::int64_t at) { positions[i] = at; });
+    ends[0] = n;
+  } else {
+    std::vector<std::uint16_t> owners(n);
+    each_thread([&](std::size_t reader) {
+      std::vector<std::size_t> mine(t);
+      each_read(reader, [&](std::size_t i, std::int64_t at) {
+        owners[i] = static_cast<std::uint16_t>(owner(keys[at]));
+        ++mine[owners[i]];
+      });
+      for (std::size_t worker = 0; worker < t; ++worker) ends[worker * t + reader] = mine[worker];
+    });
+    std::exclusive_scan(ends.begin(), ends.end(), ends.begin(), std::size_t{0});
+    each_thread([&](std::size_t reader) {
+      std::vector<std::size_t> mine(t);
+      for (std::size_t worker = 0; worker < t; ++worker) mine[worker] = ends[worker * t + reader];
+      each_read(reader, [&](std::size_t i, std::int64_t at) { positions[mine[owners[i]]++] = at; });
+      for (std::size_t worker = 0; worker < t; ++worker) ends[worker * t + reader] = mine[worker];
+    });
+  }
+  const auto begin_of = [&](std::size_t worker, std::size_t reader) {
+    return worker + reader == 0 ? 0 : ends[worker * t + reader - 1];
+  };
+  each_thread([&](std::size_t worker) {
+    const std::size_t first = begin_of(worker, 0), last = ends[worker * t + t - 1];
+    work(static_cast<std::int64_t>(worker), positions.data() + first, static_cast<std::int64_t>(last - first),
+         outcomes.data() + first);
+  });
+  each_thread([&](std::size_t reader) {
+    for (std::size_t worker = 0; worker < t; ++worker) {
+      for (std::size_t k = begin_of(worker, reader); k < ends[worker * t + reader]; ++k) put(positions[k], outcomes[k]);
+    }
+  });
+}
+
+// The same for long batches, by the slice: what a slice is divided into stays in the cache.
+constexpr std::int64_t kSlice = std::int64_t{1} << 16;
+template <class Work, class Put>
+void divide_all(const Table& table, Keys keys, Work&& work, Put&& put) {
+  for (std::int64_t begin = 0; begin < keys.count; begin += kSlice) {
+    const std::int64_t count = std::min(kSlice, keys.count - begin), threads = threads_for(count);
+    divide(
+        keys, nullptr, begin, count, threads,
+        [&](std::uint64_t key) { return owner_by_hash(table.hash_of(key), threads); }, work, put);
+  }
+}
+
+}  // namespace
+
+// A counter that every insertion of every thread adds to would cost more than the insertion.
+bool Table::take_room(RowSource& source, std::int64_t at_once) {
+  if (source.room == 0) {
+    const std::int64_t before = reserved_.fetch_add(at_once, std::memory_order_relaxed);
+    source.room = std::clamp<std::int64_t>(capacity() - before, 0, at_once);
+    reserved_.fetch_sub(at_once - source.room, std::memory_order_relaxed);
+    if (source.room == 0) return false;
+  }
+  --source.room;
+  return true;
+}
+
+Table::Entry Table::enter(Index& index, std::uint64_t key, std::uint64_t hash, RowSource& source,
+                          std::int64_t room_at_once, const Upsert& call, std::int64_t at) {
+  const std::uint32_t row = source.take();  // before the lock: it may throw
+  const Bucket::Holding holding(*index.home(hash));
+  const std::uint32_t there = row_of(index, key, hash);
+  if (there != kNoRow || !take_room(source, room_at_once)) {
+    source.give(row);
+    return {there, there != kNoRow};
+  }
+  make_row(row, key, call, at);
+  index.place(hash, row);
+  ++source.entered;
+  return {row, false};
+}
+
+// The same without locks, for the only writer of the buckets before `end`. `crossed`: there is no slot before it.
+Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t key, std::uint64_t hash,
+                                RowSource& source, std::int64_t room_at_once, const Upsert& call, std::int64_t at,
+                                bool& crossed) {
+  const std::uint32_t there = row_of(index, key, hash);
+  if (there != kNoRow) return {there, true};
+  Bucket* const bucket = index.room_before(end, hash);
+  crossed = bucket == nullptr;
+  if (crossed) return {kNoRow, false};
+  const std::uint32_t row = source.take();  // before room is taken: it may throw
+  if (!take_room(source, room_at_once)) {
+    source.give(row);
+    return {kNoRow, false};
+  }
+  if (layout_.score >= 0 || layout_.version >= 0 || key == kNobody) {
+    make_row(row, key, call, at);
+  } else {
+    // Nobody writes to a row that no bucket names. Whoever still has its number from an earlier owner looks at the
+    // key, which comes last; whoever scans the rows looks at the live bits, which come later.
+    char* const p = fill(row, key, call, at);
+    if (layout_.time >= 0) store_relaxed(p + layout_.time, call.stamp.time);
+    publish_key(p, key);
+    source.live(row);
+  }
+  index.place_alone(bucket, hash, row);
+  ++source.entered;
+  return {row, false};
+}
+
+void Table::make_row(std::uint32_t row, std::uint64_t key, const Upsert& call, std::int64_t at) {
+  const SeqLocks::Writing writing(locks_, row);
+  publish_key(fill(row, key, call, at), key);
+  arena_.set_live(row, true);  // first: the evictor passes over rows that are not
+  touch(row, call.stamp, at, true);
+}
+
+bool Table::write(std::uint64_t key, std::uint32_t row, const Upsert& call, std::int64_t at) {
+  const SeqLocks::Writing writing(locks_, row);
+  char* const p = arena_.row(row);
+  if (!arena_.holds(p, row, key)) return false;
+  if (call.values) copy_in(p + layout_.values, call.values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
+  touch(row, call.stamp, at, false);
+  return true;
+}
+
+bool Table::use(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at) {
+  const SeqLocks::Writing writing(locks_, row);
+  if (!arena_.holds(row, key)) return false;
+  touch(row, stamp, at, false);
+  return true;
+}
+
+void Table::upsert_some(Index& index, const Bucket* end, bool whole, const Upsert& call, const std::int64_t* positions,
+                        std::int64_t count, std::int64_t room_at_once, Outcome* outcomes, Left& left) {
+  RowSource source(arena_);
+  struct Settle {  // whatever happens
+    Table& table;
+    RowSource& source;
+    ~Settle() {
+      table.size_.fetch_add(source.entered, std::memory_order_relaxed);
+      table.reserved_.fetch_sub(source.room, std::memory_order_relaxed);
+    }
+  } settle{*this, source};
+  const bool touches = call.values || keeps_uses();
+  bool full = false;  // then nobody else enters in this turn: a key that was left must not come in after its next value
+  look_up(
+      index, count, touches ? layout_.stride : 8, [&](std::int64_t i) { return std::pair(i, call.keys[positions[i]]); },
+      [&](std::int64_t i, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+        const std::int64_t at = positions[i];
+        for (;;) {
+          bool crossed = false;
+          Entry e{row, true};
+          if (row == kNoRow && full)
+            e = {row_of(index, key, hash), true};
+          else if (row == kNoRow && end == nullptr)
+            e = enter(index, key, hash, source, room_at_once, call, at);
+          else if (row == kNoRow)
+            e = enter_alone(index, end, key, hash, source, room_at_once, call, at, crossed);
+          // The only thread goes on behind the last bucket at once: rows are numbered in the order of the batch then,
+          // wherever keys hash to.
+          if (crossed && whole) {
+            crossed = false;
+            e = enter(index, key, hash, source, room_at_once, call, at);
+          }
+          if (e.row == kNoRow) {
+            (crossed ? left.crossed : left.no_room).push_back(at);
+            full |= !crossed;
+            e.existed = false;
+          }
+          // A row that was erased between the two looks is entered anew.
+          row = kNoRow;
+          if (e.existed && touches && !write(key, e.row, call, at)) continue;
+          outcomes[i] = {e.row, e.existed};
+          return;
+        }
+      });
+}
+
+// Keys are entered by the slice. A call that is the only one to change the table's structure has it to itself for a
+// slice, and each thread a range of buckets: nothing is locked then.
+void Table::upsert_slice(const Upsert& call, const std::int64_t* positions, std::int64_t begin, std::int64_t count,
+                         std::int64_t room_at_once, std::vector<std::int64_t>& deferred) {
+  std::unique_lock alone(structure_, std::defer_lock);
+  std::shared_lock together(structure_, std::defer_lock);
+  if (writers_.load(std::memory_order_relaxed) > 1 || !alone.try_lock()) together.lock();
+  const std::shared_ptr<Index> index = this->index();
+  const std::int64_t threads = threads_for(count);
+  const auto put = [&](std::int64_t at, const Outcome& o) {
+    call.rows[at] = o.row;
+    if (call.found != nullptr) call.found[at] = o.existed;
+  };
+  std::mutex mutex;
+  Left left;
+  divide(
+      call.keys, positions, begin, count, threads,
+      [&](std::uint64_t key) {
+        const std::uint64_t hash = hash_of(key);
+        return alone ? index->owner(hash, threads) : owner_by_hash(hash, threads);
+      },
+      [&](std::int64_t thread, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
+        Left my_left;
+        upsert_some(*index, alone ? index->end_of(thread, threads) : nullptr, threads == 1, call, mine, n, room_at_once,
+                    outcomes, my_left);
+        const std::lock_guard lock(mutex);
+        left.no_room.insert(left.no_room.end(), my_left.no_room.begin(), my_left.no_room.end());
+        left.crossed.insert(left.crossed.end(), my_left.crossed.begin(), my_left.crossed.end());
+      },
+      put);
+  if (!left.crossed.empty()) {
+    std::sort(left.crossed.begin(), left.crossed.end());
+    std::vector<Outcome> outcomes(left.crossed.size());
+    upsert_some(*index, nullptr, false, call, left.crossed.data(), static_cast<std::int64_t>(outcomes.size()),
+                room_at_once, outcomes.data(), left);
+    for (std::size_t i = 0; i < outcomes.size(); ++i) put(left.crossed[i], outcomes[i]);
+  }
+  deferred.insert(deferred.end(), left.no_room.begin(), left.no_room.end());
+}
+
+std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64_t* positions, std::int64_t count) {
+  std::vector<std::int64_t> all_left, left, deferred;
+  for (std::int64_t begin = 0; begin < count; begin += kSlice) {
+    const std::int64_t rest = count - begin;
+    const std::int64_t* some = positions;
+    std::int64_t first = begin, n = std::min(kSlice, rest);
+    // A slice is through before the next begins: repeated keys take effect in order.
+    for (std::int64_t room_at_once = 64;;) {
+      deferred.clear();
+      upsert_slice(call, some, first, n, room_at_once, deferred);
+      if (deferred.empty()) break;
+      std::sort(deferred.begin(), deferred.end());
+      left.swap(deferred);
+      some = left.data();
+      first = 0;
+      n = static_cast<std::int64_t>(left.size());
+      // The room that one thread lacked another may have put aside and not used.
+      if (size() < capacity() && room_at_once > 1) {
+        room_at_once = 1;
+        continue;
+      }
+      if (capacity() >= most_rows_.load(std::memory_order_relaxed)) {
+        if (evictor_ == nullptr) throw TableFull();
+        all_left.insert(all_left.end(), left.begin(), left.end());
+        break;
+      }
+      // At most four times, since what is left may be one key many times over.
+      grow(std::min(size() + rest, 4 * capacity()));
+      room_at_once = 64;
+    }
+  }
+  return all_left;
+}
+
+void Table::upsert(const Upsert& given) {
+  Upsert call = given;
+  if (call.stamp.tick == 0) call.stamp.tick = next_tick();
+  const Counted one_more(writers_);
+  if (call.admission == nullptr && most_rows_.load(std::memory_order_relaxed) >= kMaxRows) {
+    upsert_all(call, nullptr, call.keys.count);
+  } else {
+    upsert_within(call);
+  }
+}
+
+// With a filter, or with a bound on the rows: known keys first, then the unknown ones one batch at a time.
+void Table::upsert_within(const Upsert& call) {
+  locate(call.keys, call.rows);
+  std::vector<std::int64_t> known, unknown;
+  for (std::int64_t i = 0; i < call.keys.count; ++i) (call.rows[i] != kNoRow ? known : unknown).push_back(i);
+  if (unknown.empty()) {
+    // Known keys may be evicted before it is their turn.
+    const std::vector<std::int64_t> left = upsert_all(call, nullptr, call.keys.count);
+    if (left.empty()) return;
+    const std::lock_guard one(admission_mutex_);
+    upsert_evicting(call, left);
+    return;
+  }
+  const std::lock_guard one(admission_mutex_);
+  std::unordered_map<std::uint64_t, std::uint32_t, SeededHash> counts(unknown.size(), SeededHash{settings_.hash_seed});
+  std::vector<std::uint64_t> order;
+  for (const std::int64_t i : unknown) {
+    if (counts[call.keys[i]]++ == 0) order.push_back(call.keys[i]);
+  }
+  const auto beyond = [&] { return size() + static_cast<std::int64_t>(counts.size()) > settings_.max_rows; };
+  bool full = beyond();
+  if (call.admission != nullptr) {
+    CountFilter* const counter = call.admission->counter;
+    std::unique_lock<std::mutex> counting;
+    if (counter != nullptr) counting = std::unique_lock(counter->mutex());
+    // Who is admitted decides whether they fit, and to ask is to count: what did not fit was not seen.
+    std::optional<CountFilter::Trial> trial;
+    if (full && evictor_ == nullptr && counter != nullptr) trial.emplace(*counter);
+    for (const std::uint64_t key : order) {
+      if (!call.admission->admits(key, counts[key])) counts.erase(key);
+    }
+    full = beyond();
+    if (full && evictor_ == nullptr) throw TableFull();
+    if (trial) trial->keep();
+    std::erase_if(unknown, [&](std::int64_t i) {
+      if (counts.contains(call.keys[i])) return false;
+      if (call.found != nullptr) call.found[i] = 0;
+      return true;
+    });
+  }
+  if (full && evictor_ == nullptr) throw TableFull();
+  std::vector<std::int64_t> left;
+  if (!known.empty()) left = upsert_all(call, known.data(), static_cast<std::int64_t>(known.size()));
+  if (full) {
+    left.insert(left.end(), unknown.begin(), unknown.end());
+  } else {
+    const std::vector<std::int64_t> rest = upsert_all(call, unknown.data(), static_cast<std::int64_t>(unknown.size()));
+    left.insert(left.end(), rest.begin(), rest.end());
+  }
+  if (!left.empty()) upsert_evicting(call, left);
+}
+
+// One key after the other, in the order of the batch: who is evicted depends on it.
+void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions) {
+  if (call.evicts != nullptr) *call.evicts = true;
+  grow(settings_.max_rows);
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  std::vector<std::uint32_t> freed;
+  for (const std::int64_t at : positions) {
+    for (;;) {
+      Outcome outcome{};
+      Left left;
+      upsert_some(*index, nullptr, false, call, &at, 1, 1, &outcome, left);
+      if (left.no_room.empty()) {
+        if (call.found != nullptr) call.found[at] = outcome.existed;
+        break;  // `locate` below says in which row
+      }
+      const std::optional<Evictor::Victim> lowest = evictor_->lowest();
+      if (!lowest) continue;  // all rows were erased meanwhile
+      const Evictor::Victim v = *lowest;
+      const std::uint64_t score = next_score(settings_.strategy, call.stamp, at, true, 0);
+      // New keys of LFU begin low; refused, none would ever get in.
+      const auto width = static_cast<std::size_t>(layout_.value_bytes());
+      if (settings_.strategy != Strategy::kLfu && score < v.score) {
+        call.rows[at] = kNoRow;
+        if (call.found != nullptr) call.found[at] = 0;
+        if (call.evicted != nullptr && call.values) {
+          call.evicted->keys.push_back(call.keys[at]);
+          call.evicted->scores.push_back(score);
+          const char* const given = call.values.row(at);
+          call.evicted->values.insert(call.evicted->values.end(), given, given + width);
+        }
+        break;
+      }
+      if (call.evicted != nullptr) {  // room first: what is evicted must not be lost for want of it
+        call.evicted->keys.push_back(v.key);
+        call.evicted->scores.push_back(v.score);
+        call.evicted->values.resize(call.evicted->keys.size() * width);
+      }
+      const bool gone = remove(*index, v.key, freed, [&](const char* row) {
+        if (load_relaxed<std::uint64_t>(row + layout_.score) != v.score) return false;  // used meanwhile
+        if (call.evicted != nullptr) {
+          copy_out(call.evicted->values.data() + call.evicted->values.size() - width, row + layout_.values, width);
+        }
+        return true;
+      });
+      if (!gone && call.evicted != nullptr) {
+        call.evicted->keys.pop_back();
+        call.evicted->scores.pop_back();
+        call.evicted->values.resize(call.evicted->values.size() - width);
+      }
+      arena_.give(freed);
+    }
+  }
+  // A key of the batch may have been evicted by a later one.
+  locate(call.keys, call.rows);
+}
+
+std::int64_t Table::trim() {
+  const std::lock_guard one(admission_mutex_);
+  if (size() <= settings_.max_rows) return 0;
+  if (evictor_ == nullptr) throw TableFull();
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  std::vector<std::uint32_t> freed;
+  std::int64_t gone = 0;
+  while (size() > settings_.max_rows) {
+    const std::optional<Evictor::Victim> lowest = evictor_->lowest();
+    if (!lowest) break;  // all rows were erased meanwhile
+    gone += remove(*index, lowest->key, freed,
+                   [&](const char* row) { return load_relaxed<std::uint64_t>(row + layout_.score) == lowest->score; });
+    arena_.give(freed);
+  }
+  return gone;
+}
+
+void Table::import_rows(Keys keys, const Export& rows, bool beyond) {
+  struct Lifted {
+    Table& table;
+    bool on;
+    Lifted(Table& t, bool b) : table(t), on(b) { set(kMaxRows); }
+    ~Lifted() { set(table.settings_.max_rows); }
+    void set(std::int64_t most) {
+      if (!on) return;
+      const std::unique_lock alone(table.structure_);
+      table.most_rows_ = most;
+      table.limit_ = table.limit_of(table.index()->buckets());
+    }
+  } const lifted(*this, beyond && settings_.max_rows < kMaxRows);
+  std::vector<std::uint32_t> at(static_cast<std::size_t>(keys.count));
+  upsert({.keys = keys, .values = rows.values, .stamp = {.scores = rows.scores}, .rows = at.data()});
+  const auto put_back = [&](std::int64_t, const std::int64_t* mine, std::int64_t n, Outcome*) {
+    for (std::int64_t k = 0; k < n; ++k) {
+      const std::int64_t i = mine[k];
+      const std::uint32_t r = at[static_cast<std::size_t>(i)];
+      if (r == kNoRow) continue;
+      const SeqLocks::Writing writing(locks_, r);
+      char* const p = arena_.row(r);
+      if (!arena_.holds(p, r, keys[i])) continue;
+      if (rows.state) copy_in(p + layout_.state, rows.state.row(i), static_cast<std::size_t>(layout_.states) * 4);
+      if (rows.scores != nullptr && layout_.score >= 0) set_score(r, rows.scores[i]);
+      if (rows.times != nullptr && layout_.time >= 0) store_relaxed(p + layout_.time, rows.times[i]);
+    }
+  };
+  divide_all(*this, keys, put_back, [](std::int64_t, const Outcome&) {});
+}
+
+void Table::assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found) {
+  stamp.tick = next_tick();
+  const std::shared_ptr<Index> index = this->index();
+  const auto write_some = [&](std::int64_t, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
+    std::vector<float> sum(accumulate ? static_cast<std::size_t>(2 * layout_.dim) : 0);
+    look_up(
+        *index, n, layout_.stride, [&](std::int64_t i) { return std::pair(i, keys[mine[i]]); },
+        [&](std::int64_t i, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
+          const std::int64_t at = mine[i];
+          bool done = false;
+          for (; !done && row != kNoRow; row = row_of(*index, key, hash)) {
+            done = edit(key, row, stamp, at, [&](char* p) {
+              if (!accumulate) {
+                std::memcpy(p + layout_.values, values.row(at), static_cast<std::size_t>(layout_.value_bytes()));
+                return;
+              }
+              load_floats(settings_.dtype, p + layout_.values, sum.data(), layout_.dim);
+              load_floats(settings_.dtype, values.row(at), sum.data() + layout_.dim, layout_.dim);
+              for (std::int64_t j = 0; j < layout_.dim; ++j)
+                sum[static_cast<std::size_t>(j)] += sum[static_cast<std::size_t>(layout_.dim + j)];
+              store_floats(settings_.dtype, sum.data(), p + layout_.values, layout_.dim);
+            });
+          }
+          outcomes[i].existed = done;
+        });
+  };
+  divide_all(*this, keys, write_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
+}
+
+template <class If>
+bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& freed, If&& condition) {
+  const std::uint64_t hash = hash_of(key);
+  {
+    const Bucket::Holding holding(*index.home(hash));
+    const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.holds(r, key); });
+    if (!place) return false;
+    freed.push_back(place.row);  // it may throw: nothing has happened yet
+    if (!release(place.row, condition)) {
+      freed.pop_back();
+      return false;
+    }
+    index.remove(hash, place);
+  }
+  size_.fetch_sub(1, std::memory_order_relaxed);
+  reserved_.fetch_sub(1, std::memory_order_relaxed);
+  if (settings_.versions) note_erased(key);
+  return true;
+}
+
+// Whoever still has the number of a freed row sees that the row is no longer the key's.
+template <class If>
+bool Table::release(std::uint32_t row, If&& condition) {
+  const SeqLocks::Writing writing(locks_, row);
+  if (!condition(arena_.row(row))) return false;
+  store_relaxed<std::uint64_t>(arena_.row(row), kNobody);
+  arena_.set_live(row, false);
+  return true;
+}
+
+void Table::erase(Keys keys, std::uint8_t* found) {
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  const auto erase_some = [&](std::int64_t, const std::int64_t* mine, std::int64_t n, Outcome* outcomes) {
+    std::vector<std::uint32_t> freed;
+    look_up(
+        *index, n, 8, [&](std::int64_t i) { return std::pair(i, keys[mine[i]]); },
+        [&](std::int64_t i, std::uint64_t key, std::uint64_t, std::uint32_t row) {
+          outcomes[i].existed = row != kNoRow && remove(*index, key, freed, always);
+        });
+    arena_.give(freed);
+  };
+  divide_all(*this, keys, erase_some, [&](std::int64_t at, const Outcome& o) { found[at] = o.existed; });
+}
+
+std::int64_t Table::expire(std::uint32_t time) {
+  const std::shared_lock together(structure_);
+  const std::shared_ptr<Index> index = this->index();
+  std::atomic<std::int64_t> expired{0};
+  const std::int64_t words = (std::int64_t{arena_.end()} + 63) / 64;
+  parallel_for(words, 64, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::uint32_t> freed;
+    for (std::int64_t w = begin; w < end; ++w) {
+      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
+        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
+        const auto old = [&](const char* row) { return load_relaxed<std::uint32_t>(row + layout_.time) < time; };
+        // Looked at again under the row's lock: it may be used, or another key's, by then.
+        if (old(arena_.row(r))) remove(*index, arena_.key(r), freed, old);
+      }
+    }
+    expired += static_cast<std::int64_t>(freed.size());
+    arena_.give(freed);
+  });
+  return expired;
+}
+
+void Table::clear() {
+  const std::unique_lock alone(structure_);
+  auto index = std::make_shared<Index>(this->index()->buckets());
+  std::vector<std::uint32_t> freed;
+  for (std::uint32_t r = 0; r < arena_.end(); ++r) {
+    if (!arena_.live(r)) continue;
+    release(r, always);
+    freed.push_back(r);
+  }
+  {
+    const std::lock_guard lock(index_mutex_);
+    index_ = std::move(index);
+  }
+  size_.fetch_sub(static_cast<std::int64_t>(freed.size()), std::memory_order_relaxed);
+  reserved_.fetch_sub(static_cast<std::int64_t>(freed.size()), std::memory_order_relaxed);
+  arena_.give(freed);
+  // All keys at once: a replica starts again from a snapshot.
+  forget_erased(generation());
+}
+
+}  // namespace hotloop::table
