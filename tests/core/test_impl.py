@@ -6,16 +6,21 @@ import logging
 
 import pytest
 import torch
-from hotloop.front import environment
-from hotloop.front import impl as _impl
+from hotloop.front import environment, impl
 from hotloop.logprob import linear_logprob
 
 H, W, Y = torch.ones(2, 3), torch.ones(5, 3), torch.tensor([0, 4])
-CANDIDATES = {"triton": lambda: "device cpu", "cpu": lambda: None, "reference": lambda: None}
+X = torch.zeros(2)
+CANDIDATES = {
+    "triton": lambda x: f"device {x.device}",
+    "cpu": impl.on_cpu,
+    "cuda": impl.on_cuda,
+    "reference": impl.everywhere,
+}
 
 
-def choose(impl: str, candidates: dict = CANDIDATES) -> str:
-    return _impl.choose("some_op", impl, candidates, lambda: "x (2,) float32 on cpu")
+def choose(forced: str, candidates: dict = CANDIDATES) -> str:
+    return impl.choose("some_op", forced, "x", X, candidates)
 
 
 @pytest.fixture(autouse=True)
@@ -26,22 +31,22 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_takes_the_first_that_can() -> None:
     assert choose("auto") == "cpu"
-    assert _impl.last_impl("some_op") == "cpu"
-    assert _impl.last_impl("never called") is None
+    assert impl.last_impl("some_op") == "cpu"
+    assert impl.last_impl("never called") is None
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
-def test_forced_by_argument(impl: str) -> None:
-    assert choose(impl) == impl
-    linear_logprob(H, W, Y, impl=impl)
-    assert _impl.last_impl("linear_logprob") == impl
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_forced_by_argument(name: str) -> None:
+    assert choose(name) == name
+    linear_logprob(H, W, Y, impl=name)
+    assert impl.last_impl("linear_logprob") == name
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
-def test_forced_by_the_environment(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOTLOOP_IMPL", impl)
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_forced_by_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTLOOP_IMPL", name)
     linear_logprob(H, W, Y)
-    assert _impl.last_impl("linear_logprob") == impl
+    assert impl.last_impl("linear_logprob") == name
 
 
 def test_the_argument_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,17 +75,18 @@ def test_a_forced_impl_that_cannot_run_raises_and_lists_every_reason() -> None:
         "[some_op] no implementation fits x (2,) float32 on cpu with impl='triton':",
         '    reference  available; pass impl="reference" to use it',
         '    cpu        available; pass impl="cpu" to use it',
-        "    cuda       refused: this op has none",
+        "    cuda       refused: device cpu",
         "    triton     refused: device cpu",
         "    details: python -m hotloop info",
     ]
 
 
 def test_no_impl_at_all() -> None:
-    with pytest.raises(
-        NotImplementedError, match=r"no implementation fits x \(2,\) float32 on cpu:\n"
-    ):
-        choose("auto", {"cpu": lambda: "device cuda:0"})
+    with pytest.raises(NotImplementedError) as caught:
+        choose("auto", {"cuda": impl.on_cuda})
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "[some_op] no implementation fits x (2,) float32 on cpu:"
+    assert "    cpu        refused: this op has none" in lines
 
 
 def test_a_forced_impl_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +109,7 @@ def test_log_names_the_op_the_impl_and_the_sizes(
     monkeypatch.setenv("HOTLOOP_LOG", "1")
     with caplog.at_level(logging.INFO, logger="hotloop"):
         linear_logprob(H, W, Y)
-    assert caplog.messages == ["linear_logprob impl=cpu rows=2 width=3 vocabulary=5"]
+    assert caplog.messages == ["linear_logprob impl=cpu hidden=(2, 3) vocabulary=5"]
     assert caplog.records[0].name == "hotloop"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, native
+from ..front import arrays, check, native
 
 FUNCTIONS = (
     "exp",
@@ -24,7 +24,7 @@ FUNCTIONS = (
 def _map(op: str, name: str, x: Any) -> Any:
     if not hasattr(x, "dtype") or isinstance(x, np.generic):
         x = np.asarray(x)  # lists and numbers
-    arrays.kind(op, "x", x)
+    check.kind(op, "x", x)
     if arrays.dtype(x) not in ("float32", "float64"):
         raise TypeError(
             f"[{op}] x: expected dtype float32 or float64, got {arrays.dtype(x)}. Convert it first."

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from ..front import arrays, native
+from ..front import native
 
 _kept: dict[tuple[str, int, int], Any] = {}
 _captured: list[Any] = []  # CuPy's pool would hand them on while the graph still uses them
@@ -43,11 +43,10 @@ def _module() -> ModuleType:
 
 def _place(like: Any) -> tuple[Callable[[int, int], Any], int, int]:
     """How to get a workspace, the device's index, the stream's handle."""
+    index, stream = native.stream_of(like)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         device = like.device
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        stream = torch.cuda.current_stream(device).cuda_stream
 
         def allocate(size: int, zeroed: int) -> Any:
             buffer = torch.empty(size, dtype=torch.uint8, device=device)
@@ -57,12 +56,11 @@ def _place(like: Any) -> tuple[Callable[[int, int], Any], int, int]:
         def workspace(size: int, zeroed: int) -> Any:
             # What a capture allocates belongs to its graph, and is not handed on before the graph goes.
             if torch.cuda.is_current_stream_capturing():
-                return arrays.exported(allocate(size, zeroed))
-            return arrays.exported(_keep(("torch", index, stream), size, zeroed, allocate))
+                return allocate(size, zeroed)
+            return _keep(("torch", index, stream), size, zeroed, allocate)
 
         return workspace, index, stream
     cupy = sys.modules["cupy"]
-    index, current = int(like.device.id), cupy.cuda.get_current_stream(int(like.device.id))
 
     def cupy_allocate(size: int, zeroed: int) -> Any:
         with cupy.cuda.Device(index):
@@ -71,12 +69,12 @@ def _place(like: Any) -> tuple[Callable[[int, int], Any], int, int]:
             return buffer
 
     def cupy_workspace(size: int, zeroed: int) -> Any:
-        if current.is_capturing():
+        if cupy.cuda.get_current_stream(index).is_capturing():
             _captured.append(cupy_allocate(size, zeroed))
             return _captured[-1]
-        return _keep(("cupy", index, int(current.ptr)), size, zeroed, cupy_allocate)
+        return _keep(("cupy", index, stream), size, zeroed, cupy_allocate)
 
-    return cupy_workspace, index, int(current.ptr)
+    return cupy_workspace, index, stream
 
 
 def _keep(

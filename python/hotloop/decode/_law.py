@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from ..front import arrays as _arrays
-from ..front import environment
+from ..front import check, environment
 from ..front.check import LARGEST, choice, number
 
 FilterOrder = Literal["top_k_first", "joint"]
@@ -91,7 +91,7 @@ def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
     ``shapes``: accepted dimensions by name, such as ("B", "K+1", "V").
     """
     law = _plain_numbers(as_law(value))
-    values = _arrays.checked(op, name, law.values, _arrays.FLOATS, *(len(s) for s in shapes))
+    values = check.array(op, name, law.values, _arrays.FLOATS, *(len(s) for s in shapes))
     if values.shape[-1] < 1 or values.shape[-1] > MAX_VOCABULARY:
         raise ValueError(
             f"[{op}] {name}: expected a vocabulary of 1 to {MAX_VOCABULARY} tokens, got shape {tuple(values.shape)}."
@@ -136,8 +136,8 @@ def _check_parameters(op: str, name: str, law: Law, values: Any, batch: int) -> 
         _per_request(op, f"{name}.temperature", law.temperature, batch, at_least=0.0)
         number(op, f"{name}.mixture", law.mixture, at_least=0.0, at_most=1.0)
         if law.reference is not None:
-            _arrays.checked(op, f"{name}.reference", law.reference, _arrays.FLOATS)
-            _arrays.same_place(op, f"{name}.reference", law.reference, name, values)
+            check.array(op, f"{name}.reference", law.reference, _arrays.FLOATS)
+            check.same_place(op, f"{name}.reference", law.reference, name, values)
             if tuple(law.reference.shape) != tuple(values.shape) or (
                 _arrays.dtype(law.reference) != _arrays.dtype(values)
             ):
@@ -150,11 +150,11 @@ def _check_parameters(op: str, name: str, law: Law, values: Any, batch: int) -> 
                 f"[{op}] {name}.bias: expected bias_ids and bias together, got only one of them."
             )
         if law.bias_ids is not None:
-            _arrays.checked(op, f"{name}.bias_ids", law.bias_ids, ("int64",), 2)
-            _arrays.checked(op, f"{name}.bias", law.bias, ("float32",), 2)
+            check.array(op, f"{name}.bias_ids", law.bias_ids, ("int64",), 2)
+            check.array(op, f"{name}.bias", law.bias, ("float32",), 2)
             wanted = (batch, int(law.bias_ids.shape[1]))
             for part, array in (("bias_ids", law.bias_ids), ("bias", law.bias)):
-                _arrays.same_place(op, f"{name}.{part}", array, name, values)
+                check.same_place(op, f"{name}.{part}", array, name, values)
                 if tuple(array.shape) != wanted:
                     raise ValueError(
                         f"[{op}] {name}.{part}: expected shape {wanted}, got {tuple(array.shape)}."
@@ -191,7 +191,7 @@ def _per_request(
             raise ValueError(f"[{op}] {name}: expected {wanted}, got {x!r}.")
         number(op, name, _within(x, bounds), **bounds)
         return
-    _arrays.kind(op, name, value)
+    check.kind(op, name, value)
     if tuple(value.shape) != (batch,):
         raise ValueError(
             f"[{op}] {name}: expected a number or shape ({batch},), got shape {tuple(value.shape)}."
@@ -202,10 +202,10 @@ def _per_request(
         )
     if _arrays.device(value) != "cpu" and not environment.checks_on():
         return
-    for at, x in enumerate(_arrays.to_numpy(value).tolist()):
-        if not np.isfinite(x):
-            raise ValueError(f"[{op}] {name}: expected finite numbers, got {x} at [{at}].")
-        number(op, f"{name}[{at}]", _within(float(x), bounds), **bounds)
+    numbers = _arrays.to_numpy(value)
+    check.refuse(op, name, numbers, ~np.isfinite(numbers), "finite numbers")
+    for at, one in enumerate(numbers.tolist()):
+        number(op, f"{name}[{at}]", _within(float(one), bounds), **bounds)
 
 
 def _within(x: float, bounds: dict[str, Any]) -> float:
@@ -227,12 +227,8 @@ def refuse_probabilities(op: str, **laws: Any) -> NoReturn:
         if isinstance(law, Probs):
             x = _arrays.to_numpy(law.values)
             bad = ~((x >= 0) & (x <= MOST_PROBABILITY))
-            if bad.any():
-                at = tuple(int(i) for i in np.argwhere(bad)[0])
-                raise ValueError(
-                    f"[{op}] {name}: expected probabilities from 0 to 1, got {x[at]} at {list(at)}. "
-                    "Wrap logits in Logits(...)."
-                )
+            wanted = "probabilities from 0 to 1"
+            check.refuse(op, name, x, bad, wanted, "Wrap logits in Logits(...).")
     raise ValueError(
         f"[{op}] {' or '.join(laws)}: expected probabilities from 0 to 1, got another number. "
         "Do not write into the arrays during the call."
@@ -261,11 +257,12 @@ def _check_elements(op: str, name: str, law: Law) -> None:
         if x.size == 0:
             continue
         if isinstance(law, Logits):
-            _refuse(op, label, x, np.isnan(x) | (x == np.inf), "logits below +inf")
+            bad = np.isnan(x) | (x == np.inf)
+            check.refuse(op, label, x, bad, "logits below +inf", check.UNSET)
             if label == name:
-                _refuse_rows(
-                    op, label, np.all(x == -np.inf, axis=-1), "a finite logit", "only -inf"
-                )
+                largest = x.max(axis=-1)
+                wanted = "a finite logit in every row"
+                check.refuse(op, label, largest, largest == -np.inf, wanted, check.UNSET)
         else:
             if not ((x >= 0) & (x <= MOST_PROBABILITY)).all():
                 refuse_probabilities(op, **{label: law})
@@ -273,43 +270,17 @@ def _check_elements(op: str, name: str, law: Law) -> None:
             # A sum of V numbers of half precision is off by this much and still a law.
             slack = 1e-3 if _arrays.dtype(array) in ("float32", "float64") else 2e-2
             wrong = np.abs(total - 1.0) > slack
-            if wrong.any():
-                at = tuple(int(i) for i in np.argwhere(wrong)[0])
-                raise ValueError(
-                    f"[{op}] {label}: expected rows that sum to 1, got {total[at]:.6g} at {list(at)}. "
-                    "Unset HOTLOOP_CHECK to let it pass."
-                )
+            check.refuse(op, label, total, wrong, "rows that sum to 1", check.UNSET)
     if isinstance(law, Logits) and law.bias_ids is not None:
         check_ids(op, f"{name}.bias_ids", law.bias_ids, int(law.values.shape[-1]))
-
-
-def _refuse(op: str, name: str, x: np.ndarray, bad: np.ndarray, wanted: str) -> None:
-    if bad.any():
-        at = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"[{op}] {name}: expected {wanted}, got {x[at]} at {list(at)}. "
-            "Unset HOTLOOP_CHECK to let it pass."
-        )
-
-
-def _refuse_rows(op: str, name: str, bad: np.ndarray, wanted: str, got: str) -> None:
-    if bad.any():
-        at = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"[{op}] {name}: expected {wanted} in every row, got {got} at {list(at)}. "
-            "Unset HOTLOOP_CHECK to let it pass."
-        )
 
 
 def check_ids(op: str, name: str, ids: Any, vocabulary: int) -> None:
     """Where checks are on: token ids from -1 (none) to V - 1."""
     x = _arrays.to_numpy(ids)
-    _refuse(
-        op,
-        name,
-        x,
-        (x < -1) | (x >= vocabulary),
-        f"token ids from 0 to {vocabulary - 1} (-1 for none)",
+    bad = (x < -1) | (x >= vocabulary)
+    check.refuse(
+        op, name, x, bad, f"token ids from 0 to {vocabulary - 1} (-1 for none)", check.UNSET
     )
 
 
@@ -317,18 +288,12 @@ def packed_number(value: Any, dtype: str) -> Any:
     """A per-request parameter as the compiled loops take it: a number, or a contiguous array of this dtype."""
     if isinstance(value, (int, float)):
         return value
-    if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value, dtype)
-    if hasattr(value, "contiguous"):
-        import torch
-
-        return _arrays.exported(value.to(getattr(torch, dtype)).contiguous())
-    return value.astype(dtype)
+    return _arrays.dense(value, dtype)
 
 
 def pack(law: Law) -> tuple[Any, ...]:
     """The law as the compiled loops take it."""
-    values = _arrays.exported(_arrays.unit_stride(law.values))
+    values = _arrays.unit_stride(law.values)
     joint = law.filter_order == "joint"
     cuts = (
         packed_number(law.top_k, "int64"),
@@ -338,13 +303,11 @@ def pack(law: Law) -> tuple[Any, ...]:
     )
     if isinstance(law, Probs):
         return (values, False, 1.0, *cuts, None, 0.0, None, None)
-    reference = (
-        None if law.reference is None else _arrays.exported(_arrays.unit_stride(law.reference))
-    )
+    reference = None if law.reference is None else _arrays.unit_stride(law.reference)
     bias_ids = bias = None
     if law.bias_ids is not None and law.bias_ids.shape[1] > 0:
-        bias_ids = _arrays.exported(_contiguous(law.bias_ids))
-        bias = _arrays.exported(_contiguous(law.bias))
+        bias_ids = _arrays.dense(law.bias_ids)
+        bias = _arrays.dense(law.bias)
     return (
         values,
         True,
@@ -354,14 +317,4 @@ def pack(law: Law) -> tuple[Any, ...]:
         law.mixture,
         bias_ids,
         bias,
-    )
-
-
-def _contiguous(x: Any) -> Any:
-    return (
-        np.ascontiguousarray(x)
-        if isinstance(x, np.ndarray)
-        else x.contiguous()
-        if hasattr(x, "contiguous")
-        else x
     )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..front import arrays, environment
+from ..front import arrays, check, environment
 from ..front.check import integer, number
 
 TREE_FLOATS = ("float32", "float64")
@@ -50,7 +50,7 @@ class BeamState(NamedTuple):
         b = integer(op, "batch", batch, at_least=0)
         k = integer(op, "num_beams", num_beams, at_least=1)
         like = np.empty(0) if like is None else like
-        arrays.kind(op, "like", like)
+        check.kind(op, "like", like)
         scores = np.full((b, k), -np.inf)
         scores[:, 0] = 0.0
         none, zeros = np.full((b, k), -1, np.int64), np.zeros((b, k), np.int64)
@@ -137,7 +137,7 @@ class BacktrackState(NamedTuple):
         b = integer(op, "batch", batch, at_least=0)
         t = number(op, "temperature", temperature, at_least=0)
         like = np.empty(0) if like is None else like
-        arrays.kind(op, "like", like)
+        check.kind(op, "like", like)
         parts = (
             np.zeros(b, np.int64),
             np.zeros(b, np.int64),
@@ -162,39 +162,6 @@ class Backtrack(NamedTuple):
     state: BacktrackState
 
 
-def alike(
-    op: str,
-    name: str,
-    value: Any,
-    dtypes: tuple[str, ...],
-    shape: tuple[int, ...],
-    other_name: str,
-    other: Any,
-) -> None:
-    """Refuse an array of another dtype, library, device or shape than wanted."""
-    arrays.checked(op, name, value, dtypes)
-    arrays.same_place(op, name, value, other_name, other)
-    if tuple(value.shape) != shape:
-        raise ValueError(
-            f"[{op}] {name}: expected shape {shape}, got {tuple(value.shape)}. Match {other_name}."
-        )
-
-
-def packed(value: Any, dtype: Any = None) -> np.ndarray:
-    """A contiguous NumPy array, converted to ``dtype`` if one is given."""
-    return np.ascontiguousarray(arrays.to_numpy(value), dtype)
-
-
-def refuse(op: str, name: str, x: Any, bad: np.ndarray | None, wanted: str, hint: str) -> None:
-    """Raise for the first element that is ``bad``, with its value and place."""
-    if bad is not None and bad.any():
-        at = tuple(int(i) for i in np.argwhere(bad)[0])
-        got = arrays.to_numpy(x)[at]
-        raise ValueError(
-            f"[{op}] {name}: expected {wanted}, got {got} at {list(at)}. {hint or 'Correct it first.'}"
-        )
-
-
 def check_tree(
     op: str,
     tree: StarTree | PuctTree,
@@ -204,11 +171,11 @@ def check_tree(
     fixed_counts: tuple[str, ...] = (),
 ) -> np.ndarray:
     """Check every array of a tree, the first two groups for being writable, and return the parents."""
-    arrays.checked(op, "tree.parents", tree.parents, arrays.INTEGERS, 2)
+    check.array(op, "tree.parents", tree.parents, arrays.INTEGERS, 2)
     shape = tuple(int(n) for n in tree.parents.shape)
     for name in (*reals, *counts, *fixed_reals, *fixed_counts):
         x, whole = getattr(tree, name), name in counts or name in fixed_counts
-        alike(
+        check.alike(
             op,
             f"tree.{name}",
             x,
@@ -218,42 +185,24 @@ def check_tree(
             tree.parents,
         )
         if name in reals or name in counts:
-            check_writable(op, f"tree.{name}", x)
+            check.writable(op, f"tree.{name}", x)
     if arrays.device(tree.parents) != "cpu":
         return np.empty(shape, np.int64)
     parents = arrays.to_numpy(tree.parents)
-    refuse(op, "tree.parents", parents, (parents < -1) | (parents >= np.arange(shape[1])),
+    check.refuse(op, "tree.parents", parents, (parents < -1) | (parents >= np.arange(shape[1])),
             "-1 or an earlier node (-1 at node 0)", "Append children after their parent.")  # fmt: skip
     for name in counts:
         x = arrays.to_numpy(getattr(tree, name))
-        refuse(op, f"tree.{name}", x, x < 0, "counts >= 0", "New nodes have 0.")
+        check.refuse(op, f"tree.{name}", x, x < 0, "counts >= 0", "New nodes have 0.")
     for name in fixed_counts:
         x = arrays.to_numpy(getattr(tree, name))
-        refuse(op, f"tree.{name}", x, (x < 1) & (parents >= 0), "at least one token per node", "")
+        check.refuse(op, f"tree.{name}", x, (x < 1) & (parents >= 0), "at least one token per node")
     if environment.checks_on():
         for name in (*reals, *fixed_reals):
             x = arrays.to_numpy(getattr(tree, name))
             bad = ~np.isfinite(x) & ((parents >= 0) | (np.arange(shape[1]) == 0))
-            refuse(
-                op, f"tree.{name}", x, bad, "finite values", "Unset HOTLOOP_CHECK to let it pass."
-            )
+            check.refuse(op, f"tree.{name}", x, bad, "finite values", check.UNSET)
     return parents
-
-
-def check_writable(op: str, name: str, x: Any) -> None:
-    """Refuse an array that cannot be updated in place."""
-    if isinstance(x, np.ndarray):
-        strides, writable = x.strides, x.flags.writeable
-    else:
-        strides, writable = x.stride() if hasattr(x, "stride") else x.strides, True
-    if not writable:
-        raise ValueError(
-            f"[{op}] {name}: expected a writable array, got a read-only one. Pass a copy."
-        )
-    if 0 not in x.shape and any(s == 0 and n > 1 for s, n in zip(strides, x.shape)):
-        raise ValueError(
-            f"[{op}] {name}: expected a place for every node, got an expanded array. Pass a copy."
-        )
 
 
 def nodes_in_use(
@@ -266,12 +215,16 @@ def nodes_in_use(
         if value is None:
             found.append(None)
             continue
-        alike(op, name, value, arrays.INTEGERS, (trees,), "tree.parents", like)
-        x = packed(value, np.int64) if arrays.device(value) == "cpu" else np.zeros(trees, np.int64)
+        check.alike(op, name, value, arrays.INTEGERS, (trees,), "tree.parents", like)
+        x = (
+            arrays.dense(arrays.to_numpy(value), "int64")
+            if arrays.device(value) == "cpu"
+            else np.zeros(trees, np.int64)
+        )
         inside = (x >= least) & (x < slots)
         if slots > 0:
             inside &= (x <= 0) | (parents[np.arange(trees), np.clip(x, 0, slots - 1)] >= 0)
         wanted = "a node in use" if least == 0 else "a node in use, or -1 for none"
-        refuse(op, name, x, ~inside, wanted, "Pass indices of the tree's nodes.")
+        check.refuse(op, name, x, ~inside, wanted, "Pass indices of the tree's nodes.")
         found.append(x)
     return tuple(found)

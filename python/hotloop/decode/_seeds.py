@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays
+from ..front import arrays, check
 from ..front.check import integer
 
 BELOW = 2**63 - 1
@@ -30,8 +30,8 @@ def _check(op: str, name: str, value: Any, most: int, batch: int, like: Any) -> 
     if isinstance(value, (int, np.integer)):
         integer(op, name, value, at_least=0, at_most=most)
         return
-    arrays.checked(op, name, value, ("int64",), 1)
-    arrays.same_place(op, name, value, "the other arrays", like)
+    check.array(op, name, value, ("int64",), 1)
+    check.same_place(op, name, value, "the other arrays", like)
     if tuple(value.shape) != (batch,):
         raise ValueError(
             f"[{op}] {name}: expected an integer or shape ({batch},), got shape {tuple(value.shape)}."
@@ -54,7 +54,7 @@ def _check_generator(op: str, generator: Any, like: Any) -> None:
                 "Use numpy.random.default_rng(...)."
             )
         return
-    if arrays.kind(op, "seed", like) == "cupy":
+    if arrays.kind(like) == "cupy":
         raise TypeError(
             f"[{op}] seed: expected an integer, an int64 array or None for CuPy arrays, got {got}. "
             "Leave it out and call cupy.random.seed(...)."

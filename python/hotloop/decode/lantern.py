@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..front import arrays, environment, native
+from ..front import arrays, check, environment, native
 from ..front.check import integer
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.decode import lantern as _reference
 from . import _call
 from ._law import check_ids, check_law, naming, pack, refuse_probabilities
@@ -76,11 +76,11 @@ def lantern_relaxed_accept(
     """
     op = "lantern_relaxed_accept"
     target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
-    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
-    arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    check.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
     batch, width = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
-    _call.check_shape(
+    check.shape(
         op,
         "target_probs",
         target.values,
@@ -91,19 +91,17 @@ def lantern_relaxed_accept(
     if draft_probs is not None:
         draft = check_law(op, "draft_probs", draft_probs, ("B", "K", "V"))
         _call.check_draft(op, draft, target, width)
-    near = arrays.checked(op, "neighbors", neighbors, ("int32",), 2)
-    arrays.same_place(op, "neighbors", near, "target_probs", target.values)
-    _call.check_shape(
-        op, "neighbors", near, (vocabulary, int(near.shape[1])), "for that vocabulary"
-    )
+    near = check.array(op, "neighbors", neighbors, ("int32",), 2)
+    check.same_place(op, "neighbors", near, "target_probs", target.values)
+    check.shape(op, "neighbors", near, (vocabulary, int(near.shape[1])), "for that vocabulary")
     k = min(integer(op, "k", k, at_least=0), vocabulary)
-    _call.finite(op, "delta", delta, at_least=0.0)
+    check.number(op, "delta", delta, at_least=0.0)
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, width, ids)
     _call.check_stream(op, seed, offset, batch, ids)
     if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
         check_ids(op, "neighbors", near, vocabulary)
-    if _call.choose(op, impl, target.values) == "reference":
+    if choose(op, impl, "target_probs", target.values) == "reference":
         with naming(op, target_probs=target, draft_probs=draft):
             return _reference.lantern_relaxed_accept(
                 draft,
@@ -121,16 +119,16 @@ def lantern_relaxed_accept(
     if native.core().decode_lantern(
         batch,
         width,
-        arrays.exported(arrays.unit_stride(ids)),
+        arrays.unit_stride(ids),
         pack(target),
         None if draft is None else pack(draft),
-        arrays.exported(arrays.unit_stride(near)),
+        arrays.unit_stride(near),
         k,
         float(delta),
         _call.packed_lengths(num_draft_tokens, width),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(arrays.exported(x) for x in outputs),
-        arrays.exported(moved),
+        tuple(outputs),
+        moved,
     ):
         refuse_probabilities(op, target_probs=target, draft_probs=draft)
     return VerifiedRelaxed(*outputs, moved)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..front import arrays, native
-from ..front.impl import Impl
+from ..front import arrays, check, native
+from ..front.impl import Impl, choose
 from ..reference.decode import mirror as _reference
-from . import _call
 from ._results import BranchReuse
 
 
@@ -52,23 +51,23 @@ def mirror_sd_branch_reuse(
         Bhendawade et al. 2025, arXiv:2510.13161, section 3.1 (from its Fig. 1: the formal text was not at hand).
     """
     op = "mirror_sd_branch_reuse"
-    ids = arrays.checked(op, "output_token_ids", output_token_ids, arrays.INTEGERS, 2)
+    ids = check.array(op, "output_token_ids", output_token_ids, arrays.INTEGERS, 2)
     batch, width = map(int, ids.shape)
-    arrays.checked(op, "num_accepted", num_accepted, ("int64",), 1)
-    _call.check_shape(op, "num_accepted", num_accepted, (batch,), "like output_token_ids")
+    check.array(op, "num_accepted", num_accepted, ("int64",), 1)
+    check.shape(op, "num_accepted", num_accepted, (batch,), "like output_token_ids")
     same = (arrays.dtype(ids),)
-    arrays.checked(op, "branch_root_ids", branch_root_ids, same, 3)
-    arrays.checked(op, "branch_token_ids", branch_token_ids, same, 4)
+    check.array(op, "branch_root_ids", branch_root_ids, same, 3)
+    check.array(op, "branch_token_ids", branch_token_ids, same, 4)
     kappa, following = int(branch_root_ids.shape[2]), int(branch_token_ids.shape[3])
-    _call.check_shape(op, "branch_root_ids", branch_root_ids, (batch, width, kappa))
-    _call.check_shape(op, "branch_token_ids", branch_token_ids, (batch, width, kappa, following))
+    check.shape(op, "branch_root_ids", branch_root_ids, (batch, width, kappa))
+    check.shape(op, "branch_token_ids", branch_token_ids, (batch, width, kappa, following))
     for name, array in (
         ("num_accepted", num_accepted),
         ("branch_root_ids", branch_root_ids),
         ("branch_token_ids", branch_token_ids),
     ):
-        arrays.same_place(op, name, array, "output_token_ids", ids)
-    if _call.choose(op, impl, ids) == "reference":
+        check.same_place(op, name, array, "output_token_ids", ids)
+    if choose(op, impl, "output_token_ids", ids) == "reference":
         return _reference.mirror_sd_branch_reuse(
             ids, num_accepted, branch_root_ids, branch_token_ids
         )
@@ -81,9 +80,9 @@ def mirror_sd_branch_reuse(
         kappa,
         following,
         *(
-            arrays.exported(_call.dense(x, arrays.dtype(x)))
+            arrays.dense(x, arrays.dtype(x))
             for x in (ids, num_accepted, branch_root_ids, branch_token_ids)
         ),
-        *(arrays.exported(x) for x in (reused, branch, window)),
+        *(reused, branch, window),
     )
     return BranchReuse(reused, branch, window)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..front import arrays, native
+from ..front import arrays, check, native
 from ..front.check import integer
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.decode import sampling as _reference
 from . import _call
 from ._law import MAX_VOCABULARY, Law, Logits, check_law, naming, pack, refuse_probabilities
@@ -68,7 +68,7 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
     law = check_law(op, "law", law, *_ROWS)
     shape = tuple(map(int, law.values.shape[:-1]))
     _call.check_stream(op, seed, offset, shape[0], law.values)
-    chosen = _call.choose(op, impl, law.values, cuda=True)
+    chosen = choose(op, impl, "law", law.values, _call.WITH_CUDA)
     if chosen == "reference":
         with naming(op, law=law):
             return _reference.sample(law, seed=seed, offset=offset)
@@ -80,8 +80,8 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
         rows,
         pack(law),
         *_call.packed_stream(seed, offset, shape[0], law.values),
-        arrays.exported(ids),
-        arrays.exported(logps),
+        ids,
+        logps,
     )
     if chosen == "cuda":
         from . import _cuda
@@ -122,12 +122,12 @@ def _probs(op: str, law: Any, log: bool, impl: Impl) -> Any:
     law = check_law(op, "law", law, *_ROWS)
     shape = tuple(map(int, law.values.shape))
     wide = arrays.dtype(law.values) == "float64"
-    if _call.choose(op, impl, law.values) == "reference":
+    if choose(op, impl, "law", law.values) == "reference":
         with naming(op, law=law):
             return _reference.law_probs(law)
     rows = shape[1] if len(shape) == 3 else 1
     out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    if native.core().decode_probs(shape[0], rows, pack(law), log, wide, arrays.exported(out)):
+    if native.core().decode_probs(shape[0], rows, pack(law), log, wide, out):
         refuse_probabilities(op, law=law)
     return out.reshape(shape)
 
@@ -159,15 +159,13 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
     law = check_law(op, "law", law, *_ROWS)
     k = integer(op, "k", k, at_least=0, at_most=MAX_VOCABULARY)
     shape = tuple(map(int, law.values.shape[:-1]))
-    if _call.choose(op, impl, law.values) == "reference":
+    if choose(op, impl, "law", law.values) == "reference":
         with naming(op, law=law):
             return _reference.top_logprobs(law, k)
     rows = shape[1] if len(shape) == 2 else 1
     ids = arrays.empty(law.values, (shape[0], rows, k), "int64")
     logps = arrays.empty(law.values, (shape[0], rows, k), "float32")
-    if native.core().decode_top(
-        shape[0], rows, k, pack(law), arrays.exported(ids), arrays.exported(logps)
-    ):
+    if native.core().decode_top(shape[0], rows, k, pack(law), ids, logps):
         refuse_probabilities(op, law=law)
     return TopLogprobs(ids.reshape((*shape, k)), logps.reshape((*shape, k)))
 
@@ -213,14 +211,14 @@ def entropy_adaptive_temperature(
     """
     op = "entropy_adaptive_temperature"
     law = check_law(op, "logits", Logits(logits), *_ROWS)
-    _call.finite(op, "median", median)
-    _call.finite(op, "std", std, above=0.0)
-    _call.finite(op, "maximum", maximum, above=0.0)
-    _call.finite(op, "minimum", minimum, below=0.0)
-    _call.finite(op, "temperature", temperature, above=0.0)
-    _call.finite(op, "tau", tau, at_least=0.0, below=1.0)
+    check.number(op, "median", median)
+    check.number(op, "std", std, above=0.0)
+    check.number(op, "maximum", maximum, above=0.0)
+    check.number(op, "minimum", minimum, below=0.0)
+    check.number(op, "temperature", temperature, above=0.0)
+    check.number(op, "tau", tau, at_least=0.0, below=1.0)
     shape = tuple(map(int, logits.shape[:-1]))
-    if _call.choose(op, impl, logits) == "reference":
+    if choose(op, impl, "logits", logits) == "reference":
         return _reference.entropy_adaptive_temperature(
             logits,
             median=median,
@@ -239,7 +237,7 @@ def entropy_adaptive_temperature(
         (median, std, maximum, minimum),
         temperature,
         tau,
-        arrays.exported(out),
+        out,
     )
     return out.reshape(shape)
 
@@ -274,7 +272,7 @@ def geometric_mixture_logits(
     """
     op = "geometric_mixture_logits"
     law = check_law(op, "logits", Logits(logits, reference=ref_logits, mixture=mixture), *_ROWS)
-    if _call.choose(op, impl, logits) == "reference":
+    if choose(op, impl, "logits", logits) == "reference":
         return _reference.geometric_mixture_logits(logits, ref_logits, mixture=mixture)
     return _log_probs(law)
 
@@ -284,7 +282,7 @@ def _log_probs(law: Law) -> Any:
     wide = arrays.dtype(law.values) == "float64"
     rows = shape[1] if len(shape) == 3 else 1
     out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    native.core().decode_probs(shape[0], rows, pack(law), True, wide, arrays.exported(out))
+    native.core().decode_probs(shape[0], rows, pack(law), True, wide, out)
     return out.reshape(shape)
 
 
@@ -321,7 +319,7 @@ def value_augmented_logits(
     op = "value_augmented_logits"
     law = value_augmented_law(logits, token_ids, values, beta=beta)
     check_law(op, "logits", law, ("B", "V"))
-    chosen = _call.choose(op, impl, logits)
+    chosen = choose(op, impl, "logits", logits)
     if chosen == "reference":
         return _reference.value_augmented_logits(logits, token_ids, values, beta=beta)
     return _native_logits(law)
@@ -331,7 +329,7 @@ def _native_logits(law: Law) -> Any:
     wide = arrays.dtype(law.values) == "float64"
     batch, vocabulary = map(int, law.values.shape)
     out = arrays.empty(law.values, (batch, vocabulary), "float64" if wide else "float32")
-    native.core().decode_logits(batch, pack(law), wide, arrays.exported(out))
+    native.core().decode_logits(batch, pack(law), wide, out)
     return out
 
 
@@ -357,13 +355,13 @@ def value_augmented_law(logits: Any, token_ids: Any, values: Any, *, beta: float
         Han et al. 2024 (Value Augmented Sampling), arXiv:2405.06639.
     """
     op = "value_augmented_law"
-    _call.finite(op, "beta", beta)
-    arrays.checked(op, "logits", logits, arrays.FLOATS, 2)
-    arrays.checked(op, "token_ids", token_ids, ("int64",), 2)
-    arrays.checked(op, "values", values, ("float32",), 2)
+    check.number(op, "beta", beta)
+    check.array(op, "logits", logits, arrays.FLOATS, 2)
+    check.array(op, "token_ids", token_ids, ("int64",), 2)
+    check.array(op, "values", values, ("float32",), 2)
     for name, array in (("token_ids", token_ids), ("values", values)):
-        arrays.same_place(op, name, array, "logits", logits)
-        _call.check_shape(op, name, array, (int(logits.shape[0]), int(token_ids.shape[1])))
+        check.same_place(op, name, array, "logits", logits)
+        check.shape(op, name, array, (int(logits.shape[0]), int(token_ids.shape[1])))
     if token_ids.shape[1] == 0:
         return Logits(logits)
     valid = (token_ids >= 0) & (token_ids < logits.shape[1])

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, environment, native
+from ..front import arrays, check, environment, native
 from ..front.check import integer, number
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.decode import search as _reference
-from . import _call
 from ._search import (
     ACTIONS as ACTIONS,
 )
@@ -29,11 +28,8 @@ from ._search import (
     PuctTree,
     StarStep,
     StarTree,
-    alike,
     check_tree,
     nodes_in_use,
-    packed,
-    refuse,
 )
 
 TILE_BYTES = 8 * 2**20
@@ -90,14 +86,14 @@ def likelihood_beam_search(
         Rafailov et al. 2024, arXiv:2404.12358: beam search by likelihood is search by value for the optimal policy.
     """
     op = "likelihood_beam_search"
-    arrays.checked(op, "logits", logits, arrays.FLOATS, 3)
+    check.array(op, "logits", logits, arrays.FLOATS, 3)
     batch, rows, vocabulary = (int(n) for n in logits.shape)
     if not isinstance(state, BeamState):
         raise TypeError(
             f"[{op}] state: expected a BeamState, got {type(state).__name__}. Use BeamState.start(...)."
         )
-    arrays.checked(op, "state.scores", state.scores, ("float64",), 2)
-    arrays.checked(op, "state.token_ids", state.token_ids, ("int64",), 3)
+    check.array(op, "state.scores", state.scores, ("float64",), 2)
+    check.array(op, "state.token_ids", state.token_ids, ("int64",), 3)
     width, length = int(state.scores.shape[1]), int(state.token_ids.shape[-1])
     for name, dtypes, shape in (
         ("scores", ("float64",), (batch, width)),
@@ -109,7 +105,7 @@ def likelihood_beam_search(
         ("finished_lengths", ("int64",), (batch, width)),
         ("done", FLAGS, (batch,)),
     ):
-        alike(op, f"state.{name}", getattr(state, name), dtypes, shape, "logits", logits)
+        check.alike(op, f"state.{name}", getattr(state, name), dtypes, shape, "logits", logits)
     if vocabulary < 1 or not 1 <= rows <= width:
         raise ValueError(
             f"[{op}] logits: expected 1 to {width} rows of at least one token, got shape {tuple(logits.shape)}. "
@@ -117,11 +113,11 @@ def likelihood_beam_search(
         )
     if ref_logits is not None:
         dtype = (arrays.dtype(logits),)
-        alike(op, "ref_logits", ref_logits, dtype, tuple(logits.shape), "logits", logits)
+        check.alike(op, "ref_logits", ref_logits, dtype, tuple(logits.shape), "logits", logits)
     several = isinstance(eos_token_ids, (tuple, list))
     ids: Any = eos_token_ids if several else (eos_token_ids,)
     eos = sorted({integer(op, "eos_token_ids", i, at_least=0, at_most=vocabulary - 1) for i in ids})
-    chosen = _call.choose(op, impl, logits)
+    chosen = choose(op, impl, "logits", logits)
     lives = (arrays.to_numpy(state.scores) > -np.inf) & (arrays.to_numpy(state.done) == 0)[:, None]
     if rows < width and lives[:, rows:].any():
         b, r = (int(i) for i in np.argwhere(lives[:, rows:])[0])
@@ -131,15 +127,15 @@ def likelihood_beam_search(
         )
     if environment.checks_on():
         for name, z in (("logits", logits), ("ref_logits", ref_logits)):
-            bad = (
-                None if z is None else np.isnan(arrays.to_numpy(z)) | (arrays.to_numpy(z) == np.inf)
-            )
-            refuse(op, name, z, bad, "logits below +inf", "Unset HOTLOOP_CHECK to let it pass.")
+            if z is None:
+                continue
+            bad = np.isnan(arrays.to_numpy(z)) | (arrays.to_numpy(z) == np.inf)
+            check.refuse(op, name, z, bad, "logits below +inf", check.UNSET)
     if chosen == "reference":
         return _reference.likelihood_beam_search(
             logits, state, ref_logits, eos_token_ids=tuple(eos)
         )
-    before = [packed(state[i]) for i in (0, 1, 4, 5, 6, 7)]
+    before = [arrays.dense(arrays.to_numpy(state[i])) for i in (0, 1, 4, 5, 6, 7)]
     after = [
         np.empty((*x.shape[:2], length + 1) if x.ndim == 3 else x.shape, x.dtype) for x in before
     ]
@@ -148,8 +144,8 @@ def likelihood_beam_search(
         native.core().search_beam_step(
             width,
             length,
-            arrays.exported(arrays.unit_stride(logits)),
-            None if ref_logits is None else arrays.exported(arrays.unit_stride(ref_logits)),
+            arrays.unit_stride(logits),
+            None if ref_logits is None else arrays.unit_stride(ref_logits),
             eos,
             tuple(before),
             tuple(after),
@@ -243,7 +239,7 @@ def mcts_star_step(
                 f"[{op}] rollout_values: expected leaves too, got None for them. Pass leaves."
             )
         shape = (parents.shape[0],)
-        alike(
+        check.alike(
             op,
             "rollout_values",
             rollout_values,
@@ -252,8 +248,8 @@ def mcts_star_step(
             "tree.parents",
             tree.parents,
         )
-        rollouts = packed(rollout_values, np.float64)
-    if _call.choose(op, impl, tree.parents) == "reference":
+        rollouts = arrays.dense(arrays.to_numpy(rollout_values), "float64")
+    if choose(op, impl, "tree.parents", tree.parents) == "reference":
         return _reference.mcts_star_step(
             tree, leaves, rollout_values, starts, roots, c=c, alpha=alpha, unvisited_bonus=unvisited_bonus,
             end_gate=end_gate, max_depth=max_depth, seed=seed, offset=offset,
@@ -261,7 +257,7 @@ def mcts_star_step(
     trees = parents.shape[0]
     found = (np.empty(trees, np.int64), np.empty(trees, np.int64), np.empty(trees, bool))
     native.core().search_star_step(
-        tuple(arrays.exported(x) for x in tree),
+        tuple(tree),
         places,
         rollouts,
         depth,
@@ -338,7 +334,7 @@ def puct_select_backup(
     )
     depth = -1 if max_depth is None else integer(op, "max_depth", max_depth, at_least=0)
     places = nodes_in_use(op, parents, tree.parents, leaves, roots, starts)
-    if _call.choose(op, impl, tree.parents) == "reference":
+    if choose(op, impl, "tree.parents", tree.parents) == "reference":
         return _reference.puct_select_backup(
             tree,
             leaves,
@@ -350,9 +346,7 @@ def puct_select_backup(
             max_depth=max_depth,
         )
     found = (np.empty(parents.shape[0], np.int64), np.empty(parents.shape[0], np.int64))
-    native.core().search_puct_step(
-        tuple(arrays.exported(x) for x in tree), places, depth, numbers, found
-    )
+    native.core().search_puct_step(tuple(tree), places, depth, numbers, found)
     return PuctStep(*(arrays.from_numpy(x, tree.parents) for x in found))
 
 
@@ -417,7 +411,7 @@ def retrospective_backtrack(
         Wu et al. 2025, REVERSE, arXiv:2504.13169, and the published code.
     """
     op = "retrospective_backtrack"
-    arrays.checked(op, "p_unconfident", p_unconfident, arrays.FLOATS, 2)
+    check.array(op, "p_unconfident", p_unconfident, arrays.FLOATS, 2)
     batch, phrases = (int(n) for n in p_unconfident.shape)
     if not isinstance(state, BacktrackState):
         raise TypeError(
@@ -428,7 +422,7 @@ def retrospective_backtrack(
         "prefix_lengths": prefix_lengths,
         "sentence_lengths": sentence_lengths,
     }
-    alike(
+    check.alike(
         op,
         "span_ends",
         span_ends,
@@ -438,10 +432,10 @@ def retrospective_backtrack(
         p_unconfident,
     )
     for name, x in named.items():
-        alike(op, name, x, arrays.INTEGERS, (batch,), "p_unconfident", p_unconfident)
+        check.alike(op, name, x, arrays.INTEGERS, (batch,), "p_unconfident", p_unconfident)
     kinds = (arrays.INTEGERS, arrays.INTEGERS, TREE_FLOATS, FLAGS, FLAGS)
     for name, dtypes, x in zip(state._fields, kinds, state):
-        alike(op, f"state.{name}", x, dtypes, (batch,), "p_unconfident", p_unconfident)
+        check.alike(op, f"state.{name}", x, dtypes, (batch,), "p_unconfident", p_unconfident)
     numbers = (
         number(op, "tau", tau, at_least=0, at_most=1),
         number(op, "temperature", temperature, at_least=0),
@@ -452,18 +446,21 @@ def retrospective_backtrack(
         integer(op, "max_local_attempts", max_local_attempts, at_least=1),
         integer(op, "max_total_attempts", max_total_attempts, at_least=1),
     )
-    chosen = _call.choose(op, impl, p_unconfident)
-    p, ends = packed(p_unconfident, np.float64), packed(span_ends, np.int64)
-    chunk, prefix, sentence = (packed(x, np.int64) for x in named.values())
+    chosen = choose(op, impl, "p_unconfident", p_unconfident)
+    p, ends = (
+        arrays.dense(arrays.to_numpy(p_unconfident), "float64"),
+        arrays.dense(arrays.to_numpy(span_ends), "int64"),
+    )
+    chunk, prefix, sentence = (arrays.dense(arrays.to_numpy(x), "int64") for x in named.values())
     used = ends >= 0
-    refuse(op, "p_unconfident", p, used & ~((p >= 0) & (p <= 1)), "probabilities from 0 to 1", "")
+    check.refuse(op, "p_unconfident", p, used & ~((p >= 0) & (p <= 1)), "probabilities from 0 to 1")
     before = np.concatenate((np.full((batch, 1), -1, np.int64), ends[:, :-1]), axis=1)[:, :phrases]
     gap = used & (before < 0) & (np.arange(phrases) > 0)
     wrong = (ends < -1) | gap | (used & ((ends <= before) | (ends >= chunk[:, None])))
-    refuse(op, "span_ends", ends, wrong, "rising positions inside the chunk, then -1", "")
-    refuse(op, "prefix_lengths", prefix, prefix < 0, "counts of tokens >= 0", "")
-    refuse(op, "chunk_lengths", chunk, chunk < 0, "counts of tokens >= 0", "")
-    refuse(
+    check.refuse(op, "span_ends", ends, wrong, "rising positions inside the chunk, then -1")
+    check.refuse(op, "prefix_lengths", prefix, prefix < 0, "counts of tokens >= 0")
+    check.refuse(op, "chunk_lengths", chunk, chunk < 0, "counts of tokens >= 0")
+    check.refuse(
         op,
         "sentence_lengths",
         sentence,
@@ -477,8 +474,8 @@ def retrospective_backtrack(
             temperature=temperature, temperature_step=temperature_step, temperature_rise=temperature_rise,
             max_local_attempts=max_local_attempts, max_total_attempts=max_total_attempts,
         )  # fmt: skip
-    types = (np.int64, np.int64, np.float64, bool, bool)
-    start = tuple(packed(x, t) for x, t in zip(state, types))
+    types = ("int64", "int64", "float64", "bool", "bool")
+    start = tuple(arrays.dense(arrays.to_numpy(x), t) for x, t in zip(state, types))
     after = tuple(np.empty(batch, t) for t in types)
     found = tuple(np.empty(batch, np.int64) for _ in range(3))
     native.core().search_backtrack(
@@ -520,16 +517,16 @@ def vq_neighbor_table(codebook: Any, *, k: int | None = None, impl: Impl = "auto
         Jang et al. 2024, LANTERN, arXiv:2410.03355, and the published code.
     """
     op = "vq_neighbor_table"
-    arrays.checked(op, "codebook", codebook, arrays.FLOATS, 2)
+    check.array(op, "codebook", codebook, arrays.FLOATS, 2)
     codes, dim = (int(n) for n in codebook.shape)
     width = (
         min(1000, max(codes - 1, 0))
         if k is None
         else integer(op, "k", k, at_least=1, at_most=codes - 1)
     )
-    chosen = _call.choose(op, impl, codebook)
-    e = packed(codebook, np.float64)
-    refuse(op, "codebook", e, ~(np.abs(e) < 1e150), "finite numbers below 1e150", "")
+    chosen = choose(op, impl, "codebook", codebook)
+    e = arrays.dense(arrays.to_numpy(codebook), "float64")
+    check.refuse(op, "codebook", e, ~(np.abs(e) < 1e150), "finite numbers below 1e150")
     if chosen == "reference":
         return _reference.vq_neighbor_table(codebook, k=k)
     table = np.empty((codes, width), np.int32)

@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from ..front import arrays, environment, native
-from ..front.impl import Impl
+from ..front import arrays, check, environment, native
+from ..front.impl import Impl, choose
 from ..reference.decode import speculative as _reference
 from . import _call
 from ._law import check_ids, check_law, naming, pack, refuse_probabilities
@@ -154,7 +154,7 @@ def speculative_streaming_verify(
     """
     op = "speculative_streaming_verify"
     law = check_law(op, "stream_probs", stream_probs, ("B", "steps", "S", "V"))
-    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
     batch, steps, streams, vocabulary = law.values.shape
     k = int(ids.shape[1])
     if steps * streams < k:
@@ -210,11 +210,11 @@ def _verify(
             impl,
         )
     target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
-    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
-    arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    check.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
     batch, k = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
-    _call.check_shape(
+    check.shape(
         op, "target_probs", target.values, (batch, k + 1, vocabulary), "for that many draft tokens"
     )
     draft = None
@@ -225,7 +225,7 @@ def _verify(
     _call.check_stream(op, seed, offset, batch, ids)
     if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
-    chosen = _call.choose(op, impl, target.values, cuda=True)
+    chosen = choose(op, impl, "target_probs", target.values, _call.WITH_CUDA)
     if chosen == "reference":
         verify = (
             _reference.block_speculative_sampling
@@ -241,12 +241,12 @@ def _verify(
         whole_block,
         batch,
         k,
-        arrays.exported(arrays.unit_stride(ids)),
+        arrays.unit_stride(ids),
         pack(target),
         None if draft is None else pack(draft),
         _call.packed_lengths(num_draft_tokens, k),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(arrays.exported(x) for x in outputs),
+        tuple(outputs),
     )
     if chosen == "cuda":
         from . import _cuda

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..front import arrays, environment, native
+from ..front import arrays, check, environment, native
 from ..front.check import integer, number
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.decode import paths as _reference_paths
 from ..reference.decode import tree as _reference_tree
 from . import _call
@@ -88,14 +88,14 @@ def tree_speculative_verify(
             impl,
         )
     target = check_law(op, "target_probs", target_probs, ("B", "M+1", "V"))
-    ids = arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
-    arrays.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
-    arrays.checked(op, "parents", parents, arrays.INTEGERS, 2)
-    arrays.same_place(op, "parents", parents, "target_probs", target.values)
+    ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    check.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    check.array(op, "parents", parents, arrays.INTEGERS, 2)
+    check.same_place(op, "parents", parents, "target_probs", target.values)
     batch, m = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
-    _call.check_shape(op, "parents", parents, (batch, m), "like draft_token_ids")
-    _call.check_shape(
+    check.shape(op, "parents", parents, (batch, m), "like draft_token_ids")
+    check.shape(
         op, "target_probs", target.values, (batch, m + 1, vocabulary), "for that many nodes"
     )
     draft = None
@@ -108,7 +108,7 @@ def tree_speculative_verify(
     if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
         _check_parents(op, parents, num_nodes)
-    chosen = _call.choose(op, impl, target.values, cuda=True)
+    chosen = choose(op, impl, "target_probs", target.values, _call.WITH_CUDA)
     if chosen == "reference":
         with naming(op, target_probs=target, draft_probs=draft):
             return _reference_tree.tree_speculative_verify(
@@ -128,15 +128,15 @@ def tree_speculative_verify(
         batch,
         m,
         depth,
-        arrays.exported(arrays.unit_stride(ids)),
-        arrays.exported(_call.dense(parents, "int64")),
+        arrays.unit_stride(ids),
+        arrays.dense(parents, "int64"),
         pack(target),
         None if draft is None else pack(draft),
         bool(replacement),
         _call.packed_lengths(num_nodes, m),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(arrays.exported(x) for x in outputs),
-        arrays.exported(nodes),
+        tuple(outputs),
+        nodes,
     )
     if chosen == "cuda":
         from . import _cuda
@@ -207,21 +207,21 @@ def greedy_speculative_accept(
         return _operators.chain(
             op, "greedy", None, draft_token_ids, law, num_draft_tokens, 0, 0, impl
         )
-    arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2, 3)
+    check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2, 3)
     if draft_token_ids.ndim == 3:
         return _paths(op, draft_token_ids, law, num_draft_tokens, impl, 0, 0)
     target = check_law(op, "target_logits", law, ("B", "K+1", "V"))
     ids = draft_token_ids
     batch, k = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
-    arrays.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
-    _call.check_shape(
+    check.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
+    check.shape(
         op, "target_logits", target.values, (batch, k + 1, vocabulary), "for that many draft tokens"
     )
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, k, ids)
     if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
-    chosen = _call.choose(op, impl, target.values, cuda=True)
+    chosen = choose(op, impl, "target_logits", target.values, _call.WITH_CUDA)
     if chosen == "reference":
         done = _reference_paths.greedy_speculative_accept(
             ids, target, num_draft_tokens=num_draft_tokens
@@ -232,13 +232,13 @@ def greedy_speculative_accept(
         False,
         batch,
         k,
-        arrays.exported(arrays.unit_stride(ids)),
+        arrays.unit_stride(ids),
         pack(target),
         None,
         _call.packed_lengths(num_draft_tokens, k),
         0,
         0,
-        tuple(arrays.exported(x) for x in outputs),
+        tuple(outputs),
     )
     if chosen == "cuda":
         from . import _cuda
@@ -297,9 +297,9 @@ def typical_accept(
     """
     op = "typical_accept"
     number(op, "epsilon", epsilon, at_least=0.0, at_most=1.0)
-    _call.finite(op, "alpha", alpha, at_least=0.0)
+    check.number(op, "alpha", alpha, at_least=0.0)
     number(op, "entropy_eps", entropy_eps, at_least=0.0, at_most=1.0)
-    arrays.checked(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 3)
+    check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 3)
     law = check_law(op, "target_logits", target_logits, ("B", "P", "K+1", "V"))
     numbers = (float(epsilon), float(alpha), float(entropy_eps))
     return _paths(op, draft_token_ids, law, num_draft_tokens, impl, seed, offset, numbers)
@@ -318,19 +318,19 @@ def _paths(
     target = check_law(op, "target_logits", law, ("B", "P", "K+1", "V"))
     batch, paths, tokens = map(int, ids.shape)
     vocabulary = int(target.values.shape[3])
-    arrays.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
+    check.same_place(op, "draft_token_ids", ids, "target_logits", target.values)
     if tokens < 1 or paths < 1:
         raise ValueError(
             f"[{op}] draft_token_ids: expected at least one path of at least one token, got shape {tuple(ids.shape)}."
         )
-    _call.check_shape(
+    check.shape(
         op, "target_logits", target.values, (batch, paths, tokens, vocabulary), "for those paths"
     )
     _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, tokens - 1, ids)
     _call.check_stream(op, seed, offset, batch, ids)
     if environment.checks_on():
         check_ids(op, "draft_token_ids", ids, vocabulary)
-    chosen = _call.choose(op, impl, target.values)
+    chosen = choose(op, impl, "target_logits", target.values)
     if chosen == "reference":
         if typical is None:
             return _reference_paths.greedy_speculative_accept(
@@ -348,7 +348,7 @@ def _paths(
                 seed=seed,
                 offset=offset,
             )
-    wide = _call.dense(ids, "int64")
+    wide = arrays.dense(ids, "int64")
     outputs = VerifiedPaths(
         arrays.empty(ids, (batch, tokens), "int64"),
         *(arrays.empty(ids, (batch,), "int64") for _ in range(3)),
@@ -358,14 +358,14 @@ def _paths(
         batch,
         paths,
         tokens - 1,
-        arrays.exported(wide),
+        wide,
         pack(target),
         *(typical or (0.0, 0.0, 0.0)),
         _call.packed_lengths(num_draft_tokens, tokens - 1),
         *_call.packed_stream(seed, offset, batch, ids),
-        tuple(arrays.exported(x) for x in outputs),
+        tuple(outputs),
     ):
         refuse_probabilities(op, target_logits=target)
     if arrays.dtype(ids) == "int32":
-        return outputs._replace(output_token_ids=_call.dense(outputs.output_token_ids, "int32"))
+        return outputs._replace(output_token_ids=arrays.dense(outputs.output_token_ids, "int32"))
     return outputs

@@ -1,5 +1,5 @@
 """What every front door uses: checks, arrays, the choice of an implementation, the compiled modules.
 
-torch and CuPy are looked up where a caller already loaded them, never imported, except by ``tensors``, ``buffers`` and
+torch and CuPy are looked up where a caller already loaded them, never imported, except by ``buffers`` and
 ``at_run_time``, which only rooms that need torch import.
 """

@@ -1,4 +1,4 @@
-"""NumPy, torch and CuPy arrays alike: what rooms without gradients read and give back.
+"""Kinds of arrays and their conversions: NumPy, torch and CuPy alike.
 
 The kind and device of an op's first array decide what its results are. torch and CuPy are never imported here:
 an array of theirs can only be passed once they are.
@@ -20,33 +20,23 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 INTEGERS = ("int64", "int32")
 
 
-def kind(op: str, name: str, value: Any) -> Kind:
-    """Which library an array belongs to; anything else, and what is not plain memory, is refused."""
-    if type(value) is np.ndarray:
+def kind(value: Any) -> Kind | None:
+    """Which library an array belongs to; None for anything else."""
+    if isinstance(value, np.ndarray):
         return "numpy"
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_nested:
-            plain.check(op, name, value)
         return "torch"
-    if isinstance(value, np.ndarray):
-        plain.check(op, name, value)
-        return "numpy"
     cupy = sys.modules.get("cupy")
-    if cupy is not None and isinstance(value, cupy.ndarray):
-        return "cupy"
-    raise TypeError(
-        f"[{op}] {name}: expected a NumPy, torch or CuPy array, got {type(value).__name__}. Use numpy.asarray(...)."
-    )
+    return "cupy" if cupy is not None and isinstance(value, cupy.ndarray) else None
 
 
 def device(value: Any) -> str:
     """ "cpu", or "cuda:<index>"."""
     if isinstance(value, np.ndarray):
         return "cpu"
-    if type(value).__module__.partition(".")[0] == "cupy":
-        return f"cuda:{value.device.id}"
-    return str(value.device)
+    place = value.device
+    return f"cuda:{place.id}" if hasattr(place, "id") else str(place)  # CuPy numbers its devices
 
 
 def dtype(value: Any) -> str:
@@ -59,39 +49,6 @@ def dtype(value: Any) -> str:
 @functools.lru_cache(maxsize=256)
 def _numpy_name(given: np.dtype[Any]) -> str:
     return str(given)
-
-
-def checked(op: str, name: str, value: Any, dtypes: tuple[str, ...], *ndims: int) -> Any:
-    """Refuse what is no array, of another dtype, or of another number of dimensions."""
-    kind(op, name, value)
-    if dtype(value) not in dtypes:
-        raise TypeError(
-            f"[{op}] {name}: expected dtype {', '.join(dtypes)}, got {dtype(value)}. Convert it first."
-        )
-    if ndims and value.ndim not in ndims:
-        wanted = " or ".join(map(str, ndims))
-        raise ValueError(
-            f"[{op}] {name}: expected {wanted} dimension(s), got shape {tuple(value.shape)}."
-        )
-    return value
-
-
-def same_place(op: str, name: str, value: Any, like: str, other: Any) -> None:
-    """Refuse an array of another library or on another device than ``other``."""
-    if kind(op, name, value) != kind(op, like, other):
-        raise TypeError(
-            f"[{op}] {name}: expected a {kind(op, like, other)} array like {like}, got {kind(op, name, value)}. "
-            "Convert it first."
-        )
-    if device(value) != device(other):
-        raise ValueError(
-            f"[{op}] {name}: expected device {device(other)} like {like}, got {device(value)}. Move it first."
-        )
-
-
-def exported(value: Any) -> Any:
-    """The form the compiled loops read without a copy: the array, which passes the gate of ``plain`` there."""
-    return value
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
@@ -123,6 +80,17 @@ def from_numpy(value: np.ndarray, like: Any) -> Any:
     if torch is not None and isinstance(like, torch.Tensor):
         return torch.from_numpy(np.ascontiguousarray(value)).to(like.device)
     return sys.modules["cupy"].asarray(value)
+
+
+def dense(value: Any, dtype: str | None = None) -> Any:
+    """The array contiguous and, where one is named, of this dtype; copied only if it is not so already."""
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value, dtype)
+    if not hasattr(value, "contiguous"):
+        return sys.modules["cupy"].ascontiguousarray(value, dtype)
+    if dtype is not None:
+        value = value.to(getattr(sys.modules["torch"], dtype))
+    return value.contiguous()
 
 
 def unit_stride(value: Any) -> Any:

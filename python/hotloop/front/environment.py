@@ -52,8 +52,14 @@ def workspace_bytes() -> int:
     return int(megabytes * 2**20)
 
 
+def logs() -> bool:
+    if not _is_set("HOTLOOP_LOG", b"HOTLOOP_LOG"):
+        return False
+    return os.environ.get("HOTLOOP_LOG", "") not in ("", "0")
+
+
 def log_call(op: str, **facts: object) -> None:
-    if not _is_set("HOTLOOP_LOG", b"HOTLOOP_LOG") or os.environ.get("HOTLOOP_LOG", "") in ("", "0"):
+    if not logs():
         return
     import logging
 

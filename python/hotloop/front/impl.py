@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
-from . import environment
+from . import arrays, environment, native
 
 Impl = Literal["auto", "reference", "cpu", "cuda", "triton"]
 IMPLS = ("auto", "reference", "cpu", "cuda", "triton")
@@ -28,20 +28,47 @@ def note(op: str, impl: str) -> None:
         _ran[op] = impl
 
 
+Refuses = Callable[[Any], str | None]
+"""Why an implementation cannot run for the array that decides, or None if it can."""
+
+
+def everywhere(like: Any) -> str | None:
+    return None
+
+
+def on_cpu(like: Any) -> str | None:
+    place = arrays.device(like)
+    return None if place == "cpu" else f"device {place}"
+
+
+def on_cuda(like: Any) -> str | None:
+    place = arrays.device(like)
+    if not place.startswith("cuda"):
+        return f"device {place}"
+    return None if native.cuda() is not None else "hotloop._cuda is not compiled in"
+
+
+ON_CPU: Mapping[str, Refuses] = {"cpu": on_cpu, "reference": on_cpu}
+"""Of an op whose reference is NumPy."""
+
+
 def choose(
     op: str,
     impl: str,
-    candidates: dict[str, Callable[[], str | None]],
-    inputs: Callable[[], str],
+    name: str,
+    like: Any,
+    candidates: Mapping[str, Refuses] = ON_CPU,
+    **facts: object,
 ) -> str:
-    """Pick an implementation.
+    """Pick an implementation, and log it.
 
     Args:
         op: public name, for the error text.
         impl: what the caller asked for; ``HOTLOOP_IMPL`` overrides ``"auto"``.
-        candidates: implementations in order of preference, each with a function that returns None if it
-            can run these inputs, or the reason why not.
-        inputs: describes the inputs, for the error text.
+        name: of the argument that decides, for the error text.
+        like: that argument.
+        candidates: implementations in order of preference, each with what may refuse to run for ``like``.
+        facts: what the log names beside the argument.
 
     Raises:
         ValueError: unknown ``impl``.
@@ -56,25 +83,20 @@ def choose(
         raise ValueError(
             f"[{op}] HOTLOOP_IMPL: expected one of {', '.join(IMPLS[1:])}, got {forced!r}. Unset it."
         )
-    if forced is None:
-        for name, refuses in candidates.items():
-            if refuses() is None:
-                note(op, name)
-                return name
-    elif forced in candidates and candidates[forced]() is None:
-        note(op, forced)
-        return forced
+    for chosen in candidates if forced is None else (forced,):
+        if chosen in candidates and candidates[chosen](like) is None:
+            note(op, chosen)
+            if environment.logs() and not arrays.compiling():
+                environment.log_call(op, impl=chosen, **{name: tuple(like.shape)}, **facts)
+            return chosen
     lines = [
-        f"[{op}] no implementation fits {inputs()}"
+        f"[{op}] no implementation fits {name} {tuple(like.shape)} {arrays.dtype(like)} on {arrays.device(like)}"
         + (f" with impl={forced!r}" if forced else "")
         + ":"
     ]
-    for name in IMPLS[1:]:
-        if name not in candidates:
-            lines.append(f"    {name:10s} refused: this op has none")
-            continue
-        reason = candidates[name]()
-        state = f"refused: {reason}" if reason else f'available; pass impl="{name}" to use it'
-        lines.append(f"    {name:10s} {state}")
+    for each in IMPLS[1:]:
+        reason = candidates[each](like) if each in candidates else "this op has none"
+        state = f"refused: {reason}" if reason else f'available; pass impl="{each}" to use it'
+        lines.append(f"    {each:10s} {state}")
     lines.append("    details: python -m hotloop info")
     raise NotImplementedError("\n".join(lines))

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 # torch's wheel carries the OpenMP runtime that the CPU loops must share: two runtimes in one process
 # would each start their own threads. Loading torch first makes both modules resolve to the same one.
@@ -46,6 +47,17 @@ def cuda() -> ModuleType | None:
         return importlib.import_module("hotloop._cuda")
     except ImportError:
         return None
+
+
+def stream_of(like: Any) -> tuple[int, int]:
+    """The index of the device of a torch or CuPy array, and the handle of its library's current stream there."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        index = like.device.index
+        index = torch.cuda.current_device() if index is None else index
+        return index, torch.cuda.current_stream(index).cuda_stream
+    index = int(like.device.id)
+    return index, int(sys.modules["cupy"].cuda.get_current_stream(index).ptr)
 
 
 def _explain(error: ImportError) -> str:

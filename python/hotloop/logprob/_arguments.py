@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..front import at_run_time, environment, plain, tensors
+from ..front import arrays, at_run_time, check, environment, plain
 from ._statistics import STATISTICS
 
 LARGEST_SCALE = 1e18  # its square and the square of its inverse are normal float32 numbers
@@ -17,11 +17,11 @@ def logit_numbers(
     op: str, temperature: float, logit_scale: float, softcap: float | None
 ) -> tuple[float, float, float]:
     """Temperature, logit scale and softcap (0: none) of a ``LogitMap``, which Dynamo need not trace."""
-    temperature = tensors.number(op, "temperature", temperature, above=0)
-    logit_scale = tensors.number(op, "logit_scale", logit_scale)
+    temperature = check.number(op, "temperature", temperature, above=0)
+    logit_scale = check.number(op, "logit_scale", logit_scale)
     cap = 0.0
     if softcap is not None:
-        cap = tensors.number(op, "softcap", softcap, above=0, hint="Pass None for no cap.")
+        cap = check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap.")
         _representable(op, "softcap", cap)
     _representable(op, "temperature", temperature)
     if logit_scale != 0:
@@ -42,7 +42,7 @@ def wanted_statistics(op: str, statistics: Any) -> frozenset[str]:
     if isinstance(statistics, str):
         statistics = (statistics,)
     for name in statistics:
-        tensors.choice(op, "statistics", name, STATISTICS)
+        check.choice(op, "statistics", name, STATISTICS)
     return frozenset(statistics)
 
 
@@ -59,8 +59,8 @@ def head(
         for name, value in ((h, hidden), (w, weight), (b, bias)):
             if isinstance(value, Tensor):
                 plain.check(op, name, value)
-    hidden = tensors.float_tensor(op, h, hidden)
-    weight = tensors.float_tensor(op, w, weight, ndim=2)
+    hidden = check.float_tensor(op, h, hidden)
+    weight = check.float_tensor(op, w, weight, ndim=2)
     if hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"[{op}] {h}: expected shape (..., {weight.shape[1]}) to match {w} {tuple(weight.shape)}, "
@@ -78,23 +78,20 @@ def head(
             hidden, weight = hidden.to(dtype), weight.to(dtype)
         else:
             raise TypeError(
-                f"[{op}] {w}: expected dtype {tensors.dtype_name(hidden.dtype)} like {h}, got "
-                f"{tensors.dtype_name(weight.dtype)}. Convert one of them"
+                f"[{op}] {w}: expected dtype {arrays.dtype(hidden)} like {h}, got "
+                f"{arrays.dtype(weight)}. Convert one of them"
                 + (", or use torch.autocast." if not wide else ": autocast leaves float64 alone.")
             )
-    tensors.same_device(op, w, weight, h, hidden)
+    check.same_place(op, w, weight, h, hidden)
     if bias is not None:
-        bias = tensors.float_tensor(op, b, bias, ndim=1)
+        bias = check.float_tensor(op, b, bias, ndim=1)
         if bias.shape[0] != weight.shape[0]:
             raise ValueError(
                 f"[{op}] {b}: expected shape ({weight.shape[0]},), one per row of {w}, got {tuple(bias.shape)}."
             )
-        tensors.same_device(op, b, bias, h, hidden)
+        check.same_place(op, b, bias, h, hidden)
     flat = rows_of(hidden)
-    if environment.checks_on() and not torch.compiler.is_compiling():
-        for name, value in ((h, hidden), (w, weight), (b, bias)):
-            if value is not None:
-                tensors.finite(op, name, value)
+    check.finite(op, **{h: hidden, w: weight, b: bias})
     return flat, weight, bias
 
 
@@ -114,13 +111,11 @@ def labels(
     device: Any,
 ) -> Tensor:
     """Check labels of the given shape and return them as int64 [N]."""
-    t = tensors.tensor(op, "labels", value)
+    t = check.tensor(op, "labels", value)
     if not torch.compiler.is_compiling():
         plain.check(op, "labels", t)
     if t.dtype not in (torch.int64, torch.int32):
-        raise TypeError(
-            f"[{op}] labels: expected dtype int64 or int32, got {tensors.dtype_name(t.dtype)}."
-        )
+        raise TypeError(f"[{op}] labels: expected dtype int64 or int32, got {arrays.dtype(t)}.")
     if t.shape != shape:
         raise ValueError(
             f"[{op}] labels: expected shape {tuple(shape)}, one per row of {like}, got {tuple(t.shape)}."
@@ -142,15 +137,9 @@ def labels(
 
 @at_run_time.look("labels")
 def _look_at_labels(op: str, name: str, flat: Tensor, vocabulary: int, ignore_index: int) -> None:
-    if flat.numel() == 0:
-        return
     bad = (flat != ignore_index) & ((flat < 0) | (flat >= vocabulary))
-    if bool(bad.any()):
-        at = int(bad.nonzero()[0])
-        raise ValueError(
-            f"[{op}] {name}: expected 0 to {vocabulary - 1} or ignore_index={ignore_index}, got "
-            f"{int(flat[at])} at position {at}. Use ignore_index for tokens that do not count."
-        )
+    wanted = f"0 to {vocabulary - 1} or ignore_index={ignore_index}"
+    check.refuse(op, name, flat, bad, wanted, "Use ignore_index for tokens that do not count.")
 
 
 def shifted(
@@ -175,7 +164,7 @@ def shifted(
         raise ValueError(
             f"[{op}] labels: expected a tensor beside shift_labels=True, got None. Pass labels."
         )
-    t = tensors.tensor(op, "labels", labels)
+    t = check.tensor(op, "labels", labels)
     if t.ndim == 0:
         raise ValueError(
             f"[{op}] labels: expected at least 1 dimension to shift along, got shape (). Leave shift_labels off."
@@ -190,11 +179,11 @@ def shifted(
 
 def cu_seqlens(op: str, value: Any, n: int, device: Any) -> Tensor:
     """Check (B + 1,) offsets that start at 0 and end at n."""
-    t = tensors.tensor(op, "cu_seqlens", value)
+    t = check.tensor(op, "cu_seqlens", value)
     if t.dtype not in (torch.int64, torch.int32) or t.ndim != 1 or t.shape[0] < 1:
         raise ValueError(
             f"[{op}] cu_seqlens: expected int32 or int64 offsets of shape (sequences + 1,), got "
-            f"{tensors.dtype_name(t.dtype)} {tuple(t.shape)}."
+            f"{arrays.dtype(t)} {tuple(t.shape)}."
         )
     if t.device != device:
         raise ValueError(

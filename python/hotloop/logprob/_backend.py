@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..front import impl as _impl
+from ..front.impl import everywhere, on_cpu
 from . import _cpu
 from ._cpu import LogitMap
 
@@ -23,30 +22,20 @@ LEAST_TORCH_ON_CUDA = (2, 10)
 """The first release whose half-precision products add into a float32 result."""
 
 
-def choose(op: str, impl: str, like: Tensor, describe: Callable[[], str]) -> str:
-    device, dtype = like.device.type, like.dtype
-    return _impl.choose(
-        op,
-        impl,
-        {
-            "triton": lambda: triton_refuses(device, dtype),
-            "cpu": lambda: None if device == "cpu" else f"device {device}",
-            "reference": lambda: None,
-        },
-        describe,
-    )
-
-
-def triton_refuses(device: str, dtype: torch.dtype) -> str | None:
+def on_triton(like: Tensor) -> str | None:
+    device = like.device.type
     if not _TRITON:
         return "triton is not installed"
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"device {device}"
-    if dtype == torch.float64:
+    if like.dtype == torch.float64:
         return "dtype float64 (supports float32, float16, bfloat16)"
     if device == "cuda" and _TORCH < LEAST_TORCH_ON_CUDA:
         return f"torch {torch.__version__} (needs 2.10 or later on CUDA)"
     return None
+
+
+CANDIDATES = {"triton": on_triton, "cpu": on_cpu, "reference": everywhere}
 
 
 def triton_kernels() -> ModuleType:

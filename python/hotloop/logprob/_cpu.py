@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..front import buffers, environment
 from ..front import native as _native
-from ..front.arrays import exported as _export
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -246,10 +245,10 @@ def forward(
     native = _native.core()
     for first, tile in products.logits():
         native.row_statistics(
-            _export(tile),
-            None if wide_bias is None else _export(wide_bias[first : first + tile.shape[1]]),
-            _export(y), first_column + first, logit.native(), everything, _export(statistics),
-            None if largest is None else _export(largest),
+            tile,
+            None if wide_bias is None else wide_bias[first : first + tile.shape[1]],
+            y, first_column + first, logit.native(), everything, statistics,
+            largest,
         )  # fmt: skip
     if products.kept_columns == 0:
         products.release()
@@ -297,9 +296,9 @@ def backward(
     native = _native.core()
     for first, tile in products.tiles_again():
         native.row_gradient(
-            _export(tile),
-            None if wide_bias is None else _export(wide_bias[first : first + tile.shape[1]]),
-            _export(state.labels), first_column + first, logit.native(), _export(packed),
+            tile,
+            None if wide_bias is None else wide_bias[first : first + tile.shape[1]],
+            state.labels, first_column + first, logit.native(), packed,
         )  # fmt: skip
         gradients.add(first, tile)
     products.release()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..front import environment, tensors
-from ..front.impl import Impl
+from ..front import arrays, check
+from ..front.impl import Impl, Refuses, choose
 from ..reference import logprob as reference
 from . import _arguments, _backend, _second, _two_heads, _two_heads_triton
 from ._cpu import LogitMap, accumulate_dtype, select_rows
@@ -370,28 +370,28 @@ _logit_divergence.register_autograd(_logit_backward, setup_context=_logit_setup)
 def options(
     op: str, kind: str, beta: float, delta: float, temperature: float, reduction: str
 ) -> Terms:
-    tensors.choice(op, "divergence_kind", kind, KINDS)
-    tensors.choice(op, "reduction", reduction, tensors.REDUCTIONS)
-    tensors.number(op, "beta", beta, at_least=0, at_most=1)
-    tensors.number(op, "delta", delta, at_least=1)
+    check.choice(op, "divergence_kind", kind, KINDS)
+    check.choice(op, "reduction", reduction, check.REDUCTIONS)
+    check.number(op, "beta", beta, at_least=0, at_most=1)
+    check.number(op, "delta", delta, at_least=1)
     logit = _arguments.logit_numbers(op, temperature, 1.0, None)
     if kind == "jsd" and beta in (0, 1):
         kind = "forward_kl" if beta == 0 else "reverse_kl"  # by definition, not as a limit
     return kind, beta, delta, (*logit, *logit)
 
 
-def _not_too_hot(op: str, terms: Terms, dtype: torch.dtype) -> None:
+def _not_too_hot(op: str, terms: Terms, like: Tensor) -> None:
     """Refuse a temperature at which the value would be rounding alone.
 
     A divergence falls as 1 / T^2, the rounding of its log-probabilities does not fall: the relative error is about
     T^2 eps.
     """
-    wide = dtype == torch.float64
+    wide = like.dtype == torch.float64
     hottest = 1e7 if wide else 1e3
     if terms[3][0] > hottest:
         cure = "" if wide else " Pass float64."
         raise ValueError(
-            f"[{op}] temperature: expected at most {hottest:g} for {tensors.dtype_name(dtype)}, got {terms[3][0]!r}: "
+            f"[{op}] temperature: expected at most {hottest:g} for {arrays.dtype(like)}, got {terms[3][0]!r}: "
             f"the divergence, about 1 / T^2, would be lost in the rounding of the log-probabilities.{cure}"
         )
 
@@ -457,11 +457,11 @@ def of_heads(
     reduction: str,
     impl: Impl,
 ) -> Tensor:
-    shape = tensors.tensor(op, "student_hidden", student[0]).shape[:-1]
+    shape = check.tensor(op, "student_hidden", student[0]).shape[:-1]
     hidden, weight, bias = _arguments.head(
         op, *student, ("student_hidden", "student_weight", "student_bias")
     )
-    _not_too_hot(op, terms, hidden.dtype)
+    _not_too_hot(op, terms, hidden)
     with torch.no_grad():
         teacher_head = _arguments.head(
             op, *teacher, ("teacher_hidden", "teacher_weight", "teacher_bias")
@@ -473,10 +473,10 @@ def of_heads(
         )
     if teacher_head[1].dtype != weight.dtype:
         raise TypeError(
-            f"[{op}] teacher_weight: expected dtype {tensors.dtype_name(weight.dtype)} like student_weight, got "
-            f"{tensors.dtype_name(teacher_head[1].dtype)}. Convert one of them."
+            f"[{op}] teacher_weight: expected dtype {arrays.dtype(weight)} like student_weight, got "
+            f"{arrays.dtype(teacher_head[1])}. Convert one of them."
         )
-    tensors.same_device(op, "teacher_hidden", teacher_head[0], "student_hidden", hidden)
+    check.same_place(op, "teacher_hidden", teacher_head[0], "student_hidden", hidden)
     if labels is None:
         # Every row counts, whatever the caller's ignore_index is: 0 would take these labels for masked.
         ignore_index = IGNORE_INDEX
@@ -485,7 +485,7 @@ def of_heads(
         flat_labels = _arguments.labels(
             op, labels, shape, weight.shape[0], ignore_index, "student_hidden", hidden.device
         )
-    chosen = _choose(op, impl, hidden, f"student_hidden {tuple(shape)}", terms[0])
+    chosen = choose(op, impl, "student_hidden", student[0], _candidates(terms))
     teacher_head = tuple(None if x is None else x.detach() for x in teacher_head)  # type: ignore[assignment]
     if chosen == "reference":
         student_head = (hidden, weight, bias)
@@ -495,7 +495,7 @@ def of_heads(
             hidden, weight, bias, *teacher_head, flat_labels, ignore_index, *terms, chosen
         )[0]
     else:
-        tensors.untransformed(op, hidden, weight, bias)
+        check.untransformed(op, hidden, weight, bias)
         rows = _LinearDivergence.apply(
             hidden,
             weight,
@@ -520,9 +520,9 @@ def of_logits(
     reduction: str,
     impl: Impl,
 ) -> Tensor:
-    student = tensors.float_tensor(op, "student_logits", student)
-    teacher = tensors.float_tensor(op, "teacher_logits", teacher)
-    _not_too_hot(op, terms, student.dtype)
+    student = check.float_tensor(op, "student_logits", student)
+    teacher = check.float_tensor(op, "teacher_logits", teacher)
+    _not_too_hot(op, terms, student)
     if student.ndim < 1 or student.shape[-1] == 0 or teacher.shape != student.shape:
         raise ValueError(
             f"[{op}] teacher_logits: expected shape (..., vocabulary) like student_logits {tuple(student.shape)}, "
@@ -530,10 +530,10 @@ def of_logits(
         )
     if teacher.dtype != student.dtype:
         raise TypeError(
-            f"[{op}] teacher_logits: expected dtype {tensors.dtype_name(student.dtype)} like student_logits, got "
-            f"{tensors.dtype_name(teacher.dtype)}. Convert one of them."
+            f"[{op}] teacher_logits: expected dtype {arrays.dtype(student)} like student_logits, got "
+            f"{arrays.dtype(teacher)}. Convert one of them."
         )
-    tensors.same_device(op, "teacher_logits", teacher, "student_logits", student)
+    check.same_place(op, "teacher_logits", teacher, "student_logits", student)
     shape = student.shape[:-1]
     vocabulary = student.shape[-1]
     flat, flat_teacher = _arguments.rows_of(student), _arguments.rows_of(teacher.detach())
@@ -547,41 +547,25 @@ def of_logits(
         flat_labels = _arguments.labels(
             op, labels, shape, vocabulary, ignore_index, "student_logits", flat.device
         )
-    if environment.checks_on() and not torch.compiler.is_compiling():
-        tensors.finite(op, "student_logits", student)
-        tensors.finite(op, "teacher_logits", teacher)
-    chosen = _choose(op, impl, flat, f"student_logits {tuple(student.shape)}", terms[0])
+    check.finite(op, student_logits=student, teacher_logits=teacher)
+    chosen = choose(op, impl, "student_logits", student, _candidates(terms))
     if chosen == "reference":
         rows = reference_of_logits(terms, flat, flat_teacher, flat_labels, ignore_index)
     elif torch.compiler.is_compiling():
         rows = torch.ops.hotloop.logit_divergence(flat, flat_teacher, *terms, chosen)[0]
         rows = torch.where(flat_labels != ignore_index, rows, 0.0)
     else:
-        tensors.untransformed(op, flat)
+        check.untransformed(op, flat)
         rows = _LogitDivergence.apply(flat, flat_teacher, flat_labels, terms, ignore_index, chosen)
     return reduce(rows, flat_labels, ignore_index, reduction, shape)
 
 
-def _choose(op: str, impl: Impl, like: Tensor, what: str, kind: str) -> str:
-    from ..front import impl as _impl
+def _no_log_cosh(like: Tensor) -> str | None:
+    return "log_cosh has no Triton kernel yet"
 
-    device = like.device.type
 
-    def triton() -> str | None:
-        if kind == "log_cosh":
-            return "log_cosh has no Triton kernel yet"
-        return _backend.triton_refuses(device, like.dtype)
-
-    return _impl.choose(
-        op,
-        impl,
-        {
-            "triton": triton,
-            "cpu": lambda: None if device == "cpu" else f"device {device}",
-            "reference": lambda: None,
-        },
-        lambda: f"{what} {tensors.dtype_name(like.dtype)} on {device}",
-    )
+def _candidates(terms: Terms) -> Mapping[str, Refuses]:
+    return _backend.CANDIDATES | ({"triton": _no_log_cosh} if terms[0] == "log_cosh" else {})
 
 
 __all__ = ["IGNORE_INDEX", "KINDS", "Divergence", "of_heads", "of_logits", "options"]

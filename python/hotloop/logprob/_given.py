@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..front import native
-from ..front.arrays import exported as _export
 from ..reference import logprob as reference
 from . import _second, _statistics
 from ._backend import relative_to_maximum, triton_kernels
@@ -37,8 +36,8 @@ def forward(
         sums = new_statistics(logits.shape[0], accumulate_dtype(logits.dtype))
         largest = torch.zeros(logits.shape[0], dtype=torch.int64, device="cpu") if argmax else None
         native.core().row_statistics(
-            _export(logits), None, _export(labels), 0, logit.native(), everything, _export(sums),
-            None if largest is None else _export(largest),
+            logits, None, labels, 0, logit.native(), everything, sums,
+            largest,
         )  # fmt: skip
     valid = labels != ignore_index
     statistics = torch.where(valid, _statistics.finish(sums, vocabulary), 0.0)
@@ -62,12 +61,12 @@ def backward(
     else:
         gradient = logits.detach().clone(memory_format=torch.contiguous_format)
         native.core().row_gradient(
-            _export(gradient),
+            gradient,
             None,
-            _export(labels),
+            labels,
             0,
             logit.native(),
-            _export(coefficients.contiguous()),
+            coefficients.contiguous(),
         )
     return gradient.masked_fill_((labels == ignore_index).unsqueeze(1), 0.0)
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..front import environment, native
-from ..front.arrays import exported as _export
 from ._cpu import Gradients, LogitMap, Products, accumulate_dtype, finish, in_the_dtype_given
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
@@ -104,7 +103,7 @@ class Rows:
 
 
 def _slice(bias: Tensor | None, first: int, tile: Tensor) -> object:
-    return None if bias is None else _export(bias[first : first + tile.shape[1]])
+    return None if bias is None else bias[first : first + tile.shape[1]]
 
 
 def _call(
@@ -116,11 +115,9 @@ def _call(
     mode: str,
     **arrays: Tensor,
 ) -> None:
-    packed = dict.fromkeys(("statistics", "coefficients", "mixture")) | {
-        name: _export(value) for name, value in arrays.items()
-    }
+    packed = dict.fromkeys(("statistics", "coefficients", "mixture")) | arrays
     native.core().divergence(
-        mode, _export(s), _export(t), _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
+        mode, s, t, _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
         d.student.native(), d.teacher.native(), d.beta, packed["statistics"], packed["coefficients"], packed["mixture"],
     )  # fmt: skip
 
@@ -128,9 +125,9 @@ def _call(
 def _log_cosh(
     d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, **arrays: Tensor
 ) -> None:
-    packed = dict.fromkeys(("sums", "weights")) | {name: _export(v) for name, v in arrays.items()}
+    packed = dict.fromkeys(("sums", "weights")) | arrays
     native.core().log_cosh(
-        _export(s), _export(t), _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
+        s, t, _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
         d.student.native(), d.teacher.native(), packed["sums"], packed["weights"],
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..front.keywords import known
 from . import _arguments
@@ -72,7 +72,7 @@ def linear_kl(
         Hinton et al. 2015, arXiv:1503.02531 (forward); Gu et al. 2023, arXiv:2306.08543 (reverse).
     """
     op = "linear_kl"
-    tensors.choice(op, "direction", direction, DIRECTIONS)
+    check.choice(op, "direction", direction, DIRECTIONS)
     d = divergence.options(op, f"{direction}_kl", 0.5, 2.0, temperature, reduction)
     student, teacher = (
         (student_hidden, student_weight, student_bias),
@@ -491,8 +491,8 @@ def bonsai_synthesis_loss(
         Zhang et al. 2022 (Bonsai), arXiv:2203.15516.
     """
     op = "bonsai_synthesis_loss"
-    tensors.choice(op, "reduction", reduction, tensors.REDUCTIONS)
-    tensors.float_tensor(op, "head_logits", head_logits, ndim=3)
+    check.choice(op, "reduction", reduction, check.REDUCTIONS)
+    check.float_tensor(op, "head_logits", head_logits, ndim=3)
     losses = -token_logprob(head_logits, pseudo_labels, impl=impl).logps
     if reduction == "none":
         return losses

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..front import environment, tensors
-from ..front.impl import Impl
+from ..front import check
+from ..front.impl import Impl, choose
 from ..front.keywords import known
 from ..reference import logprob as reference
 from . import _arguments, _backend, _given, _ops, _statistics
@@ -14,7 +14,7 @@ from ._cpu import LogitMap
 from ._statistics import LogprobStatistics
 
 IGNORE_INDEX = -100
-Reduction = tensors.REDUCTIONS
+Reduction = check.REDUCTIONS
 HINTS = {
     "shift": "Pass shift_labels=True for labels as Hugging Face stores them.",
     "target": "Pass it as labels.",
@@ -95,12 +95,12 @@ def linear_logprob(
     wanted = _arguments.wanted_statistics(op, statistics)
     offsets = None
     if cu_seqlens is not None:
-        if tensors.tensor(op, "hidden", hidden).ndim != 2:
+        if check.tensor(op, "hidden", hidden).ndim != 2:
             raise ValueError(
                 f"[{op}] cu_seqlens: expected hidden of shape (tokens, width) beside it, got {tuple(hidden.shape)}. "
                 "Pack the sequences first."
             )
-        tokens = tensors.tensor(op, "hidden", hidden).shape[0]
+        tokens = check.tensor(op, "hidden", hidden).shape[0]
         offsets = _arguments.cu_seqlens(op, cu_seqlens, tokens, hidden.device)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels, offsets)
     rows = _rows(
@@ -131,18 +131,12 @@ def _rows(
     impl: str,
 ) -> tuple[Tensor | None, ...]:
     """The five statistics and the argmax hit, each [N] or None."""
-    shape = tensors.tensor(op, "hidden", hidden).shape[:-1]
+    shape = check.tensor(op, "hidden", hidden).shape[:-1]
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
     flat_labels = _arguments.labels(
         op, labels, shape, weight.shape[0], ignore_index, "hidden", flat.device
     )
-    chosen = _backend.choose(
-        op, impl, flat,
-        lambda: f"hidden {tuple(hidden.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}",
-    )  # fmt: skip
-    environment.log_call(
-        op, impl=chosen, rows=flat.shape[0], width=flat.shape[1], vocabulary=weight.shape[0]
-    )
+    chosen = choose(op, impl, "hidden", hidden, _backend.CANDIDATES, vocabulary=weight.shape[0])
     if chosen == "reference":
         found = reference.head_statistics(flat, weight, bias, flat_labels, ignore_index, *logit)
         return tuple(
@@ -154,7 +148,7 @@ def _rows(
             flat, weight, bias, flat_labels, ignore_index, *logit, chosen
         )
         return _select(packed, hit, wanted)
-    tensors.untransformed(op, flat, weight, bias)
+    check.untransformed(op, flat, weight, bias)
     return _ops.LinearLogprob.apply(  # type: ignore[no-any-return]
         flat,
         weight,
@@ -226,7 +220,7 @@ def token_logprob(
         Definition; one pass by the online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867.
     """
     op = "token_logprob"
-    logits = tensors.float_tensor(op, "logits", logits)
+    logits = check.float_tensor(op, "logits", logits)
     if logits.ndim < 1 or logits.shape[-1] == 0:
         raise ValueError(
             f"[{op}] logits: expected shape (..., vocabulary), got {tuple(logits.shape)}."
@@ -241,14 +235,8 @@ def token_logprob(
     flat_labels = _arguments.labels(
         op, labels, shape, flat.shape[1], ignore_index, "logits", flat.device
     )
-    if environment.checks_on() and not torch.compiler.is_compiling():
-        tensors.finite(op, "logits", logits)
-    chosen = _backend.choose(
-        op,
-        impl,
-        flat,
-        lambda: f"logits {tuple(logits.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}",
-    )
+    check.finite(op, logits=logits)
+    chosen = choose(op, impl, "logits", logits, _backend.CANDIDATES)
     rows: tuple[Tensor | None, ...]
     if chosen == "reference":
         found = reference.logit_statistics(flat, flat_labels, ignore_index, *logit)
@@ -262,7 +250,7 @@ def token_logprob(
         )
         rows = _select(packed, hit, wanted)
     else:
-        tensors.untransformed(op, flat)
+        check.untransformed(op, flat)
         rows = _given.TokenLogprob.apply(
             flat, flat_labels, _map(logit), ignore_index, wanted, chosen
         )
@@ -326,12 +314,12 @@ def linear_cross_entropy(
         Label smoothing: Szegedy et al. 2016, arXiv:1512.00567. z-loss: Chowdhery et al. 2022, arXiv:2204.02311.
     """
     op = "linear_cross_entropy"
-    tensors.choice(op, "reduction", reduction, tensors.REDUCTIONS)
-    tensors.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
-    tensors.number(op, "z_loss", z_loss, at_least=0)
+    check.choice(op, "reduction", reduction, check.REDUCTIONS)
+    check.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
+    check.number(op, "z_loss", z_loss, at_least=0)
     logit = _arguments.logit_numbers(op, 1.0, logit_scale, softcap)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    shape = tensors.tensor(op, "hidden", hidden).shape[:-1]
+    shape = check.tensor(op, "hidden", hidden).shape[:-1]
     if (
         reduction != "none"
         and not torch.compiler.is_compiling()
@@ -346,16 +334,9 @@ def linear_cross_entropy(
     ):
         flat, w, b = _arguments.head(op, hidden, weight, bias)
         y = _arguments.labels(op, labels, shape, w.shape[0], ignore_index, "hidden", flat.device)
-        chosen = _backend.choose(
-            op,
-            impl,
-            flat,
-            lambda: (
-                f"hidden {tuple(hidden.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}"
-            ),
-        )
+        chosen = choose(op, impl, "hidden", hidden, _backend.CANDIDATES)
         if chosen != "reference":
-            tensors.untransformed(op, flat, w, b)
+            check.untransformed(op, flat, w, b)
             loss: Tensor = _ops.CrossEntropy.apply(
                 flat, w, b, y, _map(logit), ignore_index, label_smoothing, z_loss, reduction, chosen
             )

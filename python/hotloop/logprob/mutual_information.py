@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..front import tensors
-from ..front.impl import Impl
+from ..front import check
+from ..front.impl import Impl, choose, everywhere
 
 
 def mi_alpha_bound(
@@ -40,21 +40,20 @@ def mi_alpha_bound(
     Reference:
         He et al. 2021 (Distiller), arXiv:2109.11105; the bound: Poole et al. 2019, arXiv:1905.06922.
     """
-    from ..front import impl as _impl
     from ..reference import logprob as reference
 
     op = "mi_alpha_bound"
-    scores = tensors.float_tensor(op, "scores", scores, ndim=2)
+    scores = check.float_tensor(op, "scores", scores, ndim=2)
     if scores.shape[0] != scores.shape[1] or scores.shape[0] < 2:
         raise ValueError(
             f"[{op}] scores: expected shape (n, n) with n >= 2, got {tuple(scores.shape)}."
         )
-    log_baseline = tensors.float_tensor(op, "log_baseline", log_baseline, ndim=1)
+    log_baseline = check.float_tensor(op, "log_baseline", log_baseline, ndim=1)
     if log_baseline.shape[0] != scores.shape[0]:
         raise ValueError(
             f"[{op}] log_baseline: expected shape ({scores.shape[0]},), got {tuple(log_baseline.shape)}."
         )
-    tensors.number(op, "alpha", alpha, at_least=0, at_most=1)
-    _impl.choose(op, impl, {"reference": lambda: None}, lambda: f"scores {tuple(scores.shape)}")
+    check.number(op, "alpha", alpha, at_least=0, at_most=1)
+    choose(op, impl, "scores", scores, {"reference": everywhere})
     result: Tensor = reference.mi_alpha_bound(scores, log_baseline, alpha=alpha)
     return result

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..front import tensors
-from ..front.impl import Impl
+from ..front import check
+from ..front.impl import Impl, choose
 from . import _arguments, _backend, _statistics
 from ._cpu import STATISTICS, LogitMap
 from ._statistics import LogprobStatistics
@@ -79,17 +79,12 @@ def linear_logprob_partial(
     numbers = _arguments.logit_numbers(op, temperature, logit_scale, softcap)
     logit = LogitMap(numbers[0], numbers[1], numbers[2] or None)
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
-    tensors.tensor(op, "labels", labels)
+    check.tensor(op, "labels", labels)
     if labels.shape != (flat.shape[0],):
         raise ValueError(
             f"[{op}] labels: expected shape ({flat.shape[0]},), one per row of hidden, got {tuple(labels.shape)}."
         )
-    chosen = _backend.choose(
-        op,
-        impl,
-        flat,
-        lambda: f"hidden {tuple(flat.shape)} {tensors.dtype_name(flat.dtype)} on {flat.device}",
-    )
+    chosen = choose(op, impl, "hidden", hidden, _backend.CANDIDATES)
     if chosen == "reference":
         raise NotImplementedError(
             f"[{op}] impl: expected 'cpu' or 'triton', got 'reference'. Use linear_logprob."
@@ -129,10 +124,10 @@ def merge_logprob_partials(
     op = "merge_logprob_partials"
     if not partials:
         raise ValueError(f"[{op}] partials: expected at least one part, got none.")
-    tensors.tensor(op, "labels", labels)
+    check.tensor(op, "labels", labels)
     for at, part in enumerate(partials):
-        tensors.float_tensor(op, f"partials[{at}].sums", part.sums)
-        tensors.tensor(op, f"partials[{at}].argmax", part.argmax)
+        check.float_tensor(op, f"partials[{at}].sums", part.sums)
+        check.tensor(op, f"partials[{at}].argmax", part.argmax)
     shape = partials[0].sums.shape
     if any(part.sums.shape != shape for part in partials) or shape != (
         len(STATISTICS),

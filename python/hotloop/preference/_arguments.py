@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..front import at_run_time, environment, native, plain, tensors
+from ..front import at_run_time, check, environment, native, plain
 from ._pairs import Row
 
 
 def policy_pair(op: str, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor | None]:
     """The two inputs nearly every loss is differentiated by."""
-    tensors.tensor(op, "policy_rejected_logps", rejected)
+    check.tensor(op, "policy_rejected_logps", rejected)
     return {"policy_chosen_logps": chosen, "policy_rejected_logps": rejected}
 
 
@@ -25,7 +25,7 @@ def required(op: str, **rows: Row) -> dict[str, Row]:
     """Constants that must not be left out. A plain number stands for every row."""
     for name, value in rows.items():
         if not isinstance(value, (int, float)):
-            tensors.tensor(op, name, value)
+            check.tensor(op, name, value)
     return rows
 
 
@@ -50,8 +50,8 @@ def lengths(op: str, name: str, value: Row | None) -> Row:
     if value is None:
         return 1.0
     if isinstance(value, Tensor):
-        return exact(tensors.float_like(op, name, value))
-    return max(1.0, tensors.number(op, name, value, at_least=0))
+        return exact(check.float_like(op, name, value))
+    return max(1.0, check.number(op, name, value, at_least=0))
 
 
 # What the compiled checks of rows read: 0.5 us for 8 rows, where a comparison and a reduction of torch take 5.
@@ -70,7 +70,7 @@ def _seen(value: Tensor) -> bool:
 @at_run_time.look("marks")
 def marks(op: str, name: str, value: Tensor) -> Tensor:
     """True and False, or 1 and 0, in any dtype. -1 for a bad answer would be read as a number."""
-    value = tensors.tensor(op, name, value)
+    value = check.tensor(op, name, value)
     if value.dtype is torch.bool:
         return value
     if torch.compiler.is_compiling():
@@ -97,23 +97,23 @@ def probability(op: str, name: str, value: Row, *, below: float | None = None) -
     """A number from 0 to 1, or from 0 to less than ``below``, or a tensor of such."""
     if isinstance(value, Tensor):
         if torch.compiler.is_compiling():
-            value = tensors.tensor(op, name, value)
+            value = check.tensor(op, name, value)
             numbers = () if below is None else (below,)
             return exact(at_run_time.checked("probability", op, name, value, (), numbers))
         if value.dtype is torch.bool or not _seen(value):
-            return exact(tensors.tensor(op, name, value))
+            return exact(check.tensor(op, name, value))
         high = 1.0 if below is None else below
         if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
             if native.core().within(value, high, below is not None):
                 return value
         elif value.numel() == 0:
-            return exact(tensors.tensor(op, name, value))
+            return exact(check.tensor(op, name, value))
         plain.check(op, name, value)
         _check_range(op, name, value, below, high)
         return exact(value)
     if below is not None:
-        return tensors.number(op, name, value, at_least=0, below=below)
-    return tensors.number(op, name, value, at_least=0, at_most=1)
+        return check.number(op, name, value, at_least=0, below=below)
+    return check.number(op, name, value, at_least=0, at_most=1)
 
 
 @at_run_time.look("probability")
@@ -138,32 +138,32 @@ def label_after(op: str, smoothing: Row) -> Row:
 def check_rows(op: str, rows: Mapping[str, Tensor], ndim: int | None = 1) -> None:
     """Check float tensors that the front door computes with itself: one shape, one device."""
     names = list(rows)
-    first = tensors.float_tensor(op, names[0], rows[names[0]], ndim=ndim)
+    first = check.float_tensor(op, names[0], rows[names[0]], ndim=ndim)
     for name in names[1:]:
-        value = tensors.float_tensor(op, name, rows[name])
+        value = check.float_tensor(op, name, rows[name])
         if value.shape != first.shape:
             raise ValueError(
                 f"[{op}] {name}: expected shape {tuple(first.shape)} like {names[0]}, "
                 f"got {tuple(value.shape)}. Pass one value for each."
             )
-        tensors.same_device(op, name, value, names[0], first)
+        check.same_place(op, name, value, names[0], first)
 
 
 def per_row(op: str, name: str, value: Tensor | None, like: str, first: Tensor) -> Tensor | None:
     """A row of values; a scalar, such as a loss averaged over the batch, stands for every row."""
     if value is None:
         return None
-    tensors.float_tensor(op, name, value)
+    check.float_tensor(op, name, value)
     if value.ndim > 0:
         return value
-    return value.expand(tensors.float_tensor(op, like, first, ndim=1).shape[0])
+    return value.expand(check.float_tensor(op, like, first, ndim=1).shape[0])
 
 
 def add_term(
     op: str, loss: Tensor, name: str, term: Tensor, like: str, first: Tensor, reduction: str
 ) -> Tensor:
     """Add ``term``, reduced like the loss. Only a mean may be over a number of rows of its own."""
-    tensors.same_device(op, name, term, like, first)
+    check.same_place(op, name, term, like, first)
     if term.numel() == 0 and first.numel() != 0:
         raise ValueError(
             f"[{op}] {name}: expected at least one row beside {like}, got none. A mean over nothing is NaN."

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..front import buffers, environment, native, plain, tensors
-from ..front import impl as _impl
+from ..front import arrays, buffers, check, environment, native, plain
+from ..front.impl import choose, everywhere, note, on_cpu, on_cuda
 
 Reduction = Literal["none", "mean", "sum"]
 Row = Tensor | float
 
+_CANDIDATES = {"cuda": on_cuda, "cpu": on_cpu, "reference": everywhere}
 _NO_SECOND = "[pair_loss] create_graph: expected False, got True. Use impl='reference' for second derivatives."
 
 
@@ -47,9 +48,9 @@ def pair_loss(
         impl: see ``hotloop.front.impl``.
         reference: computes the same in plain torch.
     """
-    tensors.choice(op, "reduction", reduction, tensors.REDUCTIONS)
+    check.choice(op, "reduction", reduction, check.REDUCTIONS)
     like = next(iter(differentiable))
-    first = tensors.float_tensor(op, like, differentiable[like], ndim=1)
+    first = check.float_tensor(op, like, differentiable[like], ndim=1)
     shape, dtype, device = first.shape, first.dtype, first.device
     double = dtype is torch.float64
     inputs = list(differentiable.values())
@@ -63,7 +64,7 @@ def pair_loss(
             and value.device == device
         ):
             continue
-        value = tensors.float_tensor(op, list(differentiable)[k], value)
+        value = check.float_tensor(op, list(differentiable)[k], value)
         _check_row(op, list(differentiable)[k], value, first, like)
         double = double or value.dtype is torch.float64
     for k, row in enumerate(constant_rows):
@@ -76,57 +77,42 @@ def pair_loss(
             continue
         name = list(constants)[k]
         if isinstance(row, Tensor):
-            tensors.tensor(op, name, row)
+            check.tensor(op, name, row)
             if row.is_quantized:
                 plain.check(op, name, row)
             # Counts and flags: in a half type a length of 1001 would be rounded.
             row = (
                 row
-                if row.dtype in tensors.FLOAT_DTYPES
+                if arrays.dtype(row) in arrays.FLOATS
                 else row.to(torch.float64 if double else torch.float32)
             )
             row = row.reshape(1) if row.ndim == 0 else row
             _check_row(op, name, row, first, like, broadcast=True)
             double = double or row.dtype is torch.float64
         else:
-            row = tensors.number(op, name, row)
+            row = check.number(op, name, row)
         constant_rows[k] = row
     compiling = torch.compiler.is_compiling()
     if not compiling and environment.checks_on():
         for name, given in (*differentiable.items(), *zip(constants, constant_rows)):
             if isinstance(given, Tensor):
-                tensors.finite(op, name, given)
+                check.finite(op, **{name: given})
     if impl == "auto" and device.type == "cpu" and environment.forced_impl() is None:
         chosen = "cpu"
-        _impl.note(op, chosen)
+        note(op, chosen)
+        if environment.logs() and not compiling:
+            environment.log_call(op, impl=chosen, **{like: tuple(shape)})
     else:
-        chosen = _choose(op, impl, first, like)
-    if not compiling:
-        environment.log_call(op, impl=chosen, n=shape[0], dtype=dtype)
+        chosen = choose(op, impl, like, first, _CANDIDATES)
     if chosen == "reference":
         return reference()
     if compiling:
         return _registered(head, inputs, constant_rows, params, reduction, first, double)
-    tensors.untransformed(op, *inputs)
+    check.untransformed(op, *inputs)
     loss: Tensor = _PairLoss.apply(
         head, constant_rows, params, reduction, double, torch.is_grad_enabled(), *inputs
     )
     return loss
-
-
-def _choose(op: str, impl: str, first: Tensor, like: str) -> str:
-    device = first.device.type
-    candidates: dict[str, Callable[[], str | None]] = {
-        "cuda": lambda: _cuda_refuses(device),
-        "cpu": lambda: None if device == "cpu" else f"device {device}",
-        "reference": lambda: None,
-    }
-    return _impl.choose(
-        op,
-        impl,
-        candidates,
-        lambda: f"{like} {tuple(first.shape)} {tensors.dtype_name(first.dtype)} on {device}",
-    )
 
 
 def _check_row(
@@ -138,15 +124,7 @@ def _check_row(
             f"[{op}] {name}: expected shape ({n},) like {like}, got {tuple(value.shape)}. "
             "Pass one value per row."
         )
-    tensors.same_device(op, name, value, like, first)
-
-
-def _cuda_refuses(device: str) -> str | None:
-    if device != "cuda":
-        return f"device {device}"
-    if native.cuda() is None:
-        return "hotloop._cuda is not compiled in"
-    return None
+    check.same_place(op, name, value, like, first)
 
 
 def _run(
@@ -177,8 +155,7 @@ def _run(
     partials = None
     if total is not None:
         partials = torch.empty(module.PAIR_PARTIALS, dtype=torch.float64, device=device)
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    stream = torch.cuda.current_stream(device).cuda_stream
+    index, stream = native.stream_of(inputs[0])
     module.pair_loop(
         head, n, inputs, params, loss, grads, grad_scale,
         None if total is None else total.reshape(1), partials, double, index, stream,

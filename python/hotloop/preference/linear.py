@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..front.keywords import known
 from ..logprob import _arguments, _statistics
@@ -223,7 +223,7 @@ def linear_preference_loss(
     if shift_labels is not False:
         offsets = None
         if cu_seqlens is not None:
-            shape = tensors.tensor(_OP, "labels", labels).shape
+            shape = check.tensor(_OP, "labels", labels).shape
             offsets = _arguments.cu_seqlens(_OP, cu_seqlens, shape[0], labels.device)
         labels = _arguments.shifted(_OP, labels, ignore_index, shift_labels, offsets)
     policy, lengths = _answers(
@@ -295,7 +295,7 @@ def _answers(
     impl: Impl,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the answers, (answers,) or (answers, T), and their lengths (answers,)."""
-    if tensors.tensor("linear_preference_loss", "hidden", hidden).ndim != (
+    if check.tensor("linear_preference_loss", "hidden", hidden).ndim != (
         3 if cu_seqlens is None else 2
     ):
         raise ValueError(
@@ -346,7 +346,7 @@ def _reference(
         )
     if ref_hidden is not None:
         with torch.no_grad():
-            head = weight if ref_weight is None else tensors.tensor(_OP, "ref_weight", ref_weight)
+            head = weight if ref_weight is None else check.tensor(_OP, "ref_weight", ref_weight)
             return _answers(
                 ref_hidden,
                 head.detach(),
@@ -360,7 +360,7 @@ def _reference(
             )[0]
     if ref_logps is None:
         return None
-    ref_logps = tensors.float_tensor(_OP, "ref_logps", ref_logps).detach()
+    ref_logps = check.float_tensor(_OP, "ref_logps", ref_logps).detach()
     if ref_logps.shape == policy.shape and not tokens:
         return ref_logps
     if ref_logps.shape != labels.shape:

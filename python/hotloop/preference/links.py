@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..reference import preference as reference
 from ._arguments import check_rows, exact, policy_pair, probability, ref_pair, together
@@ -76,9 +76,9 @@ def slic_hinge_loss(
     with_target = together(op, target_logps=target_logps, sft_weight=sft_weight)
     if beta is None:
         beta = 0.1 if with_ref else 1.0
-    beta = tensors.number(op, "beta", beta, above=0)
-    delta = tensors.number(op, "delta", delta, above=0)
-    weight = tensors.number(op, "sft_weight", sft_weight, at_least=0) if with_target else 0.0
+    beta = check.number(op, "beta", beta, above=0)
+    delta = check.number(op, "delta", delta, above=0)
+    weight = check.number(op, "sft_weight", sft_weight, at_least=0) if with_target else 0.0
     refs: tuple[Row, Row] = (0.0, 0.0)
     if ref_chosen_logps is not None and ref_rejected_logps is not None:
         refs = (ref_chosen_logps, ref_rejected_logps)
@@ -155,8 +155,8 @@ def exo_pair_loss(
         Ji et al. 2024, arXiv:2402.00856, eq. 16.
     """
     op = "exo_pair_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    eps = tensors.number(
+    beta = check.number(op, "beta", beta, above=0)
+    eps = check.number(
         op, "label_smoothing", label_smoothing, above=0, below=0.5, hint="The paper uses 1e-3."
     )
     return pair_loss(
@@ -227,8 +227,8 @@ def apo_loss(
         D'Oosterlinck et al. 2024, arXiv:2408.06266, eqs. 7 and 8.
     """
     op = "apo_loss"
-    tensors.choice(op, "variant", variant, APO_VARIANTS)
-    beta = tensors.number(op, "beta", beta, above=0)
+    check.choice(op, "variant", variant, APO_VARIANTS)
+    beta = check.number(op, "beta", beta, above=0)
     return pair_loss(
         op,
         f"apo_{variant}",
@@ -301,7 +301,7 @@ def aot_loss(
         Melnyk et al. 2024, arXiv:2406.05882.
     """
     op = "aot_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     label = 1.0 - float(probability(op, "label_smoothing", label_smoothing))
     check_rows(
         op,
@@ -390,7 +390,7 @@ def nca_loss(
         Chen et al. 2024, arXiv:2402.05369, Algorithm 1 with K = 2.
     """
     op = "nca_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     return pair_loss(
         op,
         "nca_pair",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ._arguments import check_rows, exact
 
 
@@ -56,7 +56,7 @@ def preference_metrics(
         TRL 1.16.0, DPOTrainer.
     """
     op = "preference_metrics"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     check_rows(
         op,
         {

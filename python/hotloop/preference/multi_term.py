@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..reference import preference as reference
 from ._arguments import check_rows, exact, policy_pair, ref_pair
@@ -73,8 +73,8 @@ def modpo_loss(
         Zhou et al. 2023, arXiv:2310.03708; the authors' code.
     """
     op = "modpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    tensors.choice(op, "link", link, tuple(MODPO_HEADS))
+    beta = check.number(op, "beta", beta, above=0)
+    check.choice(op, "link", link, tuple(MODPO_HEADS))
     check_rows(
         op,
         {
@@ -90,8 +90,8 @@ def modpo_loss(
             f"[{op}] weights: expected {k + 1} numbers for {k} margin reward(s), got {got}. "
             "Pass a tuple, the objective of the pairs first."
         )
-    w = [tensors.number(op, f"weights[{j}]", x) for j, x in enumerate(weights)]
-    tensors.number(
+    w = [check.number(op, f"weights[{j}]", x) for j, x in enumerate(weights)]
+    check.number(
         op, "weights[0]", w[0], above=0, hint="Without weight on the pairs there is no loss."
     )
     gap = (exact(chosen_margin_rewards) - exact(rejected_margin_rewards)).detach()
@@ -192,13 +192,13 @@ def opa_dpo_loss(
         Yang et al. 2025, arXiv:2501.09695; the authors' code.
     """
     op = "opa_dpo_loss"
-    tensors.choice(op, "mode", mode, OPA_MODES)
+    check.choice(op, "mode", mode, OPA_MODES)
     released = mode == "released"
     params = (
-        tensors.number(op, "beta", beta, above=0),
-        tensors.number(op, "image_coeff", image_coeff, at_least=0),
-        tensors.number(op, "anchor_coeff", anchor_coeff, at_least=0),
-        tensors.number(op, "anchor_target", anchor_target),
+        check.number(op, "beta", beta, above=0),
+        check.number(op, "image_coeff", image_coeff, at_least=0),
+        check.number(op, "anchor_coeff", anchor_coeff, at_least=0),
+        check.number(op, "anchor_target", anchor_target),
         -1.0 if released else 1.0,
     )
     groups: tuple[dict[str, Tensor | None], ...] = (
@@ -214,7 +214,7 @@ def opa_dpo_loss(
     optional = ("revised_weights", "image_weights", "original_weights")
     checked = [
         {
-            name: tensors.tensor(op, name, t)
+            name: check.tensor(op, name, t)
             for name, t in group.items()
             if t is not None or name not in optional
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..reference import preference as reference
 from ..reference.preference.optimistic import RPO_ETA
@@ -76,17 +76,17 @@ def vpo_loss(
         Cen et al. 2024, arXiv:2405.19320.
     """
     op = "vpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    alpha = tensors.number(op, "alpha", alpha, at_least=0)
-    tensors.choice(op, "mode", mode, VPO_MODES)
+    beta = check.number(op, "beta", beta, above=0)
+    alpha = check.number(op, "alpha", alpha, at_least=0)
+    check.choice(op, "mode", mode, VPO_MODES)
     weight = (1.0 if mode == "online" else -1.0) * alpha * beta
     policy, refs = (
         policy_pair(op, policy_chosen_logps, policy_rejected_logps),
         ref_pair(op, ref_chosen_logps, ref_rejected_logps),
     )
     name = "policy_calibration_logps"
-    calibration = tensors.float_tensor(op, name, policy_calibration_logps, ndim=1)
-    first = tensors.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1)
+    calibration = check.float_tensor(op, name, policy_calibration_logps, ndim=1)
+    first = check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1)
     if calibration.shape == first.shape:
         return pair_loss(
             op,
@@ -113,7 +113,7 @@ def vpo_loss(
         check_rows(op, {name: calibration, "ref_calibration_logps": ref_calibration_logps})
         shift: Row = exact(ref_calibration_logps).detach()
     else:
-        shift = tensors.number(op, "ref_calibration_logps", ref_calibration_logps)
+        shift = check.number(op, "ref_calibration_logps", ref_calibration_logps)
     loss = pair_loss(
         op,
         "dpo",
@@ -189,9 +189,9 @@ def selm_loss(
         Zhang et al. 2024, arXiv:2405.19332; the authors' code.
     """
     op = "selm_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    alpha = tensors.number(op, "alpha", alpha, at_least=0)
-    tensors.tensor(op, "policy_generated_logps", policy_generated_logps)
+    beta = check.number(op, "beta", beta, above=0)
+    alpha = check.number(op, "alpha", alpha, at_least=0)
+    check.tensor(op, "policy_generated_logps", policy_generated_logps)
     return pair_loss(
         op,
         "dpo_plus_linear",
@@ -274,10 +274,10 @@ def xpo_loss(
         Xie et al. 2024, arXiv:2405.21046, Algorithm 1.
     """
     op = "xpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    alpha = tensors.number(op, "alpha", alpha, at_least=0)
-    tensors.choice(op, "link", link, XPO_LINKS)
-    tensors.tensor(op, "policy_ref_sample_logps", policy_ref_sample_logps)
+    beta = check.number(op, "beta", beta, above=0)
+    alpha = check.number(op, "alpha", alpha, at_least=0)
+    check.choice(op, "link", link, XPO_LINKS)
+    check.tensor(op, "policy_ref_sample_logps", policy_ref_sample_logps)
     head, param = (
         ("dpo_plus_linear", beta) if link == "logistic" else ("ipo_plus_linear", 1.0 / beta)
     )
@@ -361,7 +361,7 @@ def rpo_sft_loss(
         Liu et al. 2024, arXiv:2405.16436; the authors' code.
     """
     op = "rpo_sft_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     if eta is not None and alpha is not None:
         raise ValueError(
             f"[{op}] alpha: expected None beside eta, got {alpha!r}. Pass one of the two."
@@ -385,16 +385,16 @@ def rpo_sft_loss(
         )
 
     if alpha is None:
-        eta = tensors.number(op, "eta", RPO_ETA if eta is None else eta, at_least=0)
+        eta = check.number(op, "eta", RPO_ETA if eta is None else eta, at_least=0)
         params = (beta, beta, eta * beta)
         return pair_loss(op, "flex_dpo", policy, refs, params, reduction, impl, plain)
-    alpha = tensors.number(op, "alpha", alpha, at_least=0)
+    alpha = check.number(op, "alpha", alpha, at_least=0)
     if chosen_lengths is None:
         raise ValueError(
             f"[{op}] chosen_lengths: expected a value with alpha, got None. Pass the token counts."
         )
     # Converted once for its two places: a half gradient is rounded after its parts are added.
-    chosen = exact(tensors.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1))
+    chosen = exact(check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1))
     count = lengths(op, "chosen_lengths", chosen_lengths)
     count = count.clamp(min=1) if isinstance(count, Tensor) else count
     if isinstance(count, Tensor):
@@ -473,9 +473,9 @@ def hypo_loss(
         Song et al. 2024, arXiv:2406.01462.
     """
     op = "hypo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    kl_weight = tensors.number(op, "kl_weight", kl_weight, at_least=0)
-    k = int(tensors.number(op, "num_samples", num_samples, at_least=1))
+    beta = check.number(op, "beta", beta, above=0)
+    kl_weight = check.number(op, "kl_weight", kl_weight, at_least=0)
+    k = int(check.number(op, "num_samples", num_samples, at_least=1))
     check_rows(
         op, {"policy_online_logps": policy_online_logps, "ref_online_logps": ref_online_logps}
     )
@@ -505,7 +505,7 @@ def hypo_loss(
     online = exact(policy_online_logps).reshape(-1, k)
     w = online.detach() - exact(ref_online_logps).detach().reshape(-1, k)
     if weight_clip is not None:
-        clip = tensors.number(op, "weight_clip", weight_clip, above=0)
+        clip = check.number(op, "weight_clip", weight_clip, above=0)
         w = w.clamp(-clip, clip)
     if k > 1:
         w = w - (w.sum(1, keepdim=True) - w) / (k - 1)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..reference import preference as reference
 from ._arguments import exact, label_after, lengths, policy_pair, probability, ref_pair, required
@@ -72,12 +72,12 @@ def dpo_loss(
         arXiv:2309.16240. Conditional reference: arXiv:2602.11902.
     """
     op = "dpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    tensors.choice(op, "f_divergence", f_divergence, DIVERGENCES)
+    beta = check.number(op, "beta", beta, above=0)
+    check.choice(op, "f_divergence", f_divergence, DIVERGENCES)
     params: tuple[float, ...] = (beta,)
     head = _HEAD_OF_DIVERGENCE.get(f_divergence, "dpo_alpha")
     if f_divergence == "alpha":
-        alpha = tensors.number(op, "alpha", alpha)
+        alpha = check.number(op, "alpha", alpha)
         if alpha == 1:
             raise ValueError(
                 f"[{op}] alpha: expected a number other than 1, got 1. Use 'reverse_kl'."
@@ -163,7 +163,7 @@ def conservative_dpo_loss(
         smoothing: Xie et al. 2024, arXiv:2405.00451.
     """
     op = "conservative_dpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     return pair_loss(
         op,
         "soft_label_dpo",
@@ -236,7 +236,7 @@ def robust_dpo_loss(
         Ray Chowdhury et al. 2024, arXiv:2403.00409.
     """
     op = "robust_dpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     eps = probability(op, "label_smoothing", label_smoothing, below=0.5)
     return pair_loss(
         op,
@@ -308,7 +308,7 @@ def dpo_norm_loss(
         Lambert et al. 2024, arXiv:2411.15124 (length-normalized DPO).
     """
     op = "dpo_norm_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     required(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     return pair_loss(
         op,
@@ -386,9 +386,9 @@ def flex_dpo_loss(
     """
     op = "flex_dpo_loss"
     params = (
-        tensors.number(op, "beta_chosen", beta_chosen, above=0),
-        tensors.number(op, "beta_rejected", beta_rejected, at_least=0),
-        tensors.number(op, "sft_weight", sft_weight, at_least=0),
+        check.number(op, "beta_chosen", beta_chosen, above=0),
+        check.number(op, "beta_rejected", beta_rejected, at_least=0),
+        check.number(op, "sft_weight", sft_weight, at_least=0),
     )
     return pair_loss(
         op,
@@ -467,9 +467,9 @@ def dno_loss(
         Rosset et al. 2024, arXiv:2404.03715, eqs. 8, 9 and 11 to 13, Algorithms 1 and 2.
     """
     op = "dno_loss"
-    eta = tensors.number(op, "eta", eta, above=0)
-    gap_scale = tensors.number(op, "gap_scale", gap_scale, above=0)
-    tensors.tensor(op, "policy_logps_2", policy_logps_2)
+    eta = check.number(op, "eta", eta, above=0)
+    gap_scale = check.number(op, "gap_scale", gap_scale, above=0)
+    check.tensor(op, "policy_logps_2", policy_logps_2)
     if (label is None) == (win_rate_gap is None):
         raise ValueError(
             f"[{op}] label: expected either label or win_rate_gap, got "
@@ -478,9 +478,9 @@ def dno_loss(
     if label is not None:
         q = probability(op, "label", label)
     elif isinstance(win_rate_gap, Tensor):
-        q = torch.sigmoid(gap_scale * exact(tensors.float_like(op, "win_rate_gap", win_rate_gap)))
+        q = torch.sigmoid(gap_scale * exact(check.float_like(op, "win_rate_gap", win_rate_gap)))
     else:
-        gap = tensors.number(op, "win_rate_gap", win_rate_gap, at_least=-1, at_most=1)
+        gap = check.number(op, "win_rate_gap", win_rate_gap, at_least=-1, at_most=1)
         q = 0.5 + 0.5 * math.tanh(0.5 * gap_scale * gap)  # the sigmoid, without overflow
     return pair_loss(
         op,
@@ -555,8 +555,8 @@ def drift_iterative_dpo_loss(
         2026.
     """
     op = "drift_iterative_dpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    tensors.tensor(op, "policy_dissatisfied_logps", policy_dissatisfied_logps)
+    beta = check.number(op, "beta", beta, above=0)
+    check.tensor(op, "policy_dissatisfied_logps", policy_dissatisfied_logps)
     return pair_loss(
         op,
         "dpo",

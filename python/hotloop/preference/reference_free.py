@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..reference import preference as reference
 from ._arguments import (
@@ -67,8 +67,8 @@ def orpo_loss(
         Hong et al. 2024, arXiv:2403.07691, eqs. 4 and 7.
     """
     op = "orpo_loss"
-    beta = tensors.number(op, "beta", beta, at_least=0)
-    tensors.tensor(op, "chosen_nll", chosen_nll)
+    beta = check.number(op, "beta", beta, at_least=0)
+    check.tensor(op, "chosen_nll", chosen_nll)
     nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
     return pair_loss(
         op,
@@ -145,10 +145,10 @@ def cpo_loss(
         Xu et al. 2024, arXiv:2401.08417. Reward shape: Gupta et al. 2025, arXiv:2501.03884.
     """
     op = "cpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    cpo_alpha = tensors.number(op, "cpo_alpha", cpo_alpha, at_least=0)
-    alpha = tensors.number(op, "alpha", alpha)
-    gamma = tensors.number(op, "gamma", gamma, at_least=0)
+    beta = check.number(op, "beta", beta, above=0)
+    cpo_alpha = check.number(op, "cpo_alpha", cpo_alpha, at_least=0)
+    alpha = check.number(op, "alpha", alpha)
+    gamma = check.number(op, "gamma", gamma, at_least=0)
     with_lengths = together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
     constants: dict[str, Row] = {
@@ -246,9 +246,9 @@ def simpo_loss(
         Meng et al. 2024, arXiv:2405.14734, eq. 6.
     """
     op = "simpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    gamma = tensors.number(op, "gamma", gamma, at_least=0)
-    cpo_alpha = tensors.number(op, "cpo_alpha", cpo_alpha, at_least=0)
+    beta = check.number(op, "beta", beta, above=0)
+    gamma = check.number(op, "gamma", gamma, at_least=0)
+    cpo_alpha = check.number(op, "cpo_alpha", cpo_alpha, at_least=0)
     together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
     return pair_loss(
@@ -284,7 +284,7 @@ def _segments(
     """Return the log-probabilities in float32 or better, and the advantages they add up to."""
     if ref is not None:
         check_rows(op, {name: logps, ref_name: ref}, ndim=None)
-    steps = exact(tensors.float_tensor(op, name, logps))
+    steps = exact(check.float_tensor(op, name, logps))
     if steps.ndim == 1 and ref is None:
         return steps, steps
     if steps.ndim != 2:
@@ -356,10 +356,10 @@ def cpl_loss(
         Hejna et al. 2023, arXiv:2310.13639.
     """
     op = "cpl_loss"
-    alpha = tensors.number(op, "alpha", alpha, above=0)
-    gamma = tensors.number(op, "gamma", gamma, above=0, at_most=1)
-    lam = tensors.number(op, "lam", lam, above=0, at_most=1)
-    bc_coeff = tensors.number(op, "bc_coeff", bc_coeff, at_least=0)
+    alpha = check.number(op, "alpha", alpha, above=0)
+    gamma = check.number(op, "gamma", gamma, above=0, at_most=1)
+    lam = check.number(op, "lam", lam, above=0, at_most=1)
+    bc_coeff = check.number(op, "bc_coeff", bc_coeff, at_least=0)
     together(op, ref_logps_1=ref_logps_1, ref_logps_2=ref_logps_2)
     names = ("segment_logps_1", "segment_logps_2")
     steps_1, first = _segments(
@@ -444,15 +444,15 @@ def cpl_dense_loss(
         Hejna et al. 2023, arXiv:2310.13639; the dense form: the authors' code.
     """
     op = "cpl_dense_loss"
-    alpha = tensors.number(op, "alpha", alpha, above=0)
-    gamma = tensors.number(op, "gamma", gamma, above=0, at_most=1)
-    lam = tensors.number(op, "lam", lam, above=0, at_most=1)
-    bc_coeff = tensors.number(op, "bc_coeff", bc_coeff, at_least=0)
+    alpha = check.number(op, "alpha", alpha, above=0)
+    gamma = check.number(op, "gamma", gamma, above=0, at_most=1)
+    lam = check.number(op, "lam", lam, above=0, at_most=1)
+    bc_coeff = check.number(op, "bc_coeff", bc_coeff, at_least=0)
     steps, advantage = _segments(
         op, "segment_logps", segment_logps, "ref_logps", ref_logps, alpha, gamma
     )
     n = advantage.shape[0]
-    tensors.float_like(op, "scores", tensors.tensor(op, "scores", scores))
+    check.float_like(op, "scores", check.tensor(op, "scores", scores))
     if n == 1 and reduction == "mean":
         raise ValueError(
             f"[{op}] segment_logps: expected at least 2 segments, got 1. A mean over no pairs is NaN."
@@ -462,7 +462,7 @@ def cpl_dense_loss(
             f"[{op}] scores: expected shape ({n},), one per segment, got {tuple(scores.shape)}. "
             "Pass one score per segment."
         )
-    tensors.same_device(op, "scores", scores, "segment_logps", segment_logps)
+    check.same_place(op, "scores", scores, "segment_logps", segment_logps)
     if bc_coeff and (segment_logps.ndim != 2 or reduction != "mean"):
         raise ValueError(
             f"[{op}] bc_coeff: expected 0 for advantages or reduction={reduction!r}, got "

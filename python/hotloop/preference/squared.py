@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..reference import preference as reference
 from ._arguments import lengths, policy_pair, probability, ref_pair, required, together
@@ -63,7 +63,7 @@ def ipo_loss(
         Azar et al. 2023, arXiv:2310.12036, eq. 17.
     """
     op = "ipo_loss"
-    tau = tensors.number(op, "tau", tau, above=0)
+    tau = check.number(op, "tau", tau, above=0)
     together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     return pair_loss(
         op,
@@ -144,9 +144,9 @@ def online_ipo_loss(
         Calandriello et al. 2024, arXiv:2403.08635.
     """
     op = "online_ipo_loss"
-    tau = tensors.number(op, "tau", tau, above=0)
+    tau = check.number(op, "tau", tau, above=0)
     together(op, lengths_1=lengths_1, lengths_2=lengths_2)
-    tensors.tensor(op, "policy_logps_2", policy_logps_2)
+    check.tensor(op, "policy_logps_2", policy_logps_2)
     return pair_loss(
         op,
         "ipo",
@@ -230,8 +230,8 @@ def inpo_loss(
         Zhang et al. 2024, arXiv:2407.00617.
     """
     op = "inpo_loss"
-    eta = tensors.number(op, "eta", eta, above=0)
-    tau = tensors.number(op, "tau", tau, at_least=0, at_most=eta, hint="tau may not exceed eta.")
+    eta = check.number(op, "eta", eta, above=0)
+    tau = check.number(op, "tau", tau, at_least=0, at_most=eta, hint="tau may not exceed eta.")
     return pair_loss(
         op,
         "inpo",
@@ -307,7 +307,7 @@ def sppo_loss(
         Wu et al. 2024, arXiv:2405.00675, eq. 4.7.
     """
     op = "sppo_loss"
-    eta = tensors.number(op, "eta", eta, above=0)
+    eta = check.number(op, "eta", eta, above=0)
     required(op, win_rate=win_rate)
     return pair_loss(
         op,
@@ -367,7 +367,7 @@ def sppo_hard_loss(
         Wu et al. 2024, arXiv:2405.00675, eq. 4.7.
     """
     op = "sppo_hard_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     return pair_loss(
         op,
         "sppo_hard",
@@ -447,13 +447,13 @@ def srpo_loss(
         Choi et al. 2024, arXiv:2406.01660.
     """
     op = "srpo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    alpha = tensors.number(op, "alpha", alpha, above=0, below=1)
+    beta = check.number(op, "beta", beta, above=0)
+    alpha = check.number(op, "alpha", alpha, above=0, below=1)
     weights = (
-        tensors.number(
+        check.number(
             op, "joint_weight", 1 - alpha if joint_weight is None else joint_weight, at_least=0
         ),
-        tensors.number(
+        check.number(
             op,
             "improvement_weight",
             alpha if improvement_weight is None else improvement_weight,
@@ -469,7 +469,7 @@ def srpo_loss(
         "rejected_logratios": rejected_logratios,
     }
     for name, value in rows.items():
-        tensors.tensor(op, name, value)
+        check.tensor(op, name, value)
     return pair_loss(
         op,
         "srpo",

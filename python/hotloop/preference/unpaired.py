@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..reference import preference as reference
 from ._arguments import check_rows, exact, marks, ref_pair, required, together
@@ -73,10 +73,10 @@ def kto_loss(
         Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
     """
     op = "kto_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     weights = (
-        tensors.number(op, "desirable_weight", desirable_weight, at_least=0),
-        tensors.number(op, "undesirable_weight", undesirable_weight, at_least=0),
+        check.number(op, "desirable_weight", desirable_weight, at_least=0),
+        check.number(op, "undesirable_weight", undesirable_weight, at_least=0),
     )
     with_rows = together(op, policy_kl_logps=policy_kl_logps, ref_kl_logps=ref_kl_logps)
     if with_rows == (kl is not None):
@@ -174,7 +174,7 @@ def bco_loss(
         Jung et al. 2024, arXiv:2404.04656.
     """
     op = "bco_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     return pair_loss(
         op,
         "bco",
@@ -246,7 +246,7 @@ def bco_pair_loss(
         Jung et al. 2024, arXiv:2404.04656.
     """
     op = "bco_pair_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
+    beta = check.number(op, "beta", beta, above=0)
     check_rows(
         op,
         {
@@ -330,7 +330,7 @@ class RunningRewardMean:
             is_desirable: True or 1 for good answers, shape (n,). Required if balanced.
         """
         op = "RunningRewardMean"
-        tensors.float_tensor(op, "rewards", rewards, ndim=1)
+        check.float_tensor(op, "rewards", rewards, ndim=1)
         values = rewards.detach().double()
         if is_desirable is None:
             if self.balanced:

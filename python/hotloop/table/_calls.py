@@ -29,9 +29,6 @@ def of_kind(op: str, name: str, value: Any, *types: type) -> None:
         raise TypeError(f"[{op}] {name}: expected {wanted} or None, got {type(value).__name__}.")
 
 
-_e = arrays.exported
-
-
 class Calls:
     """What the verbs of a table share. ``Table`` sets these in its constructor."""
 
@@ -69,7 +66,7 @@ class Calls:
 
     def _enter(self, op: str, like: Any) -> None:
         """Calls that follow run on the current stream of ``like``'s library: a table on a device."""
-        if self.dtype == "bfloat16" and arrays.kind(op, "keys", like) == "cupy":
+        if self.dtype == "bfloat16" and arrays.kind(like) == "cupy":
             raise NotImplementedError(
                 f"[{op}] keys: expected a torch tensor with a table of bfloat16, got a CuPy array, which has no "
                 "such type."
@@ -124,7 +121,7 @@ class Calls:
         if time is None:
             time = int(_time.time()) if "use" in self.track else 0
         time = check.integer(op, "time", time, at_least=0, at_most=2**32 - 1)
-        return None if scores is None else _e(scores), self._epoch, time
+        return scores, self._epoch, time
 
     def _admits(self) -> Any:
         """The filter that unknown keys must pass, as the compiled half takes it."""
@@ -157,9 +154,9 @@ class Calls:
                 bags,
                 moment,
                 self._admits(),
-                _e(rows),
+                rows,
                 _columns.exported_flags(found),
-                *(_keys.exported(out) for out in outs),
+                *outs,
             )
         return rows, found
 
@@ -182,12 +179,12 @@ class Calls:
         with self._room(op):
             evicted = self._native.upsert(
                 n,
-                _e(keys),
-                _keys.exported(values),
+                keys,
+                values,
                 moment,
                 self._admits() if ask else None,
                 keep,
-                _e(rows),
+                rows,
                 _columns.exported_flags(found),
             )
         return rows, found, evicted
@@ -207,7 +204,7 @@ class Calls:
         moment = self._moment(op, keys, scores, epoch, time)
         found = _columns.flags(keys, int(keys.shape[0]))
         self._native.assign(
-            int(keys.shape[0]), _e(keys), _e(values), moment, add, _columns.exported_flags(found)
+            int(keys.shape[0]), keys, values, moment, add, _columns.exported_flags(found)
         )
         return found
 
@@ -217,11 +214,11 @@ class Calls:
         wide = not _columns.readable(keys, self.dtype)
         out = arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
         sizes = arrays.empty(keys, (n,), "int64")
-        return out, sizes, (n, _e(keys), n, None, None, "sum", self._scale)
+        return out, sizes, (n, keys, n, None, None, "sum", self._scale)
 
     def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
         out, sizes, bags = self._own_bags(keys)
-        self._native.pool(bags, _keys.exported(rows), _e(out), _e(sizes), None)
+        self._native.pool(bags, rows, out, sizes, None)
         return out, sizes
 
     @property
@@ -245,12 +242,11 @@ class Calls:
         """How many gradients found no row; on a device 0 without ``counts``, which would wait for it."""
         if time is None:
             time = int(_time.time()) if "use" in self.track else 0
-        x = _keys.exported
         n = int(keys.shape[0])
         count = n if offsets is None else int(offsets.shape[0]) - 1
-        bags = (n, x(keys), count, x(offsets), x(weights), mode, 1.0)
+        bags = (n, keys, count, offsets, weights, mode, 1.0)
         seed = getattr(self.initializer, "seed", 0)
-        args = (rule, bags, x(rows), x(grads), x(sizes), x(largest), time, seed)
+        args = (rule, bags, rows, grads, sizes, largest, time, seed)
         if self.device != "cpu":
             args += (counts,)  # type: ignore[assignment]
         return int(self._native.update(*args))

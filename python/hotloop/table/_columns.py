@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..front import arrays as _arrays
-from ..front import environment
+from ..front import check, environment
 from ..front import native as _native
 from . import _device, _keys, _parts
 
@@ -39,17 +39,17 @@ def exported_flags(found: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(found, torch.Tensor):  # CuPy
         return found.view("uint8")
-    return _arrays.exported(found.view(torch.uint8))
+    return found.view(torch.uint8)
 
 
 def mask(op: str, name: str, value: Any, keys: Any) -> Any:
-    _arrays.checked(op, name, value, ("bool",), 1)
+    check.array(op, name, value, ("bool",), 1)
     _like_keys(op, name, value, keys)
     return value
 
 
 def scores(op: str, value: Any, keys: Any) -> Any:
-    _arrays.checked(op, "scores", value, ("int64", "uint64"), 1)
+    check.array(op, "scores", value, ("int64", "uint64"), 1)
     unsigned = _arrays.dtype(value) == "uint64"
     _like_keys(op, "scores", value, keys)
     value = _keys.as_int64(value)
@@ -64,11 +64,11 @@ def scores(op: str, value: Any, keys: Any) -> Any:
 def _least(value: Any) -> int:
     if _arrays.device(value) != "cpu":
         return int(value.min())
-    return int(_native.core().table_least(int(value.shape[0]), _arrays.exported(value)))
+    return int(_native.core().table_least(int(value.shape[0]), value))
 
 
 def _like_keys(op: str, name: str, value: Any, keys: Any) -> None:
-    _arrays.same_place(op, name, value, "keys", keys)
+    check.same_place(op, name, value, "keys", keys)
     if value.shape[0] != keys.shape[0]:
         raise ValueError(
             f"[{op}] {name}: expected shape ({keys.shape[0]},) like keys, got {tuple(value.shape)}."
@@ -78,8 +78,8 @@ def _like_keys(op: str, name: str, value: Any, keys: Any) -> None:
 def _matrix(
     op: str, name: str, value: Any, keys: Any, shape: tuple[int, int], dtypes: tuple[str, ...]
 ) -> Any:
-    _arrays.checked(op, name, value, dtypes, 2)
-    _arrays.same_place(op, name, value, "keys", keys)
+    check.array(op, name, value, dtypes, 2)
+    check.same_place(op, name, value, "keys", keys)
     if tuple(value.shape) != shape:
         raise ValueError(f"[{op}] {name}: expected shape {shape}, got {tuple(value.shape)}.")
     if hasattr(value, "detach"):
@@ -118,9 +118,7 @@ def stored(op: str, values: Any, keys: Any, table: Calls) -> Any:
 def _int8(values: Any, value_range: float) -> Any:
     codes = _arrays.empty(values, tuple(values.shape), "int8")
     bits = codes.view(np.uint8 if isinstance(codes, np.ndarray) else sys.modules["torch"].uint8)
-    _native.core().table_quantize(
-        _arrays.exported(values), _arrays.exported(bits), value_range, True
-    )
+    _native.core().table_quantize(values, bits, value_range, True)
     return codes
 
 
@@ -157,9 +155,7 @@ def _largest(x: Any) -> float:
     if not (x.shape[0] and x.shape[-1]):
         return 0.0
     if _arrays.device(x) == "cpu" and _arrays.dtype(x) == "float32":
-        return float(
-            _native.core().table_largest(_arrays.exported(x if x.ndim == 2 else x[:, None]))
-        )
+        return float(_native.core().table_largest(x if x.ndim == 2 else x[:, None]))
     return float(abs(x).max())  # NaN in all libraries if there is one
 
 
@@ -167,21 +163,15 @@ def _finite(x: Any) -> bool:
     return _largest(x) < float("inf")
 
 
-def _first(bad: np.ndarray, x: Any) -> tuple[Any, list[int]]:
-    at = tuple(int(i) for i in np.argwhere(bad)[0])
-    return _arrays.to_numpy(x)[at], list(at)
-
-
 def check_fits(op: str, values: Any, dtype: str) -> None:
     limit = LIMITS[dtype]
     if not _largest(values) < limit:
         numbers = np.abs(np.asarray(_arrays.to_numpy(values), np.float32))
-        got, at = _first(~(numbers < limit), values)
         below = "" if np.isinf(limit) else f", below {limit:.6g} in size"
-        raise ValueError(
-            f"[{op}] values: expected finite numbers of {dtype}{below}, got {got} at {at}. Nothing was written; "
-            "clip them or leave these rows out."
-        )
+        check.refuse(
+            op, "values", values, ~(numbers < limit), f"finite numbers of {dtype}{below}",
+            "Nothing was written; clip them or leave these rows out.",
+        )  # fmt: skip
 
 
 def check_added(op: str, table: Calls, keys: Any, values: Any, rows: Any) -> None:
@@ -224,16 +214,20 @@ def check_gradients(
     if weights is not None and weights.shape[0]:
         weight = _largest(weights)
         if not weight < float("inf"):
-            got, at = _first(~np.isfinite(_arrays.to_numpy(weights)), weights)
-            raise ValueError(
-                f"[{op}] per_sample_weights: expected finite numbers, got {got} at {at}. Nothing was written."
+            bad = ~np.isfinite(_arrays.to_numpy(weights))
+            check.refuse(
+                op, "per_sample_weights", weights, bad, "finite numbers", "Nothing was written."
             )
     most = _largest(grads)
     if not most < float("inf"):
-        got, at = _first(~np.isfinite(_arrays.to_numpy(grads)), grads)
-        raise ValueError(
-            f"[{op}] grads: expected finite numbers, got {got} at {at}. "
-            "Nothing was written; clip or skip this batch."
+        bad = ~np.isfinite(_arrays.to_numpy(grads))
+        check.refuse(
+            op,
+            "grads",
+            grads,
+            bad,
+            "finite numbers",
+            "Nothing was written; clip or skip this batch.",
         )
     if most * weight * int(keys.shape[0]) <= MOST_SUM:
         return
@@ -266,9 +260,9 @@ def _check_sums(
     np.add.at(sums, inverse.reshape(-1), each)
     bad = np.abs(sums) > MOST_SUM
     if bad.any():
-        got, at = _first(bad, sums)
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"[{op}] grads: expected sums per key up to {MOST_SUM:g} in size, got {got:.6g} for key "
+            f"[{op}] grads: expected sums per key up to {MOST_SUM:g} in size, got {sums[at]:.6g} for key "
             f"{distinct[at[0]]}. Nothing was written; clip them, or divide them by the loss scale first."
         )
 

@@ -58,14 +58,7 @@ def made(op: str, settings: dict[str, Any], index: int) -> DeviceTable:
 def on(native: Any, like: Any) -> None:
     """Let a table on a device run on the current stream of ``like``'s library; nothing on the CPU."""
     if isinstance(native, DeviceTable):
-        native.use(_stream(like, native.index))
-
-
-def _stream(like: Any, index: int) -> int:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(like, torch.Tensor):
-        return int(torch.cuda.current_stream(index).cuda_stream)
-    return int(sys.modules["cupy"].cuda.get_current_stream(index).ptr)
+        native.use(_native.stream_of(like)[1])
 
 
 class DeviceTable:
@@ -180,6 +173,5 @@ def evicted(native: DeviceTable, m: int, keys: Any, dim: int, dtype: str) -> tup
     gone, scores = arrays.empty(keys, (m,), "int64"), arrays.empty(keys, (m,), "int64")
     values = arrays.empty(keys, (m, dim), dtype)
     if m:
-        x = arrays.exported
-        native.evicted(x(gone), x(values), x(scores))
+        native.evicted(gone, values, scores)
     return gone, values.float() if dtype == "bfloat16" else values, scores

@@ -6,25 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, environment
-from ..front import impl as _impl
-from ..front.impl import Impl
+from ..front import arrays, check
 
 KEYS = ("int64", "uint64", "int32")
-
-
-def choose(op: str, impl: Impl, like: Any) -> str:
-    """Pick the implementation for arrays on the device of ``like``."""
-    device = arrays.device(like)
-    on_cpu = None if device == "cpu" else f"device {device}"
-    chosen = _impl.choose(
-        op,
-        impl,
-        {"cpu": lambda: on_cpu, "reference": lambda: on_cpu},
-        lambda: f"{tuple(like.shape)} {arrays.dtype(like)} on {device}",
-    )
-    environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
-    return chosen
 
 
 def as_int64(value: Any) -> Any:
@@ -44,15 +28,15 @@ def as_int64(value: Any) -> Any:
 
 def keys(op: str, value: Any, *ndims: int, name: str = "keys") -> Any:
     """Keys as contiguous int64: any 64 bits, none is reserved."""
-    return as_int64(arrays.checked(op, name, value, KEYS, *ndims))
+    return as_int64(check.array(op, name, value, KEYS, *ndims))
 
 
 def counts(op: str, value: Any, like: Any, *, name: str = "counts", least: int = 0) -> Any:
     """Sightings of each key, int64 (n,), or None."""
     if value is None:
         return None
-    arrays.checked(op, name, value, arrays.INTEGERS, 1)
-    arrays.same_place(op, name, value, "keys", like)
+    check.array(op, name, value, arrays.INTEGERS, 1)
+    check.same_place(op, name, value, "keys", like)
     if tuple(value.shape) != tuple(like.shape):
         raise ValueError(
             f"[{op}] {name}: expected shape {tuple(like.shape)} like keys, got {tuple(value.shape)}."
@@ -63,7 +47,3 @@ def counts(op: str, value: Any, like: Any, *, name: str = "counts", least: int =
             f"[{op}] {name}: expected counts >= {least}, got {lowest}. Leave out what was not seen."
         )
     return value
-
-
-def exported(value: Any) -> Any:
-    return None if value is None else arrays.exported(value)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..front import arrays
 from . import _columns, _kept, _moves
 from .optimizers import RowOptimizer
 from .table import Table
@@ -171,15 +170,13 @@ def forward(
     if (
         insert and _moves.recomputes()
     ):  # its first time made the rows, was a use, and asked for admission
-        table._native.locate(n, arrays.exported(ids), arrays.exported(rows))
-        table._native.pool(
-            given, *(None if x is None else arrays.exported(x) for x in (rows, *outs))
-        )
+        table._native.locate(n, ids, rows)
+        table._native.pool(given, *(rows, *outs))
     elif insert:
         moment = table._moment(op, ids, None, held.epoch, held.time)
         rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
     else:
-        table._native.pool(given, None, *(None if x is None else arrays.exported(x) for x in outs))
+        table._native.pool(given, None, *(x for x in outs))
     if keep and n:
         kept, _ = table._pool(ids, rows if insert else None)
     else:
@@ -190,13 +187,12 @@ def forward(
 def _bags(
     held: Held, ids: Tensor, offsets: Tensor | None, weights: Tensor | None
 ) -> tuple[Any, ...]:
-    x = arrays.exported
     return (
         ids.numel(),
-        x(ids),
+        ids,
         ids.numel() if offsets is None else offsets.numel() - 1,
-        None if offsets is None else x(offsets),
-        None if weights is None else x(weights),
+        offsets,
+        weights,
         held.mode,
         held.table._scale,
     )
@@ -224,9 +220,8 @@ def _backward(
     size = n if of_weights else 0
     grad_weights = torch.empty(size, dtype=torch.float32, device=ids.device)
     if of_weights and n:
-        x = arrays.exported
         bags = _bags(held, ids, offsets, weights)
-        held.table._native.weight_gradient(bags, x(kept), x(grad), x(grad_weights))
+        held.table._native.weight_gradient(bags, kept, grad, grad_weights)
     if of_rows and n and rows.numel() == n:  # what has no elements has no address either
         saved = (grad, ids, offsets, weights, rows, sizes, largest)
         if held.fused:

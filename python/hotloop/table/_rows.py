@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..front import arrays as _arrays
-from ..front import environment, native
-from ..front import impl as _impl
+from ..front import check, native
 from ..front.check import integer
-from ..front.impl import Impl
+from ..front.impl import Refuses, everywhere, on_cpu
 from .optimizers import RowOptimizer
 
 CPU_DTYPES = ("float32", "float16", "bfloat16")
@@ -31,80 +30,41 @@ class MergedGradients(NamedTuple):
     """(N,) int64: the row of ``ids`` that each id of the batch is."""
 
 
-def choose(op: str, impl: Impl, like: Any, *floats: Any) -> str:
-    """Pick the implementation: the compiled loops for CPU arrays, none of ``floats`` float64; else the reference."""
-    device = _arrays.device(like)
-    wide = any(_arrays.dtype(x) == "float64" for x in floats)
-
-    def refuses() -> str | None:
-        if device != "cpu":
-            return f"device {device}"
-        return f"dtype float64 (supports {', '.join(CPU_DTYPES)})" if wide else None
-
-    chosen = _impl.choose(
-        op,
-        impl,
-        {"cpu": refuses, "reference": lambda: None},
-        lambda: f"{tuple(like.shape)} {_arrays.dtype(like)} on {device}",
-    )
-    environment.log_call(op, impl=chosen, shape=tuple(like.shape), device=device)
-    return chosen
+def _narrow(like: Any) -> str | None:
+    return on_cpu(like) or f"dtype float64 (supports {', '.join(CPU_DTYPES)})"
 
 
-def _strides(x: Any) -> tuple[int, ...]:
-    strides = x.strides if isinstance(x, np.ndarray) or not hasattr(x, "stride") else x.stride()
-    return tuple(int(s) for s in strides)
-
-
-def check_writable(op: str, name: str, x: Any) -> None:
-    if isinstance(x, np.ndarray) and not x.flags.writeable:
-        raise ValueError(
-            f"[{op}] {name}: expected a writable array, got a read-only one. Pass a copy and use that."
-        )
-    if any(s == 0 and n > 1 for s, n in zip(_strides(x), x.shape)):
-        raise ValueError(
-            f"[{op}] {name}: expected every element to have its own memory, got an expanded array. Pass a copy."
-        )
+def loops(*floats: str) -> Mapping[str, Refuses]:
+    """The compiled loops for CPU arrays, if none of the dtypes is float64; else the reference."""
+    return {"cpu": _narrow if "float64" in floats else on_cpu, "reference": everywhere}
 
 
 def check_rows(op: str, weight: Any, grad: Any) -> None:
     """weight (U, D) to be written, grad (U, D) float32 beside it; float64 only where the weight is."""
-    _arrays.checked(op, "weight", weight, _arrays.FLOATS, 2)
-    check_writable(op, "weight", weight)
+    check.array(op, "weight", weight, _arrays.FLOATS, 2)
+    check.writable(op, "weight", weight)
     wide = _arrays.dtype(weight) == "float64"
-    _arrays.checked(op, "grad", grad, ("float32", "float64") if wide else ("float32",), 2)
-    _arrays.same_place(op, "grad", grad, "weight", weight)
+    check.array(op, "grad", grad, ("float32", "float64") if wide else ("float32",), 2)
+    check.same_place(op, "grad", grad, "weight", weight)
     if tuple(grad.shape) != tuple(weight.shape):
         raise ValueError(
             f"[{op}] grad: expected shape {tuple(weight.shape)} like weight, got {tuple(grad.shape)}. "
             "Pass one summed gradient per row."
         )
-    check_finite(op, "grad", grad)
+    check.finite(op, grad=grad)
 
 
 def check_state(op: str, name: str, value: Any, weight: Any, *, scalar: bool) -> None:
     """A scalar per row, (U,) or (U, 1), or a vector (U, D), float32; float64 too where the weight is."""
     wide = _arrays.dtype(weight) == "float64"
-    _arrays.checked(op, name, value, ("float32", "float64") if wide else ("float32",))
-    _arrays.same_place(op, name, value, "weight", weight)
+    check.array(op, name, value, ("float32", "float64") if wide else ("float32",))
+    check.same_place(op, name, value, "weight", weight)
     rows, dim = map(int, weight.shape)
     wanted = ((rows,), (rows, 1)) if scalar else ((rows, dim),)
     if tuple(value.shape) not in wanted:
         shapes = " or ".join(map(str, wanted))
         raise ValueError(f"[{op}] {name}: expected shape {shapes}, got {tuple(value.shape)}.")
-    check_writable(op, name, value)
-
-
-def check_finite(op: str, name: str, value: Any) -> None:
-    if not environment.checks_on():
-        return
-    bad = np.argwhere(~np.isfinite(_arrays.to_numpy(value)))
-    if len(bad):
-        at = tuple(int(i) for i in bad[0])
-        raise ValueError(
-            f"[{op}] {name}: expected finite values, got {float(value[at])} at {list(at)} ({len(bad)} of "
-            f"{int(np.prod(value.shape))}). Unset HOTLOOP_CHECK to let it pass."
-        )
+    check.writable(op, name, value)
 
 
 def check_seed(op: str, seed: Any) -> None:
@@ -134,7 +94,7 @@ def in_place(arrays: list[Any], call: Callable[[list[Any]], None]) -> None:
     """Call with arrays whose last dimension is contiguous, and make what was written there appear in ``arrays``."""
     # A view that is negated lazily is written through a copy, like one whose neighbours lie apart.
     inner = [x.resolve_neg() if is_torch(x) else x for x in map(_arrays.unit_stride, arrays)]
-    call([_arrays.exported(x) for x in inner])
+    call(inner)
     for x, y in zip(arrays, inner):
         if y is not x:
             assign(x, y)
@@ -177,9 +137,9 @@ def update(
         native.core().table_update_rows(
             packed,
             inner[0],
-            _arrays.exported(_arrays.unit_stride(grad)),
+            _arrays.unit_stride(grad),
             [given.get(name) for name in names],
-            None if rows is None else _arrays.exported(rows),
+            rows,
             distinct,
             int(rounding_seed or 0),
         )

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, native
-from ..front.impl import Impl
+from ..front import arrays, check, native
+from ..front.impl import Impl, choose
 from ..reference.table import optimizers as _reference
 from . import _rows
 from ._rows import MergedGradients
@@ -15,34 +15,28 @@ from .optimizers import RowOptimizer
 
 
 def _check_batch(op: str, ids: Any, grads: Any) -> None:
-    arrays.checked(op, "ids", ids, arrays.INTEGERS, 1)
-    arrays.checked(op, "grads", grads, arrays.FLOATS, 2)
-    arrays.same_place(op, "grads", grads, "ids", ids)
+    check.array(op, "ids", ids, arrays.INTEGERS, 1)
+    check.array(op, "grads", grads, arrays.FLOATS, 2)
+    check.same_place(op, "grads", grads, "ids", ids)
     if int(grads.shape[0]) != int(ids.shape[0]):
         raise ValueError(
             f"[{op}] grads: expected {int(ids.shape[0])} rows, one per id, got shape {tuple(grads.shape)}."
         )
-    _rows.check_finite(op, "grads", grads)
-
-
-def _as_int64(ids: Any) -> Any:
-    if isinstance(ids, np.ndarray):
-        return np.ascontiguousarray(ids, np.int64)
-    return ids.long().contiguous() if hasattr(ids, "long") else ids.astype("int64")
+    check.finite(op, grads=grads)
 
 
 def _merge(ids: Any, grads: Any) -> MergedGradients:
     """The compiled loops, on checked arrays of the CPU."""
     core = native.core()
     n, dim = map(int, grads.shape)
-    whole = _as_int64(ids)
+    whole = arrays.dense(ids, "int64")
     inverse, unique, counts = (arrays.empty(ids, (n,), "int64") for _ in range(3))
-    found = core.table_number_ids(*(arrays.exported(x) for x in (whole, inverse, unique, counts)))
+    found = core.table_number_ids(whole, inverse, unique, counts)
     sums = arrays.empty(grads, (found, dim), "float32")
     core.table_merge_rows(
-        arrays.exported(arrays.unit_stride(grads)),
-        arrays.exported(inverse),
-        arrays.exported(sums),
+        arrays.unit_stride(grads),
+        inverse,
+        sums,
     )
     unique = unique[:found]
     if arrays.dtype(ids) == "int32":
@@ -80,7 +74,7 @@ def merge_duplicates(ids: Any, grads: Any, *, impl: Impl = "auto") -> MergedGrad
     """
     op = "merge_duplicates"
     _check_batch(op, ids, grads)
-    if _rows.choose(op, impl, grads, grads) == "reference":
+    if choose(op, impl, "grads", grads, _rows.loops(arrays.dtype(grads))) == "reference":
         return _reference.merge_duplicates(ids, grads)
     return _merge(ids, grads)
 
@@ -136,10 +130,10 @@ def sparse_dedup_optimize(
     """
     op = "sparse_dedup_optimize"
     rule = _check_optimizer(op, optimizer)
-    arrays.checked(op, "weight", weight, arrays.FLOATS, 2)
-    _rows.check_writable(op, "weight", weight)
+    check.array(op, "weight", weight, arrays.FLOATS, 2)
+    check.writable(op, "weight", weight)
     _check_batch(op, ids, grads)
-    arrays.same_place(op, "ids", ids, "weight", weight)
+    check.same_place(op, "ids", ids, "weight", weight)
     rows, dim = map(int, weight.shape)
     if int(grads.shape[1]) != dim:
         raise ValueError(
@@ -158,7 +152,10 @@ def sparse_dedup_optimize(
             f"[{op}] rounding_seed: expected an integer, got None. The optimizer rounds at random: pass another one "
             "each step."
         )
-    if _rows.choose(op, impl, weight, weight, grads) == "reference":
+    if (
+        choose(op, impl, "weight", weight, _rows.loops(arrays.dtype(weight), arrays.dtype(grads)))
+        == "reference"
+    ):
         return _reference.sparse_dedup_optimize(
             weight, ids, grads, columns, rule, dedup=dedup, rounding_seed=rounding_seed
         )
@@ -177,7 +174,7 @@ def sparse_dedup_optimize(
         weight,
         merged.grads,
         columns,
-        rows=_as_int64(merged.ids),
+        rows=arrays.dense(merged.ids, "int64"),
         distinct=bool(dedup),
         rounding_seed=rounding_seed,
     )

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import core
-from ..front import arrays, native
+from ..front import arrays, check, native
 from ..front.check import integer, number
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.table import error_memory as _reference
 from . import _memory
 from ._memory import Compensated as Compensated
@@ -73,7 +73,7 @@ def error_memory_compensate(
         which end of gamma is which follows from the text.
     """
     op = "error_memory_compensate"
-    arrays.checked(op, "keys", keys, arrays.FLOATS, 2)
+    check.array(op, "keys", keys, arrays.FLOATS, 2)
     slots, dim = int(keys.shape[0]), int(keys.shape[1])
     if dim < 1:
         raise ValueError(
@@ -112,7 +112,7 @@ def _compensate(
 ) -> Any:
     """Checked arguments; ``first`` is the oldest slot, and of equal similarities the older slot is taken."""
     keys, labels, base_predictions = stored
-    _memory.finite(
+    check.finite(
         op,
         query=query,
         base_prediction=base_prediction,
@@ -121,7 +121,7 @@ def _compensate(
         base_predictions=base_predictions,
     )
     temperature, gamma, lam = numbers
-    if _memory.choose(op, impl, query) == "reference":
+    if choose(op, impl, "query", query) == "reference":
         order = np.roll(np.arange(keys.shape[0]), -first)
         found = _reference.error_memory_compensate(
             query,
@@ -147,16 +147,13 @@ def _compensate(
     if batch == 0:
         return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
     native.core().error_memory(
-        arrays.exported(_memory.dense(query, real)),
-        arrays.exported(arrays.unit_stride(keys)),
+        arrays.dense(query, real),
+        arrays.unit_stride(keys),
         first,
-        *(
-            arrays.exported(_memory.dense(x, real))
-            for x in (base_prediction, labels, base_predictions)
-        ),
+        *(arrays.dense(x, real) for x in (base_prediction, labels, base_predictions)),
         k,
         numbers,
-        *(None if x is None else arrays.exported(x) for x in (prediction, weights, neighbors)),
+        *(prediction, weights, neighbors),
     )
     return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
 
@@ -219,7 +216,7 @@ class ErrorMemory:
         self.sample_rate = number(op, "sample_rate", sample_rate, at_least=0, at_most=1)
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
         like = np.empty(0, np.float32) if like is None else like
-        arrays.checked(op, "like", like, arrays.FLOATS)
+        check.array(op, "like", like, arrays.FLOATS)
         real = _memory.real(like)
         self._keys = arrays.empty(like, (self.capacity, self.dim), arrays.dtype(like))
         self._labels = arrays.empty(like, (self.capacity,), real)
@@ -251,7 +248,7 @@ class ErrorMemory:
         count = int(hidden.shape[0])
         _memory.column(op, "label", label, count, "hidden", hidden)
         _memory.column(op, "base_prediction", base_prediction, count, "hidden", hidden)
-        _memory.finite(op, hidden=hidden, label=label, base_prediction=base_prediction)
+        check.finite(op, hidden=hidden, label=label, base_prediction=base_prediction)
         chosen = np.ones(count, bool)
         if self.sigma is not None:
             error = _memory.numpy_of(label, np.float64) - _memory.numpy_of(

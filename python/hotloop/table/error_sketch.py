@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import core
-from ..front import arrays, native
+from ..front import arrays, check, native
 from ..front.check import choice, integer
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.table import error_sketch as _reference
 from . import _memory
 from ._memory import SketchCompensated as SketchCompensated
@@ -87,7 +87,7 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
         Zhu et al. 2023, arXiv:2306.08808, eq. 17; Charikar 2002, STOC.
     """
     op = "lsh_buckets"
-    arrays.checked(op, "projections", projections, ("float32",), 3)
+    check.array(op, "projections", projections, ("float32",), 3)
     repeats, bits, dim = (int(n) for n in projections.shape)
     if dim < 1 or repeats < 1 or not 1 <= bits <= MAX_BITS:
         raise ValueError(
@@ -95,24 +95,24 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
             f"{tuple(projections.shape)}. Use lsh_projections(...)."
         )
     _memory.rows(op, "hidden", hidden, dim, "projections", projections)
-    _memory.finite(op, hidden=hidden)
-    if _memory.choose(op, impl, hidden) == "reference":
+    check.finite(op, hidden=hidden)
+    if choose(op, impl, "hidden", hidden) == "reference":
         return _reference.lsh_buckets(hidden, projections)
     batch = int(hidden.shape[0])
     buckets = arrays.empty(hidden, (batch, repeats), "int32")
     if batch:
         native.core().lsh_buckets(
-            *(arrays.exported(_memory.dense(x, "float32")) for x in (hidden, projections)),
-            arrays.exported(buckets),
+            *(arrays.dense(x, "float32") for x in (hidden, projections)),
+            buckets,
         )
     return buckets
 
 
 def _checked_sketch(op: str, sketch: Any, buckets: Any) -> None:
     """Refuse a sketch that is none, and buckets that are not of it."""
-    arrays.checked(op, "buckets", buckets, ("int32",), 2)
-    arrays.checked(op, "sketch", sketch, ("int64",), 3)
-    arrays.same_place(op, "sketch", sketch, "buckets", buckets)
+    check.array(op, "buckets", buckets, ("int32",), 2)
+    check.array(op, "sketch", sketch, ("int64",), 3)
+    check.same_place(op, "sketch", sketch, "buckets", buckets)
     repeats = int(buckets.shape[1])
     size = int(sketch.shape[1])
     if tuple(sketch.shape) != (repeats, size, 3) or repeats < 1:
@@ -129,7 +129,7 @@ def _checked_sketch(op: str, sketch: Any, buckets: Any) -> None:
             f"[{op}] sketch: expected a contiguous array, got one with gaps or another order. Pass a copy."
         )
     at = arrays.to_numpy(buckets)
-    _memory.refuse(
+    check.refuse(
         op, "buckets", buckets, (at < 0) | (at >= size), f"0 to {size - 1}", "Use lsh_buckets(...)."
     )
 
@@ -175,18 +175,15 @@ def lsh_error_sketch_write(
     for name, x in (("labels", labels), ("base_predictions", base_predictions)):
         _memory.column(op, name, x, count, "buckets", buckets)
         value = arrays.to_numpy(x)
-        _memory.refuse(op, name, x, ~((value >= 0) & (value <= 1)), "0 to 1", "Pass probabilities.")
-    if isinstance(sketch, np.ndarray) and not sketch.flags.writeable:
-        raise ValueError(
-            f"[{op}] sketch: expected a writable array, got a read-only one. Pass a copy."
-        )
-    if _memory.choose(op, impl, buckets) == "reference":
+        check.refuse(op, name, x, ~((value >= 0) & (value <= 1)), "0 to 1", "Pass probabilities.")
+    check.writable(op, "sketch", sketch)
+    if choose(op, impl, "buckets", buckets) == "reference":
         _reference.lsh_error_sketch_write(buckets, labels, base_predictions, sketch)
     elif count:
         native.core().lsh_sketch_write(
-            arrays.exported(_memory.dense(buckets, "int32")),
-            *(arrays.exported(_memory.dense(x, "float64")) for x in (labels, base_predictions)),
-            arrays.exported(sketch),
+            arrays.dense(buckets, "int32"),
+            *(arrays.dense(x, "float64") for x in (labels, base_predictions)),
+            sketch,
         )
 
 
@@ -248,7 +245,7 @@ def lsh_error_sketch(
     )
     choice(op, "similarity", similarity, SIMILARITIES)
     numbers = _memory.readout(op, temperature, gamma, lam)
-    _memory.finite(op, base_prediction=base_prediction)
+    check.finite(op, base_prediction=base_prediction)
     written = int(sketch[0, :, 0].sum()) if similarity == "count" else 0
     return _read(op, buckets, base_prediction, sketch, written, numbers, return_weights, impl)
 
@@ -264,7 +261,7 @@ def _read(
     impl: Impl,
 ) -> Any:
     """Checked arguments; ``written`` is 0 where all repeats weigh alike."""
-    if _memory.choose(op, impl, buckets) == "reference":
+    if choose(op, impl, "buckets", buckets) == "reference":
         temperature, gamma, lam = numbers
         return _reference.lsh_error_sketch(
             buckets,
@@ -281,18 +278,18 @@ def _read(
     weights = arrays.empty(buckets, (batch, repeats), "float64") if return_weights else None
     if batch:
         native.core().lsh_sketch_read(
-            arrays.exported(_memory.dense(buckets, "int32")),
-            arrays.exported(_memory.dense(base_prediction, "float64")),
-            arrays.exported(sketch),
+            arrays.dense(buckets, "int32"),
+            arrays.dense(base_prediction, "float64"),
+            sketch,
             1.0 / written if written else 0.0,
             numbers,
-            arrays.exported(prediction),
-            None if weights is None else arrays.exported(weights),
+            prediction,
+            weights,
         )
-    prediction = _memory.dense(prediction, _memory.real(base_prediction))
+    prediction = arrays.dense(prediction, _memory.real(base_prediction))
     if weights is None:
         return prediction
-    return SketchCompensated(prediction, _memory.dense(weights, _memory.real(base_prediction)))
+    return SketchCompensated(prediction, arrays.dense(weights, _memory.real(base_prediction)))
 
 
 class ErrorSketch:
@@ -350,7 +347,7 @@ class ErrorSketch:
         self.temperature, self.gamma, self.lam = _memory.readout(op, temperature, gamma, lam)
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
         like = np.empty(0) if like is None else like
-        arrays.kind(op, "like", like)
+        check.kind(op, "like", like)
         drawn = lsh_projections(self.dim, repeats=self.repeats, bits=self.bits, seed=self.seed)
         self.projections = arrays.from_numpy(drawn, like)
         zeros = np.zeros((self.repeats, 2**self.bits, 3), np.int64)
@@ -387,7 +384,7 @@ class ErrorSketch:
         _memory.column(
             op, "base_prediction", base_prediction, int(hidden.shape[0]), "hidden", hidden
         )
-        _memory.finite(op, base_prediction=base_prediction)
+        check.finite(op, base_prediction=base_prediction)
         numbers = (self.temperature, self.gamma, self.lam)
         written = self.writes if self.similarity == "count" else 0
         return _read(
@@ -418,8 +415,8 @@ class ErrorSketch:
                 f"[{op}] state: expected the entries of state_dict(), got none called {', '.join(sorted(missing))}. "
                 "Pass the whole dictionary."
             )
-        sketch = arrays.checked(op, "sketch", state["sketch"], ("int64",), 3)
-        arrays.same_place(op, "sketch", sketch, "this sketch", self.sketch)
+        sketch = check.array(op, "sketch", state["sketch"], ("int64",), 3)
+        check.same_place(op, "sketch", sketch, "this sketch", self.sketch)
         writes = integer(op, "writes", state["writes"], at_least=0)
         for name, got, wanted in (
             ("sketch", tuple(sketch.shape), tuple(self.sketch.shape)),

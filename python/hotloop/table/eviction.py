@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..front import arrays, native
+from ..front import arrays, check, native
 from ..front.check import choice, integer, number
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.table import eviction as _reference
 from . import _keys
 
@@ -129,8 +129,8 @@ def mch_evict_batch(
     n = int(k.shape[0])
     for name, value in zip(ManagedSlots._fields, slots):
         dtypes = _FLAGS if name == "used" else ("int64",)
-        arrays.checked(op, f"slots.{name}", value, dtypes, 1)
-        arrays.same_place(op, f"slots.{name}", value, "ids", k)
+        check.array(op, f"slots.{name}", value, dtypes, 1)
+        check.same_place(op, f"slots.{name}", value, "ids", k)
         if tuple(value.shape) != tuple(slots.ids.shape) or value.shape[0] < 1:
             raise ValueError(
                 f"[{op}] slots.{name}: expected shape {tuple(slots.ids.shape)} like slots.ids, of one slot or more, "
@@ -152,7 +152,7 @@ def mch_evict_batch(
     _summable(op, "slots.counts", slots.counts)
     if c is not None:
         _summable(op, "counts", c)
-    chosen = _keys.choose(op, impl, k)
+    chosen = choose(op, impl, "ids", k)
     incoming = arrays.to_numpy(k)
     c = np.ones(n, np.int64) if c is None else arrays.to_numpy(c)
     last = np.full(n, now, np.int64) if last is None else arrays.to_numpy(last)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..front import arrays, native
 from ..front.check import integer, number
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.table import filters as _reference
 from . import _keys
 
@@ -116,7 +116,7 @@ class CountFilter:
         k = _on_cpu(op, _keys.keys(op, keys, 1))
         c = _keys.counts(op, counts, k)
         old = arrays.empty(k, (k.shape[0],), "int64")
-        self._native.add(k.shape[0], arrays.exported(k), _keys.exported(c), arrays.exported(old))
+        self._native.add(k.shape[0], k, c, old)
         return old
 
     def counts(self, keys: Any) -> Any:
@@ -124,7 +124,7 @@ class CountFilter:
         op = "CountFilter.counts"
         k = _on_cpu(op, _keys.keys(op, keys, 1))
         out = arrays.empty(k, (k.shape[0],), "int64")
-        self._native.count(k.shape[0], arrays.exported(k), arrays.exported(out))
+        self._native.count(k.shape[0], k, out)
         return out
 
     def admits(self, keys: Any, counts: Any = None, *, step: int = 0) -> Any:
@@ -308,12 +308,10 @@ def frequency_admission_filter(
     least = counter.threshold
     if threshold is not None:
         least = integer(op, "threshold", threshold, at_least=0, at_most=MAX_COUNT)
-    if _keys.choose(op, impl, k) == "reference":
+    if choose(op, impl, "keys", k) == "reference":
         return _reference.frequency_admission_filter(counter, k, c, threshold=least)
     out = arrays.empty(k, (k.shape[0],), "bool")
-    counter._native.admits(
-        k.shape[0], arrays.exported(k), _keys.exported(c), least, arrays.exported(out)
-    )
+    counter._native.admits(k.shape[0], k, c, least, out)
     return out
 
 
@@ -366,7 +364,7 @@ def probabilistic_admission_filter(
     t = number(op, "threshold", threshold, at_least=0, below=float("inf"))
     step = integer(op, "step", step, at_least=0, at_most=_MOST)
     seed = integer(op, "seed", seed, at_least=0, at_most=_MOST)
-    if _keys.choose(op, impl, k) == "reference":
+    if choose(op, impl, "keys", k) == "reference":
         return _reference.probabilistic_admission_filter(
             k, c, threshold=t, step=step, equal=equal, seed=seed
         )
@@ -374,12 +372,12 @@ def probabilistic_admission_filter(
     native.core().table_probabilistic(
         k.shape[0],
         seed,
-        arrays.exported(k),
+        k,
         step,
-        _keys.exported(c),
+        c,
         t,
         bool(equal),
-        arrays.exported(out),
+        out,
     )
     return out
 

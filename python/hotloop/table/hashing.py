@@ -9,7 +9,7 @@ import numpy as np
 
 from ..front import arrays, native
 from ..front.check import integer
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.table import hashing as _reference
 from . import _keys
 
@@ -67,15 +67,13 @@ def salted_hash_bucket(
     feature = integer(op, "feature", feature, at_least=0, at_most=most)
     chunk = integer(op, "chunk", chunk, at_least=0, at_most=most)
     seed = integer(op, "seed", seed, at_least=0, at_most=most)
-    if _keys.choose(op, impl, given) == "reference":
+    if choose(op, impl, "keys", given) == "reference":
         return _reference.salted_hash_bucket(
             given, buckets, feature=feature, chunk=chunk, seed=seed
         )
     flat = given.reshape(-1)
     out = arrays.empty(given, (flat.shape[0],), "int64")
-    native.core().table_hash_bucket(
-        flat.shape[0], arrays.exported(flat), feature, chunk, seed, buckets, arrays.exported(out)
-    )
+    native.core().table_hash_bucket(flat.shape[0], flat, feature, chunk, seed, buckets, out)
     return out.reshape(given.shape)
 
 
@@ -188,7 +186,7 @@ def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.n
                 f"[{op}] strings: expected str or bytes, got {type(s).__name__} at [{i}]. Pass integers as keys."
             )
     out = np.empty(len(parts), np.int64)
-    if _keys.choose(op, impl, out) == "reference":
+    if choose(op, impl, "strings", out) == "reference":
         return _reference.hash_strings(parts)
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(p) for p in parts], out=offsets[1:])

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..front import arrays as _arrays
 from ..front import check
 from . import _answers, _columns, _kept, _lookups, _persist
 from ._kept import KeptGradients
@@ -295,7 +294,7 @@ class _HashModule(nn.Module):
         table.clear()
         columns = (
             keys,
-            _arrays.exported(values),
+            values,
             arrays["state"] if table.state_width else None,
             arrays["scores"] if table.evict_strategy != "none" else None,
             arrays["last_use"] if "use" in table.track else None,

@@ -10,17 +10,15 @@ from ..front.needs import torch_for
 
 torch_for("table.multiplex")
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..front import buffers, environment, native, tensors
-from ..front import impl as _impl
-from ..front.arrays import exported as export
+from ..front import arrays, buffers, check, native
 from ..front.check import choice, integer
-from ..front.impl import Impl
+from ..front.impl import Impl, choose, everywhere, on_cpu
 from ..reference.table import multiplex as _reference
 
 Combiner = Literal["sum", "mean", "sqrtn"]
@@ -28,6 +26,7 @@ COMBINERS = ("sum", "mean", "sqrtn")
 Values = Tensor | tuple[Tensor, Tensor]
 """One feature of a batch: one value per sample (B,), L of them (B, L), or ragged (values (nnz,), offsets (B + 1,))."""
 
+_CANDIDATES = {"cpu": on_cpu, "reference": everywhere}
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -100,24 +99,12 @@ def multiplexed_embedding_lookup(
     if padding_id is not None:
         most = 2**63 - 1
         padding_id = integer(op, "padding_id", padding_id, at_least=-most - 1, at_most=most)
-    device = first.device.type
-    candidates: dict[str, Callable[[], str | None]] = {
-        "cpu": lambda: None if device == "cpu" else f"device {device}",
-        "reference": lambda: None,
-    }
-    chosen = _impl.choose(
-        op,
-        impl,
-        candidates,
-        lambda: f"tables {tuple(first.shape)} {tensors.dtype_name(first.dtype)} on {device}",
-    )
+    chosen = choose(
+        op, impl, "tables", first, _CANDIDATES, batch=_batch_of(taken[0], offsets[0]), features=len(taken)
+    )  # fmt: skip
     if compiling and sparse:
         raise ValueError(
             f"[{op}] sparse: expected False under torch.compile, got True. Call it outside of the compiled part."
-        )
-    if not compiling:
-        environment.log_call(
-            op, impl=chosen, batch=_batch_of(taken[0], offsets[0]), features=len(taken)
         )
     if chosen == "reference":
         return _reference.multiplexed_embedding_lookup(
@@ -166,18 +153,14 @@ class _Spec:
         features = []
         for v, o, n in zip(self.values, self.offsets, self.chunks):
             bag = 1 if v.ndim == 1 else v.shape[1]
-            features.append(
-                (export(v.view(-1)), None if o is None else export(o), v.numel(), bag, n)
-            )
+            features.append((v.view(-1), o, v.numel(), bag, n))
         return (self.batch, rows, tables, features, self.combiner, self.padding_id, self.seed)
 
     def forward(self, tables: Sequence[Tensor]) -> Tensor:
         rows, dim = tables[0].shape
         tables = [t if dim == 1 or t.stride(1) == 1 else t.contiguous() for t in tables]
         out = buffers.empty(self.batch, sum(self.chunks) * dim, dtype=tables[0].dtype)
-        native.core().table_multiplexed(
-            self.layout(rows, len(tables)), [export(t) for t in tables], export(out)
-        )
+        native.core().table_multiplexed(self.layout(rows, len(tables)), list(tables), out)
         return out
 
     def backward(
@@ -186,10 +169,10 @@ class _Spec:
         grad = grad.contiguous()
         dim = grad.shape[1] // sum(self.chunks)
         hits = native.core().MultiplexHits(self.layout(rows, tables))
-        given = export(grad)
+        given = grad
         if not self.sparse:
             dense = [buffers.empty(rows, dim, dtype=grad.dtype).zero_() for _ in range(tables)]
-            hits.dense([export(d) for d in dense], given)
+            hits.dense(list(dense), given)
             return [d if need else None for d, need in zip(dense, needed)]
         found: list[Tensor | None] = []
         for t, need in enumerate(needed):
@@ -199,7 +182,7 @@ class _Spec:
             n = hits.rows(t)
             indices = torch.empty(1, n, dtype=torch.int64, device="cpu")
             values = buffers.empty(n, dim, dtype=grad.dtype)
-            hits.sparse(t, export(indices), export(values), given)
+            hits.sparse(t, indices, values, given)
             found.append(
                 torch.sparse_coo_tensor(
                     indices,
@@ -287,7 +270,7 @@ def _multiplexed_backward(
     spec = _Spec(values, offsets, chunks, combiner, padding_id, seed % 2**64, False)
     out = buffers.empty(tables, rows, grad.shape[1] // sum(chunks), dtype=grad.dtype).zero_()
     hits = native.core().MultiplexHits(spec.layout(rows, tables))
-    hits.dense([export(t) for t in out.unbind(0)], export(grad.contiguous()))
+    hits.dense(list(out.unbind(0)), grad.contiguous())
     return out
 
 
@@ -338,18 +321,18 @@ def _check_tables(op: str, tables: Any) -> list[Tensor]:
     given = [tables] if isinstance(tables, Tensor) else list(tables)
     if not given:
         raise ValueError(f"[{op}] tables: expected one tensor (M, d) or several, got none.")
-    first = tensors.float_tensor(op, "tables", given[0], ndim=2)
+    first = check.float_tensor(op, "tables", given[0], ndim=2)
     if first.shape[0] < 1 or first.shape[1] < 1:
         raise ValueError(
             f"[{op}] tables: expected at least one row and one column, got shape {tuple(first.shape)}."
         )
     for t in given[1:]:
-        tensors.float_tensor(op, "tables", t, ndim=2)
-        tensors.same_device(op, "tables", t, "tables[0]", first)
+        check.float_tensor(op, "tables", t, ndim=2)
+        check.same_place(op, "tables", t, "tables[0]", first)
         if t.shape != first.shape or t.dtype != first.dtype:
             raise ValueError(
-                f"[{op}] tables: expected {tuple(first.shape)} {tensors.dtype_name(first.dtype)} like tables[0], got "
-                f"{tuple(t.shape)} {tensors.dtype_name(t.dtype)}. Tables share their shape."
+                f"[{op}] tables: expected {tuple(first.shape)} {arrays.dtype(first)} like tables[0], got "
+                f"{tuple(t.shape)} {arrays.dtype(t)}. Tables share their shape."
             )
     return given
 
@@ -391,13 +374,13 @@ def _check_values(op: str, values: Any, table: Tensor) -> tuple[list[Tensor], li
 
 
 def _integers(op: str, name: str, value: Any, table: Tensor) -> Tensor:
-    t = tensors.tensor(op, name, value)
+    t = check.tensor(op, name, value)
     if t.dtype not in _INTEGERS:
         raise TypeError(
-            f"[{op}] {name}: expected dtype int64, int32, got {tensors.dtype_name(t.dtype)}. Hash strings with "
+            f"[{op}] {name}: expected dtype int64, int32, got {arrays.dtype(t)}. Hash strings with "
             "hash_strings."
         )
-    tensors.same_device(op, name, t, "tables", table)
+    check.same_place(op, name, t, "tables", table)
     return t
 
 

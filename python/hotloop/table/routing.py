@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
-from ..front import environment
-from ..front import tensors as _check
+from ..front import arrays, check, environment
 
 
 def expert_space_routing(
@@ -54,9 +53,9 @@ def expert_space_routing(
         omni_space.py). The training losses are not part of this.
     """
     op = "expert_space_routing"
-    e = _check.float_tensor(op, "embeddings", embeddings)
-    r = _check.float_tensor(op, "router_logits", router_logits, ndim=2)
-    temperature = _check.number(op, "temperature", temperature, above=0)
+    e = check.float_tensor(op, "embeddings", embeddings)
+    r = check.float_tensor(op, "router_logits", router_logits, ndim=2)
+    temperature = check.number(op, "temperature", temperature, above=0)
     if e.ndim not in (3, 4) or 0 in e.shape[1:]:
         raise ValueError(
             f"[{op}] embeddings: expected shape (B, E, D) or (B, E, C, D) with at least one of E, C and D, got "
@@ -67,7 +66,7 @@ def expert_space_routing(
             f"[{op}] router_logits: expected shape {tuple(e.shape[:2])} like embeddings, got {tuple(r.shape)}. "
             "Pass one logit per space."
         )
-    _check.same_device(op, "router_logits", r, "embeddings", e)
+    check.same_place(op, "router_logits", r, "embeddings", e)
     _checks(op, embeddings=e, router_logits=r)
     wide = torch.promote_types(torch.promote_types(e.dtype, r.dtype), torch.float32)
     w = (torch.sigmoid(r.to(wide)) / temperature).softmax(-1)
@@ -132,14 +131,14 @@ def multi_reward_embedding(
         Liu et al. 2024, arXiv:2404.03637; formula from the published code (GPT_model_accuracy.py, RewardEmbedding).
     """
     op = "multi_reward_embedding"
-    r = _check.float_tensor(op, "returns_to_go", returns_to_go)
+    r = check.float_tensor(op, "returns_to_go", returns_to_go)
     if r.ndim < 1 or r.shape[-1] != 2:
         raise ValueError(
             f"[{op}] returns_to_go: expected shape (..., 2), got {tuple(r.shape)}. Pass pairs of returns."
         )
-    slope = _check.number(op, "negative_slope", negative_slope, at_least=0)
-    k = _check.float_tensor(op, "w1", w1, ndim=2).shape[1]
-    d = _check.float_tensor(op, "bucket_weight", bucket_weight, ndim=2).shape[1]
+    slope = check.number(op, "negative_slope", negative_slope, at_least=0)
+    k = check.float_tensor(op, "w1", w1, ndim=2).shape[1]
+    d = check.float_tensor(op, "bucket_weight", bucket_weight, ndim=2).shape[1]
     for name, x, shape in (
         ("w1", w1, (2, max(k, 1))),
         ("w2", w2, (k, k)),
@@ -147,17 +146,17 @@ def multi_reward_embedding(
         ("bucket_weight", bucket_weight, (2, d)),
         ("bucket_bias", bucket_bias, (d,)),
     ):
-        _check.float_tensor(op, name, x)
+        check.float_tensor(op, name, x)
         if x.dtype != r.dtype:
             raise TypeError(
-                f"[{op}] {name}: expected dtype {_check.dtype_name(r.dtype)} like returns_to_go, got "
-                f"{_check.dtype_name(x.dtype)}. Convert it first."
+                f"[{op}] {name}: expected dtype {arrays.dtype(r)} like returns_to_go, got "
+                f"{arrays.dtype(x)}. Convert it first."
             )
         if tuple(x.shape) != shape:
             raise ValueError(
                 f"[{op}] {name}: expected shape {shape}, got {tuple(x.shape)}. K comes from w1, D from bucket_weight."
             )
-        _check.same_device(op, name, x, "returns_to_go", r)
+        check.same_place(op, name, x, "returns_to_go", r)
     _checks(
         op,
         returns_to_go=r,
@@ -178,4 +177,4 @@ def multi_reward_embedding(
 def _checks(op: str, **tensors: Tensor) -> None:
     if not torch.compiler.is_compiling() and environment.checks_on():
         for name, x in tensors.items():
-            _check.finite(op, name, x)
+            check.finite(op, **{name: x})

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays
+from ..front import arrays, check
 from ..front.check import integer
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.table import optimizers as _reference
 from . import _rows
 from .optimizers import (
@@ -37,7 +37,7 @@ def _move(
     for name, column in state.items():
         _rows.check_state(op, name, column, weight, scalar=name in rule._scalars())
     _rows.check_seed(op, rounding_seed)
-    if _rows.choose(op, impl, weight, weight) == "reference":
+    if choose(op, impl, "weight", weight, _rows.loops(arrays.dtype(weight))) == "reference":
         _reference.move(rule, weight, grad, state, rounding_seed, step=step)
     else:
         _rows.update(rule, weight, grad, state, rounding_seed=rounding_seed, step=step)
@@ -266,7 +266,7 @@ def sparse_adam_update(
     _rows.check_rows(op, weight, grad)
     for name, value in (("exp_avg_sq", exp_avg_sq), ("step", step)):
         if hasattr(value, "dtype") and not isinstance(value, np.generic):
-            arrays.kind(op, name, value)
+            check.kind(op, name, value)
     rowwise = getattr(exp_avg_sq, "ndim", 2) == 1 or (
         tuple(getattr(exp_avg_sq, "shape", ()))[1:] == (1,) and int(weight.shape[1]) != 1
     )

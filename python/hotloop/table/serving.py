@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, native
+from ..front import arrays, check, native
 from ..front.check import choice, number
-from ..front.impl import Impl
+from ..front.impl import Impl, choose
 from ..reference.table import optimizers as _reference
 from . import _rows
 
@@ -21,7 +21,7 @@ VALUE_RANGE = 1.0
 def _no_bfloat16(op: str, name: str, like: Any, others: str) -> None:
     if not _rows.is_torch(like):
         raise TypeError(
-            f"[{op}] {name}: expected {others} for a {arrays.kind(op, name, like)} array, which has no bfloat16, "
+            f"[{op}] {name}: expected {others} for a {arrays.kind(like)} array, which has no bfloat16, "
             "got 'bfloat16'. Pass a torch tensor."
         )
 
@@ -72,22 +72,22 @@ def serving_row_quantize(
         Monolith, Liu et al. 2022, arXiv:2209.07663 (fixed_r8 of hash_table/compressor/fake_quantizer.h).
     """
     op = "serving_row_quantize"
-    arrays.checked(op, "rows", rows, arrays.FLOATS, 1, 2)
+    check.array(op, "rows", rows, arrays.FLOATS, 1, 2)
     choice(op, "mode", mode, QUANTIZE_MODES)
     value_range = number(op, "value_range", value_range, above=0, below=math.inf)
-    _rows.check_finite(op, "rows", rows)
+    check.finite(op, rows=rows)
     if mode == "bfloat16":
         _no_bfloat16(op, "mode", rows, "int8 or float16")
-    floats = (rows,) if mode == "int8" else ()
-    if _rows.choose(op, impl, rows, *floats) == "reference":
+    floats = (arrays.dtype(rows),) if mode == "int8" else ()
+    if choose(op, impl, "rows", rows, _rows.loops(*floats)) == "reference":
         return _reference.serving_row_quantize(rows, mode=mode, value_range=value_range)
     if mode != "int8":
         return _reference.converted(rows, mode)
     matrix = arrays.unit_stride(_two_dimensional(rows))
     out = arrays.empty(rows, tuple(map(int, rows.shape)), "int8")
     native.core().table_quantize(
-        arrays.exported(matrix),
-        arrays.exported(_bytes_of(_two_dimensional(out))),
+        matrix,
+        _bytes_of(_two_dimensional(out)),
         value_range,
         True,
     )
@@ -123,14 +123,14 @@ def serving_row_dequantize(
         Monolith, Liu et al. 2022, arXiv:2209.07663 (fixed_r8 of hash_table/compressor/fake_quantizer.h).
     """
     op = "serving_row_dequantize"
-    arrays.checked(op, "codes", codes, CODE_DTYPES, 1, 2)
+    check.array(op, "codes", codes, CODE_DTYPES, 1, 2)
     choice(op, "dtype", dtype, arrays.FLOATS)
     value_range = number(op, "value_range", value_range, above=0, below=math.inf)
     if dtype == "bfloat16":
         _no_bfloat16(op, "dtype", codes, "float32, float64 or float16")
     from_int8 = arrays.dtype(codes) == "int8"
 
-    chosen = _rows.choose(op, impl, codes, *(_Dtype(dtype),) if from_int8 else ())
+    chosen = choose(op, impl, "codes", codes, _rows.loops(*(dtype,) if from_int8 else ()))
     if chosen == "reference":
         return _reference.serving_row_dequantize(codes, value_range=value_range, dtype=dtype)
     if not from_int8:
@@ -138,16 +138,9 @@ def serving_row_dequantize(
     matrix = arrays.unit_stride(_two_dimensional(codes))
     out = arrays.empty(codes, tuple(map(int, codes.shape)), dtype)
     native.core().table_quantize(
-        arrays.exported(_two_dimensional(out)),
-        arrays.exported(_bytes_of(matrix)),
+        _two_dimensional(out),
+        _bytes_of(matrix),
         value_range,
         False,
     )
     return out
-
-
-class _Dtype:
-    """A result's dtype, where ``choose`` looks for an array's."""
-
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype

@@ -28,9 +28,6 @@ NO_ROW = -1
 """Of the numbers of rows, which are the 32 bits of a uint32 in an int32."""
 
 
-_e = arrays.exported
-
-
 class Found(NamedTuple):
     """values (n, dim), and which keys were there (n,) bool."""
 
@@ -247,7 +244,7 @@ class Table(Calls):
         found = _columns.flags(keys, n)
         if _columns.readable(keys, self.dtype):
             values = arrays.empty(keys, (n, self.dim), self.dtype)
-            self._native.find(n, _e(keys), _e(values), _columns.exported_flags(found), None)
+            self._native.find(n, keys, values, _columns.exported_flags(found), None)
         else:
             values, sizes = self._pool(keys, None)
             found[:] = sizes != 0
@@ -257,7 +254,7 @@ class Table(Calls):
         """Return which keys are there, (n,) bool."""
         keys = self._keys("Table.contains", keys)
         found = _columns.flags(keys, int(keys.shape[0]))
-        self._native.find(int(keys.shape[0]), _e(keys), None, _columns.exported_flags(found), None)
+        self._native.find(int(keys.shape[0]), keys, None, _columns.exported_flags(found), None)
         return found
 
     def scores(self, keys: Any) -> Any:
@@ -271,7 +268,7 @@ class Table(Calls):
         keys = self._keys(op, keys)
         n = int(keys.shape[0])
         scores, found = arrays.empty(keys, (n,), "int64"), _columns.flags(keys, n)
-        self._native.find(n, _e(keys), None, _columns.exported_flags(found), _e(scores))
+        self._native.find(n, keys, None, _columns.exported_flags(found), scores)
         return scores
 
     def find_or_insert(
@@ -399,7 +396,7 @@ class Table(Calls):
         """Remove keys; returns which were there, (n,) bool."""
         keys = self._keys("Table.erase", keys)
         found = _columns.flags(keys, int(keys.shape[0]))
-        self._native.erase(int(keys.shape[0]), _e(keys), _columns.exported_flags(found))
+        self._native.erase(int(keys.shape[0]), keys, _columns.exported_flags(found))
         return found
 
     def clear(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..front import tensors
+from ..front import check
 from ..front.impl import Impl
 from ..preference._arguments import add_term, exact, lengths, required
 from ..preference._pairs import Reduction, Row, pair_loss
@@ -69,8 +69,8 @@ def npo_loss(
         Zhang et al. 2024, arXiv:2404.05868. SimNPO: Fan et al. 2024, arXiv:2410.07163.
     """
     op = "npo_loss"
-    beta = tensors.number(op, "beta", beta, above=0)
-    gamma = tensors.number(op, "gamma", gamma)
+    beta = check.number(op, "beta", beta, above=0)
+    gamma = check.number(op, "gamma", gamma)
     loss = pair_loss(
         op,
         "npo",
@@ -95,15 +95,15 @@ def npo_loss(
         (
             "retain_nll",
             retain_nll,
-            tensors.number(op, "retain_nll_weight", retain_nll_weight, at_least=0),
+            check.number(op, "retain_nll_weight", retain_nll_weight, at_least=0),
         ),
         (
             "retain_kl",
             retain_kl,
-            tensors.number(op, "retain_kl_weight", retain_kl_weight, at_least=0),
+            check.number(op, "retain_kl_weight", retain_kl_weight, at_least=0),
         ),
     ):
         if term is not None:
-            value = weight * exact(tensors.float_tensor(op, name, term))
+            value = weight * exact(check.float_tensor(op, name, term))
             loss = add_term(op, loss, name, value, "policy_logps", policy_logps, reduction)
     return loss
