@@ -157,7 +157,7 @@ def test_an_implementation_that_has_no_cuda_says_so() -> None:
     with pytest.raises(NotImplementedError) as caught:
         d.sample(P, impl="cuda")
     text = str(caught.value)
-    assert "[sample] no implementation fits (2, 4, 5) float32 on cpu with impl='cuda':" in text
+    assert "[sample] no implementation fits law (2, 4, 5) float32 on cpu with impl='cuda':" in text
     assert "cuda       refused: device cpu" in text
     assert 'cpu        available; pass impl="cpu" to use it' in text
     with pytest.raises(NotImplementedError, match="cuda       refused: this op has none"):

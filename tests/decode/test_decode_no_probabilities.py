@@ -57,7 +57,7 @@ def call(op: str, impl: str, how: str, **changes: Any) -> Any:
 @pytest.mark.parametrize(("op", "name"), CASES)
 def test_raw_logits_are_refused(op: str, name: str, impl: str, how: str) -> None:
     logits = np.random.default_rng(0).normal(scale=4.0, size=CALLS[op][1][name].shape)
-    text = rf"^\[{op}\] {name}: expected probabilities from 0 to 1, got -?[\d.]+ at \[0, .*0.*\]\. "
+    text = rf"^\[{op}\] {name}: expected probabilities from 0 to 1, got -?[\d.]+ at \[0, .*0.*\] \(\d+ of \d+\)\. "
     with pytest.raises(ValueError, match=text + r"Wrap logits in Logits\(\.\.\.\)\."):
         call(op, impl, how, **{name: logits})
 

@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,10 +72,10 @@ def test_float64_is_not_for_triton(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_an_old_torch_on_cuda_is_refused_by_its_number(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _backend.triton_refuses("cuda", dtype) is None
+    like = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    assert _backend.on_triton(like) is None
     monkeypatch.setattr(_backend, "_TORCH", (2, 9))
-    reason = _backend.triton_refuses("cuda", dtype)
-    assert reason == f"torch {torch.__version__} (needs 2.10 or later on CUDA)"
+    assert _backend.on_triton(like) == f"torch {torch.__version__} (needs 2.10 or later on CUDA)"
 
 
 # -- tracing -------------------------------------------------------------------------------------------------

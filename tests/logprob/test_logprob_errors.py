@@ -28,9 +28,9 @@ HEAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"labels": Y.to("meta")}, ValueError, r"labels: expected device cpu like hidden, got meta\. Move them first"),
     (
         {"labels": torch.tensor([0, 5, -100])}, ValueError,
-        r"labels: expected 0 to 4 or ignore_index=-100, got 5 at position 1\. Use ignore_index",
+        r"labels: expected 0 to 4 or ignore_index=-100, got 5 at \[1\] \(\d+ of \d+\)\. Use ignore_index",
     ),
-    ({"labels": torch.tensor([0, 1, -1])}, ValueError, r"labels: expected 0 to 4 .*, got -1 at position 2"),
+    ({"labels": torch.tensor([0, 1, -1])}, ValueError, r"labels: expected 0 to 4 .*, got -1 at \[2\]"),
     ({"bias": torch.zeros(4)}, ValueError, r"bias: expected shape \(5,\), one per row of weight, got \(4,\)"),
     ({"bias": torch.zeros(5, 1)}, ValueError, r"bias: expected 1 dimension\(s\), got shape \(5, 1\)"),
     ({"bias": torch.zeros(5, dtype=torch.int64)}, TypeError, r"bias: expected dtype float32, .*, got int64"),
@@ -87,7 +87,7 @@ LOGITS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"labels": torch.tensor([9, 1, 1])},
         ValueError,
-        r"labels: expected 0 to 4 or ignore_index=-100, got 9 at position 0",
+        r"labels: expected 0 to 4 or ignore_index=-100, got 9 at \[0\]",
     ),
 ]
 

@@ -389,7 +389,7 @@ def chance(*args, **kw):
         (
             frequency(COUNTER, K, impl="cuda"),
             NotImplementedError,
-            "[frequency_admission_filter] no implementation fits (4,) int64 on cpu",
+            "[frequency_admission_filter] no implementation fits keys (4,) int64 on cpu",
         ),
         (
             lambda: ProbabilisticFilter(-1.0),

@@ -69,7 +69,7 @@ ARRAYS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"weight": READ_ONLY, "grad": np.zeros((U, D), np.float32)},
         ValueError,
-        "weight: expected a writable array, got a read-only one. Pass a copy and use that.",
+        "weight: expected a writable array, got a read-only one. Pass a copy.",
     ),
     (
         {"weight": z(1, D).expand(U, D)},
@@ -335,7 +335,7 @@ def test_forced_implementations_that_cannot_run() -> None:
         table.sparse_sgd_update(w, z(U, D), impl="cpu")
     text = str(refused.value)
     assert text.startswith(
-        "[sparse_sgd_update] no implementation fits (3, 5) float64 on cpu with impl='cpu':"
+        "[sparse_sgd_update] no implementation fits weight (3, 5) float64 on cpu with impl='cpu':"
     )
     assert "cpu        refused: dtype float64 (supports float32, float16, bfloat16)" in text
     assert "cuda       refused: this op has none" in text

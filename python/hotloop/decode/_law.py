@@ -270,7 +270,7 @@ def _check_elements(op: str, name: str, law: Law) -> None:
             # A sum of V numbers of half precision is off by this much and still a law.
             slack = 1e-3 if _arrays.dtype(array) in ("float32", "float64") else 2e-2
             wrong = np.abs(total - 1.0) > slack
-            check.refuse(op, label, total, wrong, "rows that sum to 1", check.UNSET)
+            check.refuse(op, label, total.round(6), wrong, "rows that sum to 1", check.UNSET)
     if isinstance(law, Logits) and law.bias_ids is not None:
         check_ids(op, f"{name}.bias_ids", law.bias_ids, int(law.values.shape[-1]))
 

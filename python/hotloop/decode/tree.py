@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..front import arrays, check, environment, native
 from ..front.check import integer, number
 from ..front.impl import Impl, choose
@@ -148,15 +150,14 @@ def tree_speculative_verify(
 
 
 def _check_parents(op: str, parents: Any, num_nodes: Any) -> None:
-    table = arrays.to_numpy(parents)
-    lengths = None if num_nodes is None else arrays.to_numpy(num_nodes)
-    for b, row in enumerate(table.tolist()):
-        for j, parent in enumerate(row[: None if lengths is None else int(lengths[b])]):
-            if not -1 <= parent < j:
-                raise ValueError(
-                    f"[{op}] parents: expected -1 or a node before {j}, got {parent} at [{b}, {j}]. "
-                    "List every parent before its children; a tree has no cycle."
-                )
+    x = arrays.to_numpy(parents)
+    node = np.arange(x.shape[1])
+    bad = (x < -1) | (x >= node)
+    if num_nodes is not None:
+        bad &= node < arrays.to_numpy(num_nodes)[:, None]
+    check.refuse(
+        op, "parents", x, bad, "-1 or an earlier node", "List every parent before its children; a tree has no cycle."
+    )  # fmt: skip
 
 
 def greedy_speculative_accept(
