@@ -93,11 +93,13 @@ VALUES: list[tuple[str, Callable[[], Any], str]] = [
     (STAR, star_step(star(values=np.zeros((2, 3)))), r"tree\.values: expected shape \(2, 4\), got \(2, 3\)\. Match"),
     (STAR, star_step(star(parents=np.zeros(4, int))), r"tree\.parents: expected 2 dimension\(s\), got shape \(4,\)"),
     (STAR, star_step(star(parents=np.zeros((2, 4), int))), r"tree\.parents: expected -1 or an earlier node \(-1 at "
-     r"node 0\), got 0 at \[0, 0\] \(\d+ of \d+\)\. Append children after their parent"),
+     r"node 0\), got 0 at \[0, 0\] \(.*\)\. Append children after their parent"),
     (STAR, star_step(star(parents=NEITHER)), r"tree\.parents: expected -1 or an earlier node .*, got 3 at \[0, 2\]"),
     (STAR, star_step(star(parents=NEITHER - 1)), r"tree\.parents: expected .*, got -2 at \[0, 0\]"),
-    (STAR, star_step(star(visits=np.full((2, 4), -1))), r"tree\.visits: expected counts >= 0, got -1 at \[0, 0\] \(\d+ of \d+\)\."),
-    (STAR, star_step(None, np.array([0, 2])), r"leaves: expected a node in use, or -1 for none, got 2 at \[1\] \(\d+ of \d+\)\. Pass"),
+    (STAR, star_step(star(visits=np.full((2, 4), -1))),
+     r"tree\.visits: expected counts >= 0, got -1 at \[0, 0\] \(.*\)\."),
+    (STAR, star_step(None, np.array([0, 2])),
+     r"leaves: expected a node in use, or -1 for none, got 2 at \[1\] \(.*\)\. Pass"),
     (STAR, star_step(None, np.array([0, 4])), r"leaves: expected a node in use, or -1 for none, got 4 at \[1\]"),
     (STAR, star_step(None, np.array([0])), r"leaves: expected shape \(2,\), got \(1,\)\. Match tree\.parents"),
     (STAR, star_step(None, None, np.zeros(2)), r"rollout_values: expected leaves too, got None for them\. Pass leaves"),
@@ -113,10 +115,12 @@ VALUES: list[tuple[str, Callable[[], Any], str]] = [
     (STAR, star_step(offset=-1), "offset: expected an integer >= 0 and <= 18446744073709551615, got -1"),
     (PUCT, puct_step(puct(logps=np.zeros((1, 4)))), r"tree\.logps: expected shape \(2, 4\), got \(1, 4\)"),
     (PUCT, puct_step(puct(parents=NEITHER)), r"tree\.parents: expected -1 or an earlier node .*, got 3 at \[0, 2\]"),
-    (PUCT, puct_step(puct(visits=np.full((2, 4), -1))), r"tree\.visits: expected counts >= 0, got -1 at \[0, 0\]"),
+    (PUCT, puct_step(puct(visits=np.full((2, 4), -1))),
+     r"tree\.visits: expected counts >= 0, got -1 at \[0, 0\]"),
     (PUCT, puct_step(puct(lengths=np.zeros((2, 4), int))), r"tree\.lengths: expected at least one token per node, got "
-     r"0 at \[0, 1\] \(\d+ of \d+\)\. Correct it first"),
-    (PUCT, puct_step(None, np.array([0, 2])), r"leaves: expected a node in use, or -1 for none, got 2 at \[1\]"),
+     r"0 at \[0, 1\] \(.*\)\. Correct it first"),
+    (PUCT, puct_step(None, np.array([0, 2])),
+     r"leaves: expected a node in use, or -1 for none, got 2 at \[1\]"),
     (PUCT, puct_step(None, None, np.array([9, 0])), r"starts: expected a node in use, or -1 for none, got 9 at \[0\]"),
     (PUCT, puct_step(None, None, None, np.array([0, 3])), r"roots: expected a node in use, got 3 at \[1\]"),
     (PUCT, puct_step(c_puct=-1), "c_puct: expected a number >= 0, got -1"),
@@ -125,7 +129,7 @@ VALUES: list[tuple[str, Callable[[], Any], str]] = [
     (PUCT, puct_step(max_depth=-1), "max_depth: expected an integer >= 0, got -1"),
     (BACK, backtrack(p_unconfident=np.zeros(2)), r"p_unconfident: expected 2 dimension\(s\), got shape \(2,\)"),
     (BACK, backtrack(p_unconfident=np.full((2, 2), 1.5)), r"p_unconfident: expected probabilities from 0 to 1, got "
-     r"1\.5 at \[0, 0\] \(\d+ of \d+\)\. Correct it first"),
+     r"1\.5 at \[0, 0\] \(.*\)\. Correct it first"),
     (BACK, backtrack(p_unconfident=np.full((2, 2), np.nan)), r"p_unconfident: expected probabilities .*, got nan at"),
     (BACK, backtrack(span_ends=np.zeros((2, 3), int)), r"span_ends: expected shape \(2, 2\), got \(2, 3\)\. Match"),
     (BACK, backtrack(span_ends=np.array([[5, 5], [3, -1]])), r"span_ends: expected rising positions inside the chunk, "
@@ -147,7 +151,8 @@ VALUES: list[tuple[str, Callable[[], Any], str]] = [
     (BACK, backtrack(max_total_attempts=0), "max_total_attempts: expected an integer >= 1, got 0"),
     (BACK, lambda: BacktrackState.start(1, temperature=-1.0), "temperature: expected a number >= 0, got -1"),
     (VQ, table(np.zeros(3)), r"codebook: expected 2 dimension\(s\), got shape \(3,\)"),
-    (VQ, table(np.full((3, 2), np.nan)), r"codebook: expected finite numbers below 1e150, got nan at \[0, 0\] \(\d+ of \d+\)\."),
+    (VQ, table(np.full((3, 2), np.nan)),
+     r"codebook: expected finite numbers below 1e150, got nan at \[0, 0\] \(.*\)\."),
     (VQ, table(np.full((3, 2), 1e160)), r"codebook: expected finite numbers below 1e150, got 1e\+160 at \[0, 0\]"),
     (VQ, table(np.zeros((3, 2)), k=3), "k: expected an integer >= 1 and <= 2, got 3"),
     (VQ, table(np.zeros((3, 2)), k=0), "k: expected an integer >= 1 and <= 2, got 0"),
@@ -271,12 +276,12 @@ def test_checks_look_at_every_element_when_they_are_on(monkeypatch: pytest.Monke
     calls: list[tuple[Callable[[], Any], str]] = [
         (
             beams(bad),
-            r"logits: expected logits below \+inf, got nan at \[1, 2, 3\] \(\d+ of \d+\)\. Unset HOTLOOP_CHECK to let it pass",
+            r"logits: expected logits below \+inf, got nan at \[1, 2, 3\] \(.*\)\. Unset HOTLOOP_CHECK to let it pass",
         ),
         (beams(Z, ref=bad), r"ref_logits: expected logits below \+inf, got nan at \[1, 2, 3\]"),
         (
             star_step(trees[0]),
-            r"tree\.values: expected finite values, got inf at \[0, 0\] \(\d+ of \d+\)\. Unset HOTLOOP_CHECK",
+            r"tree\.values: expected finite values, got inf at \[0, 0\] \(.*\)\. Unset HOTLOOP_CHECK",
         ),
         (puct_step(trees[1]), r"tree\.logps: expected finite values, got nan at \[0, 0\]"),
     ]

@@ -9,7 +9,6 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest

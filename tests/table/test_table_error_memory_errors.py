@@ -70,7 +70,7 @@ def test_types(changes: Any, text: str) -> None:
 @pytest.mark.parametrize("impl", ["cuda", "triton"])
 def test_impls_there_are_none_of(impl: str) -> None:
     with pytest.raises(
-        NotImplementedError, match=rf"no implementation fits \(2, 3\) float32 on cpu .*{impl}"
+        NotImplementedError, match=rf"no implementation fits query \(2, 3\) float32 on cpu .*{impl}"
     ):
         call(impl=impl)
 
@@ -85,7 +85,7 @@ def test_checks_find_what_is_not_finite(name: str, monkeypatch: pytest.MonkeyPat
     call(**{name: x})
     monkeypatch.setenv("HOTLOOP_CHECK", "1")
     call()
-    text = f"[{OP}] {name}: expected finite values, got inf at {list(at)}. Unset HOTLOOP_CHECK to let it pass."
+    text = f"[{OP}] {name}: expected finite values, got inf at {list(at)} (1 of {x.size}). Unset HOTLOOP_CHECK"
     with pytest.raises(ValueError, match=re.escape(text)):
         call(**{name: x})
 

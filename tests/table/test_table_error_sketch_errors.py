@@ -76,15 +76,15 @@ VALUES = [
      "2)."),
     (WRITE, write(sketch=np.asfortranarray(SKETCH)), "sketch: expected a contiguous array, got one with gaps"),
     (WRITE, write(sketch=READ_ONLY), "sketch: expected a writable array, got a read-only one. Pass a copy."),
-    (WRITE, write(AT + 32), "buckets: expected 0 to 31, got 32 at [0, 0]. Use lsh_buckets(...)."),
-    (WRITE, write(AT - 1), "buckets: expected 0 to 31, got -1 at [0, 0]."),
+    (WRITE, write(AT + 32), "buckets: expected 0 to 31, got 32 at [0, 0] (8 of 8). Use lsh_buckets(...)."),
+    (WRITE, write(AT - 1), "buckets: expected 0 to 31, got -1 at [0, 0] (8 of 8)."),
     (WRITE, write(y=Y[:1]), "labels: expected shape (2,) like the rows of buckets, got (1,). Pass one number per row."),
-    (WRITE, write(y=np.array([0, 2])), "labels: expected 0 to 1, got 2 at [1]. Pass probabilities."),
-    (WRITE, write(y=np.array([np.nan, 0])), "labels: expected 0 to 1, got nan at [0]."),
+    (WRITE, write(y=np.array([0, 2])), "labels: expected 0 to 1, got 2 at [1] (1 of 2). Pass probabilities."),
+    (WRITE, write(y=np.array([np.nan, 0])), "labels: expected 0 to 1, got nan at [0] (1 of 2)."),
     (WRITE, write(yb=Y[:1]), "base_predictions: expected shape (2,) like the rows of buckets, got (1,)."),
-    (WRITE, write(yb=Y - 1), "base_predictions: expected 0 to 1, got -0.5 at [0]. Pass probabilities."),
+    (WRITE, write(yb=Y - 1), "base_predictions: expected 0 to 1, got -0.5 at [0] (2 of 2). Pass probabilities."),
     (READ, read(sketch=SKETCH[:3]), "sketch: expected shape (4, 2^L, 3) for the repeats of buckets, got (3, 32, 3)."),
-    (READ, read(AT + 32), "buckets: expected 0 to 31, got 32 at [0, 0]."),
+    (READ, read(AT + 32), "buckets: expected 0 to 31, got 32 at [0, 0] (8 of 8)."),
     (READ, read(base=Y[:1]), "base_prediction: expected shape (2,) like the rows of buckets, got (1,)."),
     (READ, read(similarity="share"), "similarity: expected one of count, const, got 'share'."),
     (READ, read(temperature=0.0), "temperature: expected a number > 0, got 0.0."),
@@ -140,8 +140,8 @@ def test_checks_find_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None
     bad, nan = H.copy(), np.array([0.5, np.nan])
     bad[1, 2] = np.inf
     cases = [
-        (HASH, buckets(bad), "hidden", "inf at [1, 2]"),
-        (READ, read(base=nan), "base_prediction", "nan at [1]"),
+        (HASH, buckets(bad), "hidden", "inf at [1, 2] (1 of 6)"),
+        (READ, read(base=nan), "base_prediction", "nan at [1] (1 of 2)"),
     ]
     for _, call, _, _ in cases:
         call()
