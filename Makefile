@@ -26,7 +26,7 @@ help:
 	@echo "make rivals           install the rivals of the table benches (bench/README.md)"
 	@echo "make lint | format    ruff, mypy"
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
-	@echo "make docs             rewrite what is generated from the op registry and from bench/results"
+	@echo "make docs             rewrite what is generated from the catalogue and from bench/results"
 	@echo ".ci/run               these tests, the two longest shortened, lint, the CUDA build and the wheel"
 
 # torch first and pinned: anything looser fetches gigabytes of CUDA libraries.

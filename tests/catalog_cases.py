@@ -193,12 +193,12 @@ def calls(op: Any) -> list[Call]:
     """Every call that is known of an op; none where its inputs are no tensors."""
     if op.name == "linear_preference_loss":
         return [
-            Call(f"linear-{name}", op.function(), lambda n, name=name: answers(name, n))
+            Call(f"linear-{name}", op.load(), lambda n, name=name: answers(name, n))
             for name in LOSSES
         ]
     found = from_cases(op) + from_decode(op)
     if op.full_name in SAMPLES:
-        found.append(Call(op.name, op.function(), SAMPLES[op.full_name]))
+        found.append(Call(op.name, op.load(), SAMPLES[op.full_name]))
     return found
 
 

@@ -40,7 +40,7 @@ class _Seen(Exception):
 @functools.cache
 def _example(name: str) -> inspect.BoundArguments:
     op = next(op for op in catalog() if op.full_name == name)
-    function = op.function()
+    function = op.load()
     space = dict(vars(importlib.import_module(function.__module__))) | {"np": np, "torch": torch}
     found: list[inspect.BoundArguments] = []
 
@@ -167,10 +167,10 @@ def calls(op: Any) -> Iterator[dict[str, Any]]:
     """Arguments by name: the example, then the example with each optional array argument that it leaves out."""
     bound = _example(op.full_name)
     given = dict(bound.arguments)
-    if "seed" in inspect.signature(op.function()).parameters:
+    if "seed" in inspect.signature(op.load()).parameters:
         given.setdefault("seed", 7)
     yield given
-    for name, parameter in inspect.signature(op.function()).parameters.items():
+    for name, parameter in inspect.signature(op.load()).parameters.items():
         optional = parameter.default is not inspect.Parameter.empty
         arrays = any(word in str(parameter.annotation) for word in ARRAYS)
         if (
@@ -183,7 +183,7 @@ def calls(op: Any) -> Iterator[dict[str, Any]]:
 
 
 def _with(op: Any, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(op.function()).parameters
+    parameters = inspect.signature(op.load()).parameters
     call = {n: x for n, x in given.items() if n not in INSTEAD.get(name, ())}
     for each in (name, *BESIDE.get(name, ())):
         make = MADE.get(f"{op.name}.{each}", MADE.get(each))

@@ -18,7 +18,8 @@ OTHERS = [pair for pair in FOUND if pair[1].id not in {call.id for _, call in FI
 
 
 def test_every_op_that_compiles_has_inputs() -> None:
-    assert [op.full_name for op in hotloop.catalog() if op.compiles and not calls(op)] == []
+    functions = [op for op in hotloop.catalog() if op.compiles and not op.is_class]
+    assert [op.full_name for op in functions if not calls(op)] == []
 
 
 def step(run: Any, op: Any, arguments: Arguments) -> list[Tensor]:

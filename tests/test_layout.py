@@ -26,10 +26,17 @@ def test_every_op_has_its_place_in_every_wing(op):
     assert (ROOT / "tests" / op.room).is_dir()
     if "cpu" in op.impls and op.name != "linear_preference_loss":
         assert (ROOT / "csrc" / op.room).is_dir()
+    loops = {
+        "unlearn": "preference",
+        "preference": "logprob",
+    }  # whose loop of this kind a room uses
     if "cuda" in op.impls:
-        assert list((ROOT / "kernels" / "preference").glob("*.cu"))
+        kernels = ROOT / "kernels"
+        assert list((kernels / op.room).glob("*.cu")) or list(
+            (kernels / loops[op.room]).glob("*.cu")
+        )
     if "triton" in op.impls:
-        assert list((ROOT / "kernels" / "logprob").glob("*.py"))
+        assert list((ROOT / "kernels" / loops.get(op.room, op.room)).glob("*.py"))
 
 
 def test_loops_and_heads_know_neither_python_nor_torch():

@@ -1,51 +1,89 @@
-"""Write what is generated from the op registry: the README's coverage table and docs/papers.md.
+"""Write what is generated: docs/coverage.md and docs/papers.md from the catalogue, results from bench/results.
 
 ``python tools/write_docs.py`` writes, ``--check`` only compares and exits 1 on a difference.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hotloop import catalog
-from hotloop._registry import Op, rooms
+from hotloop._catalog import IMPLS, STATUS, Op, of_room, rooms
 from hotloop.front.environment import VARIABLES
 
 Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPLS = ("reference", "cpu", "cuda", "triton")
-GPU_IMPLS = ("cuda", "triton")
 
 
 def yes(flag: bool) -> str:
     return "yes" if flag else "-"
 
 
-def where(op: Op, impl: str, ran: set[tuple[str, str]]) -> str:
-    """What has run on a GPU has a row in bench/results/gpu.jsonl; the rest is compiled only."""
-    if impl not in op.impls:
-        return "-"
-    if impl in GPU_IMPLS and (op.full_name, f"hotloop {impl}") not in ran:
-        return "never run"
-    return "yes"
+def about(room: str) -> str:
+    """What a room is, in a sentence: how its catalogue opens."""
+    text = importlib.import_module(f"hotloop._catalog.{room}").__doc__
+    return (text or "").splitlines()[0]
+
+
+def proved() -> None:
+    """Refuse "run on ..." in the catalogue without a row of that run in bench/results/gpu.jsonl."""
+    ran = {(row["op"], row["impl"]) for row in rows_of("gpu.jsonl")}
+    for key, status in STATUS.items():
+        for impl, text in status.items():
+            seen = any(f"{op}.".startswith(f"{key}.") and of == f"hotloop {impl}" for op, of in ran)
+            if text.startswith("run on") and not (key and seen):
+                raise SystemExit(
+                    f"[docs] STATUS of hotloop/_catalog: expected a row of {impl} in {key or 'every op'} in "
+                    f"bench/results/gpu.jsonl, got none for {text!r}. Measure it: bench/run_gpu.sh."
+                )
+
+
+def rooms_table() -> str:
+    """A row per room; per implementation how many entries have it, and what they have been through."""
+    lines = []
+    for room in rooms():
+        ops = of_room(room)
+        cells = [f"`hotloop.{room}`", about(room).rstrip(".")]
+        cells.append(str(sum(not op.is_class for op in ops)))
+        cells.append(str(sum(op.is_class for op in ops)))
+        for impl in IMPLS[1:]:
+            count = Counter(op.status(impl) for op in ops if impl in op.impls)
+            cells.append(", ".join(f"{n} {status}" for status, n in count.items()) or "-")
+        lines.append(cells)
+    return "\n".join(table(["room", "what", "functions", "classes", *IMPLS[1:]], lines))
 
 
 def coverage() -> str:
-    head = ["op", *IMPLS, "dtypes", "backward", "torch.compile", "deterministic", "maturity"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    short = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
-    ran = {(row["op"], row["impl"]) for row in rows_of("gpu.jsonl")}
-    for op in catalog():
-        cells = [f"`{op.full_name}`", *(where(op, impl, ran) for impl in IMPLS)]
-        cells.append(" ".join(short[d] for d in op.dtypes))
-        cells += [yes(op.gradient), yes(op.compiles), yes(op.deterministic), op.maturity]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    short = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
+    head = ["", *IMPLS, "dtypes", "backward", "torch.compile", "deterministic", "maturity"]
+
+    def cells(op: Op) -> list[str]:
+        return [
+            f"`{op.name}`",
+            *(op.status(impl) or "-" for impl in IMPLS),
+            " ".join(short[d] for d in op.dtypes),
+            *(yes(flag) for flag in (op.gradient, op.compiles, op.deterministic)),
+            op.maturity,
+        ]
+
+    found = [
+        "# Coverage",
+        "",
+        "Every public function, and every class that computes or holds state; written by `make docs`.",
+        '"tested": by this repository\'s tests on the CPU. "compiled": for CUDA, never run on a GPU; its code',
+        'has run on an emulated one. "interpreted": by Triton\'s interpreter, and compiled ahead of time, never',
+        "run on a GPU. The kernels one by one: [gpu-status.md](gpu-status.md).",
+    ]
+    for room in rooms():
+        found += ["", f"## {room}", "", about(room), ""]
+        found += table(head, [cells(op) for op in of_room(room)])
+    return "\n".join(found) + "\n"
 
 
 def variables() -> str:
@@ -53,27 +91,20 @@ def variables() -> str:
 
 
 def papers() -> str:
-    lines = [
+    found = [
         "# Papers",
         "",
-        "Which function computes what, and the settings its paper uses. Generated by `make docs` from the op registry.",
+        "Which function or class computes what, and the settings its paper uses; written by `make docs`.",
     ]
     for room in rooms():
-        lines += [
-            "",
-            f"## {room}",
-            "",
-            "| paper | function | the paper's settings |",
-            "| --- | --- | --- |",
-        ]
-        for op in catalog():
-            if op.room != room:
-                continue
+        lines = []
+        for op in of_room(room):
             for paper in op.papers:
                 title = f"[{paper.title}]({paper.link})" if paper.link else paper.title
-                where = f" ({paper.source})" if paper.source and not paper.link else ""
-                lines.append(f"| {title}{where} | `{op.full_name}` | {paper.settings or '-'} |")
-    return "\n".join(lines) + "\n"
+                source = f" ({paper.source})" if paper.source and not paper.link else ""
+                lines.append([f"{title}{source}", f"`{op.name}`", paper.settings or "-"])
+        found += ["", f"## {room}", "", *table(["paper", "here", "the paper's settings"], lines)]
+    return "\n".join(found) + "\n"
 
 
 RESULTS = ROOT / "bench" / "results"
@@ -315,8 +346,9 @@ def between(text: str, name: str, body: str) -> str:
 
 
 def documents() -> dict[Path, str]:
+    proved()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    readme = between(readme, "coverage", coverage())
+    readme = between(readme, "rooms", rooms_table())
     readme = between(readme, "variables", variables())
     readme = between(readme, "results", results())
     readme = between(readme, "memory", memory())
@@ -327,6 +359,7 @@ def documents() -> dict[Path, str]:
             path: between(path.read_text(encoding="utf-8"), "results", body)
             for path, body in pages.items()
         },
+        ROOT / "docs" / "coverage.md": coverage(),
         ROOT / "docs" / "papers.md": papers(),
     }
 

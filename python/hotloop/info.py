@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import __version__
-from ._registry import catalog
+from ._catalog import IMPLS, catalog
 from .front.environment import VARIABLES
 
 _PACKAGES = (
@@ -113,18 +113,7 @@ def collect() -> dict[str, Any]:
         "cuda_toolkit": nvcc.splitlines()[-1] if nvcc else None,
         "gpu": driver.splitlines() if driver else [],
         "environment": {name: os.environ.get(name) for name in (*VARIABLES, "OMP_NUM_THREADS")},
-        "ops": [
-            {
-                "name": op.full_name,
-                "impls": list(op.impls),
-                "dtypes": list(op.dtypes),
-                "gradient": op.gradient,
-                "compiles": op.compiles,
-                "deterministic": op.deterministic,
-                "maturity": op.maturity,
-            }
-            for op in catalog()
-        ],
+        "ops": [op.facts() for op in catalog()],
     }
 
 
@@ -142,9 +131,7 @@ def _cell(impl: str, op: dict[str, Any], report: dict[str, Any]) -> str:
         if report["packages"]["triton"] is None:
             return "not installed"
         return "yes" if report["gpu"] else "no GPU"
-    if op["name"].startswith("core."):
-        return "yes"
-    return "yes" if report["packages"]["torch"] else "needs torch"
+    return "needs torch" if op["needs_torch"] and report["packages"]["torch"] is None else "yes"
 
 
 def render(report: dict[str, Any]) -> str:
@@ -179,10 +166,9 @@ def render(report: dict[str, Any]) -> str:
         f"toolkit {report['cuda_toolkit'] or 'none'}   gpu {'; '.join(report['gpu']) or 'none'}"
     )
     lines.append("")
-    impls = ("reference", "cpu", "cuda", "triton")
-    lines.append(f"{'op':40s}" + "".join(f"{name:15s}" for name in impls) + "maturity")
+    lines.append(f"{'op':40s}" + "".join(f"{name:15s}" for name in IMPLS) + "maturity")
     for op in report["ops"]:
-        cells = "".join(f"{_cell(impl, op, report):15s}" for impl in impls)
+        cells = "".join(f"{_cell(impl, op, report):15s}" for impl in IMPLS)
         lines.append(f"{op['name']:40s}{cells}{op['maturity']}")
     lines.append("")
     lines.append(

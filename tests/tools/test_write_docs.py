@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from hotloop import catalog
+from hotloop._catalog import rooms
 from test_run_tests import ROOT, load
 
 pytestmark = pytest.mark.source
@@ -71,17 +72,40 @@ def test_every_row_names_its_nearest_rival_with_memory_and_the_worst_row_is_said
     assert "bench/remeasure.sh" in write_docs.page_results("decode")
 
 
-def test_a_gpu_cell_is_yes_only_after_a_run(results: Path) -> None:
-    assert "| `preference.dpo_loss` | yes | yes | never run | - |" in write_docs.coverage()
-    write(
-        results / "gpu.jsonl",
-        [row("hotloop cuda", "ours", 1.0, op="preference.dpo_loss")],
-    )
+def test_a_run_on_a_gpu_is_believed_only_with_a_row_of_it(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_docs.proved()
+    assert "| `dpo_loss` | tested | tested | compiled | - |" in write_docs.coverage()
+    assert "| `linear_logprob` | tested | tested | - | interpreted |" in write_docs.coverage()
+    monkeypatch.setitem(write_docs.STATUS, "preference.dpo_loss", {"cuda": "run on NVIDIA H200"})
     text = write_docs.coverage()
-    assert "| `preference.dpo_loss` | yes | yes | yes | - |" in text
-    assert "| `preference.ipo_loss` | yes | yes | never run | - |" in text
-    assert "| `logprob.linear_logprob` | yes | yes | - | never run |" in text
-    assert len(text.splitlines()) == 2 + len(catalog())
+    assert "| `dpo_loss` | tested | tested | run on NVIDIA H200 | - |" in text
+    assert "| `ipo_loss` | tested | tested | compiled | - |" in text
+    assert "1 run on NVIDIA H200, 32 compiled" in write_docs.rooms_table()
+    missing = r"\[docs\] STATUS .*: expected a row of cuda in preference.dpo_loss in .*gpu.jsonl, got none"
+    with pytest.raises(SystemExit, match=missing):
+        write_docs.proved()
+    for impl, op in (
+        ("hotloop cuda", "preference.dpo_loss_2"),
+        ("hotloop cpu", "preference.dpo_loss"),
+    ):
+        write(results / "gpu.jsonl", [row(impl, "ours", 1.0, op=op)])
+        with pytest.raises(SystemExit, match=missing):
+            write_docs.proved()
+    write(results / "gpu.jsonl", [row("hotloop cuda", "ours", 1.0, op="preference.dpo_loss")])
+    write_docs.proved()
+    monkeypatch.setitem(write_docs.STATUS, "preference", {"cuda": "run on NVIDIA H200"})
+    write_docs.proved()
+
+
+def test_every_entry_has_a_row_and_every_room_a_line() -> None:
+    text = write_docs.coverage()
+    for op in catalog():
+        assert text.count(f"\n| `{op.name}` |") == 1
+    for room in rooms():
+        assert f"\n## {room}\n" in text
+        assert f"\n| `hotloop.{room}` | " in write_docs.rooms_table()
 
 
 def test_the_results_that_are_committed_are_clean() -> None:

@@ -3,14 +3,13 @@
 import importlib
 from typing import Any
 
+from .._catalog import rooms, rooms_with_torch
 from ..front.needs import star
-
-_ROOMS = ("core", "decode", "logprob", "preference", "table", "unlearn")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in rooms():
         return importlib.import_module(f"{__name__}.{name}")
     if name == "__all__":
-        return star(__name__, _ROOMS, ("logprob", "preference", "unlearn"))
+        return star(__name__, rooms(), rooms_with_torch())
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

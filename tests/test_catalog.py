@@ -1,4 +1,4 @@
-"""The op registry against the code, and the documents made from it."""
+"""The catalogue against the code, and the documents made from it."""
 
 import importlib
 import inspect
@@ -6,48 +6,116 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import hotloop
 import pytest
 import torch
-from hotloop._registry import FLOATS, MATURITIES, rooms
+from hotloop import _catalog
+from hotloop._catalog import FLOATS, IMPLS, MATURITIES, Paper, Room, rooms
 from hotloop.front import impl, native
 
 ROOT = Path(__file__).resolve().parent.parent
 OPS = hotloop.catalog()
+FUNCTIONS = [op for op in OPS if not op.is_class]
 
 
 def by_name(op):
     return op.full_name
 
 
-def public_functions(room):
+def public(room):
+    """Public functions and classes, but named tuples (what functions take and return), errors and base classes."""
     module = getattr(hotloop, room)
     names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
     found = {n: getattr(module, n) for n in names}
-    return {
-        n for n, f in found.items() if inspect.isfunction(f) and f.__module__.startswith("hotloop")
+    functions = {n for n, f in found.items() if inspect.isfunction(f)}
+    classes = {n: c for n, c in found.items() if inspect.isclass(c)}
+    return functions | {
+        n
+        for n, c in classes.items()
+        if not issubclass(c, (tuple, BaseException))
+        and not any(o is not c and issubclass(o, c) for o in classes.values())
     }
 
 
 @pytest.mark.parametrize("room", rooms())
-def test_registry_lists_exactly_the_public_functions(room):
-    assert public_functions(room) == {op.name for op in OPS if op.room == room}
+def test_the_catalogue_lists_exactly_what_is_public(room):
+    assert public(room) == {op.name for op in OPS if op.room == room}
+
+
+def test_names_of_entries_are_unique():
+    assert len({op.full_name for op in OPS}) == len(OPS)
+    implemented = Counter(name for op in OPS for name in op.implements or (op.name,))
+    assert [name for name, n in implemented.items() if n > 1] == []
 
 
 @pytest.mark.parametrize("op", OPS, ids=by_name)
 def test_entry_is_well_formed(op):
-    assert op.papers
+    assert op.papers or op.is_class
     assert op.impls
-    assert set(op.impls) <= set(impl.IMPLS[1:])
-    assert set(op.dtypes) <= set(FLOATS)
+    assert set(op.impls) <= set(IMPLS)
+    assert set(op.dtypes) <= {*FLOATS, "int8"}
     assert op.maturity in MATURITIES
+    assert inspect.isclass(op.load()) == op.is_class
+    assert impl.IMPLS[1:] == IMPLS
 
 
-@pytest.mark.parametrize("op", OPS, ids=by_name)
+def test_a_room_is_found_by_its_file(tmp_path, monkeypatch):
+    """Nothing else is edited for a new room: not the list of rooms, not the catalogue."""
+    (tmp_path / "toy.py").write_text(
+        "from . import Room\nop = Room(__name__, impls=('reference',))\nop('one')\nop('Two', dtypes=())\n"
+    )
+    monkeypatch.setattr(_catalog, "__path__", [*_catalog.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "hotloop._catalog.toy", raising=False)
+    assert rooms() == (*(r for r in rooms() if r != "toy"), "toy")
+    assert [op.full_name for op in hotloop.catalog()[len(OPS) :]] == ["toy.one", "toy.Two"]
+    assert "toy" in dir(hotloop)
+    with pytest.raises(ModuleNotFoundError, match=r"hotloop\.toy"):
+        hotloop.toy  # noqa: B018
+    sys.modules.pop("hotloop._catalog.toy")
+    del _catalog.toy
+
+
+@pytest.mark.source
+def test_type_checkers_see_every_room():
+    """``hotloop.preference.dpo_loss`` has its types only if hotloop/__init__.py names the room for type checkers."""
+    text = Path(hotloop.__file__).read_text()
+    named = re.findall(r"^    from \. import (\w+) as \1$", text, re.M)
+    assert sorted(named) == sorted((*rooms(), "reference"))
+
+
+def test_status_is_that_of_the_entry_then_of_its_room_then_of_all(monkeypatch):
+    one, two = (
+        next(op for op in OPS if op.full_name == f"preference.{n}_loss") for n in ("dpo", "ipo")
+    )
+    assert (one.status("cpu"), one.status("cuda"), one.status("triton")) == (
+        "tested",
+        "compiled",
+        None,
+    )
+    monkeypatch.setitem(_catalog.STATUS, "preference", {"cuda": "run on A"})
+    assert (one.status("cuda"), one.status("cpu")) == ("run on A", "tested")
+    monkeypatch.setitem(_catalog.STATUS, "preference.dpo_loss", {"cuda": "run on B"})
+    assert (one.status("cuda"), two.status("cuda")) == ("run on B", "run on A")
+    assert one.facts()["impls"]["cuda"] == "run on B"
+
+
+def test_keywords_of_a_room_hold_for_its_entries_until_one_says_otherwise():
+    op = Room("hotloop._catalog.toy", impls=("cpu",), gradient=True)
+    op("one", Paper("P", "2401.00001"))
+    op("two", gradient=False, implements=("zwei",))
+    one, two = op.entries
+    assert (one.full_name, one.gradient, one.implements) == ("toy.one", True, ())
+    assert (two.impls, two.gradient, two.implements) == (("cpu",), False, ("zwei",))
+    assert one.papers[0].link == "https://arxiv.org/abs/2401.00001"
+    assert Paper("Q", "KDD 2013").link == ""
+
+
+@pytest.mark.parametrize("op", FUNCTIONS, ids=by_name)
 def test_docstring_has_the_house_form_and_names_the_paper(op):
-    text = inspect.getdoc(op.function())
+    text = inspect.getdoc(op.load())
     assert text, op.full_name
     for section in ("Args:", "Returns:", "Example:", "Reference:"):
         assert section in text, f"{op.full_name} lacks {section}"
@@ -59,9 +127,11 @@ def test_docstring_has_the_house_form_and_names_the_paper(op):
     ), f"{op.full_name}: none of {[p.source for p in op.papers]} in {body!r}"
 
 
-@pytest.mark.parametrize("op", [o for o in OPS if o.room in ("preference", "unlearn")], ids=by_name)
+@pytest.mark.parametrize(
+    "op", [o for o in FUNCTIONS if o.room in ("preference", "unlearn")], ids=by_name
+)
 def test_pair_losses_take_the_impls_they_list(op):
-    function = op.function()
+    function = op.load()
     if "impl" not in inspect.signature(function).parameters:
         assert op.impls == ("reference",)
         return
@@ -72,7 +142,7 @@ def test_pair_losses_take_the_impls_they_list(op):
 def test_every_reference_has_the_signature_of_its_op():
     from hotloop import reference
 
-    for op in OPS:
+    for op in FUNCTIONS:
         if op.room not in ("preference", "unlearn", "core", "decode", "table") or op.name in (
             "linear_preference_loss",
         ):
@@ -82,7 +152,7 @@ def test_every_reference_has_the_signature_of_its_op():
             # A dictionary of means, and a law put together: nothing a reference could say otherwise.
             assert op.name in ("preference_metrics", "value_augmented_law"), op.full_name
             continue
-        wanted = [n for n in inspect.signature(op.function()).parameters if n != "impl"]
+        wanted = [n for n in inspect.signature(op.load()).parameters if n != "impl"]
         assert list(inspect.signature(theirs).parameters) == wanted, op.full_name
 
 
@@ -136,7 +206,7 @@ def test_readme_table_and_paper_index_are_current():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_info_prints_and_its_json_agrees_with_the_registry():
+def test_info_prints_and_its_json_agrees_with_the_catalogue():
     text = subprocess.run(
         [sys.executable, "-m", "hotloop", "info"], capture_output=True, text=True, check=True
     ).stdout

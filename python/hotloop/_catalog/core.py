@@ -1,0 +1,15 @@
+"""Elementary functions and random numbers, for NumPy arrays."""
+
+from . import Paper, Room
+
+op = Room(__name__, impls=("reference", "cpu"), dtypes=("float32", "float64"))
+
+AUTONUMERICS = Paper("AutoNumerics-Zero", "2312.08472", "2^x on [0, 1], 10 operations in float64")
+PHILOX = Paper("Parallel random numbers: as easy as 1, 2, 3", "SC11, 2011", "Philox 4x32-10")
+
+op("elementary", Paper("Definition"))
+op("exp2_evolved", AUTONUMERICS, implements=("exp2_evolved_f64",))
+op("exp2_minimax", AUTONUMERICS, implements=("exp2_minimax_poly",))
+op("exp_by_exp2", AUTONUMERICS)
+op("philox", PHILOX)
+op("philox_uniform", PHILOX)
