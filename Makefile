@@ -13,7 +13,7 @@ TFRA_BASE ?= python3.11
 TFRA := .venv-tfra
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels python -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs wheel clean
+.PHONY: help demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs stubs wheel clean
 help:
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
 	@echo "make demo-online      clicks of a real log learned in one pass at equal memory (out/online/report.png)"
@@ -26,6 +26,7 @@ help:
 	@echo "make rivals           install the rivals of the table benches (bench/README.md)"
 	@echo "make lint | format    ruff, mypy"
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
+	@echo "make stubs            rewrite the type stubs of the compiled modules"
 	@echo "make docs             rewrite what is generated from the catalogue and from bench/results"
 	@echo ".ci/run               these tests, the two longest shortened, lint, the CUDA build and the wheel"
 
@@ -107,6 +108,9 @@ lint: $(VENV)/built
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+stubs: $(VENV)/built
+	$(BIN)/python tools/write_stubs.py
 
 docs: $(VENV)/built
 	$(BIN)/python tools/write_docs.py

@@ -22,6 +22,8 @@ def main(capability: int) -> int:
 
     core = importlib.import_module("hotloop._core")
     cuda = importlib.import_module("hotloop._cuda")  # an ImportError here says why, and fails
+    if cuda.__file__ is None:
+        raise ImportError("hotloop._cuda was not built: there is only the folder of its stubs")
     print(core.__file__, cuda.__file__, torch.cuda.get_device_name())
     found = problem(cuda, capability)
     print(found or f"machine code for sm_{capability}; devices: {cuda.device_count()}")

@@ -60,7 +60,7 @@ def simd() -> dict[str, str]:
     try:
         from hotloop.front import native
 
-        found["hotloop"] = str(native.core().simd_level())
+        found["hotloop"] = str(native.core.simd_level())
     except (ImportError, AttributeError):
         found["hotloop"] = "not built"
     return found

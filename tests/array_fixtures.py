@@ -10,7 +10,7 @@ import pytest
 import torch
 from hotloop.front import arrays, native
 
-CORE = native.core()
+CORE = native.core
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 
 

@@ -157,7 +157,7 @@ def test_every_reference_has_the_signature_of_its_op():
 
 
 def test_heads_compiled_in_are_used_and_the_other_way_round():
-    compiled = set(native.core().pair_heads())
+    compiled = set(native.core.pointwise.pair_heads())
     text = "".join(
         p.read_text()
         for p in [
@@ -250,13 +250,3 @@ def test_usage_error():
     )
     assert done.returncode == 2
     assert "usage" in done.stderr
-
-
-def test_stubs_list_what_the_modules_export():
-    import ast
-
-    stub = Path(hotloop.__file__).parent / "_core.pyi"
-    tree = ast.parse(stub.read_text())
-    named = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    named |= {n.target.id for n in tree.body if isinstance(n, ast.AnnAssign)}
-    assert named == {n for n in vars(native.core()) if not n.startswith("_")}

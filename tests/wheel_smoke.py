@@ -32,7 +32,8 @@ report = subprocess.run(
 ).stdout
 assert "preference.dpo_loss" in report
 
-if importlib.util.find_spec("hotloop._cuda") is not None:
+cuda_module = importlib.util.find_spec("hotloop._cuda")
+if cuda_module is not None and cuda_module.origin is not None:  # not only the folder of its stubs
     cuda = importlib.import_module("hotloop._cuda")  # loads without a driver
     print("_cuda", cuda.architectures(), "devices", cuda.device_count())
 

@@ -65,17 +65,16 @@ void run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, con
 
 }  // namespace
 
-void register_decode_cuda(py::module_& m) {
-  m.def("decode_chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
+HOTLOOP_BIND(decode) {
+  m.def("chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
         py::arg("target"), py::arg("draft"), py::arg("lengths"), py::arg("seed"), py::arg("offset"), py::arg("outputs"),
         py::arg("workspace"), py::arg("device"), py::arg("stream"));
-  m.def("decode_tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"),
-        py::arg("parents"), py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"),
-        py::arg("seed"), py::arg("offset"), py::arg("outputs"), py::arg("nodes"), py::arg("workspace"),
-        py::arg("device"), py::arg("stream"));
-  m.def("decode_sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"),
-        py::arg("offset"), py::arg("ids"), py::arg("logps"), py::arg("workspace"), py::arg("device"),
+  m.def("tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"), py::arg("parents"),
+        py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"), py::arg("seed"),
+        py::arg("offset"), py::arg("outputs"), py::arg("nodes"), py::arg("workspace"), py::arg("device"),
         py::arg("stream"));
+  m.def("sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"), py::arg("offset"),
+        py::arg("ids"), py::arg("logps"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
 }
 
 }  // namespace hotloop::bind

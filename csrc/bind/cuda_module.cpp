@@ -83,13 +83,13 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() =
       "hotloop's CUDA loops. Use the functions of the hotloop package, which check their "
       "arguments.";
-  m.def("pair_loop", &hotloop::bind::run_pair_loop, py::arg("head"), py::arg("n"), py::arg("inputs"), py::arg("params"),
-        py::arg("loss"), py::arg("grads"), py::arg("grad_scale"), py::arg("total"), py::arg("partials"),
-        py::arg("double_precision"), py::arg("device"), py::arg("stream"));
-  m.def("pair_heads", &hotloop::bind::pair_heads);
-  m.attr("PAIR_PARTIALS") = hotloop::preference::kPairPartials;
-  hotloop::bind::register_decode_cuda(m);
-  hotloop::bind::register_table_cuda(m);
+  hotloop::bind::add_rooms(m);
+  py::module_ pointwise = m.def_submodule("pointwise");
+  pointwise.def("pair_loop", &hotloop::bind::run_pair_loop, py::arg("head"), py::arg("n"), py::arg("inputs"),
+                py::arg("params"), py::arg("loss"), py::arg("grads"), py::arg("grad_scale"), py::arg("total"),
+                py::arg("partials"), py::arg("double_precision"), py::arg("device"), py::arg("stream"));
+  pointwise.def("pair_heads", &hotloop::bind::pair_heads);
+  pointwise.attr("PAIR_PARTIALS") = hotloop::preference::kPairPartials;
   m.def("device_count", &hotloop::bind::device_count);
   m.def("architectures", &hotloop::bind::architectures);
 }

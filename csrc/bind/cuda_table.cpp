@@ -220,7 +220,7 @@ Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const
 
 }  // namespace
 
-void register_table_cuda(py::module_& m) {
+HOTLOOP_BIND(table) {
   const auto released = py::call_guard<py::gil_scoped_release>();
   py::register_exception<gpu::Full>(m, "TableFull");
   py::class_<CudaTable>(m, "Table")

@@ -202,31 +202,31 @@ void run_temperatures(std::int64_t batch, std::int64_t rows, const py::tuple& la
 
 }  // namespace
 
-void register_decode(py::module_& m) {
-  m.def("decode_chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
+HOTLOOP_BIND(decode) {
+  m.def("chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
         py::arg("target"), py::arg("draft"), py::arg("lengths"), py::arg("seed"), py::arg("offset"),
         py::arg("outputs"));
-  m.def("decode_tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"),
-        py::arg("parents"), py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"),
-        py::arg("seed"), py::arg("offset"), py::arg("outputs"), py::arg("nodes"));
-  m.def("decode_lantern", &run_lantern, py::arg("batch"), py::arg("width"), py::arg("ids"), py::arg("target"),
+  m.def("tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"), py::arg("parents"),
+        py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"), py::arg("seed"),
+        py::arg("offset"), py::arg("outputs"), py::arg("nodes"));
+  m.def("lantern", &run_lantern, py::arg("batch"), py::arg("width"), py::arg("ids"), py::arg("target"),
         py::arg("draft"), py::arg("neighbors"), py::arg("k"), py::arg("delta"), py::arg("lengths"), py::arg("seed"),
         py::arg("offset"), py::arg("outputs"), py::arg("moved"));
-  m.def("decode_paths", &run_paths, py::arg("typical"), py::arg("batch"), py::arg("paths"), py::arg("width"),
-        py::arg("ids"), py::arg("target"), py::arg("epsilon"), py::arg("alpha"), py::arg("entropy_eps"),
-        py::arg("lengths"), py::arg("seed"), py::arg("offset"), py::arg("outputs"));
-  m.def("decode_sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"),
-        py::arg("offset"), py::arg("ids"), py::arg("logps"));
-  m.def("decode_probs", &run_probs, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("log"), py::arg("wide"),
+  m.def("paths", &run_paths, py::arg("typical"), py::arg("batch"), py::arg("paths"), py::arg("width"), py::arg("ids"),
+        py::arg("target"), py::arg("epsilon"), py::arg("alpha"), py::arg("entropy_eps"), py::arg("lengths"),
+        py::arg("seed"), py::arg("offset"), py::arg("outputs"));
+  m.def("sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"), py::arg("offset"),
+        py::arg("ids"), py::arg("logps"));
+  m.def("probs", &run_probs, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("log"), py::arg("wide"),
         py::arg("out"));
-  m.def("decode_top", &run_top, py::arg("batch"), py::arg("rows"), py::arg("k"), py::arg("law"), py::arg("ids"),
+  m.def("top", &run_top, py::arg("batch"), py::arg("rows"), py::arg("k"), py::arg("law"), py::arg("ids"),
         py::arg("logps"));
-  m.def("decode_logits", &run_logits, py::arg("batch"), py::arg("law"), py::arg("wide"), py::arg("out"));
-  m.def("decode_branch_reuse", &run_branch_reuse, py::arg("batch"), py::arg("width"), py::arg("kappa"),
-        py::arg("following"), py::arg("emitted"), py::arg("accepted"), py::arg("roots"), py::arg("branches"),
-        py::arg("reused"), py::arg("branch"), py::arg("window"));
-  m.def("decode_temperatures", &run_temperatures, py::arg("batch"), py::arg("rows"), py::arg("law"),
-        py::arg("statistics"), py::arg("temperature"), py::arg("tau"), py::arg("out"));
+  m.def("logits", &run_logits, py::arg("batch"), py::arg("law"), py::arg("wide"), py::arg("out"));
+  m.def("branch_reuse", &run_branch_reuse, py::arg("batch"), py::arg("width"), py::arg("kappa"), py::arg("following"),
+        py::arg("emitted"), py::arg("accepted"), py::arg("roots"), py::arg("branches"), py::arg("reused"),
+        py::arg("branch"), py::arg("window"));
+  m.def("temperatures", &run_temperatures, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("statistics"),
+        py::arg("temperature"), py::arg("tau"), py::arg("out"));
 }
 
 }  // namespace hotloop::bind

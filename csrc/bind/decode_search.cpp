@@ -212,18 +212,17 @@ void run_nearest_codes(const py::object& products, const py::object& codebook, c
 
 }  // namespace
 
-void register_decode_search(py::module_& m) {
-  m.def("search_beam_step", &run_beam_step, py::arg("width"), py::arg("length"), py::arg("logits"),
-        py::arg("ref_logits"), py::arg("eos"), py::arg("before"), py::arg("after"), py::arg("beam_indices"),
-        py::arg("next_ids"));
-  m.def("search_star_step", &run_star_step, py::arg("tree"), py::arg("nodes"), py::arg("rollouts"),
-        py::arg("max_depth"), py::arg("numbers"), py::arg("seed"), py::arg("offset"), py::arg("outputs"));
-  m.def("search_puct_step", &run_puct_step, py::arg("tree"), py::arg("nodes"), py::arg("max_depth"), py::arg("numbers"),
+HOTLOOP_BIND(decode) {
+  m.def("beam_step", &run_beam_step, py::arg("width"), py::arg("length"), py::arg("logits"), py::arg("ref_logits"),
+        py::arg("eos"), py::arg("before"), py::arg("after"), py::arg("beam_indices"), py::arg("next_ids"));
+  m.def("star_step", &run_star_step, py::arg("tree"), py::arg("nodes"), py::arg("rollouts"), py::arg("max_depth"),
+        py::arg("numbers"), py::arg("seed"), py::arg("offset"), py::arg("outputs"));
+  m.def("puct_step", &run_puct_step, py::arg("tree"), py::arg("nodes"), py::arg("max_depth"), py::arg("numbers"),
         py::arg("outputs"));
-  m.def("search_backtrack", &run_backtrack, py::arg("batch"), py::arg("phrases"), py::arg("p_unconfident"),
+  m.def("backtrack", &run_backtrack, py::arg("batch"), py::arg("phrases"), py::arg("p_unconfident"),
         py::arg("span_ends"), py::arg("lengths"), py::arg("before"), py::arg("numbers"), py::arg("limits"),
         py::arg("after"), py::arg("outputs"));
-  m.def("search_nearest_codes", &run_nearest_codes, py::arg("products"), py::arg("codebook"), py::arg("squares"),
+  m.def("nearest_codes", &run_nearest_codes, py::arg("products"), py::arg("codebook"), py::arg("squares"),
         py::arg("first"), py::arg("errors"), py::arg("out"));
 }
 

@@ -110,7 +110,7 @@ void run_log_cosh(const py::object& student, const py::object& teacher, const py
 
 }  // namespace
 
-void register_logprob(py::module_& m) {
+HOTLOOP_BIND(logprob) {
   m.def("row_statistics", &run_row_statistics, py::arg("tile"), py::arg("bias"), py::arg("labels"),
         py::arg("first_column"), py::arg("logit"), py::arg("all"), py::arg("statistics"), py::arg("argmax"));
   m.def("row_gradient", &run_row_gradient, py::arg("tile"), py::arg("bias"), py::arg("labels"), py::arg("first_column"),
@@ -121,7 +121,7 @@ void register_logprob(py::module_& m) {
   m.def("log_cosh", &run_log_cosh, py::arg("student"), py::arg("teacher"), py::arg("student_bias"),
         py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"), py::arg("sums"),
         py::arg("weights"));
-  m.attr("LOGPROB_STATISTICS") = static_cast<int>(kStatistics);
+  m.attr("STATISTICS") = static_cast<int>(kStatistics);
   m.attr("DIVERGENCE_STATISTICS") = static_cast<int>(kDivergenceStatistics);
 }
 

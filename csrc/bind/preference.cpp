@@ -77,7 +77,7 @@ bool within(const py::object& rows, double high, bool open) {
 
 }  // namespace
 
-void register_preference(py::module_& m) {
+HOTLOOP_BIND(pointwise) {
   m.def("pair_loop", &run_pair_loop, py::arg("head"), py::arg("n"), py::arg("inputs"), py::arg("params"),
         py::arg("loss"), py::arg("grads"), py::arg("grad_scale"), py::arg("total"), py::arg("double_precision"));
   m.def("within", &within, py::arg("rows"), py::arg("high"), py::arg("open"));

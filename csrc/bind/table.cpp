@@ -274,7 +274,7 @@ Size run_least(Size n, const py::object& x) {
 
 }  // namespace
 
-void register_table(py::module_& m) {
+HOTLOOP_BIND(table) {
   py::register_exception<TableFull>(m, "TableFull");
   py::class_<Table>(m, "Table")
       .def(py::init([](const py::dict& settings) { return std::make_unique<Table>(settings_of(settings)); }))
@@ -306,8 +306,8 @@ void register_table(py::module_& m) {
       .def("pool_or_insert", run_pool_or_insert)
       .def("weight_gradient", run_weight_gradient)
       .def("update", run_update);
-  m.def("table_largest", run_largest);
-  m.def("table_least", run_least);
+  m.def("largest", run_largest);
+  m.def("least", run_least);
 }
 
 }  // namespace hotloop::bind

@@ -172,15 +172,15 @@ py::tuple run_evict(std::int64_t slots, const py::tuple& state, std::int64_t n, 
 
 }  // namespace
 
-void register_table_filters(py::module_& m) {
-  m.def("table_filter_cells", &CountFilter::cells_for, py::arg("capacity"), py::arg("splits"));
-  m.def("table_hash_bucket", &run_hash_bucket, py::arg("n"), py::arg("keys"), py::arg("feature"), py::arg("chunk"),
+HOTLOOP_BIND(table) {
+  m.def("filter_cells", &CountFilter::cells_for, py::arg("capacity"), py::arg("splits"));
+  m.def("hash_bucket", &run_hash_bucket, py::arg("n"), py::arg("keys"), py::arg("feature"), py::arg("chunk"),
         py::arg("seed"), py::arg("buckets"), py::arg("out"));
-  m.def("table_hash_strings", &run_hash_strings, py::arg("n"), py::arg("text"), py::arg("offsets"), py::arg("out"));
-  m.def("table_probabilistic", &run_probabilistic, py::arg("n"), py::arg("seed"), py::arg("keys"), py::arg("step"),
+  m.def("hash_strings", &run_hash_strings, py::arg("n"), py::arg("text"), py::arg("offsets"), py::arg("out"));
+  m.def("probabilistic", &run_probabilistic, py::arg("n"), py::arg("seed"), py::arg("keys"), py::arg("step"),
         py::arg("counts"), py::arg("threshold"), py::arg("equal"), py::arg("admitted"));
-  m.def("table_evict", &run_evict, py::arg("slots"), py::arg("state"), py::arg("n"), py::arg("incoming"),
-        py::arg("now"), py::arg("policy"), py::arg("decay_exponent"), py::arg("mapping"));
+  m.def("evict", &run_evict, py::arg("slots"), py::arg("state"), py::arg("n"), py::arg("incoming"), py::arg("now"),
+        py::arg("policy"), py::arg("decay_exponent"), py::arg("mapping"));
   // Shared: a table that admits by it keeps it alive.
   py::class_<CountFilter, std::shared_ptr<CountFilter>>(m, "CountFilter")
       .def(py::init([](std::int64_t capacity, int splits) {

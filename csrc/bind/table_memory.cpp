@@ -119,7 +119,7 @@ void run_sketch_read(const py::object& buckets, const py::object& base_predictio
 
 }  // namespace
 
-void register_table_memory(py::module_& m) {
+HOTLOOP_BIND(table) {
   m.def("error_memory", &run_error_memory, py::arg("query"), py::arg("keys"), py::arg("first"),
         py::arg("base_prediction"), py::arg("labels"), py::arg("base_predictions"), py::arg("k"), py::arg("numbers"),
         py::arg("prediction"), py::arg("weights"), py::arg("neighbors"));

@@ -138,8 +138,8 @@ void run_sparse(const Hits& hits, std::int64_t table, const py::object& indices,
 
 }  // namespace
 
-void register_table_multiplex(py::module_& m) {
-  m.def("table_multiplexed", &run_lookup, py::arg("layout"), py::arg("tables"), py::arg("out"));
+HOTLOOP_BIND(table) {
+  m.def("multiplexed", &run_lookup, py::arg("layout"), py::arg("tables"), py::arg("out"));
   py::class_<Hits>(m, "MultiplexHits")
       .def(py::init(&make_hits), py::arg("layout"))
       .def("dense", &run_dense, py::arg("gradients"), py::arg("grad"))

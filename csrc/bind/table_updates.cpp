@@ -153,13 +153,13 @@ py::tuple state_shape(const py::dict& rule) {
 
 }  // namespace
 
-void register_table_updates(py::module_& m) {
-  m.def("table_update_rows", &update, py::arg("rule"), py::arg("weight"), py::arg("grad"), py::arg("state"),
-        py::arg("rows"), py::arg("distinct"), py::arg("seed"));
-  m.def("table_state_shape", &state_shape, py::arg("rule"));
-  m.def("table_number_ids", &number, py::arg("ids"), py::arg("inverse"), py::arg("unique"), py::arg("counts"));
-  m.def("table_merge_rows", &merge, py::arg("grads"), py::arg("inverse"), py::arg("out"));
-  m.def("table_quantize", &quantize, py::arg("values"), py::arg("codes"), py::arg("value_range"), py::arg("encode"));
+HOTLOOP_BIND(table) {
+  m.def("update_rows", &update, py::arg("rule"), py::arg("weight"), py::arg("grad"), py::arg("state"), py::arg("rows"),
+        py::arg("distinct"), py::arg("seed"));
+  m.def("state_shape", &state_shape, py::arg("rule"));
+  m.def("number_ids", &number, py::arg("ids"), py::arg("inverse"), py::arg("unique"), py::arg("counts"));
+  m.def("merge_rows", &merge, py::arg("grads"), py::arg("inverse"), py::arg("out"));
+  m.def("quantize", &quantize, py::arg("values"), py::arg("codes"), py::arg("value_range"), py::arg("encode"));
 }
 
 }  // namespace hotloop::bind

@@ -62,26 +62,24 @@ def _run(*command: str) -> str | None:
 
 
 def _core() -> dict[str, Any]:
-    from .front.native import core
+    from .front.native import core as module
 
-    module = core()
     return {
         "loaded_from": module.__file__,
         "compiled": list(module.simd_levels()),
         "runnable": [name for name, runs in module.simd_levels().items() if runs],
         "in_force": module.simd_level(),
         "threads": module.max_threads(),
-        "heads": len(module.pair_heads()),
+        "heads": len(module.pointwise.pair_heads()),
     }
 
 
 def _cuda() -> dict[str, Any]:
     spec = importlib.util.find_spec("hotloop._cuda")
-    if spec is None:
+    if spec is None or spec.origin is None:  # only the folder of its stubs
         return {"compiled": False, "devices": 0}
-    from .front.native import cuda
+    from .front.native import cuda as module
 
-    module = cuda()
     if module is None:
         return {
             "compiled": True,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hotloop.front import native as _native
 
-CORE = _native.core()
+CORE = _native.core
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 
 

@@ -70,7 +70,7 @@ def work():
     assert table.find(keys).found.all()
 
 work()
-assert _native.core().max_threads() == 2
+assert _native.core.max_threads() == 2
 """
 
 TORCH_ROOMS = """
@@ -92,7 +92,7 @@ more()
 
 
 def test_a_child_of_a_process_with_threads_runs_every_numpy_room() -> None:
-    report = "print(ends(work), ends(lambda: print(_native.core().max_threads(), flush=True)))"
+    report = "print(ends(work), ends(lambda: print(_native.core.max_threads(), flush=True)))"
     assert run(NUMPY_ROOMS + report).split() == ["1", "0", "0"]
 
 
@@ -106,13 +106,13 @@ def test_threads_started_in_the_child_work_in_parallel_again() -> None:
 def in_threads():
     seen = []
     def task():
-        seen.append(_native.core().max_threads())
+        seen.append(_native.core.max_threads())
         work()
     thread = threading.Thread(target=task)
     thread.start()
     thread.join(50)
     assert seen == [2] and not thread.is_alive(), seen
-print(ends(in_threads), _native.core().max_threads())
+print(ends(in_threads), _native.core.max_threads())
 """
     assert run(NUMPY_ROOMS + report).split() == ["0", "2"]
 
@@ -121,9 +121,9 @@ def test_a_fork_before_the_first_call_keeps_its_threads() -> None:
     """Servers that fork their workers first lose nothing."""
     code = """
 from hotloop.front import native as _native
-_native.core()
+_native.core
 def look():
-    assert _native.core().max_threads() == 2 and not _native.core().lost_threads()
+    assert _native.core.max_threads() == 2 and not _native.core.lost_threads()
 if len(os.listdir("/proc/self/task")) > 1:
     print("other threads already")
 else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hotloop import catalog
@@ -57,10 +58,10 @@ def test_unknown_attribute() -> None:
 
 
 @pytest.fixture
-def fresh() -> object:
-    native.core.cache_clear()
-    yield None
-    native.core.cache_clear()
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither module was used yet."""
+    for name in ("core", "cuda"):
+        monkeypatch.delitem(vars(native), name, raising=False)
 
 
 CAUSES = {
@@ -72,7 +73,7 @@ CAUSES = {
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_a_missing_core_names_cause_and_cure(
-    cause: str, monkeypatch: pytest.MonkeyPatch, fresh: object
+    cause: str, monkeypatch: pytest.MonkeyPatch, fresh: None
 ) -> None:
     real = native.importlib.import_module
 
@@ -85,16 +86,30 @@ def test_a_missing_core_names_cause_and_cure(
     with pytest.raises(
         ImportError, match=r"\[hotloop\] _core: cannot load the compiled CPU loops \("
     ) as caught:
-        native.core()
+        native.core  # noqa: B018
     assert cause in str(caught.value)
     caught.match(CAUSES[cause])
 
 
-def test_a_missing_cuda_module_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.cuda.cache_clear()
+def test_a_folder_of_stubs_is_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stubs = tmp_path / "stubs_without_a_build" / "_core"
+    stubs.mkdir(parents=True)
+    (stubs.parent / "__init__.py").touch()
+    (stubs / "__init__.pyi").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"No module named 'stubs_without_a_build\._core'"):
+        native._load("stubs_without_a_build._core")
+
+
+def test_a_missing_cuda_module_is_none(monkeypatch: pytest.MonkeyPatch, fresh: None) -> None:
     monkeypatch.setitem(sys.modules, "hotloop._cuda", None)
-    assert native.cuda() is None
-    native.cuda.cache_clear()
+    assert native.cuda is None
+    assert "cuda" in vars(native)  # asked once
+
+
+def test_no_other_attribute_is_made_up() -> None:
+    with pytest.raises(AttributeError, match=r"module 'hotloop.front.native' has no attribute 'x'"):
+        native.x  # noqa: B018
 
 
 def test_core_works_where_torch_is_not_installed() -> None:

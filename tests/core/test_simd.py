@@ -13,7 +13,7 @@ import pytest
 import torch
 from hotloop.front import native as _native
 
-LEVELS = tuple(name for name, runs in _native.core().simd_levels().items() if runs)
+LEVELS = tuple(name for name, runs in _native.core.simd_levels().items() if runs)
 N, V = 5, 1031  # a chunk of 1024 columns and a tail that is no multiple of a vector
 PLAIN = (1.0, 0.0, 1.0)
 CAPPED = (1.3, 5.0, 0.7)
@@ -40,7 +40,7 @@ def map_all(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
 def pair_loop(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
     inputs = [normal(300, seed=k, dtype=dtype) for k in range(4)]
     loss, grads = torch.empty(300), [torch.empty(300) for _ in range(2)]
-    total = native.pair_loop("dpo", 300, inputs, [0.1], loss, grads, 1.0, True, False)
+    total = native.pointwise.pair_loop("dpo", 300, inputs, [0.1], loss, grads, 1.0, True, False)
     return [loss, *grads, torch.tensor([total])]
 
 
@@ -51,7 +51,7 @@ def row_statistics(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]
         sums[0] = -torch.inf
         largest = torch.zeros(N, dtype=torch.int64)
         labels = torch.arange(N)
-        native.row_statistics(
+        native.logprob.row_statistics(
             normal(N, V, dtype=dtype), normal(V, seed=1), labels, 0, logit, True, sums, largest
         )
         out += [sums, largest]
@@ -64,7 +64,9 @@ def row_gradient(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
         tile = normal(N, V, dtype=dtype)
         coefficients = normal(6, N, seed=2)
         coefficients[0] += 8
-        native.row_gradient(tile, normal(V, seed=1), torch.arange(N), 0, logit, coefficients)
+        native.logprob.row_gradient(
+            tile, normal(V, seed=1), torch.arange(N), 0, logit, coefficients
+        )
         out.append(tile)
     return out
 
@@ -74,19 +76,19 @@ def divergence(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
     sums = torch.zeros(8, N)
     sums[0] = sums[3] = -torch.inf
     empty = (None, None, PLAIN, PLAIN, 0.3)
-    native.divergence("statistics", student, teacher, *empty, sums, None, None)
+    native.logprob.divergence("statistics", student, teacher, *empty, sums, None, None)
     coefficients = normal(7, N, seed=4).abs()
     coefficients[0], coefficients[1] = sums[0] + sums[1].log(), sums[3] + sums[4].log()
     mixture = torch.zeros(2, N)
-    native.divergence("mixture", student, teacher, *empty, None, coefficients, mixture)
-    native.divergence("gradient", student, teacher, *empty, None, coefficients, mixture)
+    native.logprob.divergence("mixture", student, teacher, *empty, None, coefficients, mixture)
+    native.logprob.divergence("gradient", student, teacher, *empty, None, coefficients, mixture)
     return [sums, mixture, student]
 
 
 def log_cosh(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
     student, sums = normal(N, V, dtype=dtype), torch.zeros(N)
     teacher = normal(N, V, seed=3, dtype=dtype)
-    native.log_cosh(student, teacher, None, None, PLAIN, CAPPED, sums, torch.ones(N))
+    native.logprob.log_cosh(student, teacher, None, None, PLAIN, CAPPED, sums, torch.ones(N))
     return [sums, student]
 
 
@@ -139,7 +141,7 @@ def test_unknown_level(native: ModuleType) -> None:
 def test_environment_variable(level: str) -> None:
     code = (
         "import numpy as np\nfrom hotloop import core\nfrom hotloop.front import native as _native\n"
-        "core.elementary('exp', np.zeros(1, np.float32))\nprint(_native.core().last_simd_level())"
+        "core.elementary('exp', np.zeros(1, np.float32))\nprint(_native.core.last_simd_level())"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -26,14 +26,14 @@ def statistics(native: ModuleType) -> torch.Tensor:
     sums = torch.zeros(6, 301)
     sums[0] = -torch.inf
     labels = torch.arange(301)
-    native.row_statistics(tile, None, labels, 0, (1.0, 0.0, 1.0), True, sums, None)
+    native.logprob.row_statistics(tile, None, labels, 0, (1.0, 0.0, 1.0), True, sums, None)
     return sums
 
 
 def gradient(native: ModuleType) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     tile = 3 * torch.randn(301, 513, generator=g)
-    native.row_gradient(
+    native.logprob.row_gradient(
         tile, None, torch.arange(301), 0, (1.0, 0.0, 1.0), torch.randn(6, 301, generator=g) + 9
     )
     return tile
@@ -45,7 +45,7 @@ def divergence(native: ModuleType) -> torch.Tensor:
     sums = torch.zeros(8, 301)
     sums[0] = sums[3] = -torch.inf
     plain = (1.0, 0.0, 1.0)
-    native.divergence(
+    native.logprob.divergence(
         "statistics", student, teacher, None, None, plain, plain, 0.5, sums, None, None
     )
     return sums
@@ -56,7 +56,9 @@ def pairs(native: ModuleType) -> torch.Tensor:
     n = 20_011
     inputs = list(torch.randn(4, n, generator=g))
     out = torch.empty(3, n)
-    total = native.pair_loop("dpo", n, inputs, [0.1], out[0], [out[1], out[2]], 1.0, True, False)
+    total = native.pointwise.pair_loop(
+        "dpo", n, inputs, [0.1], out[0], [out[1], out[2]], 1.0, True, False
+    )
     return torch.cat((out.flatten().double(), torch.tensor([total])))
 
 
@@ -81,7 +83,7 @@ MAPPED = """
 from hotloop.front import native as _native
 import numpy as np
 x = np.zeros(100_000, np.float32)
-_native.core().map("exp", x, x)
+_native.core.map("exp", x, x)
 torch.randn(1000, 1000).exp().sum()
 names = set()
 for line in open("/proc/self/maps"):
@@ -91,9 +93,9 @@ for line in open("/proc/self/maps"):
         names.add(path)
 print(sorted(names))
 torch.set_num_threads(1)
-assert _native.core().max_threads() == 1
+assert _native.core.max_threads() == 1
 torch.set_num_threads(2)
-assert _native.core().max_threads() == 2
+assert _native.core.max_threads() == 2
 """
 
 

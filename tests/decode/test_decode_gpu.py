@@ -27,7 +27,7 @@ from test_decode_same_tokens import FLOATS, SHAPES, Inputs, calls, relaid, same
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(native.cuda() is None, reason="hotloop._cuda is not compiled"),
+    pytest.mark.skipif(native.cuda is None, reason="hotloop._cuda is not compiled"),
 ]
 
 VERIFIERS = (chain_speculative_sampling, block_speculative_sampling, speculative_streaming_verify)

@@ -31,7 +31,7 @@ import numpy as np
 from hotloop.front import native as _native
 from hotloop.decode import *
 
-_native.core()  # once, not in every child
+_native.core  # once, not in every child
 PAGE = mmap.PAGESIZE
 V = PAGE // 4
 libc = ctypes.CDLL(None, use_errno=True)

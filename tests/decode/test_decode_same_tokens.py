@@ -27,7 +27,7 @@ from hotloop.decode import (
 from hotloop.front import impl as _impl
 from hotloop.front import native
 
-CORE = native.core()
+CORE = native.core
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 # B 0: nothing. 1. 3: more than one request for each of two threads.

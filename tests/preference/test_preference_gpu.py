@@ -75,9 +75,9 @@ def test_reductions_and_layouts(case: Case) -> None:
 
 
 def test_every_head_that_is_compiled_in_is_that_of_the_cpu() -> None:
-    module = native.cuda()
+    module = native.cuda
     assert module is not None, "hotloop._cuda is not compiled, or cannot be loaded"
-    assert set(module.pair_heads()) == set(native.core().pair_heads())
+    assert set(module.pointwise.pair_heads()) == set(native.core.pointwise.pair_heads())
 
 
 def test_the_same_bits_twice() -> None:

@@ -12,7 +12,7 @@ from hotloop.table import Table, _device
 
 
 def without(monkeypatch: pytest.MonkeyPatch, module: object) -> None:
-    monkeypatch.setattr(native, "cuda", lambda: module)
+    monkeypatch.setitem(vars(native), "cuda", module)
 
 
 def test_a_build_without_cuda_says_what_to_do(monkeypatch):
@@ -50,10 +50,12 @@ def test_other_devices_are_refused(device):
 
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_the_cpu_never_asks_for_cuda(monkeypatch, device):
-    def asked() -> None:
+    def asked(name: str) -> None:
         raise AssertionError("a table on the CPU loaded the CUDA module")
 
-    monkeypatch.setattr(native, "cuda", asked)
+    native.core.simd_level()  # loaded before
+    monkeypatch.delitem(vars(native), "cuda", raising=False)
+    monkeypatch.setattr(native, "__getattr__", asked)
     table = Table(2, device=device)
     assert table.device == "cpu"
     keys = np.array([3, -1])
@@ -99,7 +101,8 @@ def test_a_batch_that_did_not_fit_was_not_seen(fits):
             return 0
 
     settings = {"max_rows": 1, "strategy": "none"}
-    table = _device.DeviceTable(types.SimpleNamespace(Table=FakeTable, TableFull=Full), settings, 0)
+    module = types.SimpleNamespace(table=types.SimpleNamespace(Table=FakeTable, TableFull=Full))
+    table = _device.DeviceTable(module, settings, 0)
     counter, keys = CountFilter(100, threshold=1), np.array([5, 6], np.int64)
     counter.add(np.array([5]))
     admission = (counter._native, 9)

@@ -14,7 +14,7 @@ from hotloop.front import native
 from hotloop.reference import table as reference
 from memory_cases import plain, samples, tensors
 
-CORE = native.core()
+CORE = native.core
 IMPLS = ("cpu", "reference")
 # Queries, slots, dimensions, k. Groups hold 8 queries, panels 8 to 32 slots, blocks at most 512 slots; above 256
 # dimensions a block is smaller. k of 64 and less shares one length of the candidate list.

@@ -209,6 +209,6 @@ def test_every_instruction_set(level: str) -> None:
     memory.write(*offered(800, 2))
     base = np.full(len(DIRECTIONS), 0.5)
     found = memory.compensate(DIRECTIONS, base, return_neighbors=True, impl="cpu")
-    assert native.core().last_simd_level() == level
+    assert native.core.last_simd_level() == level
     wanted = memory.compensate(DIRECTIONS, base, return_neighbors=True, impl="reference")
     np.testing.assert_array_equal(found.neighbors, wanted.neighbors)

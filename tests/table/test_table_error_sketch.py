@@ -18,7 +18,7 @@ from hotloop.reference import table as reference
 from hotloop.table import ErrorSketch
 from memory_cases import samples
 
-CORE = native.core()
+CORE = native.core
 IMPLS = ("cpu", "reference")
 # Rows, dimensions, repeats, bits. A group is 8 rows, a tile 512 bits: 103 * 5 = 515 end in a second one.
 GRID = [

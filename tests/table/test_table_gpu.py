@@ -29,7 +29,7 @@ from hotloop.table import (
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(native.cuda() is None, reason="hotloop._cuda is not compiled"),
+    pytest.mark.skipif(native.cuda is None, reason="hotloop._cuda is not compiled"),
 ]
 
 RULES = [

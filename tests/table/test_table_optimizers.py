@@ -17,7 +17,7 @@ from hotloop.front import native
 from optimizer_cases import BY_NAME, CASES, Case, inputs
 from torch import Tensor
 
-CORE = native.core()
+CORE = native.core
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 HALVES = (torch.float16, torch.bfloat16)
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

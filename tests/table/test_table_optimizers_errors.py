@@ -540,7 +540,7 @@ def test_checks_find_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_compiled_loops_refuse_what_would_corrupt_memory() -> None:
-    core = native.core()
+    core = native.core
     rule = table.Adagrad()._rule()
     w, g, s = (np.zeros((U, D), np.float32) for _ in range(3))
     ids = np.zeros(U, np.int64)
@@ -550,7 +550,7 @@ def test_the_compiled_loops_refuse_what_would_corrupt_memory() -> None:
             call()
 
     def rows(rule: Any = rule, w: Any = w, g: Any = g, s: Any = (s,), ids: Any = None) -> None:
-        core.table_update_rows(rule, w, g, list(s), ids, True, 0)
+        core.table.update_rows(rule, w, g, list(s), ids, True, 0)
 
     rows()
     refused("[table] rule: expected a row optimizer, got lion.", lambda: rows({"rule": "lion"}))
@@ -568,16 +568,16 @@ def test_the_compiled_loops_refuse_what_would_corrupt_memory() -> None:
     refused("rows: wrong shape", lambda: rows(ids=ids[:2]))
     refused(
         "inverse: wrong shape",
-        lambda: core.table_number_ids(ids, ids[:1].copy(), ids.copy(), ids.copy()),
+        lambda: core.table.number_ids(ids, ids[:1].copy(), ids.copy(), ids.copy()),
     )
     for bad in ([0, 2, 1], [1, 0, 2], [0, -1, 1], [0, 1, 5]):
         refused(
             "inverse: expected numbers in the order of their first occurrence",
-            partial(core.table_merge_rows, g, np.array(bad), s),
+            partial(core.table.merge_rows, g, np.array(bad), s),
         )
     refused(
         "codes: expected bytes of the shape of values",
-        lambda: core.table_quantize(w, np.zeros((U, 4), np.uint8), 1.0, True),
+        lambda: core.table.quantize(w, np.zeros((U, 4), np.uint8), 1.0, True),
     )
 
 

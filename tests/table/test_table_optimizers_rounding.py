@@ -261,7 +261,7 @@ def test_the_compiled_loops_know_the_layouts() -> None:
         table.FTRL(),
         table.GroupAdagrad(),
     ):
-        scalars, vectors = native.core().table_state_shape(rule._rule())
+        scalars, vectors = native.core.table.state_shape(rule._rule())
         widths = list(rule.state_layout(7).values())
         assert widths == [1] * scalars + [7] * vectors
 

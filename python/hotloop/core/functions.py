@@ -32,7 +32,7 @@ def _map(op: str, name: str, x: Any) -> Any:
     array = arrays.to_numpy(x)
     dense = np.ascontiguousarray(array).reshape(-1)
     out = np.empty_like(dense)
-    native.core().map(name, dense, out)
+    native.core.map(name, dense, out)
     return out.reshape(array.shape)
 
 
@@ -178,7 +178,7 @@ def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
     if n < 0:
         raise ValueError(f"[philox] n: expected at least 0, got {n!r}.")
     words = np.empty((n, 4), np.int32)
-    native.core().philox_fill(seed, offset, first_item, words)
+    native.core.philox_fill(seed, offset, first_item, words)
     return words.view(np.uint32)
 
 

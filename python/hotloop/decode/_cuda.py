@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from ..front import native
@@ -23,22 +22,16 @@ _lock = threading.Lock()
 
 
 def chain(outputs: Any, like: Any, *arguments: Any) -> None:
-    """Run ``decode_chain`` on the device of ``like``, on its library's current stream."""
-    _module().decode_chain(*arguments, *_place(like))
+    """Run ``_cuda.decode.chain`` on the device of ``like``, on its library's current stream."""
+    native.cuda.decode.chain(*(*arguments, *_place(like)))
 
 
 def tree(outputs: Any, like: Any, *arguments: Any) -> None:
-    _module().decode_tree(*arguments, *_place(like))
+    native.cuda.decode.tree(*(*arguments, *_place(like)))
 
 
 def sample(like: Any, *arguments: Any) -> None:
-    _module().decode_sample(*arguments, *_place(like))
-
-
-def _module() -> ModuleType:
-    module = native.cuda()
-    assert module is not None
-    return module
+    native.cuda.decode.sample(*(*arguments, *_place(like)))
 
 
 def _place(like: Any) -> tuple[Callable[[int, int], Any], int, int]:

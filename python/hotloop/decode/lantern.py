@@ -116,7 +116,7 @@ def lantern_relaxed_accept(
             )
     outputs = verified_like(ids, batch, width + 1)
     moved = arrays.empty(ids, (batch, width), "float32")
-    if native.core().decode_lantern(
+    if native.core.decode.lantern(
         batch,
         width,
         arrays.unit_stride(ids),

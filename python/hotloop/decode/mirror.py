@@ -74,15 +74,17 @@ def mirror_sd_branch_reuse(
     reused = arrays.empty(ids, (batch,), "bool")
     branch = arrays.empty(ids, (batch,), "int64")
     window = arrays.empty(ids, (batch, following), arrays.dtype(ids))
-    native.core().decode_branch_reuse(
+    native.core.decode.branch_reuse(
         batch,
         width,
         kappa,
         following,
-        *(
-            arrays.dense(x, arrays.dtype(x))
-            for x in (ids, num_accepted, branch_root_ids, branch_token_ids)
-        ),
-        *(reused, branch, window),
+        arrays.dense(ids, arrays.dtype(ids)),
+        arrays.dense(num_accepted, "int64"),
+        arrays.dense(branch_root_ids, arrays.dtype(branch_root_ids)),
+        arrays.dense(branch_token_ids, arrays.dtype(branch_token_ids)),
+        reused,
+        branch,
+        window,
     )
     return BranchReuse(reused, branch, window)

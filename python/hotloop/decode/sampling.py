@@ -87,7 +87,7 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
         from . import _cuda
 
         _cuda.sample(law.values, *arguments)
-    elif native.core().decode_sample(*arguments):
+    elif native.core.decode.sample(*arguments):
         refuse_probabilities(op, law=law)
     return Sampled(ids.reshape(shape), logps.reshape(shape))
 
@@ -127,7 +127,7 @@ def _probs(op: str, law: Any, log: bool, impl: Impl) -> Any:
             return _reference.law_probs(law)
     rows = shape[1] if len(shape) == 3 else 1
     out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    if native.core().decode_probs(shape[0], rows, pack(law), log, wide, out):
+    if native.core.decode.probs(shape[0], rows, pack(law), log, wide, out):
         refuse_probabilities(op, law=law)
     return out.reshape(shape)
 
@@ -165,7 +165,7 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
     rows = shape[1] if len(shape) == 2 else 1
     ids = arrays.empty(law.values, (shape[0], rows, k), "int64")
     logps = arrays.empty(law.values, (shape[0], rows, k), "float32")
-    if native.core().decode_top(shape[0], rows, k, pack(law), ids, logps):
+    if native.core.decode.top(shape[0], rows, k, pack(law), ids, logps):
         refuse_probabilities(op, law=law)
     return TopLogprobs(ids.reshape((*shape, k)), logps.reshape((*shape, k)))
 
@@ -230,7 +230,7 @@ def entropy_adaptive_temperature(
         )
     rows = shape[1] if len(shape) == 2 else 1
     out = arrays.empty(logits, (shape[0], rows), "float32")
-    native.core().decode_temperatures(
+    native.core.decode.temperatures(
         shape[0],
         rows,
         pack(law),
@@ -282,7 +282,7 @@ def _log_probs(law: Law) -> Any:
     wide = arrays.dtype(law.values) == "float64"
     rows = shape[1] if len(shape) == 3 else 1
     out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    native.core().decode_probs(shape[0], rows, pack(law), True, wide, out)
+    native.core.decode.probs(shape[0], rows, pack(law), True, wide, out)
     return out.reshape(shape)
 
 
@@ -329,7 +329,7 @@ def _native_logits(law: Law) -> Any:
     wide = arrays.dtype(law.values) == "float64"
     batch, vocabulary = map(int, law.values.shape)
     out = arrays.empty(law.values, (batch, vocabulary), "float64" if wide else "float32")
-    native.core().decode_logits(batch, pack(law), wide, out)
+    native.core.decode.logits(batch, pack(law), wide, out)
     return out
 
 

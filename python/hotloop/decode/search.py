@@ -141,7 +141,7 @@ def likelihood_beam_search(
     ]
     indices, next_ids = (np.empty((batch, width), np.int64) for _ in range(2))
     if batch > 0:
-        native.core().search_beam_step(
+        native.core.decode.beam_step(
             width,
             length,
             arrays.unit_stride(logits),
@@ -256,7 +256,7 @@ def mcts_star_step(
         )  # fmt: skip
     trees = parents.shape[0]
     found = (np.empty(trees, np.int64), np.empty(trees, np.int64), np.empty(trees, bool))
-    native.core().search_star_step(
+    native.core.decode.star_step(
         tuple(tree),
         places,
         rollouts,
@@ -346,7 +346,7 @@ def puct_select_backup(
             max_depth=max_depth,
         )
     found = (np.empty(parents.shape[0], np.int64), np.empty(parents.shape[0], np.int64))
-    native.core().search_puct_step(tuple(tree), places, depth, numbers, found)
+    native.core.decode.puct_step(tuple(tree), places, depth, numbers, found)
     return PuctStep(*(arrays.from_numpy(x, tree.parents) for x in found))
 
 
@@ -478,7 +478,7 @@ def retrospective_backtrack(
     start = tuple(arrays.dense(arrays.to_numpy(x), t) for x, t in zip(state, types))
     after = tuple(np.empty(batch, t) for t in types)
     found = tuple(np.empty(batch, np.int64) for _ in range(3))
-    native.core().search_backtrack(
+    native.core.decode.backtrack(
         batch, phrases, p, ends, (chunk, prefix, sentence), start, numbers, limits, after, found
     )
     back = [arrays.from_numpy(x, p_unconfident) for x in found]
@@ -537,7 +537,7 @@ def vq_neighbor_table(codebook: Any, *, k: int | None = None, impl: Impl = "auto
     rows = max(1, min(TILE_BYTES, environment.workspace_bytes()) // max(8 * codes, 1))
     for first in range(0, codes if width > 0 else 0, rows):
         products = e[first : first + rows] @ e.T
-        native.core().search_nearest_codes(
+        native.core.decode.nearest_codes(
             products, e, squares, first, errors, table[first : first + rows]
         )
     return arrays.from_numpy(table, codebook)

@@ -252,7 +252,7 @@ def _verify(
         from . import _cuda
 
         _cuda.chain(outputs, target.values, *arguments)
-    elif native.core().decode_chain(*arguments):
+    elif native.core.decode.chain(*arguments):
         refuse_probabilities(op, target_probs=target, **(streams or {"draft_probs": draft}))
     return outputs
 

@@ -144,7 +144,7 @@ def tree_speculative_verify(
         from . import _cuda
 
         _cuda.tree(outputs, target.values, *arguments)
-    elif native.core().decode_tree(*arguments):
+    elif native.core.decode.tree(*arguments):
         refuse_probabilities(op, target_probs=target, draft_probs=draft)
     return VerifiedTree(outputs.output_token_ids, nodes, *outputs[1:])
 
@@ -246,7 +246,7 @@ def greedy_speculative_accept(
 
         _cuda.chain(outputs, target.values, *arguments)
     else:
-        native.core().decode_chain(*arguments)
+        native.core.decode.chain(*arguments)
     return outputs
 
 
@@ -354,7 +354,7 @@ def _paths(
         arrays.empty(ids, (batch, tokens), "int64"),
         *(arrays.empty(ids, (batch,), "int64") for _ in range(3)),
     )
-    if native.core().decode_paths(
+    if native.core.decode.paths(
         typical is not None,
         batch,
         paths,

@@ -26,7 +26,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 def advised(tensor: Tensor) -> Tensor:
     size = tensor.numel() * tensor.element_size()
     if size >= _LEAST_BYTES:
-        native.core().advise_huge_pages(tensor.data_ptr(), size)
+        native.core.advise_huge_pages(tensor.data_ptr(), size)
     return tensor
 
 

@@ -45,7 +45,7 @@ def on_cuda(like: Any) -> str | None:
     place = arrays.device(like)
     if not place.startswith("cuda"):
         return f"device {place}"
-    return None if native.cuda() is not None else "hotloop._cuda is not compiled in"
+    return None if native.cuda is not None else "hotloop._cuda is not compiled in"
 
 
 ON_CPU: Mapping[str, Refuses] = {"cpu": on_cpu, "reference": on_cpu}

@@ -242,9 +242,9 @@ def forward(
     statistics = new_statistics(x.shape[0], dtype)
     largest = torch.zeros(x.shape[0], dtype=torch.int64, device="cpu") if argmax else None
     wide_bias = None if bias is None else bias.to(dtype).contiguous()
-    native = _native.core()
+    native = _native.core
     for first, tile in products.logits():
-        native.row_statistics(
+        native.logprob.row_statistics(
             tile,
             None if wide_bias is None else wide_bias[first : first + tile.shape[1]],
             y, first_column + first, logit.native(), everything, statistics,
@@ -293,9 +293,9 @@ def backward(
     packed = (coefficients if rows is None else coefficients.index_select(1, rows)).contiguous()
     wide_bias = None if bias is None else bias.to(accumulate_dtype(weight.dtype)).contiguous()
     gradients = Gradients(products, weight.dtype, *need)
-    native = _native.core()
+    native = _native.core
     for first, tile in products.tiles_again():
-        native.row_gradient(
+        native.logprob.row_gradient(
             tile,
             None if wide_bias is None else wide_bias[first : first + tile.shape[1]],
             state.labels, first_column + first, logit.native(), packed,

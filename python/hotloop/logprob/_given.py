@@ -35,7 +35,7 @@ def forward(
     else:
         sums = new_statistics(logits.shape[0], accumulate_dtype(logits.dtype))
         largest = torch.zeros(logits.shape[0], dtype=torch.int64, device="cpu") if argmax else None
-        native.core().row_statistics(
+        native.core.logprob.row_statistics(
             logits, None, labels, 0, logit.native(), everything, sums,
             largest,
         )  # fmt: skip
@@ -60,7 +60,7 @@ def backward(
         return gradient
     else:
         gradient = logits.detach().clone(memory_format=torch.contiguous_format)
-        native.core().row_gradient(
+        native.core.logprob.row_gradient(
             gradient,
             None,
             labels,

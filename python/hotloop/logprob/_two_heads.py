@@ -116,7 +116,7 @@ def _call(
     **arrays: Tensor,
 ) -> None:
     packed = dict.fromkeys(("statistics", "coefficients", "mixture")) | arrays
-    native.core().divergence(
+    native.core.logprob.divergence(
         mode, s, t, _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
         d.student.native(), d.teacher.native(), d.beta, packed["statistics"], packed["coefficients"], packed["mixture"],
     )  # fmt: skip
@@ -126,7 +126,7 @@ def _log_cosh(
     d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, **arrays: Tensor
 ) -> None:
     packed = dict.fromkeys(("sums", "weights")) | arrays
-    native.core().log_cosh(
+    native.core.logprob.log_cosh(
         s, t, _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
         d.student.native(), d.teacher.native(), packed["sums"], packed["weights"],
     )  # fmt: skip

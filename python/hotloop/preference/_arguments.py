@@ -78,7 +78,7 @@ def marks(op: str, name: str, value: Tensor) -> Tensor:
     if not _seen(value):
         return value
     if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
-        if native.core().are_marks(value):
+        if native.core.pointwise.are_marks(value):
             return value
     plain.check(op, name, value)
     if value.numel() <= _SHORT:
@@ -104,7 +104,7 @@ def probability(op: str, name: str, value: Row, *, below: float | None = None) -
             return exact(check.tensor(op, name, value))
         high = 1.0 if below is None else below
         if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
-            if native.core().within(value, high, below is not None):
+            if native.core.pointwise.within(value, high, below is not None):
                 return value
         elif value.numel() == 0:
             return exact(check.tensor(op, name, value))

@@ -142,7 +142,7 @@ def _run(
 ) -> None:
     """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses / ``divisor``."""
     if device.type == "cpu":
-        value = native.core().pair_loop(
+        value = native.core.pointwise.pair_loop(
             head, n, inputs, params, loss, grads, grad_scale, total is not None, double
         )
         if total is not None:
@@ -150,13 +150,13 @@ def _run(
                 value / divisor if divisor else float("nan")
             )  # the mean of nothing, as in torch
         return
-    module = native.cuda()
+    module = native.cuda
     assert module is not None
     partials = None
     if total is not None:
-        partials = torch.empty(module.PAIR_PARTIALS, dtype=torch.float64, device=device)
+        partials = torch.empty(module.pointwise.PAIR_PARTIALS, dtype=torch.float64, device=device)
     index, stream = native.stream_of(inputs[0])
-    module.pair_loop(
+    module.pointwise.pair_loop(
         head, n, inputs, params, loss, grads, grad_scale,
         None if total is None else total.reshape(1), partials, double, index, stream,
     )  # fmt: skip

@@ -76,7 +76,7 @@ class Calls:
     @property
     def _full(self) -> type[Exception]:
         full: type[Exception] = (
-            native.core().TableFull if self.device == "cpu" else self._native.full
+            native.core.table.TableFull if self.device == "cpu" else self._native.full
         )
         return full
 

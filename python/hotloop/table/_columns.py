@@ -64,7 +64,7 @@ def scores(op: str, value: Any, keys: Any) -> Any:
 def _least(value: Any) -> int:
     if _arrays.device(value) != "cpu":
         return int(value.min())
-    return int(_native.core().table_least(int(value.shape[0]), value))
+    return int(_native.core.table.least(int(value.shape[0]), value))
 
 
 def _like_keys(op: str, name: str, value: Any, keys: Any) -> None:
@@ -118,7 +118,7 @@ def stored(op: str, values: Any, keys: Any, table: Calls) -> Any:
 def _int8(values: Any, value_range: float) -> Any:
     codes = _arrays.empty(values, tuple(values.shape), "int8")
     bits = codes.view(np.uint8 if isinstance(codes, np.ndarray) else sys.modules["torch"].uint8)
-    _native.core().table_quantize(values, bits, value_range, True)
+    _native.core.table.quantize(values, bits, value_range, True)
     return codes
 
 
@@ -155,7 +155,7 @@ def _largest(x: Any) -> float:
     if not (x.shape[0] and x.shape[-1]):
         return 0.0
     if _arrays.device(x) == "cpu" and _arrays.dtype(x) == "float32":
-        return float(_native.core().table_largest(x if x.ndim == 2 else x[:, None]))
+        return float(_native.core.table.largest(x if x.ndim == 2 else x[:, None]))
     return float(abs(x).max())  # NaN in all libraries if there is one
 
 

@@ -1,4 +1,4 @@
-"""The table in the memory of a CUDA device, with the methods of ``_core.Table``.
+"""The table in the memory of a CUDA device, with the methods of ``_core.table.Table``.
 
 Arrays come as the front door exports them; the stream is the one that ``on`` was told last, the current one of the
 library whose keys a call was given.
@@ -41,7 +41,7 @@ def made(op: str, settings: dict[str, Any], index: int) -> DeviceTable:
             f"[{op}] dtype: expected float32, float16 or bfloat16 on cuda:{index}, got int8. "
             "Serve int8 rows from a table on the CPU."
         )
-    module = _native.cuda()
+    module = _native.cuda
     if module is None:
         raise NotImplementedError(
             f"[{op}] device: expected a build with hotloop._cuda for cuda:{index}, got one without. "
@@ -62,13 +62,13 @@ def on(native: Any, like: Any) -> None:
 
 
 class DeviceTable:
-    """What a ``Table`` has in the place of ``_core.Table``."""
+    """What a ``Table`` has in the place of ``_core.table.Table``."""
 
     def __init__(self, module: ModuleType, settings: dict[str, Any], index: int) -> None:
         self.index = index
-        self.full = module.TableFull
+        self.full = module.table.TableFull
         self._refuses = settings["max_rows"] is not None and settings["strategy"] == "none"
-        self._table = module.Table(settings, index, 0)
+        self._table = module.table.Table(settings, index, 0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
@@ -152,7 +152,7 @@ def _asked(admission: Any) -> Any:
     """The filter as a function: it lives on the host."""
     if admission is None:
         return None
-    core = _native.core()
+    core = _native.core
 
     def ask(keys: bytes, counts: bytes) -> bytes:
         k = np.frombuffer(keys, np.int64)
@@ -162,7 +162,7 @@ def _asked(admission: Any) -> Any:
             admission[0].admits(len(k), k, c, admission[1], admitted)
         else:
             seed, step, threshold, equal = admission
-            core.table_probabilistic(len(k), seed, k, step, c, threshold, equal, admitted)
+            core.table.probabilistic(len(k), seed, k, step, c, threshold, equal, admitted)
         return admitted.tobytes()
 
     return ask

@@ -134,7 +134,7 @@ def update(
 
     def run(inner: list[Any]) -> None:
         given = dict(zip(columns, inner[1:]))
-        native.core().table_update_rows(
+        native.core.table.update_rows(
             packed,
             inner[0],
             _arrays.unit_stride(grad),

@@ -27,13 +27,13 @@ def _check_batch(op: str, ids: Any, grads: Any) -> None:
 
 def _merge(ids: Any, grads: Any) -> MergedGradients:
     """The compiled loops, on checked arrays of the CPU."""
-    core = native.core()
+    core = native.core
     n, dim = map(int, grads.shape)
     whole = arrays.dense(ids, "int64")
     inverse, unique, counts = (arrays.empty(ids, (n,), "int64") for _ in range(3))
-    found = core.table_number_ids(whole, inverse, unique, counts)
+    found = core.table.number_ids(whole, inverse, unique, counts)
     sums = arrays.empty(grads, (found, dim), "float32")
-    core.table_merge_rows(
+    core.table.merge_rows(
         arrays.unit_stride(grads),
         inverse,
         sums,

@@ -146,14 +146,18 @@ def _compensate(
         keys = arrays.empty(query, (0, int(keys.shape[1])), arrays.dtype(keys))
     if batch == 0:
         return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
-    native.core().error_memory(
+    native.core.table.error_memory(
         arrays.dense(query, real),
         arrays.unit_stride(keys),
         first,
-        *(arrays.dense(x, real) for x in (base_prediction, labels, base_predictions)),
+        arrays.dense(base_prediction, real),
+        arrays.dense(labels, real),
+        arrays.dense(base_predictions, real),
         k,
         numbers,
-        *(prediction, weights, neighbors),
+        prediction,
+        weights,
+        neighbors,
     )
     return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
 

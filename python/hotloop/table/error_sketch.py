@@ -101,9 +101,8 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
     batch = int(hidden.shape[0])
     buckets = arrays.empty(hidden, (batch, repeats), "int32")
     if batch:
-        native.core().lsh_buckets(
-            *(arrays.dense(x, "float32") for x in (hidden, projections)),
-            buckets,
+        native.core.table.lsh_buckets(
+            arrays.dense(hidden, "float32"), arrays.dense(projections, "float32"), buckets
         )
     return buckets
 
@@ -180,9 +179,10 @@ def lsh_error_sketch_write(
     if choose(op, impl, "buckets", buckets) == "reference":
         _reference.lsh_error_sketch_write(buckets, labels, base_predictions, sketch)
     elif count:
-        native.core().lsh_sketch_write(
+        native.core.table.lsh_sketch_write(
             arrays.dense(buckets, "int32"),
-            *(arrays.dense(x, "float64") for x in (labels, base_predictions)),
+            arrays.dense(labels, "float64"),
+            arrays.dense(base_predictions, "float64"),
             sketch,
         )
 
@@ -277,7 +277,7 @@ def _read(
     prediction = arrays.empty(buckets, (batch,), "float64")
     weights = arrays.empty(buckets, (batch, repeats), "float64") if return_weights else None
     if batch:
-        native.core().lsh_sketch_read(
+        native.core.table.lsh_sketch_read(
             arrays.dense(buckets, "int32"),
             arrays.dense(base_prediction, "float64"),
             sketch,
@@ -352,7 +352,7 @@ class ErrorSketch:
         self.projections = arrays.from_numpy(drawn, like)
         zeros = np.zeros((self.repeats, 2**self.bits, 3), np.int64)
         # Every write touches pages all over: the first one of 1024 samples takes 100 instead of 180 ms.
-        native.core().advise_huge_pages(zeros.ctypes.data, zeros.nbytes)
+        native.core.advise_huge_pages(zeros.ctypes.data, zeros.nbytes)
         self.sketch = arrays.from_numpy(zeros, like)
         self.writes = 0
 

@@ -161,7 +161,7 @@ def mch_evict_batch(
     if admission == "probabilistic" and chosen == "cpu":
         admitted = np.empty(n, bool)
         t = _reference.sightings_of(probability)
-        native.core().table_probabilistic(n, seed, incoming, now % 2**64, c, t, True, admitted)
+        native.core.table.probabilistic(n, seed, incoming, now % 2**64, c, t, True, admitted)
     else:
         admitted = _reference.admitted(incoming, c, now, admission, skew, probability, seed)
     if chosen == "reference":
@@ -174,7 +174,7 @@ def mch_evict_batch(
     else:
         new = [np.array(arrays.to_numpy(x)) for x in slots]  # copies
         slot_of = np.empty(n, np.int64)
-        twice_at, *parts = native.core().table_evict(
+        twice_at, *parts = native.core.table.evict(
             len(new[0]), tuple(new), n, (incoming, c, last, admitted), now, policy, p, slot_of
         )
         if twice_at >= 0:

@@ -54,7 +54,7 @@ class CountFilter:
 
     def __init__(self, capacity: int, threshold: int, *, splits: int = 7) -> None:
         self._set(capacity, threshold, splits)
-        self._native = native.core().CountFilter(self.capacity, self.splits)
+        self._native = native.core.table.CountFilter(self.capacity, self.splits)
 
     def _set(self, capacity: int, threshold: int, splits: int) -> None:
         op = "CountFilter"
@@ -76,13 +76,13 @@ class CountFilter:
         found = cls.__new__(cls)
         found._set(state["capacity"], threshold, state["splits"])
         cells = np.asarray(state["cells"])
-        each = int(native.core().table_filter_cells(found.capacity, found.splits))
+        each = int(native.core.table.filter_cells(found.capacity, found.splits))
         if cells.size != found.splits * each:
             raise ValueError(
                 f"[CountFilter] state: expected {found.splits * each} cells for capacity {found.capacity}, got "
                 f"{cells.size}. The state is damaged."
             )
-        found._native = native.core().CountFilter(found.capacity, found.splits)
+        found._native = native.core.table.CountFilter(found.capacity, found.splits)
         found.load_state_dict({**state, "cells": cells.reshape(found.splits, each)})
         return found
 
@@ -369,7 +369,7 @@ def probabilistic_admission_filter(
             k, c, threshold=t, step=step, equal=equal, seed=seed
         )
     out = arrays.empty(k, (k.shape[0],), "bool")
-    native.core().table_probabilistic(
+    native.core.table.probabilistic(
         k.shape[0],
         seed,
         k,

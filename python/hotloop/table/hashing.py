@@ -73,7 +73,7 @@ def salted_hash_bucket(
         )
     flat = given.reshape(-1)
     out = arrays.empty(given, (flat.shape[0],), "int64")
-    native.core().table_hash_bucket(flat.shape[0], flat, feature, chunk, seed, buckets, out)
+    native.core.table.hash_bucket(flat.shape[0], flat, feature, chunk, seed, buckets, out)
     return out.reshape(given.shape)
 
 
@@ -190,5 +190,5 @@ def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.n
         return _reference.hash_strings(parts)
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([len(p) for p in parts], out=offsets[1:])
-    native.core().table_hash_strings(len(parts), b"".join(parts), offsets, out)
+    native.core.table.hash_strings(len(parts), b"".join(parts), offsets, out)
     return out

@@ -160,7 +160,7 @@ class _Spec:
         rows, dim = tables[0].shape
         tables = [t if dim == 1 or t.stride(1) == 1 else t.contiguous() for t in tables]
         out = buffers.empty(self.batch, sum(self.chunks) * dim, dtype=tables[0].dtype)
-        native.core().table_multiplexed(self.layout(rows, len(tables)), list(tables), out)
+        native.core.table.multiplexed(self.layout(rows, len(tables)), list(tables), out)
         return out
 
     def backward(
@@ -168,7 +168,7 @@ class _Spec:
     ) -> list[Tensor | None]:
         grad = grad.contiguous()
         dim = grad.shape[1] // sum(self.chunks)
-        hits = native.core().MultiplexHits(self.layout(rows, tables))
+        hits = native.core.table.MultiplexHits(self.layout(rows, tables))
         given = grad
         if not self.sparse:
             dense = [buffers.empty(rows, dim, dtype=grad.dtype).zero_() for _ in range(tables)]
@@ -269,7 +269,7 @@ def _multiplexed_backward(
 ) -> Tensor:
     spec = _Spec(values, offsets, chunks, combiner, padding_id, seed % 2**64, False)
     out = buffers.empty(tables, rows, grad.shape[1] // sum(chunks), dtype=grad.dtype).zero_()
-    hits = native.core().MultiplexHits(spec.layout(rows, tables))
+    hits = native.core.table.MultiplexHits(spec.layout(rows, tables))
     hits.dense(list(out.unbind(0)), grad.contiguous())
     return out
 

@@ -85,7 +85,7 @@ def serving_row_quantize(
         return _reference.converted(rows, mode)
     matrix = arrays.unit_stride(_two_dimensional(rows))
     out = arrays.empty(rows, tuple(map(int, rows.shape)), "int8")
-    native.core().table_quantize(
+    native.core.table.quantize(
         matrix,
         _bytes_of(_two_dimensional(out)),
         value_range,
@@ -137,7 +137,7 @@ def serving_row_dequantize(
         return _reference.converted(codes, dtype)
     matrix = arrays.unit_stride(_two_dimensional(codes))
     out = arrays.empty(codes, tuple(map(int, codes.shape)), dtype)
-    native.core().table_quantize(
+    native.core.table.quantize(
         _two_dimensional(out),
         _bytes_of(matrix),
         value_range,

@@ -195,7 +195,9 @@ class Table(Calls):
         index = _device.index_of(op, device)
         self.device = "cpu" if index is None else f"cuda:{index}"
         self._native: Any = (
-            native.core().Table(settings) if index is None else _device.made(op, settings, index)
+            native.core.table.Table(settings)
+            if index is None
+            else _device.made(op, settings, index)
         )
         _replicas.start(self)
 

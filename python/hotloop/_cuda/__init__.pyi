@@ -1,0 +1,12 @@
+"""
+hotloop's CUDA loops. Use the functions of the hotloop package, which check their arguments.
+"""
+
+from __future__ import annotations
+
+from . import decode as decode
+from . import pointwise as pointwise
+from . import table as table
+
+def architectures() -> list[str]: ...
+def device_count() -> int: ...
