@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from hotloop.table import CountFilter, Delta, Table, _columns, _replicas
+from hotloop.table import CountFilter, Delta, Table, _export
+from hotloop.table.files import replicas
 
 ONES = np.ones((9, 1), np.float32)
 
@@ -22,7 +23,7 @@ def assert_same(found: Table, wanted: Table) -> None:
     """Rows with all their columns, clocks and the filter."""
     for name, a, b in zip(wanted.export()._fields, found.export(), wanted.export()):
         np.testing.assert_array_equal(a, b, name)
-    assert _replicas.clock(found) == _replicas.clock(wanted)
+    assert replicas.clock(found) == replicas.clock(wanted)
     if isinstance(wanted.admission, CountFilter):
         state, theirs = found.admission.state_dict(), wanted.admission.state_dict()
         for name, value in theirs.items():
@@ -41,11 +42,11 @@ def with_(delta: Delta, **changes) -> Delta:
 
 def at_work(monkeypatch, change) -> None:
     """Call ``change`` between the look at what was erased and that at the rows of the next delta or snapshot."""
-    real, left = _columns.blocks, [1]
+    real, left = _export.blocks, [1]
 
     def blocks(*given):
         if left.pop() if left else 0:
             change()
         yield from real(*given)
 
-    monkeypatch.setattr(_columns, "blocks", blocks)
+    monkeypatch.setattr(_export, "blocks", blocks)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from hotloop.table import _parts
-from hotloop.table._parts import Array, RawArray
+from hotloop.table.files import container
+from hotloop.table.files.container import Array, RawArray
 from hypothesis import strategies as st
 
 TABLE_ID = "0123456789abcdef0123456789abcdef"
@@ -35,7 +35,7 @@ def join(blocks: Iterator[dict[str, Array]]) -> dict[str, Array]:
         return {}
     joined: dict[str, Array] = {}
     for name, array in found[0].items():
-        bits = np.concatenate([_parts.numbers(block[name]) for block in found])
+        bits = np.concatenate([container.numbers(block[name]) for block in found])
         joined[name] = RawArray(array.dtype, bits) if isinstance(array, RawArray) else bits
     return joined
 
@@ -46,17 +46,17 @@ def assert_same(found: Mapping[str, Array], wanted: Mapping[str, Array]) -> None
     for name, array in wanted.items():
         assert type(found[name]) is type(array), name
         assert found[name].shape == array.shape, name
-        assert _parts.tag("test", name, found[name]) == _parts.tag("test", name, array), name
-        wanted_bits = _parts.numbers(array)
+        assert container.tag("test", name, found[name]) == container.tag("test", name, array), name
+        wanted_bits = container.numbers(array)
         wanted_bits = wanted_bits.astype(wanted_bits.dtype.newbyteorder("<"))
-        assert _parts.numbers(found[name]).tobytes() == wanted_bits.tobytes(), name
+        assert container.numbers(found[name]).tobytes() == wanted_bits.tobytes(), name
 
 
 def sealed(header: str | bytes, body: bytes = b"") -> bytes:
     """A file of any header behind the fixed first bytes, with the checksum that makes it look undamaged."""
-    text = _parts.PREFIX + b"0" * 8 + (header.encode() if isinstance(header, str) else header)
+    text = container.PREFIX + b"0" * 8 + (header.encode() if isinstance(header, str) else header)
     data = len(text).to_bytes(8, "little") + text + body
-    return data[: _parts.DIGITS] + b"%08x" % zlib.crc32(data) + data[_parts.BODY :]
+    return data[: container.DIGITS] + b"%08x" % zlib.crc32(data) + data[container.BODY :]
 
 
 def sealed_arrays(arrays: dict[str, Any], body: bytes = b"") -> bytes:
@@ -74,12 +74,12 @@ def flipped(data: bytes, bit: int) -> bytes:
 @st.composite
 def any_array(draw: st.DrawFn, lengths: st.SearchStrategy[int] | None = None) -> Array:
     """Any bits of any type the container knows, of 0 to 3 dimensions; C, Fortran or reversed order, either endian."""
-    name = draw(st.sampled_from([*_parts.TAGS, *_parts.RAW_TAGS]))
+    name = draw(st.sampled_from([*container.TAGS, *container.RAW_TAGS]))
     shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3 if lengths is None else 2)))
     if lengths is not None:
         shape = (draw(lengths), *shape)
-    raw = name in _parts.RAW_TAGS
-    dtype = np.dtype(_parts.RAW_TAGS[name][1] if raw else name)
+    raw = name in container.RAW_TAGS
+    dtype = np.dtype(container.RAW_TAGS[name][1] if raw else name)
     size = int(np.prod(shape, dtype=int)) * dtype.itemsize
     data = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).bytes(size)
     array = np.frombuffer(data, dtype).reshape(shape)

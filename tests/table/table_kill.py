@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from hotloop.table._delta import Delta, encode_delta, pending, publish
-from hotloop.table._snapshot import load, save
+from hotloop.table.files.deltas import Delta, encode_delta, pending, publish
+from hotloop.table.files.snapshots import load, save
 
 TABLE_ID = "0" * 32
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from hotloop.table import CountFilter, Table
-from hotloop.table._delta import pending, publish
+from hotloop.table.files.deltas import pending, publish
 
 ROWS, DIM = 300, 24
 KEYS = np.arange(ROWS)

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hotloop.core.rules import SGD
 from hotloop.front import arrays
 from hotloop.reference.core import philox_uniform
-from hotloop.table import Adagrad, Constant, Normal, Table, Uniform, salted_hash_bucket
-from hotloop.table import _calls as calls_module
-from hotloop.table import table as table_module
-from hotloop.table.optimizers import SGD
+from hotloop.table import Adagrad, Constant, Normal, Table, Uniform, _store, salted_hash_bucket
 
 LOW, HIGH = -(2**63), 2**63 - 1
 EXTREMES = np.array([0, -1, LOW, HIGH, 1, -2, 2**32, -(2**32)], np.int64)
@@ -195,7 +193,7 @@ def test_growth_changes_no_row(dim, dtype):
         at = end
         capacities.add(table.capacity)
         assert table.size == at <= table.capacity
-        assert table.load_factor <= table_module.MAX_LOAD_FACTOR + 0.08  # 11 of 12 slots
+        assert table.load_factor <= _store.MAX_LOAD_FACTOR + 0.08  # 11 of 12 slots
         found = table.find(keys[:at])
         assert found.found.all()
         np.testing.assert_array_equal(plain(found.values), codes[:at])
@@ -381,7 +379,7 @@ def test_expiry_keeps_what_was_used_at_the_boundary():
 
 
 def test_now_is_the_default_time(monkeypatch):
-    monkeypatch.setattr(calls_module._time, "time", lambda: 1234.9)
+    monkeypatch.setattr(_store._time, "time", lambda: 1234.9)
     table = Table(1, track="use")
     table.find_or_insert(np.array([1]))
     assert table.export().last_use.tolist() == [1234]

@@ -20,9 +20,9 @@ from hotloop.table import (
     ProbabilisticFilter,
     RowwiseAdagrad,
     Table,
-    _persist,
-    _snapshot,
+    _export,
 )
+from hotloop.table.files import saving, snapshots
 from hotloop.table.hashing import salted_hash_bucket
 from hotloop.table.modules import HashEmbedding, HashEmbeddingBag
 from table_file_cases import flipped
@@ -206,11 +206,11 @@ def test_snapshots_from_before_they_held_a_filter_are_read(tmp_path):
     """What this version 1 wrote at first: without these entries."""
     table = Table(DIM, optimizer=Adagrad(), evict_strategy="lru", max_capacity=90)
     feed(table, 0, 5)
-    config = _persist._config(table, 0, False)
+    config = saving._config(table, 0, False)
     for name in ("own_mark", "epoch", "step"):
         del config[name]
-    blocks = [_persist._columns.arrays_of(table, b) for b in _persist._columns.blocks(table, 50, 0)]
-    _snapshot.save(tmp_path, config, blocks)
+    blocks = [_export.arrays_of(table, b) for b in _export.blocks(table, 50, 0)]
+    snapshots.save(tmp_path, config, blocks)
     assert "admission" not in json.loads((tmp_path / "table.json").read_bytes())
     loaded = Table.load(tmp_path)
     assert loaded.admission is None
@@ -239,7 +239,7 @@ def test_every_byte_of_the_filters_part_counts(saved):
         with pytest.raises(FormatError, match=re.escape(f"[Table.load] {path}: expected ")):
             Table.load(saved)
         with pytest.raises(FormatError, match=re.escape(f"[verify] {path}: expected ")):
-            _snapshot.verify(saved)
+            snapshots.verify(saved)
     path.unlink()
     with pytest.raises(FormatError, match="expected a part of the snapshot, got none"):
         Table.load(saved)
@@ -294,7 +294,7 @@ def test_the_filter_is_filed_in_parts_of_bounded_size(tmp_path):
     counter.add(np.arange(3000))
     cells = counter.state_dict()["cells"]
     blocks = [{"cells": cells.reshape(-1)}]
-    _snapshot.save(
+    snapshots.save(
         tmp_path,
         {},
         [{"keys": np.arange(10)}],
@@ -304,7 +304,7 @@ def test_the_filter_is_filed_in_parts_of_bounded_size(tmp_path):
     assert all(
         path.stat().st_size < 6000 for path in tmp_path.iterdir() if path.suffix == ".safetensors"
     )
-    _, found = _snapshot.load(tmp_path)
+    _, found = snapshots.load(tmp_path)
     state, parts = found.admission()
     assert state == {"a": 1} and len(parts) == -(-cells.nbytes // 4096)
     assert np.concatenate([part["cells"] for part in parts]).tobytes() == cells.tobytes()
@@ -320,7 +320,7 @@ def test_the_cells_lie_as_the_page_on_the_format_says(tmp_path):
             table.admission.add(np.array([key]), np.array([times % 15 + 1]))
         table.save(tmp_path)
         filed = json.loads((tmp_path / "table.json").read_bytes())["admission"]
-        _, blocks = _snapshot.load(tmp_path)
+        _, blocks = snapshots.load(tmp_path)
         flat = np.concatenate([part["cells"] for part in blocks.admission()[1]])
         c = capacity if splits == 1 else -(-capacity // (splits - 1))
         t = c + (c // 2 if splits == 1 else c // 5)

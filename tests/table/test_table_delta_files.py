@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hotloop.table import _delta, _files, _parts
-from hotloop.table._delta import (
+from hotloop.table.files import container, deltas, disk
+from hotloop.table.files.deltas import (
     Delta,
     DeltaError,
     admit,
@@ -103,18 +103,18 @@ def test_every_flipped_bit_and_truncation_of_a_delta_is_found():
     ],
 )
 def test_metadata_with_a_valid_checksum_is_still_checked(change, text):
-    arrays, metadata = _parts.decode(data(3, 9), "x")
+    arrays, metadata = container.decode(data(3, 9), "x")
     metadata = {k: v for k, v in {**metadata, **change}.items() if v is not None}
     with pytest.raises(DeltaError, match=text):
-        decode_delta(b"".join(_parts.encode(arrays, metadata)))
+        decode_delta(b"".join(container.encode(arrays, metadata)))
 
 
 def test_arrays_with_a_valid_checksum_are_still_checked():
-    arrays, metadata = _parts.decode(data(3, 9), "x")
+    arrays, metadata = container.decode(data(3, 9), "x")
     for name in ("keys", "values", "erased"):
         without = {key: array for key, array in arrays.items() if key != name}
         with pytest.raises(DeltaError, match=f"expected the entries of a delta, got .*{name}"):
-            decode_delta(b"".join(_parts.encode(without, metadata)))
+            decode_delta(b"".join(container.encode(without, metadata)))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_published_deltas_are_pending_in_order(tmp_path):
     for position in (0, 1, 9, 10, 100, 101):
         assert spans(directory, position) == [span for span in chain if span[1] > position]
     assert_equal(pending(directory, TABLE_ID, 100)[0], delta(100, 101))
-    assert sorted(os.listdir(directory)) == sorted(_delta.delta_name(*span) for span in chain)
+    assert sorted(os.listdir(directory)) == sorted(deltas.delta_name(*span) for span in chain)
 
 
 def test_publishing_the_same_again_does_nothing(tmp_path):
@@ -266,7 +266,7 @@ def test_what_is_behind_the_replica_does_not_hold_it_up(tmp_path):
         (flipped(data(3, 9), 4000), "expected checksum"),
         (data(3, 9)[:-1], "expected checksum"),
         (data(3, 8), "expected the span of its name, got 3 to 8"),
-        (b"".join(_parts.encode({}, {})), "expected a delta, got a file of kind None"),
+        (b"".join(container.encode({}, {})), "expected a delta, got a file of kind None"),
     ],
 )
 def test_a_file_that_is_not_the_delta_is_refused(tmp_path, content, text):
@@ -326,14 +326,14 @@ def test_pruning_keeps_what_a_replica_and_the_publisher_need(tmp_path):
 def test_a_delta_pruned_while_it_is_read_is_listed_again(tmp_path, monkeypatch):
     for i in range(3):
         publish(tmp_path, data(i, i + 1))
-    real, pruned = _files.read, []
+    real, pruned = disk.read, []
 
     def read(path, **options):
         if not pruned:
             pruned.append(prune(tmp_path, 2))
         return real(path, **options)
 
-    monkeypatch.setattr(_files, "read", read)
+    monkeypatch.setattr(disk, "read", read)
     with pytest.raises(DeltaError, match="0 to 2 is missing"):
         pending(tmp_path, TABLE_ID, 0)
     assert pruned == [2]
@@ -393,7 +393,7 @@ def test_replicas_that_follow_end_where_the_table_is(tmp_path_factory, steps, li
     position, replica = ends[start], dict(states[start])
     lost = None if lost is None or lost >= len(steps) else lost
     if lost is not None:
-        (directory / _delta.delta_name(ends[lost], ends[lost + 1])).unlink()
+        (directory / deltas.delta_name(ends[lost], ends[lost + 1])).unlink()
     told = False
     while not told:
         try:

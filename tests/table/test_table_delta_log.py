@@ -9,7 +9,9 @@ import threading
 
 import numpy as np
 import pytest
-from hotloop.table import Adagrad, DeltaError, DeltaLog, Table, _delta, _files, _snapshot
+from hotloop.table import Adagrad, DeltaError, DeltaLog, Table
+from hotloop.table.files import deltas as delta_files
+from hotloop.table.files import disk, snapshots
 from hotloop.table.hashing import salted_hash_bucket
 from table_file_cases import flipped
 
@@ -102,7 +104,7 @@ def test_a_reader_that_comes_while_a_file_is_being_written_finds_what_was_there(
     log, table, load, monkeypatch
 ):
     log.publish(table)
-    replica, seen, fill = load(), [], _files._fill
+    replica, seen, fill = load(), [], disk._fill
 
     def in_two_halves(fd, buffers):
         data = b"".join(bytes(b) for b in buffers)
@@ -111,7 +113,7 @@ def test_a_reader_that_comes_while_a_file_is_being_written_finds_what_was_there(
         fill(fd, [data[len(data) // 2 :]])
 
     train(table, 1)
-    monkeypatch.setattr(_files, "_fill", in_two_halves)
+    monkeypatch.setattr(disk, "_fill", in_two_halves)
     log.publish(table)
     assert seen == [1] and not np.array_equal(replica.export().values, table.export().values)
     assert log.follow(replica) == 1
@@ -270,13 +272,13 @@ def test_pruning_without_names_goes_by_the_position_alone(log, table, load):
 def test_a_follower_is_known_before_it_reads(log, table, load, monkeypatch):
     """Whoever prunes between its entry and its first read leaves it everything; without a name it would not."""
     deltas = published(log, table, 3)
-    real = _delta.pending
+    real = delta_files.pending
 
     def prune_first(*args, **options):
         log.prune(deltas[-1].until)
         return real(*args, **options)
 
-    monkeypatch.setattr(_delta, "pending", prune_first)
+    monkeypatch.setattr(delta_files, "pending", prune_first)
     replica, other = load(), load()
     assert log.follow(replica, name="new") == 3
     assert_same(replica, table)
@@ -381,7 +383,7 @@ def test_what_could_not_be_written_is_in_the_next_delta(log, table, load, monkey
         def fail(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(_files, "_fill" if call == "write" else "sync_directory", fail)
+        patch.setattr(disk, "_fill" if call == "write" else "sync_directory", fail)
         with pytest.raises(
             OSError, match=r"^\[Errno 28\] \[DeltaLog.publish\] path: expected to write"
         ):
@@ -416,14 +418,14 @@ def test_a_snapshot_right_after_a_delta_stands_where_it_ends(log, table, tmp_pat
 def test_rows_written_during_a_save_are_not_taken_for_published(log, table, tmp_path, monkeypatch):
     """Or a publisher that starts from this snapshot would never send them."""
     published(log, table, 1)
-    end, real, left = log.position, _snapshot._Writer.add, [1]
+    end, real, left = log.position, snapshots._Writer.add, [1]
 
     def add(self, block):
         real(self, block)
         if left.pop() if left else 0:
             table.insert_or_assign(np.array([777]), np.ones((1, DIM), np.float32))
 
-    monkeypatch.setattr(_snapshot._Writer, "add", add)
+    monkeypatch.setattr(snapshots._Writer, "add", add)
     table.save(tmp_path / "second")
     assert table.position > end
     assert Table.load(tmp_path / "second").contains(np.array([777])).all()
@@ -433,7 +435,7 @@ def test_a_replica_saved_while_a_delta_is_applied_takes_it_again(
     log, table, load, tmp_path, monkeypatch
 ):
     published(log, table, 2)
-    replica, real, left = load(), _snapshot._Writer.add, [1]
+    replica, real, left = load(), snapshots._Writer.add, [1]
     at = replica.position
 
     def add(self, block):
@@ -441,7 +443,7 @@ def test_a_replica_saved_while_a_delta_is_applied_takes_it_again(
         if left.pop() if left else 0:
             log.follow(replica)
 
-    monkeypatch.setattr(_snapshot._Writer, "add", add)
+    monkeypatch.setattr(snapshots._Writer, "add", add)
     replica.save(tmp_path / "second")
     loaded = Table.load(tmp_path / "second")
     assert loaded.position == at and log.follow(loaded) == 2

@@ -119,30 +119,30 @@ def test_a_batch_that_did_not_fit_was_not_seen(fits):
 def test_gradients_on_a_device_are_looked_at_only_where_checks_are_on(monkeypatch, checks):
     """Whoever asks whether all are finite waits for the device; a meta tensor cannot be asked at all."""
     torch = pytest.importorskip("torch")
-    from hotloop.table import _columns
+    from hotloop.table import _convert
 
     monkeypatch.setenv("HOTLOOP_CHECK", "1" if checks else "0")
     grads = torch.ones(2, 3, device="meta")
     if checks:
         with pytest.raises(RuntimeError, match="meta"):
-            _columns.check_gradients("Table.update", grads, torch.arange(2))
+            _convert.check_gradients("Table.update", grads, torch.arange(2))
     else:
-        _columns.check_gradients("Table.update", grads, torch.arange(2))
+        _convert.check_gradients("Table.update", grads, torch.arange(2))
 
 
 @pytest.mark.parametrize("update", ["backward", "step"])
 def test_only_step_counts_on_a_device(monkeypatch, update):
     torch = pytest.importorskip("torch")
-    from hotloop.table import SGD, HashEmbedding, _calls
+    from hotloop.table import SGD, HashEmbedding, _store
 
     module, asked = HashEmbedding(2, optimizer=SGD(), update=update), []
-    moved = _calls.Calls._update
+    moved = _store.Store._update
 
     def noted(self, *args):
         asked.append(len(args) == 10 or args[10])
         return moved(self, *args)
 
-    monkeypatch.setattr(_calls.Calls, "_update", noted)
+    monkeypatch.setattr(_store.Store, "_update", noted)
     module(torch.arange(3)).sum().backward()
     module.step()
     assert asked == [update == "step"]

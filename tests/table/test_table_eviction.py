@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hotloop.table import Eviction, ManagedSlots, mch_evict_batch
-from hotloop.table.eviction import ADMISSIONS, POLICIES
+from hotloop.table.managed_slots import ADMISSIONS, POLICIES
 
 
 def stream(seed, rounds, ids=60, length=40):

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hotloop.table import _delta, _files
-from hotloop.table._delta import Delta, DeltaError, encode_delta, pending, prune, publish
-from hotloop.table._files import write_atomic
-from hotloop.table._parts import FormatError
-from hotloop.table._snapshot import load, save
+from hotloop.table.files import deltas, disk
+from hotloop.table.files.container import FormatError
+from hotloop.table.files.deltas import Delta, DeltaError, encode_delta, pending, prune, publish
+from hotloop.table.files.disk import write_atomic
+from hotloop.table.files.snapshots import load, save
 from table_file_cases import TABLE_ID, assert_same, join, rows
 
 KILL = Path(__file__).with_name("table_kill.py")
@@ -105,7 +105,7 @@ class Calls:
 @contextlib.contextmanager
 def hooked(hook: Callable) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_files, _delta):
+        for module in (disk, deltas):
             patch.setattr(module, "os", Calls(hook))
         yield
 
@@ -273,7 +273,7 @@ def test_the_next_write_sweeps_up_dead_writers_and_no_others(tmp_path):
 def test_a_writer_is_not_swept_up_by_another_in_the_middle(tmp_path):
     def other(name, arguments, call):
         if name == "fsync":
-            _files.sweep_temporaries(tmp_path)
+            disk.sweep_temporaries(tmp_path)
         return call()
 
     with hooked(other):
@@ -284,7 +284,7 @@ def test_a_writer_is_not_swept_up_by_another_in_the_middle(tmp_path):
 @pytest.mark.parametrize("sweeps", [1, 3])
 def test_a_writer_swept_up_before_it_took_its_lock_starts_over(tmp_path, monkeypatch, sweeps):
     """Between the creation of a file and its lock another process may take it for a dead one's."""
-    real, left = _files.share, [sweeps]
+    real, left = disk.share, [sweeps]
 
     def share(fd):
         if left[0]:
@@ -292,7 +292,7 @@ def test_a_writer_swept_up_before_it_took_its_lock_starts_over(tmp_path, monkeyp
             os.unlink(os.readlink(f"/proc/self/fd/{fd}"))
         return real(fd)
 
-    monkeypatch.setattr(_files, "share", share)
+    monkeypatch.setattr(disk, "share", share)
     write_atomic(tmp_path / "x", [b"new"])
     assert names(tmp_path) == ["x"]
     left[0] = sweeps
@@ -356,7 +356,7 @@ def test_a_full_disk_keeps_the_published_deltas(small_disk):
 LIMITED = """
 import resource, signal, sys
 import numpy as np
-from hotloop.table._snapshot import save
+from hotloop.table.files.snapshots import save
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 try:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hotloop.table import _delta, _parts, _snapshot
-from hotloop.table._parts import FormatError, NewerFormatError, RawArray, decode, encode
+from hotloop.table.files import container, deltas, snapshots
+from hotloop.table.files.container import FormatError, NewerFormatError, RawArray, decode, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_file_cases import (
@@ -55,11 +55,11 @@ def test_views_are_read_only_aligned_and_not_copied():
     block = {**rows(1001), "a": np.zeros(3, np.int8)}  # odd sizes, and names in no good order
     data = np.frombuffer(b"".join(encode(block, {})), np.uint8)
     arrays, _ = decode(data, "x")
-    for array in map(_parts.numbers, arrays.values()):
+    for array in map(container.numbers, arrays.values()):
         assert np.shares_memory(array, data)
         assert not array.flags.writeable
         assert (array.ctypes.data - data.ctypes.data) % array.itemsize == 0
-    assert header_size(data.tobytes()) % _parts.ALIGNMENT == 0
+    assert header_size(data.tobytes()) % container.ALIGNMENT == 0
 
 
 def test_contiguous_arrays_are_not_copied_to_be_written():
@@ -246,8 +246,8 @@ def test_a_header_length_beyond_the_file_is_not_believed():
 
 def test_a_header_longer_than_the_limit_is_neither_written_nor_read():
     with pytest.raises(ValueError, match=r"\[save\] metadata: expected a header of at most"):
-        encode({}, {"long": "x" * _parts.MAX_HEADER}, op="save")
-    data = sealed('","long":"' + "x" * _parts.MAX_HEADER + '"}}')
+        encode({}, {"long": "x" * container.MAX_HEADER}, op="save")
+    data = sealed('","long":"' + "x" * container.MAX_HEADER + '"}}')
     with pytest.raises(FormatError, match="expected a header of at most"):
         decode(data, "x")
 
@@ -306,14 +306,14 @@ def test_the_reader_of_the_docs_reads_what_we_write(tmp_path):
     exec(compile(blocks[0], DOCS.name, "exec"), reader)
 
     block = rows(100)
-    _snapshot.save(tmp_path, {"dim": 3}, [block], part_bytes=1000)
+    snapshots.save(tmp_path, {"dim": 3}, [block], part_bytes=1000)
     config, found = reader["read_snapshot"](tmp_path)
     assert config == {"dim": 3}
-    bits = {name: _parts.numbers(array) for name, array in block.items()}
+    bits = {name: container.numbers(array) for name, array in block.items()}
     assert_same(join(found), bits)
 
-    delta = _delta.Delta(TABLE_ID, 3, 9, block, np.array([5, 6]))
-    _delta.publish(tmp_path / "deltas", _delta.encode_delta(delta))
+    delta = deltas.Delta(TABLE_ID, 3, 9, block, np.array([5, 6]))
+    deltas.publish(tmp_path / "deltas", deltas.encode_delta(delta))
     path = tmp_path / "deltas" / "delta-3-9.safetensors"
     arrays, metadata = reader["read_container"](path.read_bytes())
     assert_same(arrays, {**bits, "erased": np.array([5, 6])})
@@ -335,11 +335,17 @@ def test_the_reader_of_the_docs_reads_what_we_write(tmp_path):
 def test_the_docs_state_the_constants():
     text = DOCS.read_text()
     for value in (
-        _parts.PREFIX.decode(),
-        f"{_parts.DIGITS} to {_parts.BODY - 1}",
-        *_parts.TAGS.values(),
+        container.PREFIX.decode(),
+        f"{container.DIGITS} to {container.BODY - 1}",
+        *container.TAGS.values(),
     ):
         assert value in text, value
-    for value in ("BF16", _snapshot.MANIFEST, _snapshot.FORMAT, _parts.FORMAT, str(_parts.VERSION)):
+    for value in (
+        "BF16",
+        snapshots.MANIFEST,
+        snapshots.FORMAT,
+        container.FORMAT,
+        str(container.VERSION),
+    ):
         assert value in text, value
-    assert json.dumps(_snapshot.PREFIX.decode())[1:-1].replace('\\"', '"') in text
+    assert json.dumps(snapshots.PREFIX.decode())[1:-1].replace('\\"', '"') in text

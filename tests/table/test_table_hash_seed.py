@@ -70,15 +70,15 @@ def test_seeds_are_drawn_kept_and_given():
 
 
 def test_snapshots_keep_the_seed_and_older_ones_have_none(tmp_path, monkeypatch):
-    from hotloop.table import _persist
+    from hotloop.table.files import saving
 
     table = Table(1, optimizer=RowwiseAdagrad(), track=("use", "changes"))
     table.update(np.arange(50), np.ones((50, 1), np.float32), time=5)
     table.save(tmp_path / "new")
     assert Table.load(tmp_path / "new").hash_seed == table.hash_seed
-    config = _persist._config
+    config = saving._config
     monkeypatch.setattr(
-        _persist,
+        saving,
         "_config",
         lambda *a: {k: v for k, v in config(*a).items() if k != "hash_seed"},
     )

@@ -21,10 +21,10 @@ from hotloop.table import (
     DeltaError,
     Table,
     TableFullError,
-    _columns,
-    _replicas,
+    _export,
     salted_hash_bucket,
 )
+from hotloop.table.files import replicas
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -317,17 +317,17 @@ class TableMachine(RuleBasedStateMachine):
     @rule(gone=BATCH, keys=BATCH, number=NUMBERS, time=TIMES, everything=st.booleans())
     def publish_during_writes(self, gone, keys, number, time, everything):
         """Rows go and come between the two looks of one delta; the next makes it good, whatever the bound."""
-        real = _columns.blocks
+        real = _export.blocks
 
         def blocks(*given):
-            _columns.blocks = real
+            _export.blocks = real
             self.clear() if everything else self.erase(gone)
             self.insert(keys, number, time)
             yield from real(*given)
 
-        _columns.blocks = blocks
+        _export.blocks = blocks
         delta = self.table.delta(self.position)
-        assert _columns.blocks is real
+        assert _export.blocks is real
         self.apply(delta)
         self.position = delta.until
         # What went since is not known to be gone: rows of before are expected to be missed in the next delta.
@@ -339,7 +339,7 @@ class TableMachine(RuleBasedStateMachine):
     def restore_the_publisher(self):
         """After a crash the replica is the table, and goes on as the other would have."""
         self.bring_forward(True)
-        assert _replicas.clock(self.replica) == _replicas.clock(self.table)
+        assert replicas.clock(self.replica) == replicas.clock(self.table)
         self.table, self.replica, self.shard, self.applied = self.replica, None, None, []
 
     @precondition(lambda self: self.applied and self.replica is not None)

@@ -9,20 +9,12 @@ import zlib
 
 import numpy as np
 import pytest
-from hotloop.table import (
-    Adam,
-    CountFilter,
-    ProbabilisticFilter,
-    Table,
-    _files,
-    _manifest,
-    _parts,
-    _snapshot,
-)
+from hotloop.table import Adam, CountFilter, ProbabilisticFilter, Table
+from hotloop.table.files import container, disk, manifests, snapshots
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-FormatError = _parts.FormatError
+FormatError = container.FormatError
 
 
 def table_of(admission=None):
@@ -40,16 +32,16 @@ def table_of(admission=None):
 
 def sealed(directory, content):
     """The manifest with these entries and a checksum that is right."""
-    path = directory / _snapshot.MANIFEST
+    path = directory / snapshots.MANIFEST
     text = content if isinstance(content, bytes) else json.dumps(content, indent=1).encode() + b"\n"
-    start = len(_manifest.PREFIX)
-    assert text.startswith(_manifest.PREFIX)
+    start = len(manifests.PREFIX)
+    assert text.startswith(manifests.PREFIX)
     zeroed = text[:start] + b"0" * 8 + text[start + 8 :]
     path.write_bytes(text[:start] + b"%08x" % zlib.crc32(zeroed) + text[start + 8 :])
 
 
 def entries(directory):
-    return json.loads((directory / _snapshot.MANIFEST).read_bytes())
+    return json.loads((directory / snapshots.MANIFEST).read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +83,7 @@ def places(value, path=()):
 @given(data=st.data())
 def test_a_manifest_with_odd_entries_is_a_format_error_or_the_table(saved, data):
     content = entries(saved)
-    whole = (saved / _snapshot.MANIFEST).read_bytes()
+    whole = (saved / snapshots.MANIFEST).read_bytes()
     try:
         changed = copy.deepcopy(content)
         for _ in range(data.draw(st.integers(1, 3))):
@@ -115,7 +107,7 @@ def test_a_manifest_with_odd_entries_is_a_format_error_or_the_table(saved, data)
             rows, text = 0, str(error)
         assert rows <= 40 and text.startswith("[Table.load] ")
     finally:
-        (saved / _snapshot.MANIFEST).write_bytes(whole)
+        (saved / snapshots.MANIFEST).write_bytes(whole)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +143,7 @@ def test_what_a_config_cannot_say(tmp_path, entry, value, text):
 
 def test_names_given_twice_and_numbers_that_are_none(tmp_path):
     table_of().save(tmp_path)
-    whole = (tmp_path / _snapshot.MANIFEST).read_bytes()
+    whole = (tmp_path / snapshots.MANIFEST).read_bytes()
     for old, new in (
         (b' "rows": 40,', b' "rows": 40,\n "rows": 40,'),
         (b'"value_range": 1.0', b'"value_range": NaN'),
@@ -242,7 +234,7 @@ def kinds(path):
 @pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices as Linux has them")
 @pytest.mark.timeout(60)
 def test_what_is_no_file_is_refused(tmp_path):
-    manifest = tmp_path / _snapshot.MANIFEST
+    manifest = tmp_path / snapshots.MANIFEST
     for got in kinds(manifest):
         with pytest.raises(
             FormatError, match=rf"^\[Table.load\] .*: expected a regular file, got {got}"
@@ -260,10 +252,10 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 def test_a_file_of_another_program_is_not_read_further_than_its_beginning(tmp_path):
     """A terabyte each: whoever reads it whole does not get far."""
-    path = tmp_path / _snapshot.MANIFEST
+    path = tmp_path / snapshots.MANIFEST
     for start, text in (
         (b"something else", "expected a snapshot's manifest, got b'something else"),
-        (_manifest.PREFIX, "expected a manifest of at most 268435456 bytes, got a larger one"),
+        (manifests.PREFIX, "expected a manifest of at most 268435456 bytes, got a larger one"),
     ):
         with open(path, "wb") as file:
             file.write(start)
@@ -271,22 +263,23 @@ def test_a_file_of_another_program_is_not_read_further_than_its_beginning(tmp_pa
         with pytest.raises(FormatError, match=text):
             Table.load(tmp_path)
     with open(path, "wb") as file:
-        file.write((1 << 41).to_bytes(8, "little") + _parts.PREFIX)
+        file.write((1 << 41).to_bytes(8, "little") + container.PREFIX)
         file.truncate(1 << 40)
     text = "expected a header of at most 1048576 bytes, got 2199023255552"
     with pytest.raises(FormatError, match=text):
-        _parts.decode(_files.read(path), "it")
+        container.decode(disk.read(path), "it")
 
 
 SHRINKS = """
 import os, sys
 import numpy as np
-from hotloop.table import Table, _files, _parts
-real = _parts.decode
+from hotloop.table import Table
+from hotloop.table.files import container, disk
+real = container.decode
 def shrunk(data, path, **rest):
     os.truncate(path, 4096)
     return real(data, path, **rest)
-_parts.decode = shrunk
+container.decode = shrunk
 Table.load(sys.argv[1])
 print("loaded")
 """
@@ -307,7 +300,7 @@ def test_a_part_that_was_shorter_than_its_size_is_a_format_error(tmp_path, monke
     table_of().save(tmp_path)
     real = os.preadv
     monkeypatch.setattr(
-        _files.os,
+        disk.os,
         "preadv",
         lambda fd, buffers, at: real(fd, [buffers[0][:100]], at) if at < 100 else 0,
     )

@@ -12,11 +12,9 @@ from hotloop.table import (
     DeltaLog,
     ProbabilisticFilter,
     Table,
-    _columns,
-    _delta,
-    _parts,
-    _replicas,
+    _export,
 )
+from hotloop.table.files import container, deltas, replicas
 from replica_cases import ONES, assert_same, insert, keys_of, replica_of, with_
 
 # --- counters travel
@@ -134,11 +132,11 @@ def test_a_filter_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     table.find_or_insert(np.arange(30))
     delta = table.delta(replica.position)
     state = {k: v for k, v in {**delta.admission.state, **change}.items() if v is not ...}
-    damaged = _delta.FilterChange(state, delta.admission.lines, delta.admission.cells)
+    damaged = deltas.FilterChange(state, delta.admission.lines, delta.admission.cells)
     with pytest.raises(DeltaError, match=rf"^\[Table.apply\] admission: expected what .*{text}"):
         replica.apply(with_(delta, admission=damaged))
     assert len(replica) == 0 and replica.position == delta.since
-    far = _delta.FilterChange(
+    far = deltas.FilterChange(
         delta.admission.state, np.array([10**9]), np.zeros((1, 32), np.uint16)
     )
     with pytest.raises(DeltaError, match="lines 1000000000 to 1000000000 of "):
@@ -178,7 +176,7 @@ def test_uses_of_an_lfu_table_reach_its_replica(tmp_path):
 def test_a_snapshot_of_a_table_at_work_has_a_clock_beyond_its_scores(tmp_path, monkeypatch):
     table = Table(1, max_capacity=50, evict_strategy="lru")
     insert(table, *range(50))
-    real, left = _columns.blocks, [1]
+    real, left = _export.blocks, [1]
 
     def blocks(*given):
         if left.pop() if left else 0:
@@ -186,7 +184,7 @@ def test_a_snapshot_of_a_table_at_work_has_a_clock_beyond_its_scores(tmp_path, m
                 table.find_or_insert(np.arange(50))
         yield from real(*given)
 
-    monkeypatch.setattr(_columns, "blocks", blocks)
+    monkeypatch.setattr(_export, "blocks", blocks)
     loaded = replica_of(table, tmp_path)
     assert_same(loaded, table)
     loaded.find_or_insert(np.array([77]))
@@ -218,14 +216,14 @@ def test_a_delta_that_says_more_is_of_version_2_and_comes_back(tmp_path):
     table.clear()
     table.insert_or_assign(np.array([8]), np.ones((1, 2), np.float32))
     wanted = table.delta(0)
-    found = _delta.decode_delta(wanted.to_bytes())
+    found = deltas.decode_delta(wanted.to_bytes())
     assert found.present.tolist() == [8] and len(found.erased) == 0
-    assert found.clock == wanted.clock == _replicas.clock(table)
+    assert found.clock == wanted.clock == replicas.clock(table)
     assert found.writer == wanted.writer and found.admission.state == wanted.admission.state
     np.testing.assert_array_equal(found.admission.lines, wanted.admission.lines)
     np.testing.assert_array_equal(found.admission.cells, wanted.admission.cells)
-    with pytest.raises(_parts.NewerFormatError, match="upgrade hotloop to read it"):
-        _parts.decode(wanted.to_bytes(), "a reader of version 1")
+    with pytest.raises(container.NewerFormatError, match="upgrade hotloop to read it"):
+        container.decode(wanted.to_bytes(), "a reader of version 1")
 
 
 @pytest.mark.parametrize(
@@ -264,9 +262,9 @@ def test_what_is_no_delta_is_refused(change, error, text):
     with pytest.raises(error, match=rf"^\[Delta\] .*{text}"):
         Delta(**{**good, **change})
     with pytest.raises(ValueError, match=r"^\[FilterChange\] lines: expected I64 \(k,\) and U16"):
-        _delta.FilterChange({}, np.arange(2), np.zeros((1, 32), np.uint16))
+        deltas.FilterChange({}, np.arange(2), np.zeros((1, 32), np.uint16))
     with pytest.raises(TypeError, match=r"^\[FilterChange\] state: expected a dict, got int"):
-        _delta.FilterChange(3, np.arange(1), np.zeros((1, 32), np.uint16))
+        deltas.FilterChange(3, np.arange(1), np.zeros((1, 32), np.uint16))
 
 
 # --- no end of a log

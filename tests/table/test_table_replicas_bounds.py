@@ -19,10 +19,9 @@ from hotloop.table import (
     ProbabilisticFilter,
     Table,
     TableFullError,
-    _columns,
-    _parts,
-    _replicas,
+    _export,
 )
+from hotloop.table.files import container, replicas
 from replica_cases import ONES, assert_same, at_work, insert, keys_of, replica_of, with_
 
 # --- bounds
@@ -58,7 +57,7 @@ def test_a_replica_takes_what_a_table_at_work_published(tmp_path, monkeypatch, s
 def test_a_snapshot_of_a_table_at_work_is_taken_whole(tmp_path, monkeypatch, strategy):
     table = Table(1, max_capacity=200, evict_strategy=strategy, track="changes")
     insert(table, *range(200))
-    real, left = _columns.blocks, [1]
+    real, left = _export.blocks, [1]
 
     def halves(made, rows, since):
         for block in real(made, 100, since):
@@ -68,7 +67,7 @@ def test_a_snapshot_of_a_table_at_work_is_taken_whole(tmp_path, monkeypatch, str
                 insert(table, 500, 501, 502)
 
     table.reserve(200)
-    monkeypatch.setattr(_columns, "blocks", halves)
+    monkeypatch.setattr(_export, "blocks", halves)
     table.save(tmp_path / "snapshot")
     monkeypatch.undo()
     replica, log = Table.load(tmp_path / "snapshot"), DeltaLog(tmp_path / "deltas")
@@ -192,7 +191,7 @@ def test_a_replica_with_more_room_than_its_source(tmp_path, monkeypatch):
 def test_a_key_that_was_erased_and_came_back_while_a_delta_was_made_is_in_it_once(monkeypatch):
     table = Table(1, track="changes")
     insert(table, *range(300))
-    real, left = _columns.blocks, [1]
+    real, left = _export.blocks, [1]
 
     def halves(made, rows, since):
         for block in real(made, 100, since):
@@ -202,7 +201,7 @@ def test_a_key_that_was_erased_and_came_back_while_a_delta_was_made_is_in_it_onc
                 insert(table, *range(1000, 1001))
                 insert(table, 3, value=9.0)
 
-    monkeypatch.setattr(_columns, "blocks", halves)
+    monkeypatch.setattr(_export, "blocks", halves)
     delta = table.delta(0)
     at = np.flatnonzero(delta.keys == 3)
     assert len(at) == 1 and len(np.unique(delta.keys)) == len(delta.keys)
@@ -286,7 +285,7 @@ def test_a_delta_that_was_broken_off_is_applied_again(tmp_path, monkeypatch):
         def stop(*_):
             raise KeyboardInterrupt
 
-        patch.setattr(_replicas, "stand", stop)
+        patch.setattr(replicas, "stand", stop)
         with pytest.raises(KeyboardInterrupt):
             replica.apply(delta)
     assert replica.apply(delta) is True
@@ -317,7 +316,7 @@ def bad_deltas(delta: Delta) -> dict[str, tuple[dict, str]]:
         "narrow": ({"rows": {**rows, "values": rows["values"][:, :1]}}, r"values: expected F32 \(\d, 2\), got F32"),
         "wide": ({"rows": {**rows, "values": rows["values"].astype(np.float64)}}, "values: expected F32 .* got F64"),
         "bits": (
-            {"rows": {**rows, "values": _parts.RawArray("bfloat16", np.zeros((n, 2), np.uint16))}},
+            {"rows": {**rows, "values": container.RawArray("bfloat16", np.zeros((n, 2), np.uint16))}},
             "values: expected F32 .* got BF16",
         ),
         "no state": ({"rows": without["state"]}, r"state: expected F32 \(\d, 2\), got none"),
@@ -384,12 +383,12 @@ def test_a_state_dict_that_is_refused_has_changed_nothing(change, error, text):
     other(torch.arange(20, 24)).sum().backward()
     other.table.admission.add(np.array([5]))
     state = {"_extra_state": {**module.state_dict()["_extra_state"], **change}}
-    before, clock = other.table.export(), _replicas.clock(other.table)
+    before, clock = other.table.export(), replicas.clock(other.table)
     with pytest.raises(error, match=rf"^\[HashEmbedding.load_state_dict\] {text}"):
         other.load_state_dict(state)
     for a, b in zip(before, other.table.export()):
         np.testing.assert_array_equal(a, b)
-    assert _replicas.clock(other.table) == clock
+    assert replicas.clock(other.table) == clock
     assert other.table.admission.counts(np.array([5])).tolist() == [1]
 
 

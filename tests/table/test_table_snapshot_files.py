@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hotloop.table import _files, _parts, _snapshot
-from hotloop.table._parts import FormatError, NewerFormatError
-from hotloop.table._snapshot import load, save, verify
+from hotloop.table.files import container, disk, snapshots
+from hotloop.table.files.container import FormatError, NewerFormatError
+from hotloop.table.files.snapshots import load, save, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_file_cases import any_array, assert_same, flipped, join, rows
@@ -34,7 +34,7 @@ def loaded(directory: Path, **options: bool) -> tuple[dict, dict]:
 
 def resealed(directory: Path, **entries: object) -> None:
     """Change the manifest and give it the checksum that fits."""
-    path = directory / _snapshot.MANIFEST
+    path = directory / snapshots.MANIFEST
     content = {**json.loads(path.read_bytes()), **entries, "hotloop_crc32": "0" * 8}
     data = json.dumps(content, indent=1).encode() + b"\n"
     path.write_bytes(data.replace(b"00000000", b"%08x" % zlib.crc32(data), 1))
@@ -193,7 +193,7 @@ def test_views_outlive_the_reader_and_the_files(tmp_path):
 
 def test_every_flipped_bit_and_truncation_of_the_manifest_is_found(tmp_path):
     save(tmp_path, {"dim": 3}, [rows(5)])
-    path = tmp_path / _snapshot.MANIFEST
+    path = tmp_path / snapshots.MANIFEST
     data = path.read_bytes()
     changed = [flipped(data, bit) for bit in range(len(data) * 8)]
     changed += [data[:length] for length in range(len(data))] + [data + b"\n", data + b"\0"]
@@ -233,8 +233,8 @@ def test_a_part_that_is_not_the_one_is_found_before_its_rows_are_given_out(tmp_p
     elif change == "older":  # whole, of the same size, of another snapshot
         path.write_bytes((older / parts(older)[index]).read_bytes())
     else:
-        arrays, metadata = _parts.decode(data, "x")
-        path.write_bytes(b"".join(_parts.encode(arrays, {**metadata, "part": "9"})))
+        arrays, metadata = container.decode(data, "x")
+        path.write_bytes(b"".join(container.encode(arrays, {**metadata, "part": "9"})))
     given: list[dict] = []
     found = rf"{directory}/part-\w+-00000[2{index}].safetensors: expected"  # a swap is one of two
     with pytest.raises(FormatError, match=found + r".* got .*\. .* copy"):
@@ -280,7 +280,7 @@ def test_a_manifest_with_a_valid_checksum_is_still_checked(tmp_path, entries, te
 
 def test_a_manifest_whose_parts_are_of_another_size_is_refused(tmp_path):
     save(tmp_path, {}, [rows(5)])
-    part = json.loads((tmp_path / _snapshot.MANIFEST).read_bytes())["parts"][0]
+    part = json.loads((tmp_path / snapshots.MANIFEST).read_bytes())["parts"][0]
     for change, text in [
         ({"bytes": -1}, "in -1 bytes"),
         ({"rows": 4}, "expected 4 rows, got"),
@@ -296,14 +296,14 @@ def test_a_manifest_whose_parts_are_of_another_size_is_refused(tmp_path):
 
 def test_a_part_that_says_it_is_another_is_refused_even_if_the_manifest_takes_it(tmp_path):
     save(tmp_path, {}, [rows(5)])
-    part = json.loads((tmp_path / _snapshot.MANIFEST).read_bytes())["parts"][0]
+    part = json.loads((tmp_path / snapshots.MANIFEST).read_bytes())["parts"][0]
     path = tmp_path / part["file"]
-    arrays, metadata = _parts.decode(path.read_bytes(), "x")
+    arrays, metadata = container.decode(path.read_bytes(), "x")
     for change in ({"part": "1"}, {"snapshot": "0" * 16}, {"kind": "delta"}):
-        data = b"".join(_parts.encode(arrays, {**metadata, **change}))
+        data = b"".join(container.encode(arrays, {**metadata, **change}))
         path.unlink()
         path.write_bytes(data)
-        entry = {**part, "bytes": len(data), "crc32": _parts.stored_checksum(data)}
+        entry = {**part, "bytes": len(data), "crc32": container.stored_checksum(data)}
         resealed(tmp_path, parts=[entry])
         with pytest.raises(FormatError, match=r"expected metadata .*'kind': 'part', .* got"):
             verify(tmp_path)
@@ -322,7 +322,7 @@ def test_a_newer_snapshot_is_refused_as_such(tmp_path):
 def test_a_damaged_manifest_keeps_its_parts_until_a_save_has_succeeded(tmp_path):
     save(tmp_path, {}, [rows(50)], part_bytes=500)
     old = parts(tmp_path)
-    path = tmp_path / _snapshot.MANIFEST
+    path = tmp_path / snapshots.MANIFEST
     path.write_bytes(path.read_bytes() + b" ")
 
     def failing():
@@ -461,7 +461,7 @@ def test_savers_and_readers_at_once_see_whole_snapshots(tmp_path, savers):
     assert config["first"] == 1000 * config["saver"] + times - 1
     assert_same(found, rows(40, first=config["first"]))
     summary = save(tmp_path, {}, [rows(9)])
-    assert parts(tmp_path) == [_snapshot.part_name(summary.snapshot, 0)]
+    assert parts(tmp_path) == [snapshots.part_name(summary.snapshot, 0)]
 
 
 def test_a_save_under_way_is_not_swept_by_another(tmp_path):
@@ -486,15 +486,15 @@ def test_a_snapshot_committed_while_another_tidies_up_is_kept(tmp_path, monkeypa
     save(other, {"who": "second"}, [rows(40)], part_bytes=400)
     for name in parts(other):  # its writer is done with the parts, and the manifest is next
         shutil.copy(other / name, directory / name)
-    real, committed = _files.claim, []
+    real, committed = disk.claim, []
 
     def claim(path):
         committed.append(path)
-        shutil.copy(other / _snapshot.MANIFEST, directory / _snapshot.MANIFEST)
+        shutil.copy(other / snapshots.MANIFEST, directory / snapshots.MANIFEST)
         return real(path)
 
-    monkeypatch.setattr(_files, "claim", claim)
-    _snapshot._tidy(directory)
+    monkeypatch.setattr(disk, "claim", claim)
+    snapshots._tidy(directory)
     assert committed
     assert loaded(directory)[0] == {"who": "second"}
 
@@ -502,7 +502,7 @@ def test_a_snapshot_committed_while_another_tidies_up_is_kept(tmp_path, monkeypa
 def test_a_reader_that_is_overtaken_starts_over(tmp_path, monkeypatch):
     """The snapshot is replaced between the manifest and the first part."""
     save(tmp_path, {"generation": 1}, [rows(9)])
-    real, raced = _snapshot._hold, []
+    real, raced = snapshots._hold, []
 
     def hold(directory, manifest):
         if not raced:
@@ -510,7 +510,7 @@ def test_a_reader_that_is_overtaken_starts_over(tmp_path, monkeypatch):
             save(tmp_path, {"generation": 2}, [rows(40)])
         return real(directory, manifest)
 
-    monkeypatch.setattr(_snapshot, "_hold", hold)
+    monkeypatch.setattr(snapshots, "_hold", hold)
     assert loaded(tmp_path)[0] == {"generation": 2}
     assert raced
 
@@ -522,7 +522,7 @@ def test_without_locks_only_the_replaced_snapshot_is_deleted(tmp_path, monkeypat
         def flock(self, fd, how):
             raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(_files, "fcntl", NoLocks())
+    monkeypatch.setattr(disk, "fcntl", NoLocks())
     orphan = tmp_path / f"part-{'0' * 16}-000000.safetensors"
     orphan.write_text("perhaps of a save under way")
     save(tmp_path, {"generation": 1}, [rows(50)], part_bytes=500)

@@ -103,6 +103,34 @@ def unit_stride(value: Any) -> Any:
     return value if value.stride(-1) == 1 else value.contiguous()
 
 
+def is_torch(x: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def assign(target: Any, value: Any) -> None:
+    """Write a NumPy array, or one of the target's own library, into the target."""
+    if isinstance(target, np.ndarray):
+        with np.errstate(over="ignore", invalid="ignore"):
+            target[...] = value
+    elif is_torch(target):
+        torch = sys.modules["torch"]
+        with torch.no_grad():
+            target.copy_(torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+    else:
+        target[...] = sys.modules["cupy"].asarray(value)
+
+
+def as_column(x: Any) -> Any:
+    return (
+        x.reshape(-1, 1)
+        if x.ndim == 1 and int(x.shape[0]) <= 1
+        else x[:, None]
+        if x.ndim == 1
+        else x
+    )
+
+
 def compiling() -> bool:
     """Whether torch.compile is tracing the caller."""
     torch = sys.modules.get("torch")

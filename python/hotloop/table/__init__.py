@@ -5,15 +5,11 @@ NumPy, torch or CuPy arrays; torch is needed for what has a gradient only.
 
 from typing import TYPE_CHECKING, Any
 
+from ..core.rules import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
 from ..front import needs
-from ._delta import Delta, DeltaError
-from ._memory import Compensated
-from ._parts import FormatError
-from ._rows import MergedGradients
-from .batches import merge_duplicates, sparse_dedup_optimize
-from .delta_log import DeltaLog
-from .error_memory import ErrorMemory, error_memory_compensate
-from .error_sketch import (
+from ..reference.table.results import Compensated, Eviction, ManagedSlots, MergedGradients
+from .error_memory.memory import ErrorMemory, error_memory_compensate
+from .error_memory.sketch import (
     ErrorSketch,
     SketchCompensated,
     lsh_buckets,
@@ -21,7 +17,9 @@ from .error_sketch import (
     lsh_error_sketch_write,
     lsh_projections,
 )
-from .eviction import Eviction, ManagedSlots, mch_evict_batch
+from .files.container import FormatError
+from .files.delta_log import DeltaLog
+from .files.deltas import Delta, DeltaError
 from .filters import (
     CountFilter,
     ProbabilisticFilter,
@@ -30,8 +28,11 @@ from .filters import (
 )
 from .hashing import feature_keys, hash_strings, salted_hash_bucket
 from .initializers import Constant, Normal, Uniform
-from .optimizers import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
-from .row_updates import (
+from .managed_slots import mch_evict_batch
+from .results import Evicted, Found, Rows, TableFullError
+from .rows.merge import merge_duplicates, sparse_dedup_optimize
+from .rows.quantize import serving_row_dequantize, serving_row_quantize
+from .rows.updates import (
     ftrl_proximal_update,
     group_adagrad_update,
     rowwise_adagrad_update,
@@ -39,8 +40,7 @@ from .row_updates import (
     sparse_adam_update,
     sparse_sgd_update,
 )
-from .serving import serving_row_dequantize, serving_row_quantize
-from .table import Evicted, Found, Rows, Table, TableFullError
+from .table import Table
 
 if TYPE_CHECKING:
     from ._kept import KeptGradients as KeptGradients

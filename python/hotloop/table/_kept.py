@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .table import NO_ROW
-
-if TYPE_CHECKING:
-    from ._lookups import Held
+from .results import NO_ROW
 
 _BLOCK = 1 << 16  # positions whose gradients are written out at a time
 
@@ -22,6 +19,16 @@ class KeptGradients(NamedTuple):
 
     ids: Tensor
     grads: Tensor
+
+
+class Keeper(Protocol):
+    """A module that keeps gradients of lookups in one table."""
+
+    table: Any
+    mode: str
+    pending: list[Any]
+
+    def scaled(self) -> list[tuple[Any, ...]]: ...
 
 
 def joined(entries: list[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -51,7 +58,7 @@ def joined(entries: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     )
 
 
-def summed(helds: Iterable[Held]) -> KeptGradients:
+def summed(helds: Iterable[Keeper]) -> KeptGradients:
     """What modules over one table keep, as the gradient of a dense table would be: summed per row."""
     helds = list(helds)
     if not any(held.pending for held in helds):
@@ -65,7 +72,7 @@ def summed(helds: Iterable[Held]) -> KeptGradients:
     return KeptGradients(ids, grads)
 
 
-def across(helds: Iterable[Held]) -> tuple[Any, ...]:
+def across(helds: Iterable[Keeper]) -> tuple[Any, ...]:
     """What modules over one table keep, as one lookup of mode "sum" that holds every id once.
 
     Of an id whose row was freed and made again meanwhile one row is named; the update looks again where it is gone.

@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, check
+from ..front import arrays, check, native
+from ..front.check import integer
+from ..front.impl import Impl, choose
+from ..reference.table import hashing as _reference
 
 KEYS = ("int64", "uint64", "int32")
 
@@ -47,3 +50,22 @@ def counts(op: str, value: Any, like: Any, *, name: str = "counts", least: int =
             f"[{op}] {name}: expected counts >= {least}, got {lowest}. Leave out what was not seen."
         )
     return value
+
+
+def hash_bucket(
+    given: Any, num_buckets: int, feature: int, chunk: int, seed: int, impl: Impl
+) -> Any:
+    """``salted_hash_bucket`` below its torch operator: checks, and runs."""
+    op = "salted_hash_bucket"
+    k = keys(op, given)
+    most = 2**64 - 1
+    buckets = integer(op, "num_buckets", num_buckets, at_least=1, at_most=2**63 - 1)
+    feature = integer(op, "feature", feature, at_least=0, at_most=most)
+    chunk = integer(op, "chunk", chunk, at_least=0, at_most=most)
+    seed = integer(op, "seed", seed, at_least=0, at_most=most)
+    if choose(op, impl, "keys", k) == "reference":
+        return _reference.salted_hash_bucket(k, buckets, feature=feature, chunk=chunk, seed=seed)
+    flat = k.reshape(-1)
+    out = arrays.empty(k, (flat.shape[0],), "int64")
+    native.core.table.hash_bucket(flat.shape[0], flat, feature, chunk, seed, buckets, out)
+    return out.reshape(k.shape)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _columns, _kept, _moves
-from .optimizers import RowOptimizer
+from ..core.rules import RowOptimizer
+from . import _convert, _kept, _moves
 from .table import Table
 
 Looked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -65,7 +65,7 @@ class Held:
         grad = saved[0]
         one = torch.ones((), dtype=torch.float32, device=self.anchor.device)
         if grad.device.type == "cpu":
-            sound = sound and _columns._finite(grad)
+            sound = sound and _convert._finite(grad)
             self.anchor.grad = one if sound else one / 0
         else:  # without waiting for the device
             self.anchor.grad = one if sound else one / 0
@@ -226,7 +226,7 @@ def _backward(
         saved = (grad, ids, offsets, weights, rows, sizes, largest)
         if held.fused:
             check("HashEmbedding.backward", held.mode, saved)
-        _moves.after_backward(held, saved)
+        _moves.after_backward(held.take, saved)
     return grad_weights
 
 
@@ -265,7 +265,7 @@ def check(op: str, mode: str, saved: tuple[Any, ...]) -> None:
     """Refuse gradients that would leave rows which are not finite."""
     grad, ids, offsets, weights, _, sizes, largest = saved
     top = largest if mode == "max" else None
-    _columns.check_gradients(op, grad, ids, offsets, weights, mode, sizes, top)
+    _convert.check_gradients(op, grad, ids, offsets, weights, mode, sizes, top)
 
 
 def apply(

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd import Variable
-
-if TYPE_CHECKING:
-    from ._lookups import Held
 
 
 class _Queue:
     """The moves of one graph task. ``outer``: the task inside whose checkpoint this one is a backward, or None."""
 
     def __init__(self, outer: _Queue | None) -> None:
-        self.waiting: list[tuple[Held, tuple[Any, ...]]] = []
+        self.waiting: list[tuple[Callable[[Any], None], Any]] = []
         self.outer = None if outer is None else weakref.ref(outer)
 
     def __call__(self) -> None:
@@ -31,8 +29,8 @@ class _Queue:
         if outer is not None:
             outer.waiting += waiting
             return
-        for held, saved in waiting:
-            held.take(saved)
+        for take, saved in waiting:
+            take(saved)
 
 
 class _Local(threading.local):
@@ -66,10 +64,10 @@ def recomputes() -> bool:
     return True
 
 
-def after_backward(held: Held, saved: tuple[Any, ...]) -> None:
-    """Let ``held`` take a gradient when the backward is through; at once where the engine runs none."""
+def after_backward(take: Callable[[Any], None], saved: tuple[Any, ...]) -> None:
+    """Call ``take`` with a gradient when the backward is through; at once where the engine runs none."""
     task = torch._C._current_graph_task_id()
     if task == -1:
-        held.take(saved)
+        take(saved)
     else:
-        _queue(task).waiting.append((held, saved))
+        _queue(task).waiting.append((take, saved))

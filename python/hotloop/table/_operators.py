@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hashing import salted_hash_bucket
+from . import _keys
 
 
 @torch.library.custom_op("hotloop::salted_hash_bucket", mutates_args=())
 def _hash_bucket(
     keys: Tensor, num_buckets: int, feature: int, chunk: int, seed: int, impl: str
 ) -> Tensor:
-    unsigned = {"feature": feature % 2**64, "chunk": chunk % 2**64, "seed": seed % 2**64}
-    done: Tensor = salted_hash_bucket(keys, num_buckets, impl=impl, **unsigned)  # type: ignore[arg-type]
+    unsigned = (feature % 2**64, chunk % 2**64, seed % 2**64)
+    done: Tensor = _keys.hash_bucket(keys, num_buckets, *unsigned, impl)  # type: ignore[arg-type]
     return done
 
 

@@ -56,25 +56,11 @@ def salted_hash_bucket(
     Reference:
         Coleman et al. 2023, arXiv:2305.12102 (Unified Embedding), section 4: one hash per feature and chunk.
     """
-    op = "salted_hash_bucket"
     if arrays.compiling():
         from . import _operators
 
         return _operators.hash_bucket(keys, num_buckets, feature, chunk, seed, impl)
-    given = _keys.keys(op, keys)
-    most = 2**64 - 1
-    buckets = integer(op, "num_buckets", num_buckets, at_least=1, at_most=2**63 - 1)
-    feature = integer(op, "feature", feature, at_least=0, at_most=most)
-    chunk = integer(op, "chunk", chunk, at_least=0, at_most=most)
-    seed = integer(op, "seed", seed, at_least=0, at_most=most)
-    if choose(op, impl, "keys", given) == "reference":
-        return _reference.salted_hash_bucket(
-            given, buckets, feature=feature, chunk=chunk, seed=seed
-        )
-    flat = given.reshape(-1)
-    out = arrays.empty(given, (flat.shape[0],), "int64")
-    native.core.table.hash_bucket(flat.shape[0], flat, feature, chunk, seed, buckets, out)
-    return out.reshape(given.shape)
+    return _keys.hash_bucket(keys, num_buckets, feature, chunk, seed, impl)
 
 
 MAX_FEATURE_BITS = 32

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..core.rules import RowOptimizer
 from ..front import check
-from . import _answers, _columns, _kept, _lookups, _persist
+from . import _answers, _convert, _kept, _lookups
 from ._kept import KeptGradients
+from .files import state_dict
 from .filters import CountFilter, ProbabilisticFilter
 from .initializers import Initializer
-from .optimizers import RowOptimizer
-from .table import Rows, Table
+from .results import Rows
+from .table import Table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -233,7 +235,7 @@ class _HashModule(nn.Module):
         state: dict[str, Any] = {
             name: torch.from_numpy(_plain(getattr(rows, name))) for name in rows._fields
         }
-        return {**state, **_persist.continued(table)}
+        return {**state, **state_dict.continued(table)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take over all rows, and go on as if never stopped; settings are the module's own.
@@ -271,7 +273,7 @@ class _HashModule(nn.Module):
                     f"[{op}] {name}: expected {np.dtype(dtype)} of {n} rows, got {got.dtype} {got.shape}. "
                     "Pass what state_dict() returned."
                 )
-        values = _columns.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
+        values = _convert.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
         rule = None if table.optimizer is None else type(table.optimizer).__name__
         if table.state_width and state.get("optimizer", rule) != rule:
             raise ValueError(
@@ -287,9 +289,9 @@ class _HashModule(nn.Module):
             raise ValueError(
                 f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
             )
-        counts = _persist.counts_of(op, state)
+        counts = state_dict.counts_of(op, state)
         # All of it or none; the last that may be refused.
-        _persist.take_over_admission(op, table, state)
+        state_dict.take_over_admission(op, table, state)
         self._held.drop()  # gradients of rows that are about to go
         table.clear()
         columns = (

@@ -1,4 +1,4 @@
-"""``Table``: 64-bit keys to rows of values and optimizer state, grown, filtered, evicted, saved."""
+"""``Table``: 64-bit keys to rows of values and optimizer state, grown, filtered, evicted, saving."""
 
 from __future__ import annotations
 
@@ -6,54 +6,22 @@ import os
 import secrets
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from ..core.rules import RowOptimizer
 from ..front import arrays, check, native
-from . import _columns, _device, _replicas
-from ._calls import Calls, of_kind
-from ._calls import TableFullError as TableFullError
+from . import _convert, _device, _export
+from ._store import DTYPES, EVICT_STRATEGIES, MAX_LOAD_FACTOR, MAX_ROWS, TRACKED, Store, of_kind
+from .files import pickled, replicas, saving
 from .filters import CountFilter, ProbabilisticFilter
 from .initializers import Constant, Initializer, Normal, Uniform, check_range
-from .optimizers import RowOptimizer
-
-DTYPES = ("float32", "float16", "bfloat16", "int8")
-EVICT_STRATEGIES = ("none", "lru", "lfu", "epoch_lru", "epoch_lfu", "custom")
-TRACKED = ("use", "changes")
-MAX_LOAD_FACTOR = 0.85
-"""Share of the slots that are filled before the index doubles: 15 bytes per row, 1.1 lines per lookup."""
-MAX_ROWS = 2**32 - 16
-NO_ROW = -1
-"""Of the numbers of rows, which are the 32 bits of a uint32 in an int32."""
+from .results import NO_ROW, Evicted, Found, Rows
+from .results import TableFullError as TableFullError
 
 
-class Found(NamedTuple):
-    """values (n, dim), and which keys were there (n,) bool."""
-
-    values: Any
-    found: Any
-
-
-class Evicted(NamedTuple):
-    """Rows that had to leave and pairs that were refused, as it happened: keys (m,), values (m, dim), scores (m,)."""
-
-    keys: Any
-    values: Any
-    scores: Any
-
-
-class Rows(NamedTuple):
-    """Rows of a table: keys (m,), values (m, dim), state (m, s) float32, scores (m,), last_use (m,) in seconds."""
-
-    keys: Any
-    values: Any
-    state: Any
-    scores: Any
-    last_use: Any
-
-
-class Table(Calls):
+class Table(Store):
     """Map 64-bit keys to rows of ``dim`` numbers; no two keys share a row and no key is reserved.
 
     Values and optimizer state lie in one row. Batches run on torch's or OpenMP's threads, and calls from many threads
@@ -174,7 +142,7 @@ class Table(Calls):
         self._position = 0  # of the source, for a replica
         self._own_mark = False  # that position is a snapshot's alone: no delta ends there
         self._published: dict[str, tuple[int, int]] = {}  # by directory: see DeltaLog
-        self._history = _replicas.History()
+        self._history = replicas.History()
         kind, first, second, seed = self.initializer._numbers()
         settings = {
             "dim": self.dim,
@@ -199,7 +167,7 @@ class Table(Calls):
             if index is None
             else _device.made(op, settings, index)
         )
-        _replicas.start(self)
+        replicas.start(self)
 
     def __len__(self) -> int:
         return int(self._native.size)
@@ -243,21 +211,14 @@ class Table(Calls):
         op = "Table.find"
         keys = self._keys(op, keys)
         n = int(keys.shape[0])
-        found = _columns.flags(keys, n)
-        if _columns.readable(keys, self.dtype):
+        found = _convert.flags(keys, n)
+        if _convert.readable(keys, self.dtype):
             values = arrays.empty(keys, (n, self.dim), self.dtype)
-            self._native.find(n, keys, values, _columns.exported_flags(found), None)
+            self._native.find(n, keys, values, _convert.exported_flags(found), None)
         else:
             values, sizes = self._pool(keys, None)
             found[:] = sizes != 0
         return Found(values, found)
-
-    def contains(self, keys: Any) -> Any:
-        """Return which keys are there, (n,) bool."""
-        keys = self._keys("Table.contains", keys)
-        found = _columns.flags(keys, int(keys.shape[0]))
-        self._native.find(int(keys.shape[0]), keys, None, _columns.exported_flags(found), None)
-        return found
 
     def scores(self, keys: Any) -> Any:
         """Return what decides who is evicted, (n,) int64; 0 where there is no row.
@@ -269,8 +230,8 @@ class Table(Calls):
             raise ValueError(f"[{op}] keys: expected a table with an evict_strategy, got 'none'.")
         keys = self._keys(op, keys)
         n = int(keys.shape[0])
-        scores, found = arrays.empty(keys, (n,), "int64"), _columns.flags(keys, n)
-        self._native.find(n, keys, None, _columns.exported_flags(found), scores)
+        scores, found = arrays.empty(keys, (n,), "int64"), _convert.flags(keys, n)
+        self._native.find(n, keys, None, _convert.exported_flags(found), scores)
         return scores
 
     def find_or_insert(
@@ -336,7 +297,7 @@ class Table(Calls):
         op = "Table.insert_and_evict"
         keys = self._keys(op, keys)
         _, _, evicted = self._upsert(op, keys, values, scores, epoch, time, False, True)
-        return _columns.evicted(evicted, keys, self)
+        return _export.evicted(evicted, keys, self)
 
     def assign(
         self,
@@ -371,17 +332,17 @@ class Table(Calls):
         """
         op = "Table.accum_or_assign"
         keys = self._keys(op, keys)
-        accum = _columns.mask(op, "accum", accum, keys)
+        accum = _convert.mask(op, "accum", accum, keys)
         # All is checked before anything is written.
         self._adds(op)
-        values = _columns.given_values(op, values, keys, self)
-        _columns.check_fits(op, values, self.dtype)
+        values = _convert.given_values(op, values, keys, self)
+        _convert.check_fits(op, values, self.dtype)
         self._moment(op, keys, scores, epoch, time)
         there = self.contains(keys)
         if bool((accum & there).any()):
             part = keys[accum & there]
-            _columns.check_added(op, self, part, values[accum & there], self.find(part).values)
-        done = _columns.flags(keys, int(keys.shape[0]))
+            _convert.check_added(op, self, part, values[accum & there], self.find(part).values)
+        done = _convert.flags(keys, int(keys.shape[0]))
         add, insert = accum & there, ~accum & ~there
         if bool(add.any()):
             part = None if scores is None else scores[add]
@@ -397,8 +358,8 @@ class Table(Calls):
     def erase(self, keys: Any) -> Any:
         """Remove keys; returns which were there, (n,) bool."""
         keys = self._keys("Table.erase", keys)
-        found = _columns.flags(keys, int(keys.shape[0]))
-        self._native.erase(int(keys.shape[0]), keys, _columns.exported_flags(found))
+        found = _convert.flags(keys, int(keys.shape[0]))
+        self._native.erase(int(keys.shape[0]), keys, _convert.exported_flags(found))
         return found
 
     def clear(self) -> None:
@@ -448,9 +409,9 @@ class Table(Calls):
         """
         op = "Table.update"
         keys = self._keys(op, keys)
-        grads = _columns.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
+        grads = _convert.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
         rule = self._rule(op, optimizer)
-        _columns.check_gradients(op, grads, keys)
+        _convert.check_gradients(op, grads, keys)
         rows, _, _ = self._upsert(op, keys, None, None, None, time, True, False)
         out = int((rows == NO_ROW).sum())
         return out + self._update(rule, keys, None, None, "sum", rows, grads, None, None, time)
@@ -466,14 +427,14 @@ class Table(Calls):
         since = check.integer(op, "since", since, at_least=0, at_most=2**63 - 1)
         if since:
             self._tracks(op, "changes")
-        yield from _columns.export(self, rows, since)
+        yield from _export.export(self, rows, since)
 
     def export(self) -> Rows:
         """Return all rows at once, sorted by key (as signed)."""
         parts = list(self.export_batches())
         whole = [np.concatenate([p[i] for p in parts]) for i in range(5)] if parts else None
         if whole is None:
-            return _columns.nothing(self)
+            return _export.nothing(self)
         order = np.argsort(whole[0], kind="stable")
         ordered = whole[0][order]
         order = order[np.append(ordered[1:] != ordered[:-1], True)]  # the newest of each key
@@ -497,15 +458,13 @@ class Table(Calls):
         )
         copy.value_range = value_range
         for part in self.export_batches():
-            values = _columns.stored(op, part.values, part.keys, copy)
+            values = _convert.stored(op, part.values, part.keys, copy)
             copy._native.import_rows(len(part.keys), (part.keys, values, None, None, None))
         return copy
 
     def save(self, directory: str | os.PathLike[str]) -> Any:
         """Write a snapshot, all of it or none, streaming about 64 MiB at a time; see docs/table-format.md."""
-        from . import _persist
-
-        return _persist.save(self, directory)
+        return saving.save(self, directory)
 
     @classmethod
     def load(
@@ -528,14 +487,12 @@ class Table(Calls):
         scores are kept, and the table is no replica any more; without a strategy that is a ``TableFullError``. A
         snapshot of a table at work may hold more rows than its bound: they are all taken, since deltas say which left.
         """
-        from . import _persist
-
-        return _persist.load(cls, directory, capacity, shard, max_capacity, device)
+        return saving.load(cls, directory, capacity, shard, max_capacity, device)
 
     def mark(self) -> int:
         """Return a position: ``delta(since=...)`` tells what changed after it."""
         self._tracks("Table.mark", "changes")
-        return _replicas.marked(self)
+        return replicas.marked(self)
 
     @property
     def position(self) -> int:
@@ -558,7 +515,7 @@ class Table(Calls):
             DeltaError: ``since`` is before the position where this table was loaded, or a delta brought it.
         """
         self._tracks("Table.delta", "changes")
-        return _replicas.delta(self, since)
+        return replicas.delta(self, since)
 
     def apply(self, delta: Any) -> bool:
         """Bring a replica forward by a delta; False if it holds it already, as does the table that made it.
@@ -572,10 +529,8 @@ class Table(Calls):
             TableFullError: this table was loaded with a smaller ``max_capacity`` than its source's, and has no room.
             NotImplementedError: with an ``evict_strategy`` on a device, whose buckets evict by themselves.
         """
-        return _replicas.apply(self, delta)
+        return replicas.apply(self, delta)
 
     def __reduce__(self) -> Any:
         """Pickled and copied with rows, state and filter, as a table of its own: with another ``table_id``."""
-        from . import _persist
-
-        return _persist.reduced(self)
+        return pickled.reduced(self)

@@ -6,10 +6,10 @@ from typing import Any
 from ...front import needs
 from .error_memory import error_memory_compensate
 from .error_sketch import lsh_buckets, lsh_error_sketch, lsh_error_sketch_write, lsh_projections
-from .eviction import mch_evict_batch
 from .filters import frequency_admission_filter, probabilistic_admission_filter
 from .hashing import feature_keys, hash_strings, salted_hash_bucket
-from .optimizers import (
+from .managed_slots import mch_evict_batch
+from .rows import (
     ftrl_proximal_update,
     group_adagrad_update,
     merge_duplicates,

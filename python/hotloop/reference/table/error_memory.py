@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from ...front import arrays
-from ._shared import Compensated, numpy_of, real
+from .results import Compensated
+
+
+def real(value: Any) -> str:
+    """The dtype that an array of this dtype is computed in."""
+    return "float64" if arrays.dtype(value) == "float64" else "float32"
+
+
+def numpy_of(value: Any, dtype: Any) -> np.ndarray:
+    return np.ascontiguousarray(arrays.to_numpy(value), dtype)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ...front import arrays
 from .. import core
-from ._shared import SketchCompensated, numpy_of, real
-from .error_memory import clamp, compensated, softmax
+from .error_memory import clamp, compensated, numpy_of, real, softmax
+from .results import SketchCompensated
 
 UNIT = 2.0**-32
 

@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from ..front import check
-from . import filters, initializers, optimizers
-from ._parts import FormatError
-from .table import DTYPES, EVICT_STRATEGIES, MAX_ROWS, TRACKED
+from ...core import rules
+from ...front import check
+from .. import filters, initializers
+from .._store import DTYPES, EVICT_STRATEGIES, MAX_ROWS, TRACKED, Store
+from .container import FormatError
 
 RULES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
-        optimizers.SGD,
-        optimizers.RowwiseAdagrad,
-        optimizers.Adagrad,
-        optimizers.Adam,
-        optimizers.FTRL,
-        optimizers.GroupAdagrad,
+        rules.SGD,
+        rules.RowwiseAdagrad,
+        rules.Adagrad,
+        rules.Adam,
+        rules.FTRL,
+        rules.GroupAdagrad,
     )
 }
 INITIALIZERS: dict[str, Any] = {
@@ -172,3 +173,12 @@ def admission(op: str, filed: tuple[dict[str, Any], list[dict[str, Any]]] | None
         f"[{op}] admission: expected a CountFilter or a ProbabilisticFilter, got {name!r}. "
         "A newer hotloop wrote the file: upgrade hotloop to read it."
     )
+
+
+def admission_state(table: Store) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What a filter goes on from: numbers and its cells (splits, cells), None where it has none."""
+    state = {"name": type(table.admission).__name__, **table.admission.state_dict()}  # type: ignore[union-attr]
+    if isinstance(table.admission, filters.CountFilter):
+        state["threshold"] = table.admission.threshold
+        state["elements"] = state["elements"].tolist()
+    return state, state.pop("cells", None)

@@ -6,12 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, check
-from ..front.check import integer
-from ..front.impl import Impl, choose
-from ..reference.table import optimizers as _reference
-from . import _rows
-from .optimizers import (
+from ...core.rules import (
     FTRL,
     SGD,
     Adagrad,
@@ -21,6 +16,11 @@ from .optimizers import (
     RowwiseAdagrad,
     settings,
 )
+from ...front import arrays, check
+from ...front.check import integer
+from ...front.impl import Impl, choose
+from ...reference.table import rows as _reference
+from . import engine
 
 
 def _move(
@@ -35,12 +35,12 @@ def _move(
 ) -> None:
     """Check state and seed, and run the rule. ``step``: Adam's t of all rows, or 0."""
     for name, column in state.items():
-        _rows.check_state(op, name, column, weight, scalar=name in rule._scalars())
-    _rows.check_seed(op, rounding_seed)
-    if choose(op, impl, "weight", weight, _rows.loops(arrays.dtype(weight))) == "reference":
+        engine.check_state(op, name, column, weight, scalar=name in rule._scalars())
+    engine.check_seed(op, rounding_seed)
+    if choose(op, impl, "weight", weight, engine.loops(arrays.dtype(weight))) == "reference":
         _reference.move(rule, weight, grad, state, rounding_seed, step=step)
     else:
-        _rows.update(rule, weight, grad, state, rounding_seed=rounding_seed, step=step)
+        engine.update(rule, weight, grad, state, rounding_seed=rounding_seed, step=step)
 
 
 def sparse_sgd_update(
@@ -85,7 +85,7 @@ def sparse_sgd_update(
     """
     op = "sparse_sgd_update"
     rule = settings(op, SGD, lr=lr, weight_decay=weight_decay)
-    _rows.check_rows(op, weight, grad)
+    engine.check_rows(op, weight, grad)
     _move(op, impl, rule, weight, grad, {}, rounding_seed)
 
 
@@ -143,7 +143,7 @@ def rowwise_adagrad_update(
         weight_decay=weight_decay,
         weight_decay_mode=weight_decay_mode,
     )
-    _rows.check_rows(op, weight, grad)
+    engine.check_rows(op, weight, grad)
     _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
 
 
@@ -200,7 +200,7 @@ def sparse_adagrad_update(
         weight_decay=weight_decay,
         weight_decay_mode=weight_decay_mode,
     )
-    _rows.check_rows(op, weight, grad)
+    engine.check_rows(op, weight, grad)
     _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
 
 
@@ -263,7 +263,7 @@ def sparse_adam_update(
         Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov and Hutter 2019, arXiv:1711.05101 ("decoupled").
     """
     op = "sparse_adam_update"
-    _rows.check_rows(op, weight, grad)
+    engine.check_rows(op, weight, grad)
     for name, value in (("exp_avg_sq", exp_avg_sq), ("step", step)):
         if hasattr(value, "dtype") and not isinstance(value, np.generic):
             check.kind(op, name, value)
@@ -343,7 +343,7 @@ def ftrl_proximal_update(
     """
     op = "ftrl_proximal_update"
     rule = settings(op, FTRL, lr=lr, beta=beta, l1=l1, l2=l2, group=group)
-    _rows.check_rows(op, weight, grad)
+    engine.check_rows(op, weight, grad)
     _move(op, impl, rule, weight, grad, {"z": z, "n": n}, rounding_seed)
 
 
@@ -393,5 +393,5 @@ def group_adagrad_update(
     """
     op = "group_adagrad_update"
     rule = settings(op, GroupAdagrad, lr=lr, beta=beta, l2=l2, weight_decay=weight_decay)
-    _rows.check_rows(op, weight, grad)
+    engine.check_rows(op, weight, grad)
     _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)

@@ -6,19 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ...core.rules import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
 from ...front import arrays
-from ...table import _rows
-from ...table._rows import MergedGradients
-from ...table.optimizers import (
-    FTRL,
-    SGD,
-    Adagrad,
-    Adam,
-    GroupAdagrad,
-    RowOptimizer,
-    RowwiseAdagrad,
-)
 from .. import core
+from .results import MergedGradients
 
 State = dict[str, np.ndarray]
 
@@ -157,7 +148,7 @@ def move(
         state = {**state, "step": np.full((int(weight.shape[0]), 1), step - 1.0)}
     run = _STEPS[type(rule)]
     w, g = _wide(weight), _wide(grad)
-    s = {k: _wide(_rows.as_column(x)) for k, x in state.items()}
+    s = {k: _wide(arrays.as_column(x)) for k, x in state.items()}
     dtype = arrays.dtype(weight)
     stochastic = rounding_seed is not None and dtype in ("float16", "bfloat16")
 
@@ -177,9 +168,9 @@ def move(
                 w[row] = _as_stored(new, weight)
                 for k, x in s.items():
                     x[row] = x[row].astype(arrays.dtype(state[k]))
-    _rows.assign(weight, w)
+    arrays.assign(weight, w)
     for k, x in s.items():
-        _rows.assign(state[k], x.reshape(tuple(state[k].shape)))
+        arrays.assign(state[k], x.reshape(tuple(state[k].shape)))
 
 
 def _as_stored(x: np.ndarray, like: Any) -> Any:
@@ -187,7 +178,7 @@ def _as_stored(x: np.ndarray, like: Any) -> Any:
     if isinstance(like, np.ndarray):
         return x.astype(like.dtype).astype(np.float64)
     holder = arrays.empty(like, x.shape, arrays.dtype(like))
-    _rows.assign(holder, x)
+    arrays.assign(holder, x)
     return _wide(holder)
 
 
@@ -337,7 +328,7 @@ def sparse_dedup_optimize(
 
 def converted(x: Any, dtype: str) -> Any:
     """The library's own conversion, to nearest even."""
-    if _rows.is_torch(x):
+    if arrays.is_torch(x):
         import torch
 
         return x.detach().to(getattr(torch, dtype))

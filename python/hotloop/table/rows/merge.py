@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, check, native
-from ..front.impl import Impl, choose
-from ..reference.table import optimizers as _reference
-from . import _rows
-from ._rows import MergedGradients
-from .optimizers import RowOptimizer
+from ...core.rules import RowOptimizer
+from ...front import arrays, check, native
+from ...front.impl import Impl, choose
+from ...reference.table import rows as _reference
+from ...reference.table.results import MergedGradients
+from . import engine
 
 
 def _check_batch(op: str, ids: Any, grads: Any) -> None:
@@ -74,7 +74,7 @@ def merge_duplicates(ids: Any, grads: Any, *, impl: Impl = "auto") -> MergedGrad
     """
     op = "merge_duplicates"
     _check_batch(op, ids, grads)
-    if choose(op, impl, "grads", grads, _rows.loops(arrays.dtype(grads))) == "reference":
+    if choose(op, impl, "grads", grads, engine.loops(arrays.dtype(grads))) == "reference":
         return _reference.merge_duplicates(ids, grads)
     return _merge(ids, grads)
 
@@ -146,14 +146,14 @@ def sparse_dedup_optimize(
         )
     _check_ids(op, ids, rows)
     columns = _check_state(op, state, rule, weight)
-    _rows.check_seed(op, rounding_seed)
+    engine.check_seed(op, rounding_seed)
     if rule.stochastic_rounding and rounding_seed is None:
         raise ValueError(
             f"[{op}] rounding_seed: expected an integer, got None. The optimizer rounds at random: pass another one "
             "each step."
         )
     if (
-        choose(op, impl, "weight", weight, _rows.loops(arrays.dtype(weight), arrays.dtype(grads)))
+        choose(op, impl, "weight", weight, engine.loops(arrays.dtype(weight), arrays.dtype(grads)))
         == "reference"
     ):
         return _reference.sparse_dedup_optimize(
@@ -169,7 +169,7 @@ def sparse_dedup_optimize(
             arrays.from_numpy(np.ones(n, np.int64), ids),
             arrays.from_numpy(np.arange(n), ids),
         )
-    _rows.update(
+    engine.update(
         rule,
         weight,
         merged.grads,
@@ -213,7 +213,7 @@ def _check_state(op: str, state: Any, rule: RowOptimizer, weight: Any) -> dict[s
             f"[{op}] state: expected a dict of {names}, got {got}. Use optimizer.init_state(rows, dim, like=weight)."
         )
     for name in names:
-        _rows.check_state(
+        engine.check_state(
             op, f"state[{name!r}]", state[name], weight, scalar=name in rule._scalars()
         )
     return {name: state[name] for name in names}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from ..front import arrays, check, native
 from ..front.check import choice, integer, number
 from ..front.impl import Impl, choose
-from ..reference.table import eviction as _reference
+from ..reference.table import managed_slots as _reference
+from ..reference.table.results import Eviction, ManagedSlots
 from . import _keys
 
 EvictionPolicy = Literal["lfu", "lru", "distance_lfu"]
@@ -18,42 +19,6 @@ Admission = Literal["all", "average", "dynamic", "probabilistic"]
 ADMISSIONS = ("all", "average", "dynamic", "probabilistic")
 _FLAGS = ("bool", "uint8")
 _FARTHEST = 2**61  # of a step from 0: now - last_access + 1 is then an int64
-
-
-class ManagedSlots(NamedTuple):
-    """Z slots of a table of fixed size, arrays of one kind.
-
-    ``ids`` (Z,) int64 of any value; ``counts`` (Z,) int64, sightings; ``last_access`` (Z,) int64, the step of the last
-    one; ``used`` (Z,) bool: whether the slot holds an id. The last slot is for all ids without one, and never used.
-    """
-
-    ids: Any
-    counts: Any
-    last_access: Any
-    used: Any
-
-    @classmethod
-    def start(cls, num_slots: int, *, like: Any = None) -> ManagedSlots:
-        """Return ``num_slots`` >= 1 empty slots, in an array kind like ``like``."""
-        z = integer("mch_evict_batch", "num_slots", num_slots, at_least=1)
-        like = np.empty(0) if like is None else like
-        parts = (*(np.zeros(z, np.int64) for _ in range(3)), np.zeros(z, bool))
-        return cls(*(arrays.from_numpy(x, like) for x in parts))
-
-
-class Eviction(NamedTuple):
-    """What one round of eviction did.
-
-    ``slots``: the new ``ManagedSlots``. ``slot_of`` (n,) int64: where each incoming id is now, Z - 1 for those without
-    a slot. ``refilled`` (E,) int64: slots that hold another id than before, whose rows are to be reset.
-    ``evicted_ids`` (E,) int64: what they held; meaningless where ``was_used`` (E,) bool is False.
-    """
-
-    slots: ManagedSlots
-    slot_of: Any
-    refilled: Any
-    evicted_ids: Any
-    was_used: Any
 
 
 def mch_evict_batch(

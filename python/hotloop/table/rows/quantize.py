@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, check, native
-from ..front.check import choice, number
-from ..front.impl import Impl, choose
-from ..reference.table import optimizers as _reference
-from . import _rows
+from ...front import arrays, check, native
+from ...front.check import choice, number
+from ...front.impl import Impl, choose
+from ...reference.table import rows as _reference
+from . import engine
 
 QUANTIZE_MODES = ("int8", "float16", "bfloat16")
 CODE_DTYPES = ("int8", "float16", "bfloat16")
@@ -19,7 +19,7 @@ VALUE_RANGE = 1.0
 
 
 def _no_bfloat16(op: str, name: str, like: Any, others: str) -> None:
-    if not _rows.is_torch(like):
+    if not arrays.is_torch(like):
         raise TypeError(
             f"[{op}] {name}: expected {others} for a {arrays.kind(like)} array, which has no bfloat16, "
             "got 'bfloat16'. Pass a torch tensor."
@@ -79,7 +79,7 @@ def serving_row_quantize(
     if mode == "bfloat16":
         _no_bfloat16(op, "mode", rows, "int8 or float16")
     floats = (arrays.dtype(rows),) if mode == "int8" else ()
-    if choose(op, impl, "rows", rows, _rows.loops(*floats)) == "reference":
+    if choose(op, impl, "rows", rows, engine.loops(*floats)) == "reference":
         return _reference.serving_row_quantize(rows, mode=mode, value_range=value_range)
     if mode != "int8":
         return _reference.converted(rows, mode)
@@ -130,7 +130,7 @@ def serving_row_dequantize(
         _no_bfloat16(op, "dtype", codes, "float32, float64 or float16")
     from_int8 = arrays.dtype(codes) == "int8"
 
-    chosen = choose(op, impl, "codes", codes, _rows.loops(*(dtype,) if from_int8 else ()))
+    chosen = choose(op, impl, "codes", codes, engine.loops(*(dtype,) if from_int8 else ()))
     if chosen == "reference":
         return _reference.serving_row_dequantize(codes, value_range=value_range, dtype=dtype)
     if not from_int8:

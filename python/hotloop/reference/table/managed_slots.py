@@ -115,7 +115,7 @@ def mch_evict_batch(
     probability: float = 0.01,
     seed: int = 0,
 ) -> Any:
-    from ...table.eviction import Eviction, ManagedSlots
+    from .results import Eviction, ManagedSlots
 
     k = arrays.to_numpy(ids)
     c = np.ones(len(k), np.int64) if counts is None else arrays.to_numpy(counts)

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..front import check
-from . import _files, _parts
-from ._files import PathLike
-from ._parts import Array, FormatError
+from ...front import check
+from . import container, disk
+from .container import Array, FormatError
+from .disk import PathLike
 
 KIND = "delta"
 ERASED = "erased"
@@ -54,7 +54,7 @@ class FilterChange:
 
     def __post_init__(self) -> None:
         op = "FilterChange"
-        tags = (_parts.tag(op, LINES, self.lines), _parts.tag(op, CELLS, self.cells))
+        tags = (container.tag(op, LINES, self.lines), container.tag(op, CELLS, self.cells))
         count = self.lines.shape[0] if len(self.lines.shape) == 1 else -1
         if tags != ("I64", "U16") or self.cells.shape != (count, LINE):
             raise ValueError(
@@ -121,7 +121,7 @@ class Delta:
             if name in self.rows:
                 raise ValueError(f"[{op}] rows: expected no array {name!r}, got one. Rename it.")
         keys = self.rows["keys"]
-        tag = _parts.tag(op, "rows['keys']", keys)
+        tag = container.tag(op, "rows['keys']", keys)
         if tag not in ("I64", "U64"):
             raise TypeError(
                 f"[{op}] rows['keys']: expected int64 or uint64, got {tag}. Convert it."
@@ -129,7 +129,7 @@ class Delta:
         if len(keys.shape) != 1:
             raise ValueError(f"[{op}] rows['keys']: expected shape (n,), got {keys.shape}.")
         for name, array in self.rows.items():
-            _parts.tag(op, f"rows[{name!r}]", array)
+            container.tag(op, f"rows[{name!r}]", array)
             if not array.shape or array.shape[0] != keys.shape[0]:
                 raise ValueError(
                     f"[{op}] rows[{name!r}]: expected {keys.shape[0]} entries like keys, got shape {array.shape}. "
@@ -138,8 +138,8 @@ class Delta:
         for name, part in ((ERASED, self.erased), (PRESENT, self.present)):
             if part is None and name == PRESENT:
                 continue
-            if _parts.tag(op, name, part) != tag or len(part.shape) != 1:  # type: ignore[union-attr]
-                got = f"{_parts.tag(op, name, part)} {part.shape}"  # type: ignore[union-attr]
+            if container.tag(op, name, part) != tag or len(part.shape) != 1:  # type: ignore[union-attr]
+                got = f"{container.tag(op, name, part)} {part.shape}"  # type: ignore[union-attr]
                 raise ValueError(
                     f"[{op}] {name}: expected {tag} (m,) like keys, got {got}. Convert it."
                 )
@@ -198,8 +198,8 @@ def encode_delta(delta: Delta) -> bytes:
         arrays[LINES], arrays[CELLS] = delta.admission.lines, delta.admission.cells
         metadata["filter"] = json.dumps(dict(delta.admission.state))
     new = len(metadata) > plain or delta.present is not None
-    version = VERSION if new else _parts.VERSION
-    return b"".join(_parts.encode(arrays, metadata, op="encode_delta", version=version))
+    version = VERSION if new else container.VERSION
+    return b"".join(container.encode(arrays, metadata, op="encode_delta", version=version))
 
 
 def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") -> Delta:
@@ -209,7 +209,7 @@ def decode_delta(data: Any, what: str = "delta", *, op: str = "decode_delta") ->
         DeltaError: the bytes are damaged, no delta, or of a newer format.
     """
     try:
-        arrays, metadata = _parts.decode(data, what, op=op, newest=VERSION)
+        arrays, metadata = container.decode(data, what, op=op, newest=VERSION)
     except FormatError as error:
         raise DeltaError(str(error)) from error
     if metadata.get("kind") != KIND:
@@ -287,13 +287,13 @@ def publish(
         OSError: nothing was added.
     """
     delta = decode_delta(delta_bytes, what, op=op)
-    _files.make_directory(directory)
-    with _files.only_one(directory):
+    disk.make_directory(directory)
+    with disk.only_one(directory):
         there = chain(directory)
         path = os.path.join(directory, delta_name(delta.since, delta.until))
         if (delta.since, delta.until) in there:
-            if memoryview(_files.read(path)) == memoryview(delta_bytes).cast("B"):
-                _files.sync_directory(directory)  # the sync may be what failed the first time
+            if memoryview(disk.read(path)) == memoryview(delta_bytes).cast("B"):
+                disk.sync_directory(directory)  # the sync may be what failed the first time
                 return False
             raise DeltaError(
                 f"[{op}] {what}: expected the content of {path}, got another of the same span, a fork. "
@@ -302,7 +302,7 @@ def publish(
         if there:
             last = max(there, key=lambda span: span[1])
             end, newest = last[1], os.path.join(directory, delta_name(*last))
-            before = decode_delta(_files.read(newest), newest, op=op)
+            before = decode_delta(disk.read(newest), newest, op=op)
             if before.table_id != delta.table_id:
                 raise DeltaError(
                     f"[{op}] {what}: expected table {before.table_id} as in {directory}, got {delta.table_id}. "
@@ -314,7 +314,7 @@ def publish(
                     f"[{op}] {what}: expected one that starts at position {end}, where {directory} ends, "
                     f"got {delta.since} to {delta.until}, {kind}. Publish the deltas of one table in order."
                 )
-        _files.write_atomic(path, [delta_bytes], op=op)
+        disk.write_atomic(path, [delta_bytes], op=op)
     return True
 
 
@@ -361,7 +361,7 @@ def prune(directory: PathLike, upto: int) -> int:
     The newest delta stays whatever its position: it says where the next one has to start.
     """
     upto = check.integer("prune", "upto", upto, at_least=0)
-    with _files.only_one(directory):
+    with disk.only_one(directory):
         return prune_alone(directory, upto)
 
 
@@ -415,7 +415,7 @@ def _read_chain(
         size += os.stat(path).st_size
         if deltas and size > max_bytes:
             break
-        delta = decode_delta(_files.read(path), path, op=op)
+        delta = decode_delta(disk.read(path), path, op=op)
         if (delta.since, delta.until) != (since, until):
             raise DeltaError(
                 f"[{op}] {path}: expected the span of its name, got {delta.since} to {delta.until}. "

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import core
-from ..front import arrays, check, native
-from ..front.check import choice, integer
-from ..front.impl import Impl, choose
-from ..reference.table import error_sketch as _reference
-from . import _memory
-from ._memory import SketchCompensated as SketchCompensated
-from ._normal import normal_quantile
+from ... import core
+from ...front import arrays, check, native
+from ...front.check import choice, integer
+from ...front.impl import Impl, choose
+from ...reference.table import error_memory
+from ...reference.table import error_sketch as _reference
+from ...reference.table.results import SketchCompensated as SketchCompensated
+from . import checks
+from .normal import normal_quantile
 
 SIMILARITIES = ("count", "const")
 MAX_BITS = 24
@@ -94,7 +95,7 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
             f"[{op}] projections: expected shape (R, L, d) with L from 1 to {MAX_BITS}, got "
             f"{tuple(projections.shape)}. Use lsh_projections(...)."
         )
-    _memory.rows(op, "hidden", hidden, dim, "projections", projections)
+    checks.rows(op, "hidden", hidden, dim, "projections", projections)
     check.finite(op, hidden=hidden)
     if choose(op, impl, "hidden", hidden) == "reference":
         return _reference.lsh_buckets(hidden, projections)
@@ -172,7 +173,7 @@ def lsh_error_sketch_write(
     _checked_sketch(op, sketch, buckets)
     count = int(buckets.shape[0])
     for name, x in (("labels", labels), ("base_predictions", base_predictions)):
-        _memory.column(op, name, x, count, "buckets", buckets)
+        checks.column(op, name, x, count, "buckets", buckets)
         value = arrays.to_numpy(x)
         check.refuse(op, name, x, ~((value >= 0) & (value <= 1)), "0 to 1", "Pass probabilities.")
     check.writable(op, "sketch", sketch)
@@ -240,11 +241,9 @@ def lsh_error_sketch(
     """
     op = "lsh_error_sketch"
     _checked_sketch(op, sketch, buckets)
-    _memory.column(
-        op, "base_prediction", base_prediction, int(buckets.shape[0]), "buckets", buckets
-    )
+    checks.column(op, "base_prediction", base_prediction, int(buckets.shape[0]), "buckets", buckets)
     choice(op, "similarity", similarity, SIMILARITIES)
-    numbers = _memory.readout(op, temperature, gamma, lam)
+    numbers = checks.readout(op, temperature, gamma, lam)
     check.finite(op, base_prediction=base_prediction)
     written = int(sketch[0, :, 0].sum()) if similarity == "count" else 0
     return _read(op, buckets, base_prediction, sketch, written, numbers, return_weights, impl)
@@ -286,10 +285,10 @@ def _read(
             prediction,
             weights,
         )
-    prediction = arrays.dense(prediction, _memory.real(base_prediction))
+    prediction = arrays.dense(prediction, error_memory.real(base_prediction))
     if weights is None:
         return prediction
-    return SketchCompensated(prediction, arrays.dense(weights, _memory.real(base_prediction)))
+    return SketchCompensated(prediction, arrays.dense(weights, error_memory.real(base_prediction)))
 
 
 class ErrorSketch:
@@ -344,7 +343,7 @@ class ErrorSketch:
         self.bits = integer(op, "bits", bits, at_least=1, at_most=MAX_BITS)
         choice(op, "similarity", similarity, SIMILARITIES)
         self.similarity = similarity
-        self.temperature, self.gamma, self.lam = _memory.readout(op, temperature, gamma, lam)
+        self.temperature, self.gamma, self.lam = checks.readout(op, temperature, gamma, lam)
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
         like = np.empty(0) if like is None else like
         check.kind(op, "like", like)
@@ -381,7 +380,7 @@ class ErrorSketch:
         """
         op = "ErrorSketch.compensate"
         buckets = lsh_buckets(hidden, self.projections, impl=impl)
-        _memory.column(
+        checks.column(
             op, "base_prediction", base_prediction, int(hidden.shape[0]), "hidden", hidden
         )
         check.finite(op, base_prediction=base_prediction)

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._parts import BEGINNING, Buffer, FormatError, begins_well
+from .container import BEGINNING, Buffer, FormatError, begins_well
 
 PathLike: TypeAlias = "str | os.PathLike[str]"
 

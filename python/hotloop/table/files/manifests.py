@@ -13,13 +13,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from . import _files, _parts
-from ._files import PathLike
-from ._parts import DAMAGED, FormatError
+from . import container, disk
+from .container import DAMAGED, FormatError
+from .disk import PathLike
 
 MANIFEST = "table.json"
 FORMAT = "hotloop-table-snapshot"
-PREFIX = _parts.MANIFEST_PREFIX
+PREFIX = container.MANIFEST_PREFIX
 PART = re.compile(r"part-([0-9a-f]{16})-([0-9]{6,})\.safetensors")
 
 _CRC32 = re.compile(r"[0-9a-f]{8}")
@@ -79,7 +79,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     content = {
         "hotloop_crc32": "0" * 8,
         "format": FORMAT,
-        "version": _parts.VERSION,
+        "version": container.VERSION,
         "snapshot": manifest.snapshot,
         "rows": manifest.rows,
         "config": manifest.config,
@@ -91,14 +91,14 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         content["admission"] = {**vars(manifest.admission), "parts": parts}
     data = json.dumps(content, indent=1).encode() + b"\n"
     start = len(PREFIX)
-    return data[:start] + b"%08x" % _parts.checksum([data]) + data[start + 8 :]
+    return data[:start] + b"%08x" % container.checksum([data]) + data[start + 8 :]
 
 
 def read_manifest(op: str, directory: PathLike) -> Manifest | None:
     """The checked manifest; None if there is none."""
     path = os.path.join(directory, MANIFEST)
     try:
-        data = bytes(_files.read(path, op=op))
+        data = bytes(disk.read(path, op=op))
     except FileNotFoundError:
         return None
 
@@ -106,25 +106,25 @@ def read_manifest(op: str, directory: PathLike) -> Manifest | None:
         return FormatError(f"[{op}] {path}: expected {wanted}, got {got}. {DAMAGED}")
 
     start = len(PREFIX)
-    if data.startswith(PREFIX) and len(data) <= _parts.BEGINNING:
+    if data.startswith(PREFIX) and len(data) <= container.BEGINNING:
         raise refuse(
-            f"a manifest of at most {_parts.MAX_MANIFEST} bytes", "a larger one, or none of it"
+            f"a manifest of at most {container.MAX_MANIFEST} bytes", "a larger one, or none of it"
         )
     if not data.startswith(PREFIX) or len(data) < start + 8:
         raise refuse("a snapshot's manifest", repr(data[:start]))
     stored = data[start : start + 8]
-    found = b"%08x" % _parts.checksum([data[:start], b"0" * 8, data[start + 8 :]])
+    found = b"%08x" % container.checksum([data[:start], b"0" * 8, data[start + 8 :]])
     if stored != found:
         raise refuse(
             f"checksum {stored.decode('ascii', 'replace')} over {len(data)} bytes", found.decode()
         )
     try:
         content = json.loads(
-            data, object_pairs_hook=_parts.distinct, parse_constant=_parts.refuse_constant
+            data, object_pairs_hook=container.distinct, parse_constant=container.refuse_constant
         )
     except (ValueError, RecursionError) as error:
         raise refuse("JSON", error) from None
-    _parts.check_version(content.get("format"), content.get("version"), FORMAT, path, op)
+    container.check_version(content.get("format"), content.get("version"), FORMAT, path, op)
     try:
         return _checked_manifest(content)
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -164,16 +164,16 @@ def _checked_parts(content: dict[str, Any], token: Any, first: int) -> tuple[Par
     row_bytes = 0
     for name, entry in content["arrays"].items():
         shape = entry["shape"]
-        if set(entry) != {"dtype", "shape"} or not _parts.known_tag(entry["dtype"]):
+        if set(entry) != {"dtype", "shape"} or not container.known_tag(entry["dtype"]):
             raise ValueError(f"array {name!r} of {entry!r}")
-        if not isinstance(shape, list) or not all(_parts.is_count(n) for n in shape):
+        if not isinstance(shape, list) or not all(container.is_count(n) for n in shape):
             raise ValueError(f"array {name!r} of shape {shape!r}")
-        row_bytes += _parts.storage(entry["dtype"]).itemsize * math.prod(shape)
+        row_bytes += container.storage(entry["dtype"]).itemsize * math.prod(shape)
     parts = tuple(Part(**part) for part in content["parts"])
     for index, part in enumerate(parts, first):
         if part.file != part_name(token, index) or not PART.fullmatch(part.file):
             raise ValueError(f"part {index} named {part.file!r}")
-        if not (_parts.is_count(part.bytes) and _parts.is_count(part.rows)):
+        if not (container.is_count(part.bytes) and container.is_count(part.rows)):
             raise ValueError(f"part {index} of {part.rows!r} rows in {part.bytes!r} bytes")
         if part.rows * max(row_bytes, 1) > part.bytes:
             raise ValueError(f"{part.rows} rows of {row_bytes} bytes in a part of {part.bytes}")

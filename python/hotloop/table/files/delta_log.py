@@ -7,11 +7,11 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from ..front import check
-from . import _delta, _files, _parts, _replicas
-from ._delta import Delta, DeltaError
-from ._files import PathLike
-from .table import Table
+from ...front import check
+from ..table import Table
+from . import container, deltas, disk, replicas
+from .deltas import Delta, DeltaError
+from .disk import PathLike
 
 KIND = "follower"
 
@@ -69,7 +69,7 @@ class DeltaLog:
         """Where the log ends and the next delta has to start; None before the first."""
         if not os.path.isdir(self.directory):
             return None
-        return max((until for _, until in _delta.chain(self.directory)), default=None)
+        return max((until for _, until in deltas.chain(self.directory)), default=None)
 
     def publish(self, table: Table) -> Delta:
         """Add what changed in a table since the end of the log, and return it; the first delta starts where it stands.
@@ -89,9 +89,9 @@ class DeltaLog:
         end = self.position
         ends = table._published.get(self.directory, (table._position,) * 2)
         if end is not None and end not in ends:
-            newest = max(_delta.chain(self.directory), key=lambda span: span[1])
-            path = os.path.join(self.directory, _delta.delta_name(*newest))
-            there = _delta.decode_delta(_files.read(path), path, op=op)
+            newest = max(deltas.chain(self.directory), key=lambda span: span[1])
+            path = os.path.join(self.directory, deltas.delta_name(*newest))
+            there = deltas.decode_delta(disk.read(path), path, op=op)
             if there.table_id != table.table_id:
                 raise DeltaError(
                     f"[{op}] table: expected table {there.table_id} as in {self.directory}, got {table.table_id}. "
@@ -105,7 +105,7 @@ class DeltaLog:
         delta: Delta = table.delta(table.position if end is None else end)
         # Both, since a write that raises may have put the file in place.
         table._published[self.directory] = (delta.since if end is None else end, delta.until)
-        _delta.publish(self.directory, delta.to_bytes(), op=op, what="table")
+        deltas.publish(self.directory, delta.to_bytes(), op=op, what="table")
         return delta
 
     def add(self, delta: Delta | bytes) -> bool:
@@ -123,10 +123,10 @@ class DeltaLog:
                 f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}. "
                 "publish(table) takes a table."
             )
-        return _delta.publish(self.directory, delta, op=op, what="delta")
+        return deltas.publish(self.directory, delta, op=op, what="delta")
 
     def pending(
-        self, table_id: str, position: int, *, max_bytes: int = _delta.PENDING_BYTES
+        self, table_id: str, position: int, *, max_bytes: int = deltas.PENDING_BYTES
     ) -> list[Delta]:
         """Return the deltas that lead on from a position, for a replica that is no ``Table``: see ``follow``.
 
@@ -140,10 +140,10 @@ class DeltaLog:
             FileNotFoundError: there is no such directory.
         """
         op = "DeltaLog.pending"
-        return _delta.pending(self.directory, table_id, position, max_bytes=max_bytes, op=op)
+        return deltas.pending(self.directory, table_id, position, max_bytes=max_bytes, op=op)
 
     def follow(
-        self, replica: Table, *, name: str | None = None, max_bytes: int = _delta.PENDING_BYTES
+        self, replica: Table, *, name: str | None = None, max_bytes: int = deltas.PENDING_BYTES
     ) -> int:
         """Apply every delta that the replica lacks, in order; return how many. Call it again for what comes later.
 
@@ -166,7 +166,7 @@ class DeltaLog:
         if name is not None:  # first: what it is about to read must not be pruned
             self._keep(op, name, replica)
         applied = 0
-        while found := _delta.pending(
+        while found := deltas.pending(
             self.directory,
             replica.table_id,
             replica.position,
@@ -175,9 +175,9 @@ class DeltaLog:
             op=op,
         ):
             for delta in found:
-                _replicas.fitted(op, replica, delta)
+                replicas.fitted(op, replica, delta)
             for delta in found:
-                applied += _replicas.apply(replica, delta, op=op, alone=applied > 0)
+                applied += replicas.apply(replica, delta, op=op, alone=applied > 0)
             if name is not None:
                 self._keep(op, name, replica)
         return applied
@@ -187,12 +187,12 @@ class DeltaLog:
         joined, position = table._position, table.position
         if joined == position or not os.path.isdir(self.directory):
             return
-        beside = [span for span in _delta.chain(self.directory) if joined < span[1] <= position]
+        beside = [span for span in deltas.chain(self.directory) if joined < span[1] <= position]
         if beside:
             newest = max(beside, key=lambda span: span[1])
-            path = os.path.join(self.directory, _delta.delta_name(*newest))
+            path = os.path.join(self.directory, deltas.delta_name(*newest))
             with suppress(FileNotFoundError):  # pruned since it was listed
-                _replicas.awaits(op, table, _delta.decode_delta(_files.read(path), path, op=op))
+                replicas.awaits(op, table, deltas.decode_delta(disk.read(path), path, op=op))
 
     @property
     def followers(self) -> dict[str, int]:
@@ -202,8 +202,8 @@ class DeltaLog:
     def forget(self, name: str) -> bool:
         """Let ``prune`` take what a follower still lacks; False if there is none of this name."""
         path = self._path("DeltaLog.forget", name)
-        with _files.only_one(self.directory):
-            return _files.remove(path)
+        with disk.only_one(self.directory):
+            return disk.remove(path)
 
     def prune(self, upto: int | None = None) -> int:
         """Delete deltas that nobody needs any more, and return how many.
@@ -220,9 +220,9 @@ class DeltaLog:
         op = "DeltaLog.prune"
         if upto is not None:
             upto = check.integer(op, "upto", upto, at_least=0)
-        with _files.only_one(self.directory):
+        with disk.only_one(self.directory):
             needed = [*self._followers(op).values(), *([] if upto is None else [upto])]
-            return _delta.prune_alone(self.directory, min(needed)) if needed else 0
+            return deltas.prune_alone(self.directory, min(needed)) if needed else 0
 
     def _path(self, op: str, name: str) -> str:
         file = f"follower-{name}.safetensors"
@@ -240,9 +240,9 @@ class DeltaLog:
             "table_id": replica.table_id,
             "position": str(replica.position),
         }
-        _files.make_directory(self.directory)
-        with _files.only_one(self.directory):
-            _files.write_atomic(path, _parts.encode({}, metadata, op=op), op=op)
+        disk.make_directory(self.directory)
+        with disk.only_one(self.directory):
+            disk.write_atomic(path, container.encode({}, metadata, op=op), op=op)
 
     def _followers(self, op: str) -> dict[str, int]:
         found = {}
@@ -252,10 +252,10 @@ class DeltaLog:
                 continue
             path = os.path.join(self.directory, file)
             try:
-                _, metadata = _parts.decode(_files.read(path), path, op=op)
+                _, metadata = container.decode(disk.read(path), path, op=op)
                 if metadata["kind"] != KIND:
                     raise ValueError(f"kind {metadata['kind']!r}")
-                found[match[1]] = _delta.position_of(metadata["position"])
+                found[match[1]] = deltas.position_of(metadata["position"])
             except FileNotFoundError:
                 continue  # forgotten since it was listed
             except (KeyError, ValueError) as error:

@@ -7,19 +7,18 @@ import time as _time
 from collections.abc import Iterator
 from typing import Any
 
+from ..core.rules import RowOptimizer
 from ..front import arrays, check, environment, native
-from . import _columns, _device, _keys
+from . import _convert, _device, _keys
 from .filters import CountFilter, ProbabilisticFilter
-from .optimizers import RowOptimizer
+from .results import TableFullError
 
-
-class TableFullError(RuntimeError):
-    """A table with a bound and no eviction strategy has no room for a batch.
-
-    Nothing was written, and a ``CountFilter`` has not seen the batch; a ``ProbabilisticFilter`` draws anew next time.
-    Only where other threads erase keys of the batch and fill their room meanwhile may it show after some rows were
-    written; those stay.
-    """
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+EVICT_STRATEGIES = ("none", "lru", "lfu", "epoch_lru", "epoch_lfu", "custom")
+TRACKED = ("use", "changes")
+MAX_LOAD_FACTOR = 0.85
+"""Share of the slots that are filled before the index doubles: 15 bytes per row, 1.1 lines per lookup."""
+MAX_ROWS = 2**32 - 16
 
 
 def of_kind(op: str, name: str, value: Any, *types: type) -> None:
@@ -29,7 +28,7 @@ def of_kind(op: str, name: str, value: Any, *types: type) -> None:
         raise TypeError(f"[{op}] {name}: expected {wanted} or None, got {type(value).__name__}.")
 
 
-class Calls:
+class Store:
     """What the verbs of a table share. ``Table`` sets these in its constructor."""
 
     dim: int
@@ -42,11 +41,19 @@ class Calls:
     initializer: Any
     track: tuple[str, ...]
     value_range: float
+    hash_seed: int
+    table_id: str
     size: Any
+    state_width: Any
+    position: Any
     _native: Any
     _epoch: int
     _step: int
     _shard: tuple[int, int] | None
+    _position: int
+    _own_mark: bool
+    _published: dict[str, tuple[int, int]]
+    _history: Any
 
     def _keys(self, op: str, keys: Any) -> Any:
         environment.log_call(op, rows=getattr(keys, "shape", None))
@@ -115,7 +122,7 @@ class Calls:
             raise ValueError(
                 f"[{op}] scores: expected one per key with evict_strategy 'custom', got None."
             )
-        scores = None if scores is None else _columns.scores(op, scores, keys)
+        scores = None if scores is None else _convert.scores(op, scores, keys)
         if epoch is not None:
             self._epoch = check.integer(op, "epoch", epoch, at_least=0, at_most=2**32 - 1)
         if time is None:
@@ -148,14 +155,14 @@ class Calls:
     ) -> tuple[Any, Any]:
         """Pool the rows of keys, unknown ones made first; outs: (pooled, sizes, largest) to fill."""
         n = int(keys.shape[0])
-        rows, found = arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
+        rows, found = arrays.empty(keys, (n,), "int32"), _convert.flags(keys, n)
         with self._room(op):
             self._native.pool_or_insert(
                 bags,
                 moment,
                 self._admits(),
                 rows,
-                _columns.exported_flags(found),
+                _convert.exported_flags(found),
                 *outs,
             )
         return rows, found
@@ -173,9 +180,9 @@ class Calls:
     ) -> tuple[Any, Any, Any]:
         n = int(keys.shape[0])
         if values is not None:
-            values = _columns.stored(op, values, keys, self)
+            values = _convert.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
-        rows, found = arrays.empty(keys, (n,), "int32"), _columns.flags(keys, n)
+        rows, found = arrays.empty(keys, (n,), "int32"), _convert.flags(keys, n)
         with self._room(op):
             evicted = self._native.upsert(
                 n,
@@ -185,9 +192,16 @@ class Calls:
                 self._admits() if ask else None,
                 keep,
                 rows,
-                _columns.exported_flags(found),
+                _convert.exported_flags(found),
             )
         return rows, found, evicted
+
+    def contains(self, keys: Any) -> Any:
+        """Return which keys are there, (n,) bool."""
+        keys = self._keys("Table.contains", keys)
+        found = _convert.flags(keys, int(keys.shape[0]))
+        self._native.find(int(keys.shape[0]), keys, None, _convert.exported_flags(found), None)
+        return found
 
     def _assign(
         self,
@@ -200,18 +214,18 @@ class Calls:
         add: bool,
     ) -> Any:
         keys = self._keys(op, keys)
-        values = _columns.stored(op, values, keys, self)
+        values = _convert.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
-        found = _columns.flags(keys, int(keys.shape[0]))
+        found = _convert.flags(keys, int(keys.shape[0]))
         self._native.assign(
-            int(keys.shape[0]), keys, values, moment, add, _columns.exported_flags(found)
+            int(keys.shape[0]), keys, values, moment, add, _convert.exported_flags(found)
         )
         return found
 
     def _own_bags(self, keys: Any) -> tuple[Any, Any, Any]:
         """Every key a bag of its own: (values, 1 where there was a row), to fill, and the bags."""
         n = int(keys.shape[0])
-        wide = not _columns.readable(keys, self.dtype)
+        wide = not _convert.readable(keys, self.dtype)
         out = arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
         sizes = arrays.empty(keys, (n,), "int64")
         return out, sizes, (n, keys, n, None, None, "sum", self._scale)

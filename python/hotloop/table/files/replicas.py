@@ -11,16 +11,16 @@ import secrets
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..front import check
-from . import _columns, _delta, filters, hashing
-from ._delta import Delta, DeltaError, FilterChange
-
-if TYPE_CHECKING:
-    from .table import Table
+from ...front import check
+from .. import _export, filters, hashing
+from .._store import Store
+from ..results import TableFullError
+from . import deltas
+from .deltas import Delta, DeltaError, FilterChange
 
 _BLOCK = 1 << 14  # rows read at a time: a few MB
 _MOST_MARKS = 4096
@@ -49,20 +49,20 @@ def is_smaller(bound: int | None, source: int | None) -> bool:
 # --- marks
 
 
-def marked(table: Table) -> int:
+def marked(table: Store) -> int:
     """Take a mark of the table, and of its filter."""
     position = int(table._native.mark())
     _note(table, position)
     return position
 
 
-def start(table: Table) -> None:
+def start(table: Store) -> None:
     """Tell changes of the filter from what it held when the table was made."""
     if "changes" in table.track:
         _note(table, 0)
 
 
-def stand(table: Table, position: int) -> None:
+def stand(table: Store, position: int) -> None:
     """Put a replica at a position: it holds everything up to it, and what it changes itself comes after."""
     table._position = position
     if "changes" in table.track:
@@ -72,7 +72,7 @@ def stand(table: Table, position: int) -> None:
         _note(table, position)
 
 
-def _note(table: Table, position: int) -> None:
+def _note(table: Store, position: int) -> None:
     history, counter = table._history, table.admission
     if not isinstance(counter, filters.CountFilter):
         return
@@ -84,7 +84,7 @@ def _note(table: Table, position: int) -> None:
         seen[1 : _MOST_MARKS // 2] = seen[1 : _MOST_MARKS // 2 : 2]
 
 
-def _filter_mark(table: Table, position: int) -> int | None:
+def _filter_mark(table: Store, position: int) -> int | None:
     """The mark of the filter at a position, or one before; None if that filter was not the table's yet."""
     history, counter = table._history, table.admission
     if counter is None or history.seen_by is None or history.seen_by() is not counter:
@@ -96,11 +96,11 @@ def _filter_mark(table: Table, position: int) -> int | None:
 # --- counters
 
 
-def clock(table: Table) -> dict[str, int]:
+def clock(table: Store) -> dict[str, int]:
     return {"tick": int(table._native.tick), "epoch": table._epoch, "step": table._step}
 
 
-def newest_tick(table: Table, scores: np.ndarray | None) -> int:
+def newest_tick(table: Store, scores: np.ndarray | None) -> int:
     """The clock of "lru" as far as scores tell it; 0 if they do not. Old files may have it behind their scores."""
     if scores is None or not len(scores) or table.evict_strategy not in ("lru", "epoch_lru"):
         return 0
@@ -108,7 +108,7 @@ def newest_tick(table: Table, scores: np.ndarray | None) -> int:
     return int((ticks if table.evict_strategy == "lru" else ticks & np.uint64(2**32 - 1)).max())
 
 
-def filter_change(table: Table, since: int) -> FilterChange | None:
+def filter_change(table: Store, since: int) -> FilterChange | None:
     counter = table.admission
     if not isinstance(counter, filters.CountFilter):
         return None
@@ -129,11 +129,11 @@ def filter_change(table: Table, since: int) -> FilterChange | None:
     return FilterChange(
         state,
         np.frombuffer(lines, np.int64),
-        np.frombuffer(cells, np.uint16).reshape(-1, _delta.LINE),
+        np.frombuffer(cells, np.uint16).reshape(-1, deltas.LINE),
     )
 
 
-def _fitting_filter(op: str, table: Table, change: FilterChange | None) -> tuple[Any, ...] | None:
+def _fitting_filter(op: str, table: Store, change: FilterChange | None) -> tuple[Any, ...] | None:
     """What the table's filter takes of a delta, checked; None where there is nothing to take, or no filter."""
     counter = table.admission
     if change is None or counter is None:
@@ -159,7 +159,7 @@ def _fitting_filter(op: str, table: Table, change: FilterChange | None) -> tuple
             check.integer(op, "elements", n, at_least=0, at_most=counter._native.cells_per_split)
             for n in state["elements"]
         ]
-        count = counter.splits * counter._native.cells_per_split // _delta.LINE
+        count = counter.splits * counter._native.cells_per_split // deltas.LINE
         lines = np.ascontiguousarray(change.lines, np.int64)
         if len(elements) != counter.splits:
             raise ValueError(f"{len(elements)} numbers of elements for {counter.splits} splits")
@@ -183,23 +183,21 @@ def part_of(block: dict[str, Any], index: int, of: int) -> dict[str, Any]:
     return {name: array[mine] for name, array in block.items()}
 
 
-def put(op: str, table: Table, n: int, columns: tuple[Any, ...], beyond: bool) -> None:
+def put(op: str, table: Store, n: int, columns: tuple[Any, ...], beyond: bool) -> None:
     try:
         table._native.import_rows(n, columns, beyond)
     except table._full:
         raise _no_room(op, table, n) from None
 
 
-def _no_room(op: str, table: Table, n: int) -> Exception:
-    from .table import TableFullError
-
+def _no_room(op: str, table: Store, n: int) -> Exception:
     return TableFullError(
         f"[{op}] max_capacity: expected room for {n} more rows, got {table.max_capacity} with {table.size} in "
         "use. Pass a larger one to Table.load."
     )
 
 
-def take_rows(op: str, table: Table, blocks: Iterable[dict[str, Any]]) -> int:
+def take_rows(op: str, table: Store, blocks: Iterable[dict[str, Any]]) -> int:
     """Read the rows of a snapshot; return the newest tick among their scores.
 
     Of a table that was being written to a snapshot may hold more rows than fit there at once. All of them belong to it:
@@ -209,7 +207,7 @@ def take_rows(op: str, table: Table, blocks: Iterable[dict[str, Any]]) -> int:
     for block in blocks:
         if table._shard is not None:
             block = part_of(block, *table._shard)
-        n, columns = _columns.fitting(op, table, block)
+        n, columns = _export.fitting(op, table, block)
         # The rows of a block, and of those before it, compete by the scores they were saved with.
         put(op, table, n, columns, not history.smaller or table.evict_strategy != "none")
         if history.smaller and table._native.trim():
@@ -228,7 +226,7 @@ def last_of_each(rows: dict[str, Any]) -> dict[str, Any]:
     return {name: array[order] for name, array in rows.items()}
 
 
-def delta(table: Table, since: int) -> Delta:
+def delta(table: Store, since: int) -> Delta:
     op = "Table.delta"
     since = check.integer(op, "since", since, at_least=0)
     if since > table.position:
@@ -247,17 +245,17 @@ def delta(table: Table, since: int) -> Delta:
         gone = np.frombuffer(table._native.erased_since(since), np.int64)
     except IndexError:  # a clear, or more than are kept
         gone = None
-    blocks = [_columns.arrays_of(table, b) for b in _columns.blocks(table, _BLOCK, since)]
+    blocks = [_export.arrays_of(table, b) for b in _export.blocks(table, _BLOCK, since)]
     if not blocks:
-        empty = np.empty((0, table.dim), _columns._storage(table))
+        empty = np.empty((0, table.dim), _export._storage(table))
         state = np.empty((0, table.state_width), np.float32)
         nil = np.empty(0, np.int64)
-        blocks = [_columns.arrays_of(table, (nil, empty, state, nil, np.empty(0, np.int32)))]
+        blocks = [_export.arrays_of(table, (nil, empty, state, nil, np.empty(0, np.int32)))]
     rows = {name: _joined([b[name] for b in blocks]) for name in blocks[0]}
     rows = last_of_each(rows)
     if gone is None:
         # After the rows: what is erased from here on is known to the next delta, and what enters is in it.
-        present, gone = _columns.all_keys(table), np.empty(0, np.int64)
+        present, gone = _export.all_keys(table), np.empty(0, np.int64)
     else:
         gone = np.setdiff1d(
             gone, rows["keys"]
@@ -278,7 +276,7 @@ def _joined(parts: list[Any]) -> Any:
 # --- a replica
 
 
-def awaits(op: str, table: Table, delta: Delta, *, alone: bool = False) -> bool:
+def awaits(op: str, table: Store, delta: Delta, *, alone: bool = False) -> bool:
     """Whether a table is to apply a delta; False if it holds what the delta says already.
 
     Args:
@@ -292,7 +290,7 @@ def awaits(op: str, table: Table, delta: Delta, *, alone: bool = False) -> bool:
             return False  # this table made it
         raise _by_itself(op, table, f"marks {joined + 1} to {position} of its own")
     own_mark = table._own_mark and position == joined
-    if not _delta.admit(position, table.table_id, delta, own_mark=own_mark, op=op):
+    if not deltas.admit(position, table.table_id, delta, own_mark=own_mark, op=op):
         return False
     if table._history.left_out:
         raise DeltaError(
@@ -310,14 +308,14 @@ def awaits(op: str, table: Table, delta: Delta, *, alone: bool = False) -> bool:
     return True
 
 
-def _by_itself(op: str, table: Table, what: str) -> DeltaError:
+def _by_itself(op: str, table: Store, what: str) -> DeltaError:
     return DeltaError(
         f"[{op}] delta: expected a replica that only reads, got a table with {what}, which a delta of another table "
         "would undo. Load a snapshot of the source, and train and publish on one side only."
     )
 
 
-def _changed(table: Table, position: int) -> bool:
+def _changed(table: Store, position: int) -> bool:
     if "changes" not in table.track:
         return False
     if table._native.changed_since(position):
@@ -337,11 +335,11 @@ class Fitted:
     seen: tuple[Any, ...] | None
 
 
-def fitted(op: str, table: Table, delta: Delta) -> Fitted:
+def fitted(op: str, table: Store, delta: Delta) -> Fitted:
     rows: dict[str, Any] = last_of_each(dict(delta.rows))
     if table._shard is not None:
         rows = part_of(rows, *table._shard)
-    n, columns = _columns.fitting(op, table, rows, DeltaError)
+    n, columns = _export.fitting(op, table, rows, DeltaError)
     plain = [
         None if keys is None else np.ascontiguousarray(keys, _native(keys)).view(np.int64)
         for keys in (delta.erased, delta.present)
@@ -354,9 +352,9 @@ def _native(array: Any) -> Any:
     return array.dtype.newbyteorder("=")
 
 
-def apply(table: Table, delta: Any, *, op: str = "Table.apply", alone: bool = False) -> bool:
+def apply(table: Store, delta: Any, *, op: str = "Table.apply", alone: bool = False) -> bool:
     if isinstance(delta, (bytes, bytearray, memoryview)):
-        delta = _delta.decode_delta(delta, op=op)
+        delta = deltas.decode_delta(delta, op=op)
     if not isinstance(delta, Delta):
         raise TypeError(f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}.")
     if not awaits(op, table, delta, alone=alone):
@@ -365,7 +363,7 @@ def apply(table: Table, delta: Any, *, op: str = "Table.apply", alone: bool = Fa
     gone = parts.gone
     if gone is None:
         kept = np.concatenate([parts.present, parts.columns[0]])
-        gone = np.setdiff1d(_columns.all_keys(table), kept)
+        gone = np.setdiff1d(_export.all_keys(table), kept)
     if table._history.smaller:
         more = parts.n - int(table.contains(parts.columns[0]).sum())
         less = int(table.contains(gone).sum())

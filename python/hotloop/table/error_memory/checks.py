@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..front import arrays as _arrays
-from ..front import check
-from ..front.check import number
-from ..reference.table._shared import Compensated as Compensated
-from ..reference.table._shared import SketchCompensated as SketchCompensated
-from ..reference.table._shared import numpy_of as numpy_of
-from ..reference.table._shared import real as real
+from ...front import arrays as _arrays
+from ...front import check
+from ...front.check import number
+from ...reference.table.error_memory import numpy_of as numpy_of
+from ...reference.table.error_memory import real as real
+from ...reference.table.results import Compensated as Compensated
+from ...reference.table.results import SketchCompensated as SketchCompensated
 
 NUMBERS = (*_arrays.FLOATS, *_arrays.INTEGERS, "uint8", "bool")
 """What labels and predictions may be."""

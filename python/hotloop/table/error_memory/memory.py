@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import core
-from ..front import arrays, check, native
-from ..front.check import integer, number
-from ..front.impl import Impl, choose
-from ..reference.table import error_memory as _reference
-from . import _memory
-from ._memory import Compensated as Compensated
+from ... import core
+from ...front import arrays, check, native
+from ...front.check import integer, number
+from ...front.impl import Impl, choose
+from ...reference.table import error_memory as _reference
+from ...reference.table.results import Compensated as Compensated
+from . import checks
 
 
 def error_memory_compensate(
@@ -79,13 +79,13 @@ def error_memory_compensate(
         raise ValueError(
             f"[{op}] keys: expected vectors of at least one number, got shape {tuple(keys.shape)}. Pass (N, d)."
         )
-    _memory.rows(op, "query", query, dim, "keys", keys)
+    checks.rows(op, "query", query, dim, "keys", keys)
     batch = int(query.shape[0])
-    _memory.column(op, "base_prediction", base_prediction, batch, "query", query)
-    _memory.column(op, "labels", labels, slots, "keys", keys)
-    _memory.column(op, "base_predictions", base_predictions, slots, "keys", keys)
+    checks.column(op, "base_prediction", base_prediction, batch, "query", query)
+    checks.column(op, "labels", labels, slots, "keys", keys)
+    checks.column(op, "base_predictions", base_predictions, slots, "keys", keys)
     k = integer(op, "k", k, at_least=1)
-    numbers = _memory.readout(op, temperature, gamma, lam)
+    numbers = checks.readout(op, temperature, gamma, lam)
     return _compensate(
         op,
         query,
@@ -138,7 +138,7 @@ def _compensate(
         at = arrays.to_numpy(found.neighbors)
         at = np.where(at < 0, -1, order[at]) if len(order) else at
         return found._replace(neighbors=arrays.from_numpy(at, query))
-    batch, k, real = int(query.shape[0]), min(k, int(keys.shape[0])), _memory.real(keys)
+    batch, k, real = int(query.shape[0]), min(k, int(keys.shape[0])), _reference.real(keys)
     prediction = arrays.empty(query, (batch,), real)
     weights = arrays.empty(query, (batch, k), real) if return_neighbors else None
     neighbors = arrays.empty(query, (batch, k), "int64") if return_neighbors else None
@@ -215,13 +215,13 @@ class ErrorMemory:
         self.capacity = integer(op, "capacity", capacity, at_least=1)
         self.dim = integer(op, "dim", dim, at_least=1)
         self.k = integer(op, "k", k, at_least=1)
-        self.temperature, self.gamma, self.lam = _memory.readout(op, temperature, gamma, lam)
+        self.temperature, self.gamma, self.lam = checks.readout(op, temperature, gamma, lam)
         self.sigma = None if sigma is None else number(op, "sigma", sigma, at_least=0)
         self.sample_rate = number(op, "sample_rate", sample_rate, at_least=0, at_most=1)
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
         like = np.empty(0, np.float32) if like is None else like
         check.array(op, "like", like, arrays.FLOATS)
-        real = _memory.real(like)
+        real = _reference.real(like)
         self._keys = arrays.empty(like, (self.capacity, self.dim), arrays.dtype(like))
         self._labels = arrays.empty(like, (self.capacity,), real)
         self._base = arrays.empty(like, (self.capacity,), real)
@@ -248,14 +248,14 @@ class ErrorMemory:
             ValueError: another shape or device; with HOTLOOP_CHECK=1 a value that is not finite.
         """
         op = "ErrorMemory.write"
-        _memory.rows(op, "hidden", hidden, self.dim, "the memory", self._keys)
+        checks.rows(op, "hidden", hidden, self.dim, "the memory", self._keys)
         count = int(hidden.shape[0])
-        _memory.column(op, "label", label, count, "hidden", hidden)
-        _memory.column(op, "base_prediction", base_prediction, count, "hidden", hidden)
+        checks.column(op, "label", label, count, "hidden", hidden)
+        checks.column(op, "base_prediction", base_prediction, count, "hidden", hidden)
         check.finite(op, hidden=hidden, label=label, base_prediction=base_prediction)
         chosen = np.ones(count, bool)
         if self.sigma is not None:
-            error = _memory.numpy_of(label, np.float64) - _memory.numpy_of(
+            error = _reference.numpy_of(label, np.float64) - _reference.numpy_of(
                 base_prediction, np.float64
             )
             chosen &= np.abs(error) > self.sigma
@@ -263,7 +263,7 @@ class ErrorMemory:
             u = core.philox_uniform(self.seed, count, first_item=self._offered)[:, 0]
             chosen &= u <= self.sample_rate
         self._offered += count
-        columns = [_memory.detached(x) for x in (hidden, label, base_prediction)]
+        columns = [checks.detached(x) for x in (hidden, label, base_prediction)]
         admitted = int(chosen.sum())
         if admitted < count:
             at = arrays.from_numpy(np.flatnonzero(chosen), hidden)
@@ -306,8 +306,8 @@ class ErrorMemory:
             TypeError, ValueError, NotImplementedError: as ``error_memory_compensate``.
         """
         op = "ErrorMemory.compensate"
-        _memory.rows(op, "hidden", hidden, self.dim, "the memory", self._keys)
-        _memory.column(
+        checks.rows(op, "hidden", hidden, self.dim, "the memory", self._keys)
+        checks.column(
             op, "base_prediction", base_prediction, int(hidden.shape[0]), "hidden", hidden
         )
         stored = tuple(x[: self._size] for x in (self._keys, self._labels, self._base))
@@ -358,14 +358,14 @@ class ErrorMemory:
             )
         offered = integer(op, "offered", state["offered"], at_least=0)
         columns = [state[name] for name in ("keys", "labels", "base_predictions")]
-        _memory.rows(op, "keys", columns[0], self.dim, "the memory", self._keys)
+        checks.rows(op, "keys", columns[0], self.dim, "the memory", self._keys)
         count = int(columns[0].shape[0])
         if count > self.capacity:
             raise ValueError(
                 f"[{op}] keys: expected at most {self.capacity} rows, got {count}. Make a larger memory."
             )
         for name, x in zip(("labels", "base_predictions"), columns[1:]):
-            _memory.column(op, name, x, count, "keys", columns[0])
+            checks.column(op, name, x, count, "keys", columns[0])
         self.reset()
-        self._store([_memory.detached(x) for x in columns], count)
+        self._store([checks.detached(x) for x in columns], count)
         self._offered = offered

@@ -17,11 +17,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..front import check
-from . import _files, _parts
-from ._files import PathLike
-from ._manifest import FORMAT as FORMAT
-from ._manifest import (
+from ...front import check
+from . import container, disk
+from .container import DAMAGED, Array, FormatError
+from .disk import PathLike
+from .manifests import FORMAT as FORMAT
+from .manifests import (
     MANIFEST,
     PART,
     PREFIX,
@@ -33,7 +34,6 @@ from ._manifest import (
     part_name,
     read_manifest,
 )
-from ._parts import DAMAGED, Array, FormatError
 
 PART_BYTES = 64 << 20
 KIND = "part"
@@ -73,7 +73,7 @@ def save(
     part_bytes = check.integer(op, "part_bytes", part_bytes, at_least=1)
     given = config if callable(config) else lambda: config
     _checked_config(op, given())
-    _files.make_directory(directory)
+    disk.make_directory(directory)
     _refuse_foreign(op, directory)
     _tidy(directory)  # a disk that killed saves have filled must not stay full
     writer = _Writer(op, directory, part_bytes)
@@ -90,10 +90,10 @@ def save(
             for block in blocks:
                 writer.add(block)
             writer.flush()
-        _files.sync_directory(directory)
+        disk.sync_directory(directory)
         manifest = writer.manifest(_checked_config(op, given()), state)
         previous = _current(directory)
-        _files.write_atomic(os.path.join(directory, MANIFEST), [manifest_bytes(manifest)], op=op)
+        disk.write_atomic(os.path.join(directory, MANIFEST), [manifest_bytes(manifest)], op=op)
         if previous is not None and not writer.locked:
             _delete(directory, [part.file for part in previous.files])
     except BaseException:
@@ -203,14 +203,14 @@ class Blocks(Iterator[Block]):
             size = os.stat(path).st_size
             if size != part.bytes:
                 raise refuse(f"{part.bytes} bytes", size)
-            data = _files.read(path, mapped=self._mapped, op=self._op)
+            data = disk.read(path, mapped=self._mapped, op=self._op)
         except FileNotFoundError:
             raise refuse(
                 "a part of the snapshot", "none: it was deleted while it was read"
             ) from None
-        arrays, metadata = _parts.decode(data, path, op=self._op)
-        if _parts.stored_checksum(data) != part.crc32:
-            raise refuse(f"checksum {part.crc32} as in {MANIFEST}", _parts.stored_checksum(data))
+        arrays, metadata = container.decode(data, path, op=self._op)
+        if container.stored_checksum(data) != part.crc32:
+            raise refuse(f"checksum {part.crc32} as in {MANIFEST}", container.stored_checksum(data))
         wanted = _part_metadata(self._manifest.snapshot, index, kind)
         if metadata != wanted:
             raise refuse(f"metadata {wanted}", metadata)
@@ -232,7 +232,7 @@ class _Writer:
         self._op = op
         self._directory = directory
         self._part_bytes = part_bytes
-        self._token = _files.new_token()
+        self._token = disk.new_token()
         self._schema: dict[str, Any] | None = None
         self._kind = KIND
         self._rows: tuple[dict[str, Any], int] | None = None  # schema and parts, once they are done
@@ -264,7 +264,9 @@ class _Writer:
             step = min(rows - done, self._capacity - self._count)
             for name, array in block.items():
                 target = self._gathered[name]
-                target[self._count : self._count + step] = _parts.numbers(array)[done : done + step]
+                target[self._count : self._count + step] = container.numbers(array)[
+                    done : done + step
+                ]
             self._count += step
             done += step
             if self._count == self._capacity:
@@ -281,27 +283,27 @@ class _Writer:
             return
         index = len(self._parts)
         arrays: Block = {
-            name: _parts.shown(self._schema[name]["dtype"], bits[: self._count])
+            name: container.shown(self._schema[name]["dtype"], bits[: self._count])
             for name, bits in self._gathered.items()
             if self._schema is not None
         }
         while True:
-            buffers = _parts.encode(
+            buffers = container.encode(
                 arrays, _part_metadata(self._token, index, self._kind), op=self._op
             )
             name = part_name(self._token, index)
-            fd = _files.write_new(os.path.join(self._directory, name), buffers, op=self._op)
+            fd = disk.write_new(os.path.join(self._directory, name), buffers, op=self._op)
             if fd is not None:
                 break
             assert index == 0
-            self._token = _files.new_token()  # only part 0, which nothing guards yet, can be swept
+            self._token = disk.new_token()  # only part 0, which nothing guards yet, can be swept
         if index == 0:
             self._held = fd
-            self.locked = _files.locks(fd)
+            self.locked = disk.locks(fd)
         else:
             os.close(fd)
         size = sum(len(buffer) for buffer in buffers)
-        digits = bytes(buffers[0][_parts.DIGITS : _parts.BODY]).decode()
+        digits = bytes(buffers[0][container.DIGITS : container.BODY]).decode()
         self._parts.append(Part(name, size, self._count, digits))
         self._count = 0
 
@@ -326,7 +328,7 @@ class _Writer:
             _delete(self._directory, [part.file for part in self._parts])
 
     def _allocate(self, block: Mapping[str, Array]) -> None:
-        bits = {name: _parts.numbers(array) for name, array in block.items()}
+        bits = {name: container.numbers(array) for name, array in block.items()}
         row_bytes = sum(
             a.itemsize * int(np.prod(a.shape[1:], dtype=np.int64)) for a in bits.values()
         )
@@ -349,7 +351,7 @@ def _schema(op: str, block: Mapping[str, Array]) -> dict[str, Any]:
     schema = {}
     for name in sorted(block):
         array = block[name]
-        tag = _parts.tag(op, f"blocks[{name!r}]", array)
+        tag = container.tag(op, f"blocks[{name!r}]", array)
         if not array.shape:
             raise ValueError(
                 f"[{op}] blocks[{name!r}]: expected one entry per row, got shape (). Reshape it to (rows, ...)."
@@ -385,7 +387,7 @@ def _current(directory: PathLike) -> Manifest | None:
 def _refuse_foreign(op: str, directory: PathLike) -> None:
     path = os.path.join(directory, MANIFEST)
     try:
-        fd = _files.open_regular(path, op=op)
+        fd = disk.open_regular(path, op=op)
     except FileNotFoundError:
         return
     try:
@@ -429,8 +431,8 @@ def _hold(directory: PathLike, manifest: Manifest) -> tuple[int | None, str | No
         path = os.path.join(directory, part.file)
         try:
             if held is None:
-                held = _files.open_regular(path, op="load")
-                if not _files.share(held):
+                held = disk.open_regular(path, op="load")
+                if not disk.share(held):
                     return held, f"{path}: expected a part of the snapshot, got none"
             size = os.stat(path).st_size
         except FileNotFoundError:
@@ -456,7 +458,7 @@ def _tidy(directory: PathLike) -> None:
         if manifest is not None and manifest.snapshot == token:
             continue
         try:
-            fd = _files.claim(os.path.join(directory, part_name(token, 0)))
+            fd = disk.claim(os.path.join(directory, part_name(token, 0)))
         except FileNotFoundError:  # part 0 goes last, so the others of this snapshot are left-overs
             _delete(directory, names)
             continue
@@ -475,4 +477,4 @@ def _tidy(directory: PathLike) -> None:
 
 def _delete(directory: PathLike, names: Iterable[str]) -> None:
     for name in sorted(names, key=lambda name: (len(name), name), reverse=True):  # part 0 last
-        _files.remove(os.path.join(directory, name))
+        disk.remove(os.path.join(directory, name))

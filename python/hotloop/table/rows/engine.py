@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from ..front import arrays as _arrays
-from ..front import check, native
-from ..front.check import integer
-from ..front.impl import Refuses, everywhere, on_cpu
-from .optimizers import RowOptimizer
+from ...core.rules import RowOptimizer
+from ...front import arrays as _arrays
+from ...front import check, native
+from ...front.check import integer
+from ...front.impl import Refuses, everywhere, on_cpu
 
 CPU_DTYPES = ("float32", "float16", "bfloat16")
-
-
-class MergedGradients(NamedTuple):
-    """One row per distinct id, in the order of first occurrence."""
-
-    ids: Any
-    """(U,), dtype of the ids given."""
-    grads: Any
-    """(U, D) float32 (float64 for float64 grads): sums in the order of the batch."""
-    counts: Any
-    """(U,) int64: how often each id occurs."""
-    inverse: Any
-    """(N,) int64: the row of ``ids`` that each id of the batch is."""
 
 
 def _narrow(like: Any) -> str | None:
@@ -72,45 +57,19 @@ def check_seed(op: str, seed: Any) -> None:
         integer(op, "rounding_seed", seed, at_least=0, at_most=2**64 - 1)
 
 
-def is_torch(x: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-def assign(target: Any, value: Any) -> None:
-    """Write a NumPy array, or one of the target's own library, into the target."""
-    if isinstance(target, np.ndarray):
-        with np.errstate(over="ignore", invalid="ignore"):
-            target[...] = value
-    elif is_torch(target):
-        torch = sys.modules["torch"]
-        with torch.no_grad():
-            target.copy_(torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
-    else:
-        target[...] = sys.modules["cupy"].asarray(value)
-
-
 def in_place(arrays: list[Any], call: Callable[[list[Any]], None]) -> None:
     """Call with arrays whose last dimension is contiguous, and make what was written there appear in ``arrays``."""
     # A view that is negated lazily is written through a copy, like one whose neighbours lie apart.
-    inner = [x.resolve_neg() if is_torch(x) else x for x in map(_arrays.unit_stride, arrays)]
+    inner = [
+        x.resolve_neg() if _arrays.is_torch(x) else x for x in map(_arrays.unit_stride, arrays)
+    ]
     call(inner)
     for x, y in zip(arrays, inner):
         if y is not x:
-            assign(x, y)
-        elif is_torch(x):
+            _arrays.assign(x, y)
+        elif _arrays.is_torch(x):
             # The loops write past autograd, which must refuse to go back through what was overwritten.
             sys.modules["torch"].autograd.graph.increment_version(x)
-
-
-def as_column(x: Any) -> Any:
-    return (
-        x.reshape(-1, 1)
-        if x.ndim == 1 and int(x.shape[0]) <= 1
-        else x[:, None]
-        if x.ndim == 1
-        else x
-    )
 
 
 def update(
@@ -128,7 +87,7 @@ def update(
     packed = rule._rule()
     packed["stochastic_rounding"] = rounding_seed is not None
     packed["step"] = step
-    columns = {name: as_column(x) for name, x in state.items()}
+    columns = {name: _arrays.as_column(x) for name, x in state.items()}
     names = list(rule.state_layout(int(weight.shape[1])))
     written = [weight, *columns.values()]
 

@@ -1,0 +1,1 @@
+"""The error memory of ReLoop2: exact, and as a sketch."""

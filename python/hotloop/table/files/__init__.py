@@ -1,0 +1,1 @@
+"""Tables in files: the container and what is written of it, snapshots, deltas, and what pickles and modules keep."""

@@ -1,0 +1,43 @@
+"""What pickle and copy make of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .. import _export
+from .._store import Store
+
+_T = TypeVar("_T", bound=Store)
+_BLOCK = 1 << 14  # rows read at a time: a few MB
+
+
+def reduced(table: Store) -> tuple[Any, ...]:
+    """What pickle and copy make a table of: everything but who it is to its replicas."""
+    settings = {
+        "dim": table.dim,
+        "capacity": max(table.size, 1),
+        "max_capacity": table.max_capacity,
+        "evict_strategy": table.evict_strategy,
+        "admission": table.admission,
+        "dtype": table.dtype,
+        "optimizer": table.optimizer,
+        "initializer": table.initializer,
+        "track": table.track,
+        "device": table.device,
+        "hash_seed": table.hash_seed,
+    }
+    blocks = [_export.arrays_of(table, block) for block in _export.blocks(table, _BLOCK, 0)]
+    numbers = (table.value_range, table._step, int(table._native.tick), table._epoch)
+    return restored, (type(table), settings, blocks, numbers)
+
+
+def restored(
+    cls: Callable[..., _T], settings: dict[str, Any], blocks: list[dict[str, Any]], numbers: Any
+) -> _T:
+    table = cls(**settings)
+    for block in blocks:
+        n, columns = _export.fitting("Table.copy", table, block)
+        table._native.import_rows(n, columns, True)
+    table.value_range, table._step, table._native.tick, table._epoch = numbers
+    return table

@@ -1,0 +1,1 @@
+"""Rows of matrices: updates by the row optimizers, merging of repeated ids, rows in fewer bytes."""
