@@ -32,15 +32,29 @@ struct Moment {  // (scores, epoch, time)
   Stamp stamp(Arguments& a, Size n) const { return {words(a, scores, "scores", n, false), epoch, time, 0}; }
 };
 
+Found found_of(Arguments& a, const Table& t, Size n, const py::object& values, float scale) {
+  const View& view = pooled(a, values, t.settings().dtype, n, t.settings().dim);
+  return {rows_of<Values>(view), view.dtype, scale};
+}
+
 void run_find(const Table& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
-              const py::object& scores) {
-  Arguments a("Table.find", 4);
+              float scale) {
+  Arguments a("Table.find", 3);
   const Keys k = keys_of(a, keys, n);
-  const Values v = matrix<Values>(a, values, "values", t.settings().dtype, n, t.settings().dim, true);
+  const Found out = found_of(a, t, n, values, scale);
+  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  const Released released;
+  find(t, k, out, f);
+}
+
+// found, and scores where they are asked for.
+void run_contains(const Table& t, Size n, const py::object& keys, const py::object& found, const py::object& scores) {
+  Arguments a("Table.contains", 3);
+  const Keys k = keys_of(a, keys, n);
   auto* f = column<std::uint8_t>(a, found, "found", n, true);
   auto* s = words(a, scores, "scores", n, true);
   const Released released;
-  t.find(k, v, f, s);
+  t.find(k, {}, f, s);
 }
 
 void run_locate(const Table& t, Size n, const py::object& keys, const py::object& rows) {
@@ -73,6 +87,21 @@ Admission admission_of(const py::object& given) {
 template <class T>
 py::bytes bytes_of(const std::vector<T>& v) {
   return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
+}
+
+void run_find_or_insert(Table& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
+                        float scale, const py::tuple& moment, const py::object& admission) {
+  Arguments a("Table.find_or_insert", 4);
+  const Moment m(moment);
+  const Admission admit = admission_of(admission);
+  Upsert call;
+  call.keys = keys_of(a, keys, n);
+  call.stamp = m.stamp(a, n);
+  call.admission = admit.admits ? &admit : nullptr;
+  call.found = column<std::uint8_t>(a, found, "found", n, true);
+  const Found out = found_of(a, t, n, values, scale);
+  const Released released;
+  find_or_insert(t, call, out);
 }
 
 py::object run_upsert(Table& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
@@ -288,6 +317,8 @@ HOTLOOP_BIND(table) {
       .def_property("generation", &Table::generation, &Table::set_generation)
       .def_property("tick", &Table::tick, &Table::set_tick)
       .def("find", run_find)
+      .def("contains", run_contains)
+      .def("find_or_insert", run_find_or_insert)
       .def("locate", run_locate)
       .def("upsert", run_upsert)
       .def("assign", run_assign)

@@ -171,6 +171,14 @@ class Sums {
   std::vector<char> copy_;
 };
 
+Bags each_alone(Keys keys, const Found& out) {
+  Bags bags;
+  bags.keys = keys;
+  bags.count = keys.count;
+  bags.scale = out.scale;
+  return bags;
+}
+
 // Calls body(first bag, last bag + 1) on threads with about as many positions each.
 template <class Body>
 void divide_bags(const Bags& bags, Body&& body) {
@@ -324,6 +332,22 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
       sums.finish();
     }
   });
+}
+
+// Rows given out in the table's type go straight from the row to their place: `find` of the table. Others are bags of
+// one key, which convert while they pool.
+void find(const Table& table, Keys keys, const Found& out, std::uint8_t* found) {
+  if (out.dtype == table.settings().dtype) return table.find(keys, out.values, found, nullptr);
+  std::vector<std::int64_t> sizes(static_cast<std::size_t>(keys.count));
+  pool_bags(table, each_alone(keys, out), nullptr, {out.values, out.dtype, sizes.data(), nullptr});
+  for (std::int64_t i = 0; i < keys.count; ++i) found[i] = sizes[static_cast<std::size_t>(i)] != 0;
+}
+
+void find_or_insert(Table& table, const Upsert& given, const Found& out) {
+  Upsert call = given;
+  std::vector<std::uint32_t> rows(static_cast<std::size_t>(call.keys.count));
+  call.rows = rows.data();
+  pool_or_insert(table, each_alone(call.keys, out), call, {out.values, out.dtype, nullptr, nullptr});
 }
 
 void weight_gradient(const Bags& bags, const Values& kept, Dtype dtype, std::int64_t dim, const float* grad,

@@ -43,6 +43,17 @@ void pool_bags(const Table& table, const Bags& bags, const std::uint32_t* rows, 
 // writes call.rows and call.found, and pools in one pass over the table what was there before.
 void pool_or_insert(Table& table, const Bags& bags, const Upsert& call, const Pooled& pooled);
 
+// The rows of keys, as float32 (int8 codes times `scale`) or in the type of the table; zeros where a key has no row.
+// `find` changes nothing; `find_or_insert` is an `upsert` without values, which writes call.found. It gives out what
+// is there after the batch.
+struct Found {
+  Values values{};
+  Dtype dtype = Dtype::kFloat32;
+  float scale = 1;
+};
+void find(const Table& table, Keys keys, const Found& out, std::uint8_t* found);
+void find_or_insert(Table& table, const Upsert& call, const Found& out);
+
 // The gradient of pool_bags with respect to the weights: grad_weights[i] = <row of position i, gradient of its bag>.
 // kept: (n, dim) of `dtype`, the rows as they were when the bags were pooled; the table's may have moved since.
 void weight_gradient(const Bags& bags, const Values& kept, Dtype dtype, std::int64_t dim, const float* grad,

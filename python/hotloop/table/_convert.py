@@ -30,20 +30,14 @@ def readable(like: Any, dtype: str) -> bool:
     return dtype in NUMPY or (dtype == "bfloat16" and not isinstance(like, np.ndarray))
 
 
-def flags(like: Any, n: int) -> Any:
-    out = _arrays.empty(like, (n,), "bool")
-    out[...] = False
-    return out
-
-
-def exported_flags(found: Any) -> Any:
-    """A bool array as the bytes the loops write."""
-    if isinstance(found, np.ndarray):
-        return found.view(np.uint8)
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(found, torch.Tensor):  # CuPy
-        return found.view("uint8")
-    return found.view(torch.uint8)
+def flags(keys: Any) -> tuple[Any, Any]:
+    """(n,) bool, False, and the same memory as the bytes that the loops write."""
+    if isinstance(keys, np.ndarray):
+        found = np.zeros(len(keys), bool)
+        return found, found.view(np.uint8)
+    found = _arrays.empty(keys, (int(keys.shape[0]),), "bool")
+    found[...] = False
+    return found, found.view(sys.modules["torch"].uint8 if _arrays.is_torch(found) else "uint8")
 
 
 def mask(op: str, name: str, value: Any, keys: Any) -> Any:

@@ -111,6 +111,20 @@ class DeviceTable:
                 admission[0].load(*before)
             raise
 
+    def find(self, n: int, keys: Any, values: Any, found: Any, scale: float) -> None:
+        self._table.find(n, keys, values, found, None)
+
+    def contains(self, n: int, keys: Any, found: Any, scores: Any) -> None:
+        self._table.find(n, keys, None, found, scores)
+
+    def find_or_insert(
+        self, n: int, keys: Any, values: Any, found: Any, scale: float, moment: Any, admission: Any
+    ) -> None:
+        """Keys are bags of one, whose rows `upsert` names."""
+        rows = arrays.empty(keys, (n,), "int32")
+        alone = (n, keys, n, None, None, "sum", scale)
+        self.pool_or_insert(alone, moment, admission, rows, found, values, None, None)
+
     def pool_or_insert(
         self,
         bags: tuple[Any, ...],

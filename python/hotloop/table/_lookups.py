@@ -171,14 +171,19 @@ def forward(
         insert and _moves.recomputes()
     ):  # its first time made the rows, was a use, and asked for admission
         table._native.locate(n, ids, rows)
-        table._native.pool(given, *(rows, *outs))
+        table._native.pool(given, rows, *outs)
     elif insert:
         moment = table._moment(op, ids, None, held.epoch, held.time)
-        rows, _ = table._pool_or_insert(op, ids, given, outs, moment)
+        with table._room(op):
+            table._native.pool_or_insert(
+                given, moment, table._admits(), rows, _convert.flags(ids)[1], *outs
+            )
     else:
-        table._native.pool(given, None, *(x for x in outs))
+        table._native.pool(given, None, *outs)
     if keep and n:
-        kept, _ = table._pool(ids, rows if insert else None)
+        kept = table._empty_rows(ids)
+        alone = (n, ids, n, None, None, "sum", table._scale)
+        table._native.pool(alone, rows if insert else None, kept, None, None)
     else:
         kept = torch.empty(0, table.dim, dtype=dtype, device=at)
     return out, rows, sizes, largest, kept

@@ -150,23 +150,6 @@ class Store:
                 f"{self.max_capacity} in use. Raise max_capacity or choose an evict_strategy."
             ) from None
 
-    def _pool_or_insert(
-        self, op: str, keys: Any, bags: Any, outs: tuple[Any, Any, Any], moment: Any
-    ) -> tuple[Any, Any]:
-        """Pool the rows of keys, unknown ones made first; outs: (pooled, sizes, largest) to fill."""
-        n = int(keys.shape[0])
-        rows, found = arrays.empty(keys, (n,), "int32"), _convert.flags(keys, n)
-        with self._room(op):
-            self._native.pool_or_insert(
-                bags,
-                moment,
-                self._admits(),
-                rows,
-                _convert.exported_flags(found),
-                *outs,
-            )
-        return rows, found
-
     def _upsert(
         self,
         op: str,
@@ -182,25 +165,17 @@ class Store:
         if values is not None:
             values = _convert.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
-        rows, found = arrays.empty(keys, (n,), "int32"), _convert.flags(keys, n)
+        rows, (found, bits) = arrays.empty(keys, (n,), "int32"), _convert.flags(keys)
+        admits = self._admits() if ask else None
         with self._room(op):
-            evicted = self._native.upsert(
-                n,
-                keys,
-                values,
-                moment,
-                self._admits() if ask else None,
-                keep,
-                rows,
-                _convert.exported_flags(found),
-            )
+            evicted = self._native.upsert(n, keys, values, moment, admits, keep, rows, bits)
         return rows, found, evicted
 
     def contains(self, keys: Any) -> Any:
         """Return which keys are there, (n,) bool."""
         keys = self._keys("Table.contains", keys)
-        found = _convert.flags(keys, int(keys.shape[0]))
-        self._native.find(int(keys.shape[0]), keys, None, _convert.exported_flags(found), None)
+        found, bits = _convert.flags(keys)
+        self._native.contains(int(keys.shape[0]), keys, bits, None)
         return found
 
     def _assign(
@@ -216,24 +191,14 @@ class Store:
         keys = self._keys(op, keys)
         values = _convert.stored(op, values, keys, self)
         moment = self._moment(op, keys, scores, epoch, time)
-        found = _convert.flags(keys, int(keys.shape[0]))
-        self._native.assign(
-            int(keys.shape[0]), keys, values, moment, add, _convert.exported_flags(found)
-        )
+        found, bits = _convert.flags(keys)
+        self._native.assign(int(keys.shape[0]), keys, values, moment, add, bits)
         return found
 
-    def _own_bags(self, keys: Any) -> tuple[Any, Any, Any]:
-        """Every key a bag of its own: (values, 1 where there was a row), to fill, and the bags."""
-        n = int(keys.shape[0])
-        wide = not _convert.readable(keys, self.dtype)
-        out = arrays.empty(keys, (n, self.dim), "float32" if wide else self.dtype)
-        sizes = arrays.empty(keys, (n,), "int64")
-        return out, sizes, (n, keys, n, None, None, "sum", self._scale)
-
-    def _pool(self, keys: Any, rows: Any) -> tuple[Any, Any]:
-        out, sizes, bags = self._own_bags(keys)
-        self._native.pool(bags, rows, out, sizes, None)
-        return out, sizes
+    def _empty_rows(self, keys: Any) -> Any:
+        """Room for the values of keys: as they are stored, or float32 where the caller's library has no such type."""
+        dtype = self.dtype if _convert.readable(keys, self.dtype) else "float32"
+        return arrays.empty(keys, (int(keys.shape[0]), self.dim), dtype)
 
     @property
     def _scale(self) -> float:

@@ -210,14 +210,8 @@ class Table(Store):
         """Return the rows of keys, zeros where there is none, and which were there; changes nothing."""
         op = "Table.find"
         keys = self._keys(op, keys)
-        n = int(keys.shape[0])
-        found = _convert.flags(keys, n)
-        if _convert.readable(keys, self.dtype):
-            values = arrays.empty(keys, (n, self.dim), self.dtype)
-            self._native.find(n, keys, values, _convert.exported_flags(found), None)
-        else:
-            values, sizes = self._pool(keys, None)
-            found[:] = sizes != 0
+        values, (found, bits) = self._empty_rows(keys), _convert.flags(keys)
+        self._native.find(int(keys.shape[0]), keys, values, bits, self._scale)
         return Found(values, found)
 
     def scores(self, keys: Any) -> Any:
@@ -230,8 +224,8 @@ class Table(Store):
             raise ValueError(f"[{op}] keys: expected a table with an evict_strategy, got 'none'.")
         keys = self._keys(op, keys)
         n = int(keys.shape[0])
-        scores, found = arrays.empty(keys, (n,), "int64"), _convert.flags(keys, n)
-        self._native.find(n, keys, None, _convert.exported_flags(found), scores)
+        scores = arrays.empty(keys, (n,), "int64")
+        self._native.contains(n, keys, _convert.flags(keys)[1], scores)
         return scores
 
     def find_or_insert(
@@ -252,9 +246,11 @@ class Table(Store):
         op = "Table.find_or_insert"
         keys = self._keys(op, keys)
         moment = self._moment(op, keys, scores, epoch, time)
-        out, sizes, bags = self._own_bags(keys)
-        _, found = self._pool_or_insert(op, keys, bags, (out, sizes, None), moment)
-        return Found(out, found)
+        values, (found, bits) = self._empty_rows(keys), _convert.flags(keys)
+        n, admits = int(keys.shape[0]), self._admits()
+        with self._room(op):
+            self._native.find_or_insert(n, keys, values, bits, self._scale, moment, admits)
+        return Found(values, found)
 
     def insert_or_assign(
         self,
@@ -342,7 +338,7 @@ class Table(Store):
         if bool((accum & there).any()):
             part = keys[accum & there]
             _convert.check_added(op, self, part, values[accum & there], self.find(part).values)
-        done = _convert.flags(keys, int(keys.shape[0]))
+        done = _convert.flags(keys)[0]
         add, insert = accum & there, ~accum & ~there
         if bool(add.any()):
             part = None if scores is None else scores[add]
@@ -358,8 +354,8 @@ class Table(Store):
     def erase(self, keys: Any) -> Any:
         """Remove keys; returns which were there, (n,) bool."""
         keys = self._keys("Table.erase", keys)
-        found = _convert.flags(keys, int(keys.shape[0]))
-        self._native.erase(int(keys.shape[0]), keys, _convert.exported_flags(found))
+        found, bits = _convert.flags(keys)
+        self._native.erase(int(keys.shape[0]), keys, bits)
         return found
 
     def clear(self) -> None:
