@@ -11,10 +11,12 @@ HOTLOOP_CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
 # TensorFlow 2.16, which the latest TFRA needs, has wheels for Python 3.9 to 3.12.
 TFRA_BASE ?= python3.11
 TFRA := .venv-tfra
-SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels python -type f -not -name '*.pyc' 2>/dev/null)
+# Python files are not here: the install is editable, so that edits of them are live.
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels -type f -not -name '*.py*' -not -name commit.txt 2>/dev/null)
 
-.PHONY: help demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs stubs wheel clean
+.PHONY: help dev demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs wheel clean
 help:
+	@echo "make dev              build and install editable: edits of Python are live, after edits of C++ run it again"
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
 	@echo "make demo-online      clicks of a real log learned in one pass at equal memory (out/online/report.png)"
 	@echo "make test             the quick tests, C++ and Python; ends with one line of counts"
@@ -41,7 +43,7 @@ $(VENV)/dev: pyproject.toml
 $(VENV)/built: $(VENV)/dev $(SOURCES)
 	@echo "building hotloop (one to three minutes the first time; cached in build/)"
 	$(PIP) --no-build-isolation --no-deps --force-reinstall \
-	  -C cmake.define.HOTLOOP_CUDA=$(HOTLOOP_CUDA) .
+	  -C cmake.define.HOTLOOP_CUDA=$(HOTLOOP_CUDA) -e .
 	@touch $@
 
 $(VENV)/peers: $(VENV)/dev
@@ -66,6 +68,8 @@ rivals: $(VENV)/rivals
 	@printf '#include <libcuckoo/cuckoohash_map.hh>\n#include <absl/container/flat_hash_map.h>\n' \
 	  | c++ -std=c++17 -fsyntax-only -x c++ - 2> /dev/null \
 	  || echo "libcuckoo, absl: apt install libcuckoo-dev libabsl-dev pkg-config; skipped until then"
+
+dev: $(VENV)/built
 
 demo: $(VENV)/built
 	$(BIN)/python -m examples.learn_from_preferences $(if $(TEXT),--text '$(TEXT)') $(DEMO_ARGS)

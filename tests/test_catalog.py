@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 import re
 import subprocess
 import sys
@@ -204,49 +203,3 @@ def test_readme_table_and_paper_index_are_current():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_info_prints_and_its_json_agrees_with_the_catalogue():
-    text = subprocess.run(
-        [sys.executable, "-m", "hotloop", "info"], capture_output=True, text=True, check=True
-    ).stdout
-    report = json.loads(
-        subprocess.run(
-            [sys.executable, "-m", "hotloop", "info", "--json"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    )
-    assert [o["name"] for o in report["ops"]] == [o.full_name for o in OPS]
-    for op in OPS:
-        assert re.search(rf"^{re.escape(op.full_name)}\s", text, re.M)
-    assert report["core_module"]["in_force"] in report["core_module"]["runnable"]
-
-
-def test_info_survives_a_broken_installation(tmp_path):
-    # A _core that cannot be imported, and no torch.
-    script = (
-        "import sys\n"
-        "class Broken:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name in ('hotloop._core', 'hotloop._cuda', 'torch', 'numpy'):\n"
-        "            raise ImportError(f'{name}: libgomp.so.1: cannot open shared object file')\n"
-        "sys.meta_path.insert(0, Broken())\n"
-        "from hotloop.info import main\n"
-        "sys.exit(main([]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "libgomp" in done.stdout
-    assert "preference.dpo_loss" in done.stdout
-
-
-def test_usage_error():
-    done = subprocess.run(
-        [sys.executable, "-m", "hotloop", "nonsense"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "usage" in done.stderr

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Build the wheel, repair it, install it into an empty environment and test it there without a compiler.
+# Make the sdist, build the wheel from it, repair it, install it into an empty environment and test it there, with the
+# tests of the sdist and without a compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
 export PATH="$PWD/$bin:$PATH" PIP_ROOT_USER_ACTION=ignore PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -rf dist wheelhouse .venv-wheel
 pip install -q --group wheel
-mkdir -p build
+rm -rf build/sdist && mkdir -p build/sdist
+python -m build -q --sdist --no-isolation -o dist
+tar xzf dist/*.tar.gz -C build/sdist --strip-components=1
 pip wheel -q --no-deps --no-build-isolation -w dist -C cmake.define.HOTLOOP_CUDA="${HOTLOOP_CUDA:-AUTO}" \
   -C cmake.define.HOTLOOP_WERROR="${HOTLOOP_WERROR:-OFF}" \
-  ${HOTLOOP_CUDA_ARCHS:+-C cmake.define.HOTLOOP_CUDA_ARCHS="$HOTLOOP_CUDA_ARCHS"} -C build-dir=build/wheel .
+  ${HOTLOOP_CUDA_ARCHS:+-C cmake.define.HOTLOOP_CUDA_ARCHS="$HOTLOOP_CUDA_ARCHS"} build/sdist
 # libgomp stays outside: torch's wheel carries it, and a second copy would be a second OpenMP runtime.
 auditwheel -v repair --exclude libgomp.so.1 -w wheelhouse dist/*.whl > build/auditwheel.log 2>&1 \
   || { cat build/auditwheel.log; exit 1; }
@@ -24,27 +27,32 @@ fi
 
 python3 -m venv .venv-wheel
 .venv-wheel/bin/pip install -q "$wheel"
+commit=$(git describe --always --dirty --abbrev=12 --exclude='*')
+.venv-wheel/bin/hotloop info | head -n 1 | grep -F "(commit $commit)" || { echo "the wheel does not know its commit"; exit 1; }
 # An empty PATH but for the coreutils the scripts need: no compiler, no nvcc, no ninja.
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
 for name in env uname cat ls rm; do ln -s "$(command -v $name)" "$tools/$name"; done
 export PATH="$tools"
 unset CC CXX CUDA_HOME CUDA_PATH
+cd build/sdist
+python=$OLDPWD/.venv-wheel/bin/python
 echo "without torch:"
-.venv-wheel/bin/python tests/wheel_smoke.py --no-torch
+"$python" tests/wheel_smoke.py --no-torch
 echo "with torch:"
-.venv-wheel/bin/python -m pip install -q torch==2.13.0
-.venv-wheel/bin/python tests/wheel_smoke.py
+"$python" -m pip install -q torch==2.13.0
+"$python" tests/wheel_smoke.py
 # WHEEL_TESTS=short: what a wheel can break, since `make test` has run the rest from the same sources. 0: none.
+tests="tests/test_catalog.py tests/test_command.py tests/test_layout.py tests/tools tests/core tests/unlearn"
 case "${WHEEL_TESTS:-1}" in
   0) tests="" ;;
-  short) tests="tests/core tests/unlearn tests/logprob/test_logprob_operator.py tests/preference/test_preference_operator.py
+  short) tests+=" tests/logprob/test_logprob_operator.py tests/preference/test_preference_operator.py
     tests/decode/test_decode_operator.py tests/decode/test_decode_without_torch.py tests/table/test_table_without_torch.py" ;;
-  *) tests="tests/core tests/decode tests/logprob tests/preference tests/unlearn" ;;
+  *) tests+=" tests/decode tests/logprob tests/preference" ;;
 esac
 if [ -n "$tests" ]; then
-  .venv-wheel/bin/python -m pip install -q pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.17 mpmath==1.3.0 \
+  "$python" -m pip install -q pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.17 mpmath==1.3.0 \
     psutil rich matplotlib
-  .venv-wheel/bin/python -m pytest -q -m 'not gpu and not big and not peer and not slow and not source' \
+  "$python" -m pytest -q -m 'not gpu and not big and not peer and not slow' \
     $tests
 fi

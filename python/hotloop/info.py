@@ -5,13 +5,12 @@ Standard library only, every probe guarded: it prints even where the installatio
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +60,12 @@ def _run(*command: str) -> str | None:
     return done.stdout.strip() or None
 
 
+def _commit() -> str:
+    """The commit this was built from; a source tree that was not installed does not know."""
+    found: str = importlib.import_module("hotloop._commit").COMMIT
+    return found
+
+
 def _core() -> dict[str, Any]:
     from .front.native import core as module
 
@@ -101,6 +106,7 @@ def collect() -> dict[str, Any]:
     driver = _run("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     return {
         "hotloop": __version__,
+        "commit": _guard(_commit, "unknown"),
         "python": platform.python_version(),
         "platform": f"{platform.system().lower()} {platform.machine()}",
         "cpu": _guard(_cpu_name, "unknown"),
@@ -135,7 +141,7 @@ def _cell(impl: str, op: dict[str, Any], report: dict[str, Any]) -> str:
 def render(report: dict[str, Any]) -> str:
     core, cuda = report["core_module"], report["cuda_module"]
     lines = [
-        f"hotloop {report['hotloop']}    python {report['python']}    {report['platform']}",
+        f"hotloop {report['hotloop']} (commit {report['commit']})    python {report['python']}    {report['platform']}",
         f"cpu     {report['cpu']}, {report['cores']} cores",
     ]
     if isinstance(core, dict):
@@ -173,12 +179,3 @@ def render(report: dict[str, Any]) -> str:
         "   ".join(f"{name} {value or 'unset'}" for name, value in report["environment"].items())
     )
     return "\n".join(lines)
-
-
-def main(arguments: list[str]) -> int:
-    if arguments not in ([], ["--json"]):
-        print("usage: python -m hotloop info [--json]", file=sys.stderr)
-        return 2
-    report = collect()
-    print(json.dumps(report, indent=2) if arguments else render(report))
-    return 0

@@ -9,7 +9,7 @@ VARIABLES = {
     "HOTLOOP_CHECK": "1: look for NaN, infinity and labels out of range before every op",
     "HOTLOOP_SIMD": "force an instruction set: baseline, avx2 or avx512",
     "HOTLOOP_WORKSPACE_MB": "most memory that logits may take at one time, in MiB (default 64)",
-    "HOTLOOP_LOG": "1: log every call (logger 'hotloop')",
+    "HOTLOOP_LOG": "1: log every call, to stderr or where logging is configured to (logger 'hotloop')",
 }
 
 DEFAULT_WORKSPACE_MB = 64
@@ -59,8 +59,19 @@ def logs() -> bool:
 
 
 def log_call(op: str, **facts: object) -> None:
+    """Log a call, if ``HOTLOOP_LOG`` says so: on stderr while logging is not configured, else through it alone."""
     if not logs():
         return
     import logging
+    import sys
 
-    logging.getLogger("hotloop").info("%s %s", op, " ".join(f"{k}={v}" for k, v in facts.items()))
+    text = f"{op} {' '.join(f'{k}={v}' for k, v in facts.items())}"
+    logger = logging.getLogger("hotloop")
+    if (
+        logger.level == logging.NOTSET
+    ):  # the root's is WARNING, and the variable asks for these lines
+        logger.setLevel(logging.INFO)
+    if logger.hasHandlers():
+        logger.info(text)
+    elif logger.isEnabledFor(logging.INFO):
+        print(f"hotloop: {text}", file=sys.stderr)
