@@ -43,7 +43,7 @@ echo "with torch:"
 "$python" -m pip install -q torch==2.13.0
 "$python" tests/wheel_smoke.py
 # WHEEL_TESTS=short: what a wheel can break, since `make test` has run the rest from the same sources. 0: none.
-tests="tests/test_catalog.py tests/test_command.py tests/test_layout.py tests/tools tests/core tests/unlearn"
+tests="tests/test_catalog.py tests/test_command.py tests/test_layout.py tests/tools tests/docs tests/core tests/unlearn"
 case "${WHEEL_TESTS:-1}" in
   0) tests="" ;;
   short) tests+=" tests/logprob/test_logprob_operator.py tests/preference/test_preference_operator.py
@@ -52,7 +52,7 @@ case "${WHEEL_TESTS:-1}" in
 esac
 if [ -n "$tests" ]; then
   "$python" -m pip install -q pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.17 mpmath==1.3.0 \
-    psutil rich matplotlib
+    psutil sybil==10.1.0 rich matplotlib
   "$python" -m pytest -q -m 'not gpu and not big and not peer and not slow' \
     $tests
 fi

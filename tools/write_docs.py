@@ -225,7 +225,7 @@ def results_table(rows: list[Row], shown: tuple[str, ...], what: str) -> list[st
         cell = ""
         if first is not None:
             name, ratio = first
-            cell = ", ".join(filter(None, [f"{name} {1 / ratio:.2f}", memory_text(others[name])]))
+            cell = both(f"{name} {1 / ratio:.2f}", others[name])
             worst = max(
                 worst,
                 (ratio, f"{name}, `{case_text(row)}`, {shape_text(row)}, {row['dtype']}"),
@@ -263,6 +263,7 @@ def page_results(room: str) -> str:
 
 
 def results() -> str:
+    """docs/results.md: heads and pair losses; rooms with a page of their own have their results there."""
     rows = [row for row in rows_of("cpu.jsonl") if room_of(row) not in PAGES]
     slow_halves = (
         []
@@ -273,14 +274,77 @@ def results() -> str:
     )
     return "\n".join(
         [
+            "# Results",
+            "",
+            "Heads and losses of pairs; decoding is in [decode.md](decode.md), tables are in [table.md](table.md).",
+            "Written by `make docs` from `bench/results`.",
+            "",
+            "## Time",
+            "",
             *results_table(rows, SHOWN, "forward + backward"),
             "",
             *conditions(rows, "two threads, pair losses one"),
             "Products are nearly all of a head, so ratios against rivals that do the same products stay near 1.",
             *slow_halves,
-            "Decoding is measured in [docs/decode.md](docs/decode.md), tables in [docs/table.md](docs/table.md).",
+            "",
+            "## Memory",
+            "",
+            "Peak of one step of `linear_cross_entropy`, forward and backward, above the inputs: the gradients and the",
+            "workspace that stays between steps count, for every contender. `python -m bench memory",
+            "logprob.linear_cross_entropy --dtype bfloat16 --no-products` prints it (products are replaced by zeros of",
+            "their size).",
+            "",
+            memory(),
+            "",
         ]
     )
+
+
+# What the README shows: an op, a part of its label, its shape.
+HIGHLIGHTS = (
+    ("logprob.linear_cross_entropy", "0% masked", [4096, 512, 151936]),
+    ("logprob.linear_cross_entropy", "25% masked", [512, 768, 32000]),
+    ("logprob.linear_jsd", "beta 0.5", [512, 768, 32000]),
+    ("preference.linear_preference_loss", "50% padding", [4, 64, 768, 32000]),
+    ("preference.dpo_loss", "", [1048576]),
+    ("decode.chain_speculative_sampling", "logits", [16, 4, 151936]),
+    ("table.find", "2 threads", [14260634, 1048576]),
+    ("table.embedding_bag_step", "adagrad, zipf", [1000000, 8192, 8, 64]),
+)
+
+
+def highlights() -> str:
+    """The README's table: ours, the nearest rival and plain torch, with memory; rows of memory alone have no time."""
+    rows = rows_of("cpu.jsonl") + rows_of("memory.jsonl")
+    lines = []
+    for op, label, shape in HIGHLIGHTS:
+        ours = (row for row in rows if row["role"] == "ours" and row["op"] == op)
+        own = next((row for row in ours if label in row["label"] and row["shape"] == shape), None)
+        if own is None:
+            continue
+        of = {row["impl"]: row for row in rows if case_of(row) == case_of(own)}
+        rivals = [name for name, row in of.items() if row["role"] not in _NO_RIVALS]
+        first = nearest(own, of) if "ratios" in own else None
+        name = first[0] if first else min((of[name]["peak_mb"], name) for name in rivals)[1]
+        lines.append(
+            [
+                f"`{case_text(own)}`",
+                f"{shape_text(own)} {own['dtype']}",
+                both(time_text(own["median_us"]) if "median_us" in own else "", own),
+                f"{name} {against(own, of[name])}",
+                against(own, of["torch"]) if "torch" in of else "-",
+            ]
+        )
+    return "\n".join(table(["one step", "shape", "hotloop", "nearest rival", "torch"], lines))
+
+
+def both(first: str, row: Row) -> str:
+    return ", ".join(filter(None, [first, memory_text(row)]))
+
+
+def against(own: Row, other: Row) -> str:
+    ratio = own.get("ratios", {}).get(other["impl"])
+    return both(f"{1 / ratio[0]:.2f}" if ratio else "", other)
 
 
 def memory() -> str:
@@ -350,8 +414,7 @@ def documents() -> dict[Path, str]:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = between(readme, "rooms", rooms_table())
     readme = between(readme, "variables", variables())
-    readme = between(readme, "results", results())
-    readme = between(readme, "memory", memory())
+    readme = between(readme, "results", highlights())
     pages = {ROOT / "docs" / f"{room}.md": page_results(room) for room in PAGES}
     return {
         ROOT / "README.md": readme,
@@ -361,6 +424,7 @@ def documents() -> dict[Path, str]:
         },
         ROOT / "docs" / "coverage.md": coverage(),
         ROOT / "docs" / "papers.md": papers(),
+        ROOT / "docs" / "results.md": results(),
     }
 
 

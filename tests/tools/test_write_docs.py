@@ -57,7 +57,7 @@ def test_rows_of_a_changed_tree_are_refused(results: Path, name: str, commit: st
 
 
 def test_every_row_names_its_nearest_rival_with_memory_and_the_worst_row_is_said(
-    results: Path,
+    results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(results / "cpu.jsonl", rows())
     text = write_docs.results()
@@ -67,6 +67,12 @@ def test_every_row_names_its_nearest_rival_with_memory_and_the_worst_row_is_said
         "4096 x 768 x 32000, bfloat16." in text
     )
     assert "an order drawn anew" in text
+    case = ("logprob.linear_logprob", "25%", [4096, 768, 32000])
+    monkeypatch.setattr(write_docs, "HIGHLIGHTS", (case, ("logprob.linear_kl", "", [1])))
+    assert (
+        "| `logprob.linear_logprob, 25% masked` | 4096 x 768 x 32000 bfloat16 | 1.5 ms, 150 MB "
+        "| cce torch_compile 0.80, 120 MB | 2.00, 300 MB |" in write_docs.highlights()
+    )
     write(results / "cpu.jsonl", [{**r, "order_seed": None} for r in rows()])
     assert "No rows of a clean commit yet" in write_docs.results()
     assert "bench/remeasure.sh" in write_docs.page_results("decode")
@@ -125,3 +131,7 @@ def test_the_table_of_memory(results: Path) -> None:
         "| `logprob.linear_logprob, 25% masked` | 4096 x 768 x 32000 | bfloat16 | 150 MB | 120 MB |  | 300 MB |"
         in write_docs.memory()
     )
+
+
+def test_the_readme_shows_every_row_that_it_names() -> None:
+    assert len(write_docs.highlights().splitlines()) == 2 + len(write_docs.HIGHLIGHTS)
