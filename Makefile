@@ -14,7 +14,7 @@ TFRA := .venv-tfra
 # Python files are not here: the install is editable, so that edits of them are live.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels -type f -not -name '*.py*' -not -name commit.txt 2>/dev/null)
 
-.PHONY: help dev demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs wheel clean
+.PHONY: help dev demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs stubs wheel clean
 help:
 	@echo "make dev              build and install editable: edits of Python are live, after edits of C++ run it again"
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
