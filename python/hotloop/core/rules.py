@@ -17,6 +17,7 @@ from ..front.check import choice, integer, number
 
 WEIGHT_DECAY_MODES = ("l2", "decoupled")
 EPS_MODES = ("torch", "tensorflow")
+CHOICES = {"weight_decay_mode": WEIGHT_DECAY_MODES, "eps_mode": EPS_MODES}
 
 
 def _flag(op: str, name: str, value: Any) -> bool:
@@ -26,35 +27,49 @@ def _flag(op: str, name: str, value: Any) -> bool:
 
 
 class RowOptimizer:
-    """What the rules have in common. Not an optimizer by itself: use one of its subclasses."""
+    """What the rules have in common. Not an optimizer by itself: use one of its subclasses.
+
+    A rule is its fields, each checked by its name and type; ``_STATE``: the names of what it keeps per row, scalars and
+    vectors.
+    """
 
     stochastic_rounding: bool
     _NAME: ClassVar[str] = ""
+    _STATE: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ())
+    _LR_ABOVE_0: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self._check(type(self).__name__)
 
     def _check(self, op: str) -> None:
-        raise NotImplementedError
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, field.name, self._checked(op, field))
 
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
+    def _checked(self, op: str, field: dataclasses.Field[Any]) -> Any:
+        name, value = field.name, getattr(self, field.name)
+        if name in CHOICES:
+            choice(op, name, value, CHOICES[name])
+            return value
+        if isinstance(field.default, bool):
+            return _flag(op, name, value)
+        if name != "betas":
+            if name == "lr" and self._LR_ABOVE_0:
+                return number(op, name, value, above=0, below=math.inf)
+            return number(op, name, value, at_least=0, below=math.inf)
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise ValueError(f"[{op}] betas: expected two numbers, got {value!r}.")
+        return tuple(number(op, f"betas[{k}]", b, at_least=0, below=1) for k, b in enumerate(value))
 
-    def _at_least_0(self, op: str, *names: str) -> None:
-        for name in names:
-            self._set(name, number(op, name, getattr(self, name), at_least=0, below=math.inf))
+    def _state(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._STATE
 
-    def _check_common(self, op: str) -> None:
-        if hasattr(self, "weight_decay_mode"):
-            choice(op, "weight_decay_mode", self.weight_decay_mode, WEIGHT_DECAY_MODES)
-        self._set(
-            "stochastic_rounding",
-            _flag(op, "stochastic_rounding", self.stochastic_rounding),
-        )
+    def _scalars(self) -> tuple[str, ...]:
+        return self._state()[0]
 
     def state_layout(self, dim: int) -> dict[str, int]:
         """Name and width of what is kept per row, scalars first, in float32."""
-        raise NotImplementedError
+        scalars, vectors = self._state()
+        return {**dict.fromkeys(scalars, 1), **dict.fromkeys(vectors, dim)}
 
     def init_state(self, rows: int, dim: int, *, like: Any = None) -> dict[str, Any]:
         """The state of rows that saw no gradient yet: name -> (rows,) or (rows, dim) array.
@@ -66,46 +81,25 @@ class RowOptimizer:
         op = f"{type(self).__name__}.init_state"
         rows = integer(op, "rows", rows, at_least=0)
         dim = integer(op, "dim", dim, at_least=0)
+        wide = like is not None and arrays.dtype(like) == "float64"
         made = {}
         for name, width in self.state_layout(dim).items():
             shape = (rows,) if name in self._scalars() else (rows, width)
-            start = (
-                getattr(self, "initial_accumulator_value", 0.0)
-                if name in ("state_sum", "n")
-                else 0.0
-            )
-            wide = like is not None and arrays.dtype(like) == "float64"
+            accumulates = name in ("state_sum", "n")
+            start = getattr(self, "initial_accumulator_value", 0.0) if accumulates else 0.0
             value = np.full(shape, start, np.float64 if wide else np.float32)
             made[name] = value if like is None else arrays.from_numpy(value, like)
         return made
 
-    def _scalars(self) -> tuple[str, ...]:
-        return ()
-
     def _rule(self) -> dict[str, Any]:
         """What the compiled loops take."""
-        found: dict[str, Any] = {"rule": self._NAME}
-        for name in (
-            "lr",
-            "eps",
-            "weight_decay",
-            "initial_accumulator_value",
-            "beta",
-            "l1",
-            "l2",
-            "nesterov",
-            "rowwise",
-            "group",
-            "stochastic_rounding",
-        ):
-            if hasattr(self, name):
-                found[name] = getattr(self, name)
-        if hasattr(self, "betas"):
-            found["beta1"], found["beta2"] = self.betas
-        if hasattr(self, "weight_decay_mode"):
-            found["decoupled"] = self.weight_decay_mode == "decoupled"
-        if hasattr(self, "eps_mode"):
-            found["uncorrected_eps"] = self.eps_mode == "tensorflow"
+        found: dict[str, Any] = {"rule": self._NAME, **vars(self)}
+        if "betas" in found:
+            found["beta1"], found["beta2"] = found.pop("betas")
+        if "weight_decay_mode" in found:
+            found["decoupled"] = found.pop("weight_decay_mode") == "decoupled"
+        if "eps_mode" in found:
+            found["uncorrected_eps"] = found.pop("eps_mode") == "tensorflow"
         return found
 
 
@@ -113,12 +107,29 @@ _R = TypeVar("_R", bound=RowOptimizer)
 
 
 def settings(op: str, cls: type[_R], **given: Any) -> _R:
-    """A rule checked in the name of ``op``."""
+    """A rule checked in the name of ``op``; of what is given it takes its fields."""
     rule = object.__new__(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         object.__setattr__(rule, field.name, given.get(field.name, field.default))
     rule._check(op)
     return rule
+
+
+def of_arguments(
+    op: str, kind: type[RowOptimizer], given: dict[str, Any]
+) -> tuple[RowOptimizer, dict[str, Any], int]:
+    """Rule, state and Adam's common step (or 0) of an update of gathered rows, from its arguments by name."""
+    if kind is Adam:
+        one, wide = (getattr(given[name], "shape", ()) for name in ("exp_avg_sq", "weight"))
+        given = {**given, "rowwise": len(one) == 1 or (one[1:] == (1,) and wide[1:] != (1,))}
+    rule = settings(op, kind, **given)
+    layout = rule.state_layout(1)
+    state = {name: value for name, value in given.items() if name in layout}
+    step = state.get("step")
+    if step is None or len(getattr(step, "shape", ())):
+        return rule, state, 0
+    del state["step"]
+    return rule, state, integer(op, "step", step, at_least=1, at_most=2**53)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +147,6 @@ class SGD(RowOptimizer):
     stochastic_rounding: bool = False
 
     _NAME: ClassVar[str] = "sgd"
-
-    def _check(self, op: str) -> None:
-        self._at_least_0(op, "lr", "weight_decay")
-        self._check_common(op)
-
-    def state_layout(self, dim: int) -> dict[str, int]:
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,16 +170,7 @@ class RowwiseAdagrad(RowOptimizer):
     stochastic_rounding: bool = False
 
     _NAME: ClassVar[str] = "rowwise_adagrad"
-
-    def _check(self, op: str) -> None:
-        self._at_least_0(op, "lr", "eps", "weight_decay", "initial_accumulator_value")
-        self._check_common(op)
-
-    def state_layout(self, dim: int) -> dict[str, int]:
-        return {"state_sum": 1}
-
-    def _scalars(self) -> tuple[str, ...]:
-        return ("state_sum",)
+    _STATE: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("state_sum",), ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,13 +192,7 @@ class Adagrad(RowOptimizer):
     stochastic_rounding: bool = False
 
     _NAME: ClassVar[str] = "adagrad"
-
-    def _check(self, op: str) -> None:
-        self._at_least_0(op, "lr", "eps", "weight_decay", "initial_accumulator_value")
-        self._check_common(op)
-
-    def state_layout(self, dim: int) -> dict[str, int]:
-        return {"state_sum": dim}
+    _STATE: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ("state_sum",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,27 +222,13 @@ class Adam(RowOptimizer):
     stochastic_rounding: bool = False
 
     _NAME: ClassVar[str] = "adam"
+    _STATE: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (
+        ("step",),
+        ("exp_avg", "exp_avg_sq"),
+    )
 
-    def _check(self, op: str) -> None:
-        self._at_least_0(op, "lr", "eps", "weight_decay")
-        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
-            raise ValueError(f"[{op}] betas: expected two numbers, got {self.betas!r}.")
-        betas = tuple(
-            number(op, f"betas[{k}]", b, at_least=0, below=1) for k, b in enumerate(self.betas)
-        )
-        self._set("betas", betas)
-        choice(op, "eps_mode", self.eps_mode, EPS_MODES)
-        self._set("nesterov", _flag(op, "nesterov", self.nesterov))
-        self._set("rowwise", _flag(op, "rowwise", self.rowwise))
-        self._check_common(op)
-
-    def state_layout(self, dim: int) -> dict[str, int]:
-        if self.rowwise:
-            return {"step": 1, "exp_avg_sq": 1, "exp_avg": dim}
-        return {"step": 1, "exp_avg": dim, "exp_avg_sq": dim}
-
-    def _scalars(self) -> tuple[str, ...]:
-        return ("step", "exp_avg_sq") if self.rowwise else ("step",)
+    def _state(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return (("step", "exp_avg_sq"), ("exp_avg",)) if self.rowwise else self._STATE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,15 +254,8 @@ class FTRL(RowOptimizer):
     stochastic_rounding: bool = False
 
     _NAME: ClassVar[str] = "ftrl"
-
-    def _check(self, op: str) -> None:
-        self._set("lr", number(op, "lr", self.lr, above=0, below=math.inf))
-        self._at_least_0(op, "beta", "l1", "l2", "initial_accumulator_value")
-        self._set("group", _flag(op, "group", self.group))
-        self._check_common(op)
-
-    def state_layout(self, dim: int) -> dict[str, int]:
-        return {"z": dim, "n": dim}
+    _STATE: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = ((), ("z", "n"))
+    _LR_ABOVE_0: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,14 +279,5 @@ class GroupAdagrad(RowOptimizer):
     stochastic_rounding: bool = False
 
     _NAME: ClassVar[str] = "group_adagrad"
-
-    def _check(self, op: str) -> None:
-        self._set("lr", number(op, "lr", self.lr, above=0, below=math.inf))
-        self._at_least_0(op, "beta", "l2", "weight_decay", "initial_accumulator_value")
-        self._check_common(op)
-
-    def state_layout(self, dim: int) -> dict[str, int]:
-        return {"state_sum": 1}
-
-    def _scalars(self) -> tuple[str, ...]:
-        return ("state_sum",)
+    _STATE: ClassVar[tuple[tuple[str, ...], tuple[str, ...]]] = (("state_sum",), ())
+    _LR_ABOVE_0: ClassVar[bool] = True

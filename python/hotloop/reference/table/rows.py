@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ...core.rules import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
+from ...core.rules import (
+    FTRL,
+    SGD,
+    Adagrad,
+    Adam,
+    GroupAdagrad,
+    RowOptimizer,
+    RowwiseAdagrad,
+    of_arguments,
+)
 from ...front import arrays
 from .. import core
 from .results import MergedGradients
@@ -182,112 +194,37 @@ def _as_stored(x: np.ndarray, like: Any) -> Any:
     return _wide(holder)
 
 
-def sparse_sgd_update(
-    weight: Any,
-    grad: Any,
-    *,
-    lr: float = SGD.lr,
-    weight_decay: float = SGD.weight_decay,
-    rounding_seed: int | None = None,
-) -> None:
-    move(SGD(lr=lr, weight_decay=weight_decay), weight, grad, {}, rounding_seed)
-
-
-def rowwise_adagrad_update(
-    weight: Any,
-    grad: Any,
-    state_sum: Any,
-    *,
-    lr: float = RowwiseAdagrad.lr,
-    eps: float = RowwiseAdagrad.eps,
-    weight_decay: float = RowwiseAdagrad.weight_decay,
-    weight_decay_mode: str = RowwiseAdagrad.weight_decay_mode,
-    rounding_seed: int | None = None,
-) -> None:
-    rule = RowwiseAdagrad(
-        lr=lr, eps=eps, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode
+def _update(op: str, kind: type[RowOptimizer], *state: str) -> Callable[..., None]:
+    """The update of gathered rows by a rule, with the arguments of the op of this name but ``impl``."""
+    hidden = ("rowwise", "initial_accumulator_value", "stochastic_rounding")
+    fields = {f.name: f.default for f in dataclasses.fields(kind) if f.name not in hidden}  # type: ignore[arg-type]
+    of = inspect.Parameter
+    signature = inspect.Signature(
+        [of(name, of.POSITIONAL_OR_KEYWORD) for name in ("weight", "grad", *state)]
+        + [
+            of(name, of.KEYWORD_ONLY, default=default)
+            for name, default in {**fields, "rounding_seed": None}.items()
+        ]
     )
-    move(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+
+    def update(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        rule, columns, step = of_arguments(op, kind, given)
+        move(rule, given["weight"], given["grad"], columns, given["rounding_seed"], step=step)
+
+    update.__name__ = update.__qualname__ = op
+    update.__signature__ = signature  # type: ignore[attr-defined]
+    return update
 
 
-def sparse_adagrad_update(
-    weight: Any,
-    grad: Any,
-    state_sum: Any,
-    *,
-    lr: float = Adagrad.lr,
-    eps: float = Adagrad.eps,
-    weight_decay: float = Adagrad.weight_decay,
-    weight_decay_mode: str = Adagrad.weight_decay_mode,
-    rounding_seed: int | None = None,
-) -> None:
-    rule = Adagrad(lr=lr, eps=eps, weight_decay=weight_decay, weight_decay_mode=weight_decay_mode)
-    move(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
-
-
-def sparse_adam_update(
-    weight: Any,
-    grad: Any,
-    exp_avg: Any,
-    exp_avg_sq: Any,
-    step: Any,
-    *,
-    lr: float = Adam.lr,
-    betas: tuple[float, float] = Adam.betas,
-    eps: float = Adam.eps,
-    eps_mode: str = Adam.eps_mode,
-    weight_decay: float = Adam.weight_decay,
-    weight_decay_mode: str = Adam.weight_decay_mode,
-    nesterov: bool = Adam.nesterov,
-    rounding_seed: int | None = None,
-) -> None:
-    rule = Adam(
-        lr=lr,
-        betas=betas,
-        eps=eps,
-        eps_mode=eps_mode,
-        weight_decay=weight_decay,
-        weight_decay_mode=weight_decay_mode,
-        nesterov=nesterov,
-        rowwise=exp_avg_sq.ndim == 1 or exp_avg_sq.shape[1] != weight.shape[1],
-    )
-    state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    common = step if isinstance(step, int) else 0
-    if not common:
-        state["step"] = step
-    move(rule, weight, grad, state, rounding_seed, step=common)
-
-
-def ftrl_proximal_update(
-    weight: Any,
-    grad: Any,
-    z: Any,
-    n: Any,
-    *,
-    lr: float = FTRL.lr,
-    beta: float = FTRL.beta,
-    l1: float = FTRL.l1,
-    l2: float = FTRL.l2,
-    group: bool = FTRL.group,
-    rounding_seed: int | None = None,
-) -> None:
-    rule = FTRL(lr=lr, beta=beta, l1=l1, l2=l2, group=group)
-    move(rule, weight, grad, {"z": z, "n": n}, rounding_seed)
-
-
-def group_adagrad_update(
-    weight: Any,
-    grad: Any,
-    state_sum: Any,
-    *,
-    lr: float = GroupAdagrad.lr,
-    beta: float = GroupAdagrad.beta,
-    l2: float = GroupAdagrad.l2,
-    weight_decay: float = GroupAdagrad.weight_decay,
-    rounding_seed: int | None = None,
-) -> None:
-    rule = GroupAdagrad(lr=lr, beta=beta, l2=l2, weight_decay=weight_decay)
-    move(rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+sparse_sgd_update = _update("sparse_sgd_update", SGD)
+rowwise_adagrad_update = _update("rowwise_adagrad_update", RowwiseAdagrad, "state_sum")
+sparse_adagrad_update = _update("sparse_adagrad_update", Adagrad, "state_sum")
+sparse_adam_update = _update("sparse_adam_update", Adam, "exp_avg", "exp_avg_sq", "step")
+ftrl_proximal_update = _update("ftrl_proximal_update", FTRL, "z", "n")
+group_adagrad_update = _update("group_adagrad_update", GroupAdagrad, "state_sum")
 
 
 def merge_duplicates(ids: Any, grads: Any) -> MergedGradients:

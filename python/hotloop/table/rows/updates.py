@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ...core.rules import (
     FTRL,
@@ -14,35 +14,56 @@ from ...core.rules import (
     GroupAdagrad,
     RowOptimizer,
     RowwiseAdagrad,
-    settings,
+    of_arguments,
 )
-from ...front import arrays, check
-from ...front.check import integer
+from ...front import arrays
 from ...front.impl import Impl, choose
 from ...reference.table import rows as _reference
 from . import engine
 
+_FIRST = """
+        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
+        grad: (U, D) float32 (float64 too for float64 weights): the summed gradient of each row."""
+_LAST = """
+        rounding_seed: 0 to 2^64 - 1, another one each step: float16 and bfloat16 weights are rounded up or down at
+            random, without bias, by Philox(rounding_seed, 0, row). None rounds to nearest even.
+        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
 
-def _move(
-    op: str,
-    impl: Impl,
-    rule: RowOptimizer,
-    weight: Any,
-    grad: Any,
-    state: dict[str, Any],
-    rounding_seed: int | None,
-    step: int = 0,
-) -> None:
-    """Check state and seed, and run the rule. ``step``: Adam's t of all rows, or 0."""
+    Returns:
+        None.
+
+    Raises:
+        TypeError, ValueError: an array of another dtype, shape, library or device, or one that cannot be written; a
+            number out of range; with HOTLOOP_CHECK=1 NaN or infinity in grad.
+        NotImplementedError: a forced ``impl`` that cannot run.
+"""
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def _documented(update: _F) -> _F:
+    """Add to the docstring what all updates have in common."""
+    if update.__doc__:
+        before, own, example = re.split(r"(?<=Args:)|(?=\n    Example:)", update.__doc__)
+        update.__doc__ = before + _FIRST + own.rstrip() + _LAST + example
+    return update
+
+
+def _move(op: str, kind: type[RowOptimizer], given: dict[str, Any]) -> None:
+    """Check the arguments of an update, by name, and run the rule."""
+    rule, state, step = of_arguments(op, kind, given)
+    weight, grad, seed = given["weight"], given["grad"], given["rounding_seed"]
+    engine.check_rows(op, weight, grad)
     for name, column in state.items():
         engine.check_state(op, name, column, weight, scalar=name in rule._scalars())
-    engine.check_seed(op, rounding_seed)
-    if choose(op, impl, "weight", weight, engine.loops(arrays.dtype(weight))) == "reference":
-        _reference.move(rule, weight, grad, state, rounding_seed, step=step)
+    engine.check_seed(op, seed)
+    loops = engine.loops(arrays.dtype(weight))
+    if choose(op, given["impl"], "weight", weight, loops) == "reference":
+        _reference.move(rule, weight, grad, state, seed, step=step)
     else:
-        engine.update(rule, weight, grad, state, rounding_seed=rounding_seed, step=step)
+        engine.update(rule, weight, grad, state, rounding_seed=seed, step=step)
 
 
+@_documented
 def sparse_sgd_update(
     weight: Any,
     grad: Any,
@@ -57,21 +78,8 @@ def sparse_sgd_update(
     w <- w - lr (g + weight_decay w). Returns None.
 
     Args:
-        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
-        grad: (U, D) float32 (float64 too for float64 weights): the summed gradient of each row.
         lr: learning rate, >= 0. Default 0.01.
         weight_decay: >= 0. Default 0.
-        rounding_seed: 0 to 2^64 - 1, another one each step: float16 and bfloat16 weights are rounded up or down at
-            random, without bias, by Philox(rounding_seed, 0, row). None rounds to nearest even.
-        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
-
-    Returns:
-        None.
-
-    Raises:
-        TypeError, ValueError: an array of another dtype, shape, library or device, or one that cannot be written; a
-            number out of range; with HOTLOOP_CHECK=1 NaN or infinity in grad.
-        NotImplementedError: a forced ``impl`` that cannot run.
 
     Example:
         >>> import numpy as np
@@ -83,12 +91,10 @@ def sparse_sgd_update(
     Reference:
         Robbins and Monro 1951, doi:10.1214/aoms/1177729586. No momentum.
     """
-    op = "sparse_sgd_update"
-    rule = settings(op, SGD, lr=lr, weight_decay=weight_decay)
-    engine.check_rows(op, weight, grad)
-    _move(op, impl, rule, weight, grad, {}, rounding_seed)
+    _move("sparse_sgd_update", SGD, locals())
 
 
+@_documented
 def rowwise_adagrad_update(
     weight: Any,
     grad: Any,
@@ -108,20 +114,11 @@ def rowwise_adagrad_update(
     so far) the step is 0 instead of NaN. Returns None.
 
     Args:
-        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
-        grad: (U, D) float32 (float64 too for float64 weights): the summed gradient of each row.
         state_sum: (U,) or (U, 1) float32, >= 0, written in place.
         lr: learning rate, >= 0. Default 0.01.
         eps: >= 0. Default 1e-8.
         weight_decay: >= 0. Default 0.
         weight_decay_mode: "l2" or "decoupled". Default "l2".
-        rounding_seed, impl: as in ``sparse_sgd_update``.
-
-    Returns:
-        None.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sparse_sgd_update``.
 
     Example:
         >>> import numpy as np
@@ -134,19 +131,10 @@ def rowwise_adagrad_update(
         Duchi et al. 2011, JMLR 12, "Adaptive Subgradient Methods"; one sum per row as TorchRec (rowwise_adagrad.py) and
         FBGEMM have it.
     """
-    op = "rowwise_adagrad_update"
-    rule = settings(
-        op,
-        RowwiseAdagrad,
-        lr=lr,
-        eps=eps,
-        weight_decay=weight_decay,
-        weight_decay_mode=weight_decay_mode,
-    )
-    engine.check_rows(op, weight, grad)
-    _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+    _move("rowwise_adagrad_update", RowwiseAdagrad, locals())
 
 
+@_documented
 def sparse_adagrad_update(
     weight: Any,
     grad: Any,
@@ -166,20 +154,11 @@ def sparse_adagrad_update(
     so far) the step is 0 instead of NaN. Monolith's rule is eps=0 with a state_sum that starts at 0.1. Returns None.
 
     Args:
-        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
-        grad: (U, D) float32 (float64 too for float64 weights): the summed gradient of each row.
         state_sum: (U, D) float32, >= 0, written in place.
         lr: learning rate, >= 0. Default 0.01.
         eps: >= 0. Default 1e-10.
         weight_decay: >= 0. Default 0.
         weight_decay_mode: "l2" or "decoupled". Default "l2".
-        rounding_seed, impl: as in ``sparse_sgd_update``.
-
-    Returns:
-        None.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sparse_sgd_update``.
 
     Example:
         >>> import numpy as np
@@ -191,19 +170,10 @@ def sparse_adagrad_update(
     Reference:
         Duchi et al. 2011, JMLR 12, "Adaptive Subgradient Methods".
     """
-    op = "sparse_adagrad_update"
-    rule = settings(
-        op,
-        Adagrad,
-        lr=lr,
-        eps=eps,
-        weight_decay=weight_decay,
-        weight_decay_mode=weight_decay_mode,
-    )
-    engine.check_rows(op, weight, grad)
-    _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+    _move("sparse_adagrad_update", Adagrad, locals())
 
 
+@_documented
 def sparse_adam_update(
     weight: Any,
     grad: Any,
@@ -230,8 +200,6 @@ def sparse_adam_update(
     t is the row's own count. torch.optim.SparseAdam is an int ``step``, which counts for all rows, and "tensorflow".
 
     Args:
-        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
-        grad: (U, D) float32 (float64 too for float64 weights): the summed gradient of each row.
         exp_avg: m, (U, D) float32, written in place.
         exp_avg_sq: v, (U, D) float32, written in place; or (U,) or (U, 1): one per row, of mean_j g_j^2.
         step: t before this step, (U,) or (U, 1) float32, advanced in place (it counts to 2^24, where no correction is
@@ -243,13 +211,6 @@ def sparse_adam_update(
         weight_decay: >= 0. Default 0.
         weight_decay_mode: "l2" or "decoupled" (AdamW). Default "l2".
         nesterov: Monolith's form, without the schedule of torch.optim.NAdam. Default False.
-        rounding_seed, impl: as in ``sparse_sgd_update``.
-
-    Returns:
-        None.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sparse_sgd_update``.
 
     Example:
         >>> import numpy as np
@@ -262,35 +223,10 @@ def sparse_adam_update(
     Reference:
         Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; Loshchilov and Hutter 2019, arXiv:1711.05101 ("decoupled").
     """
-    op = "sparse_adam_update"
-    engine.check_rows(op, weight, grad)
-    for name, value in (("exp_avg_sq", exp_avg_sq), ("step", step)):
-        if hasattr(value, "dtype") and not isinstance(value, np.generic):
-            check.kind(op, name, value)
-    rowwise = getattr(exp_avg_sq, "ndim", 2) == 1 or (
-        tuple(getattr(exp_avg_sq, "shape", ()))[1:] == (1,) and int(weight.shape[1]) != 1
-    )
-    rule = settings(
-        op,
-        Adam,
-        lr=lr,
-        betas=betas,
-        eps=eps,
-        eps_mode=eps_mode,
-        weight_decay=weight_decay,
-        weight_decay_mode=weight_decay_mode,
-        nesterov=nesterov,
-        rowwise=rowwise,
-    )
-    state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    common = 0
-    if hasattr(step, "shape") and tuple(step.shape) != ():
-        state["step"] = step
-    else:
-        common = integer(op, "step", step, at_least=1, at_most=2**53)
-    _move(op, impl, rule, weight, grad, state, rounding_seed, common)
+    _move("sparse_adam_update", Adam, locals())
 
 
+@_documented
 def ftrl_proximal_update(
     weight: Any,
     grad: Any,
@@ -307,28 +243,19 @@ def ftrl_proximal_update(
 ) -> None:
     """Move rows by FTRL-proximal, in place.
 
-    s = (sqrt(n + g^2) - sqrt(n)) / lr; z <- z + g - s w; n <- n + g^2;
+    g = grad; s = (sqrt(n + g^2) - sqrt(n)) / lr; z <- z + g - s w; n <- n + g^2;
     w <- 0 if abs(z) <= l1, else -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2), per element. With ``group`` over the
     norm of the row: w <- 0 if norm(z) <= l1, else -(1 - l1 / norm(z)) z / ((beta + sqrt(n)) / lr + l2).
     The weight is a function of z and n: one that does not start at 0 needs z = -w ((beta + sqrt(n)) / lr + l2) to begin
     with. Monolith's sign of z (0 or 1, wrong for l1 > 0) is not copied. Returns None.
 
     Args:
-        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
-        grad: g, (U, D) float32 (float64 too for float64 weights): the summed gradient of each row.
         z, n: (U, D) float32, n >= 0, written in place.
         lr: alpha of the paper, > 0. Default 0.05.
         beta: >= 0. Default 1.
         l1: >= 0. Default 0.
         l2: >= 0. Default 1.
         group: Default False.
-        rounding_seed, impl: as in ``sparse_sgd_update``.
-
-    Returns:
-        None.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sparse_sgd_update``.
 
     Example:
         >>> import numpy as np
@@ -341,12 +268,10 @@ def ftrl_proximal_update(
         McMahan et al. 2013, KDD, "Ad Click Prediction: a View from the Trenches", algorithm 1; ``group``: the same
         proximal step on the norm of the row, l1 not scaled by sqrt(D).
     """
-    op = "ftrl_proximal_update"
-    rule = settings(op, FTRL, lr=lr, beta=beta, l1=l1, l2=l2, group=group)
-    engine.check_rows(op, weight, grad)
-    _move(op, impl, rule, weight, grad, {"z": z, "n": n}, rounding_seed)
+    _move("ftrl_proximal_update", FTRL, locals())
 
 
+@_documented
 def group_adagrad_update(
     weight: Any,
     grad: Any,
@@ -366,20 +291,11 @@ def group_adagrad_update(
     z = g - w / eta = -y / eta, written so that l2 = 0 leaves y exact. Returns None.
 
     Args:
-        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
-        grad: (U, D) float32 (float64 too for float64 weights): the summed gradient of each row.
         state_sum: (U,) or (U, 1) float32, >= 0, written in place; Monolith starts it at 0.1.
         lr: learning rate, > 0. Default 0.01.
         beta: >= 0. Default 0.
         l2: strength of the penalty on the norm, >= 0. Default 0.
         weight_decay: >= 0. Default 0.
-        rounding_seed, impl: as in ``sparse_sgd_update``.
-
-    Returns:
-        None.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sparse_sgd_update``.
 
     Example:
         >>> import numpy as np
@@ -391,7 +307,4 @@ def group_adagrad_update(
     Reference:
         Monolith, Liu et al. 2022, arXiv:2209.07663 (the rule is in its code, group_adagrad_optimizer.cc).
     """
-    op = "group_adagrad_update"
-    rule = settings(op, GroupAdagrad, lr=lr, beta=beta, l2=l2, weight_decay=weight_decay)
-    engine.check_rows(op, weight, grad)
-    _move(op, impl, rule, weight, grad, {"state_sum": state_sum}, rounding_seed)
+    _move("group_adagrad_update", GroupAdagrad, locals())
