@@ -27,8 +27,11 @@ fi
 
 python3 -m venv .venv-wheel
 .venv-wheel/bin/pip install -q "$wheel"
-commit=$(git describe --always --dirty --abbrev=12 --exclude='*')
-.venv-wheel/bin/hotloop info | head -n 1 | grep -F "(commit $commit)" || { echo "the wheel does not know its commit"; exit 1; }
+commit=$(< build/sdist/cmake/commit.txt)
+if [[ ( -e .git && $commit == unknown ) || $(.venv-wheel/bin/hotloop info) != *"(commit $commit)"* ]]; then
+  echo "the sdist is of commit $commit, and the wheel does not say so, or it should be known"
+  exit 1
+fi
 # An empty PATH but for the coreutils the scripts need: no compiler, no nvcc, no ninja.
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
