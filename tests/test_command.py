@@ -88,6 +88,15 @@ def test_catalog_lists_a_room_or_all(capsys: pytest.CaptureFixture[str]) -> None
     assert row.split() == ["preference.dpo_loss", "tested", "tested", "compiled", "-", "tested"]
 
 
+def test_a_reader_that_has_read_enough_sees_no_error() -> None:
+    words = [sys.executable, "-m", "hotloop", "catalog"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
 CALL = "import hotloop.core, numpy as np\nfrom hotloop.decode import sample, Logits\n"
 CALL += "for _ in range(2): sample(Logits(np.zeros((2, 4), np.float32)), seed=1)\n"
 LINE = "sample impl=cpu law=(2, 4)\n"
