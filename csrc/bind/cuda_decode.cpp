@@ -66,15 +66,12 @@ void run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, con
 }  // namespace
 
 HOTLOOP_BIND(decode) {
-  m.def("chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
-        py::arg("target"), py::arg("draft"), py::arg("lengths"), py::arg("seed"), py::arg("offset"), py::arg("outputs"),
-        py::arg("workspace"), py::arg("device"), py::arg("stream"));
-  m.def("tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"), py::arg("parents"),
-        py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"), py::arg("seed"),
-        py::arg("offset"), py::arg("outputs"), py::arg("nodes"), py::arg("workspace"), py::arg("device"),
-        py::arg("stream"));
-  m.def("sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"), py::arg("offset"),
-        py::arg("ids"), py::arg("logps"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
+  def(m, "chain", &run_chain,
+      "whole_block batch width ids target draft lengths seed offset outputs workspace device stream");
+  def(m, "tree", &run_tree,
+      "batch width depth ids parents target draft replacement lengths seed offset outputs nodes workspace device "
+      "stream");
+  def(m, "sample", &run_sample, "batch rows law seed offset ids logps workspace device stream");
 }
 
 }  // namespace hotloop::bind

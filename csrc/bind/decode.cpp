@@ -12,12 +12,17 @@ namespace {
 
 using namespace hotloop::decode;
 
-// Loops over probabilities say whether they read a number that is none: 1 for the target, 2 for the draft. Python then
-// looks for it and raises.
-struct Refused {
-  std::uint8_t target = 0, draft = 0;
-  int both() const { return target | draft << 1; }
-};
+// Runs a loop without the GIL. Returns whether it read a number that is no probability: 1 in the target, 2 in the
+// draft, 0 where all were. Python then looks for it and raises.
+template <class Loop>
+int watched(LawTable& target, LawTable* draft, Loop&& loop) {
+  std::uint8_t bad[2] = {};
+  target.refused = &bad[0];
+  if (draft != nullptr) draft->refused = &bad[1];
+  py::gil_scoped_release release;
+  loop();
+  return bad[0] | bad[1] << 1;
+}
 
 int run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
               const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
@@ -25,12 +30,7 @@ int run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py
   Arguments a(whole_block ? "block_speculative_sampling" : "chain_speculative_sampling", kMostArrays);
   VerifyCall call;
   verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
-  Refused refused;
-  call.target.refused = &refused.target;
-  call.draft.refused = &refused.draft;
-  py::gil_scoped_release release;
-  whole_block ? block(call) : chain(call);
-  return refused.both();
+  return watched(call.target, &call.draft, [&] { whole_block ? block(call) : chain(call); });
 }
 
 int run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
@@ -41,12 +41,7 @@ int run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const p
   TreeCall call;
   tree_arguments(a, call, batch, width, depth, ids, parents, target, draft, replacement, lengths, seed, offset, outputs,
                  nodes);
-  Refused refused;
-  call.target.refused = &refused.target;
-  call.draft.refused = &refused.draft;
-  py::gil_scoped_release release;
-  tree(call);
-  return refused.both();
+  return watched(call.target, &call.draft, [&] { tree(call); });
 }
 
 int run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
@@ -66,12 +61,7 @@ int run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, c
   call.k = k < 0 ? 0 : k;
   call.delta = delta;
   call.moved = output<float>(a, moved, "relaxation", {batch, width});
-  Refused refused;
-  call.target.refused = &refused.target;
-  call.draft.refused = &refused.draft;
-  py::gil_scoped_release release;
-  lantern(call);
-  return refused.both();
+  return watched(call.target, &call.draft, [&] { lantern(call); });
 }
 
 int run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t width, const py::object& ids,
@@ -95,11 +85,7 @@ int run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t
   call.best = output<std::int64_t>(a, outputs[1], "best_path", {batch});
   call.accepted = output<std::int64_t>(a, outputs[2], "num_accepted", {batch});
   call.rows_read = output<std::int64_t>(a, outputs[3], "rows_read", {batch});
-  Refused refused;
-  call.target.refused = &refused.target;
-  py::gil_scoped_release release;
-  decode::paths(call);
-  return refused.both();
+  return watched(call.target, nullptr, [&] { decode::paths(call); });
 }
 
 int run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
@@ -107,11 +93,7 @@ int run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, cons
   Arguments a("sample", kMostArrays);
   SampleCall call;
   sample_arguments(a, call, batch, rows, law, seed, offset, ids, logps);
-  Refused refused;
-  call.law.refused = &refused.target;
-  py::gil_scoped_release release;
-  sample(call);
-  return refused.both();
+  return watched(call.law, nullptr, [&] { sample(call); });
 }
 
 int run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool log, bool wide, const py::object& out) {
@@ -123,11 +105,7 @@ int run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool 
   call.log = log;
   call.dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
   call.output = a.dense(out, "out", call.dtype, {batch, rows, call.law.vocabulary}, true).data;
-  Refused refused;
-  call.law.refused = &refused.target;
-  py::gil_scoped_release release;
-  probs(call);
-  return refused.both();
+  return watched(call.law, nullptr, [&] { probs(call); });
 }
 
 int run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tuple& law, const py::object& ids,
@@ -140,11 +118,7 @@ int run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tup
   call.law = law_of(a, law, "law", batch, rows);
   call.output = output<std::int64_t>(a, ids, "token_ids", {batch, rows, k});
   call.logps = output<float>(a, logps, "logprobs", {batch, rows, k});
-  Refused refused;
-  call.law.refused = &refused.target;
-  py::gil_scoped_release release;
-  top(call);
-  return refused.both();
+  return watched(call.law, nullptr, [&] { top(call); });
 }
 
 void run_logits(std::int64_t batch, const py::tuple& law, bool wide, const py::object& out) {
@@ -203,30 +177,18 @@ void run_temperatures(std::int64_t batch, std::int64_t rows, const py::tuple& la
 }  // namespace
 
 HOTLOOP_BIND(decode) {
-  m.def("chain", &run_chain, py::arg("whole_block"), py::arg("batch"), py::arg("width"), py::arg("ids"),
-        py::arg("target"), py::arg("draft"), py::arg("lengths"), py::arg("seed"), py::arg("offset"),
-        py::arg("outputs"));
-  m.def("tree", &run_tree, py::arg("batch"), py::arg("width"), py::arg("depth"), py::arg("ids"), py::arg("parents"),
-        py::arg("target"), py::arg("draft"), py::arg("replacement"), py::arg("lengths"), py::arg("seed"),
-        py::arg("offset"), py::arg("outputs"), py::arg("nodes"));
-  m.def("lantern", &run_lantern, py::arg("batch"), py::arg("width"), py::arg("ids"), py::arg("target"),
-        py::arg("draft"), py::arg("neighbors"), py::arg("k"), py::arg("delta"), py::arg("lengths"), py::arg("seed"),
-        py::arg("offset"), py::arg("outputs"), py::arg("moved"));
-  m.def("paths", &run_paths, py::arg("typical"), py::arg("batch"), py::arg("paths"), py::arg("width"), py::arg("ids"),
-        py::arg("target"), py::arg("epsilon"), py::arg("alpha"), py::arg("entropy_eps"), py::arg("lengths"),
-        py::arg("seed"), py::arg("offset"), py::arg("outputs"));
-  m.def("sample", &run_sample, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("seed"), py::arg("offset"),
-        py::arg("ids"), py::arg("logps"));
-  m.def("probs", &run_probs, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("log"), py::arg("wide"),
-        py::arg("out"));
-  m.def("top", &run_top, py::arg("batch"), py::arg("rows"), py::arg("k"), py::arg("law"), py::arg("ids"),
-        py::arg("logps"));
-  m.def("logits", &run_logits, py::arg("batch"), py::arg("law"), py::arg("wide"), py::arg("out"));
-  m.def("branch_reuse", &run_branch_reuse, py::arg("batch"), py::arg("width"), py::arg("kappa"), py::arg("following"),
-        py::arg("emitted"), py::arg("accepted"), py::arg("roots"), py::arg("branches"), py::arg("reused"),
-        py::arg("branch"), py::arg("window"));
-  m.def("temperatures", &run_temperatures, py::arg("batch"), py::arg("rows"), py::arg("law"), py::arg("statistics"),
-        py::arg("temperature"), py::arg("tau"), py::arg("out"));
+  def(m, "chain", &run_chain, "whole_block batch width ids target draft lengths seed offset outputs");
+  def(m, "tree", &run_tree, "batch width depth ids parents target draft replacement lengths seed offset outputs nodes");
+  def(m, "lantern", &run_lantern, "batch width ids target draft neighbors k delta lengths seed offset outputs moved");
+  def(m, "paths", &run_paths,
+      "typical batch paths width ids target epsilon alpha entropy_eps lengths seed offset outputs");
+  def(m, "sample", &run_sample, "batch rows law seed offset ids logps");
+  def(m, "probs", &run_probs, "batch rows law log wide out");
+  def(m, "top", &run_top, "batch rows k law ids logps");
+  def(m, "logits", &run_logits, "batch law wide out");
+  def(m, "branch_reuse", &run_branch_reuse,
+      "batch width kappa following emitted accepted roots branches reused branch window");
+  def(m, "temperatures", &run_temperatures, "batch rows law statistics temperature tau out");
 }
 
 }  // namespace hotloop::bind

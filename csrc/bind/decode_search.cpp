@@ -213,17 +213,12 @@ void run_nearest_codes(const py::object& products, const py::object& codebook, c
 }  // namespace
 
 HOTLOOP_BIND(decode) {
-  m.def("beam_step", &run_beam_step, py::arg("width"), py::arg("length"), py::arg("logits"), py::arg("ref_logits"),
-        py::arg("eos"), py::arg("before"), py::arg("after"), py::arg("beam_indices"), py::arg("next_ids"));
-  m.def("star_step", &run_star_step, py::arg("tree"), py::arg("nodes"), py::arg("rollouts"), py::arg("max_depth"),
-        py::arg("numbers"), py::arg("seed"), py::arg("offset"), py::arg("outputs"));
-  m.def("puct_step", &run_puct_step, py::arg("tree"), py::arg("nodes"), py::arg("max_depth"), py::arg("numbers"),
-        py::arg("outputs"));
-  m.def("backtrack", &run_backtrack, py::arg("batch"), py::arg("phrases"), py::arg("p_unconfident"),
-        py::arg("span_ends"), py::arg("lengths"), py::arg("before"), py::arg("numbers"), py::arg("limits"),
-        py::arg("after"), py::arg("outputs"));
-  m.def("nearest_codes", &run_nearest_codes, py::arg("products"), py::arg("codebook"), py::arg("squares"),
-        py::arg("first"), py::arg("errors"), py::arg("out"));
+  def(m, "beam_step", &run_beam_step, "width length logits ref_logits eos before after beam_indices next_ids");
+  def(m, "star_step", &run_star_step, "tree nodes rollouts max_depth numbers seed offset outputs");
+  def(m, "puct_step", &run_puct_step, "tree nodes max_depth numbers outputs");
+  def(m, "backtrack", &run_backtrack,
+      "batch phrases p_unconfident span_ends lengths before numbers limits after outputs");
+  def(m, "nearest_codes", &run_nearest_codes, "products codebook squares first errors out");
 }
 
 }  // namespace hotloop::bind

@@ -18,18 +18,43 @@ Dtype accumulate_dtype(Dtype dtype) { return dtype == Dtype::kFloat64 ? Dtype::k
 
 Transform transform(const py::tuple& t) { return {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()}; }
 
+// A tile of logits and what turns its numbers into logits.
+template <class Call>
+void one_tile(Arguments& a, Call& call, const py::object& tile, bool writable, const py::object& bias,
+              const py::object& labels, std::int64_t first_column, const py::tuple& logit) {
+  call.tile = a.tile(tile, "tile", writable);
+  call.bias = a.dense(bias, "bias", accumulate_dtype(call.tile.dtype), {call.tile.shape[1]}, false);
+  call.labels =
+      static_cast<const std::int64_t*>(a.dense(labels, "labels", Dtype::kInt64, {call.tile.shape[0]}, false).data);
+  call.first_column = first_column;
+  call.transform = transform(logit);
+}
+
+// The tiles of a student and of its teacher.
+template <class Call>
+void two_tiles(Arguments& a, Call& call, const char* op, bool writable, const py::object& student,
+               const py::object& teacher, const py::object& student_bias, const py::object& teacher_bias,
+               const py::tuple& student_logit, const py::tuple& teacher_logit) {
+  call.student = a.tile(student, "student", writable);
+  call.teacher = a.tile(teacher, "teacher", false);
+  if (call.teacher.dtype != call.student.dtype) {
+    throw std::invalid_argument(std::string("[") + op + "] teacher: expected the student's dtype.");
+  }
+  const Dtype r = accumulate_dtype(call.student.dtype);
+  call.student_bias = a.dense(student_bias, "student_bias", r, {call.student.shape[1]}, false);
+  call.teacher_bias = a.dense(teacher_bias, "teacher_bias", r, {call.student.shape[1]}, false);
+  call.student_transform = transform(student_logit);
+  call.teacher_transform = transform(teacher_logit);
+}
+
 void run_row_statistics(const py::object& tile, const py::object& bias, const py::object& labels,
                         std::int64_t first_column, const py::tuple& logit, bool all, const py::object& statistics,
                         const py::object& argmax) {
   Arguments a("row_statistics", 5);
   StatisticsCall call;
-  call.tile = a.tile(tile, "tile", false);
+  one_tile(a, call, tile, false, bias, labels, first_column, logit);
   const std::int64_t n = call.tile.shape[0];
   const Dtype r = accumulate_dtype(call.tile.dtype);
-  call.bias = a.dense(bias, "bias", r, {call.tile.shape[1]}, false);
-  call.labels = static_cast<const std::int64_t*>(a.dense(labels, "labels", Dtype::kInt64, {n}, false).data);
-  call.first_column = first_column;
-  call.transform = transform(logit);
   call.all = all;
   call.statistics = a.dense(statistics, "statistics", r, {kStatistics, n}, true).data;
   call.argmax = static_cast<std::int64_t*>(a.dense(argmax, "argmax", Dtype::kInt64, {n}, true).data);
@@ -41,13 +66,9 @@ void run_row_gradient(const py::object& tile, const py::object& bias, const py::
                       std::int64_t first_column, const py::tuple& logit, const py::object& coefficients) {
   Arguments a("row_gradient", 4);
   GradientCall call;
-  call.tile = a.tile(tile, "tile", true);
+  one_tile(a, call, tile, true, bias, labels, first_column, logit);
   const std::int64_t n = call.tile.shape[0];
   const Dtype r = accumulate_dtype(call.tile.dtype);
-  call.bias = a.dense(bias, "bias", r, {call.tile.shape[1]}, false);
-  call.labels = static_cast<const std::int64_t*>(a.dense(labels, "labels", Dtype::kInt64, {n}, false).data);
-  call.first_column = first_column;
-  call.transform = transform(logit);
   call.coefficients = a.dense(coefficients, "coefficients", r, {6, n}, false).data;
   py::gil_scoped_release release;
   row_gradient(call);
@@ -60,18 +81,10 @@ void run_divergence(const std::string& mode, const py::object& student, const py
                     const py::object& coefficients, const py::object& mixture) {
   Arguments a("divergence", 7);
   DivergenceCall call;
-  const bool gradient = mode == "gradient";
-  call.student = a.tile(student, "student", gradient);
-  call.teacher = a.tile(teacher, "teacher", false);
-  if (call.teacher.dtype != call.student.dtype) {
-    throw std::invalid_argument("[divergence] teacher: expected the student's dtype.");
-  }
+  two_tiles(a, call, "divergence", mode == "gradient", student, teacher, student_bias, teacher_bias, student_logit,
+            teacher_logit);
   const std::int64_t n = call.student.shape[0];
   const Dtype r = accumulate_dtype(call.student.dtype);
-  call.student_bias = a.dense(student_bias, "student_bias", r, {call.student.shape[1]}, false);
-  call.teacher_bias = a.dense(teacher_bias, "teacher_bias", r, {call.student.shape[1]}, false);
-  call.student_transform = transform(student_logit);
-  call.teacher_transform = transform(teacher_logit);
   call.beta = beta;
   call.statistics = a.dense(statistics, "statistics", r, {kDivergenceStatistics, n}, true).data;
   call.coefficients = a.dense(coefficients, "coefficients", r, {7, n}, false).data;
@@ -91,17 +104,10 @@ void run_log_cosh(const py::object& student, const py::object& teacher, const py
                   const py::object& sums, const py::object& weights) {
   Arguments a("log_cosh", 6);
   LogCoshCall call;
-  call.student = a.tile(student, "student", !weights.is_none());
-  call.teacher = a.tile(teacher, "teacher", false);
-  if (call.teacher.dtype != call.student.dtype) {
-    throw std::invalid_argument("[log_cosh] teacher: expected the student's dtype.");
-  }
+  two_tiles(a, call, "log_cosh", !weights.is_none(), student, teacher, student_bias, teacher_bias, student_logit,
+            teacher_logit);
   const std::int64_t n = call.student.shape[0];
   const Dtype r = accumulate_dtype(call.student.dtype);
-  call.student_bias = a.dense(student_bias, "student_bias", r, {call.student.shape[1]}, false);
-  call.teacher_bias = a.dense(teacher_bias, "teacher_bias", r, {call.student.shape[1]}, false);
-  call.student_transform = transform(student_logit);
-  call.teacher_transform = transform(teacher_logit);
   call.sums = a.dense(sums, "sums", r, {n}, true).data;
   call.weights = a.dense(weights, "weights", r, {n}, false).data;
   py::gil_scoped_release release;
@@ -111,16 +117,13 @@ void run_log_cosh(const py::object& student, const py::object& teacher, const py
 }  // namespace
 
 HOTLOOP_BIND(logprob) {
-  m.def("row_statistics", &run_row_statistics, py::arg("tile"), py::arg("bias"), py::arg("labels"),
-        py::arg("first_column"), py::arg("logit"), py::arg("all"), py::arg("statistics"), py::arg("argmax"));
-  m.def("row_gradient", &run_row_gradient, py::arg("tile"), py::arg("bias"), py::arg("labels"), py::arg("first_column"),
-        py::arg("logit"), py::arg("coefficients"));
-  m.def("divergence", &run_divergence, py::arg("mode"), py::arg("student"), py::arg("teacher"), py::arg("student_bias"),
-        py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"), py::arg("beta"),
-        py::arg("statistics"), py::arg("coefficients"), py::arg("mixture"));
-  m.def("log_cosh", &run_log_cosh, py::arg("student"), py::arg("teacher"), py::arg("student_bias"),
-        py::arg("teacher_bias"), py::arg("student_logit"), py::arg("teacher_logit"), py::arg("sums"),
-        py::arg("weights"));
+  def(m, "row_statistics", &run_row_statistics, "tile bias labels first_column logit all statistics argmax");
+  def(m, "row_gradient", &run_row_gradient, "tile bias labels first_column logit coefficients");
+  def(m, "divergence", &run_divergence,
+      "mode student teacher student_bias teacher_bias student_logit teacher_logit beta statistics coefficients "
+      "mixture");
+  def(m, "log_cosh", &run_log_cosh,
+      "student teacher student_bias teacher_bias student_logit teacher_logit sums weights");
   m.attr("STATISTICS") = static_cast<int>(kStatistics);
   m.attr("DIVERGENCE_STATISTICS") = static_cast<int>(kDivergenceStatistics);
 }

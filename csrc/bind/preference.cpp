@@ -78,10 +78,9 @@ bool within(const py::object& rows, double high, bool open) {
 }  // namespace
 
 HOTLOOP_BIND(pointwise) {
-  m.def("pair_loop", &run_pair_loop, py::arg("head"), py::arg("n"), py::arg("inputs"), py::arg("params"),
-        py::arg("loss"), py::arg("grads"), py::arg("grad_scale"), py::arg("total"), py::arg("double_precision"));
-  m.def("within", &within, py::arg("rows"), py::arg("high"), py::arg("open"));
-  m.def("are_marks", &are_marks, py::arg("rows"));
+  def(m, "pair_loop", &run_pair_loop, "head n inputs params loss grads grad_scale total double_precision");
+  def(m, "within", &within, "rows high open");
+  def(m, "are_marks", &are_marks, "rows");
   m.def("pair_heads", &pair_heads);
 }
 

@@ -1,6 +1,8 @@
 #include "bind/register.hpp"
 
 #include <map>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -23,6 +25,16 @@ void add_rooms(pybind11::module_& module) {
     pybind11::module_ room = module.def_submodule(name.c_str());
     for (const auto fill : files) fill(room);
   }
+}
+
+std::vector<std::string> argument_names(const char* function, const char* names, std::size_t count) {
+  std::istringstream text(names);
+  std::vector<std::string> words;
+  for (std::string word; text >> word;) words.push_back(word);
+  if (words.size() != count) {
+    throw std::logic_error(std::string(function) + ": takes " + std::to_string(count) + " arguments, named: " + names);
+  }
+  return words;
 }
 
 }  // namespace hotloop::bind

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "bind/arguments.hpp"
 
@@ -18,6 +19,15 @@ inline std::uint64_t* words(Arguments& a, const py::object& object, const char* 
 }
 inline std::uint32_t* numbers(Arguments& a, const py::object& object, const char* name, std::int64_t n, bool writable) {
   return reinterpret_cast<std::uint32_t*>(column<std::int32_t>(a, object, name, n, writable));
+}
+
+template <class T>
+py::bytes bytes_of(const T* data, std::size_t n) {
+  return {reinterpret_cast<const char*>(data), n * sizeof(T)};
+}
+template <class T>
+py::bytes bytes_of(const std::vector<T>& v) {
+  return bytes_of(v.data(), v.size());
 }
 
 // Rows: {char* data, stride in bytes}.

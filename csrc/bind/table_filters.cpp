@@ -7,9 +7,9 @@
 #include <string_view>
 #include <vector>
 
-#include "bind/arguments.hpp"
 #include "bind/register.hpp"
 #include "bind/released.hpp"
+#include "bind/table_arguments.hpp"
 #include "table/filter.hpp"
 #include "table/hash_loops.hpp"
 #include "table/managed_slots.hpp"
@@ -19,11 +19,6 @@ namespace hotloop::bind {
 namespace {
 
 using namespace hotloop::table;
-
-template <class T>
-T* column(Arguments& a, const py::object& object, const char* name, std::int64_t n, bool writable) {
-  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, {n}, writable).data);
-}
 
 void run_hash_bucket(std::int64_t n, const py::object& keys, std::uint64_t feature, std::uint64_t chunk,
                      std::uint64_t seed, std::uint64_t buckets, const py::object& out) {
@@ -98,11 +93,6 @@ void run_load(CountFilter& filter, std::int64_t head, std::int64_t advances, std
   filter.load({head, advances, failures, elements}, static_cast<const std::uint16_t*>(in.data));
 }
 
-template <class T>
-py::bytes bytes_of(const std::vector<T>& v) {
-  return {reinterpret_cast<const char*>(v.data()), v.size() * sizeof(T)};
-}
-
 // mark: None for all lines that hold anything. (state as of `save`, names int64, cells uint16), the latter two as
 // bytes.
 py::tuple run_changed_since(const CountFilter& filter, std::optional<std::uint64_t> mark) {
@@ -173,38 +163,32 @@ py::tuple run_evict(std::int64_t slots, const py::tuple& state, std::int64_t n, 
 }  // namespace
 
 HOTLOOP_BIND(table) {
-  m.def("filter_cells", &CountFilter::cells_for, py::arg("capacity"), py::arg("splits"));
-  m.def("hash_bucket", &run_hash_bucket, py::arg("n"), py::arg("keys"), py::arg("feature"), py::arg("chunk"),
-        py::arg("seed"), py::arg("buckets"), py::arg("out"));
-  m.def("hash_strings", &run_hash_strings, py::arg("n"), py::arg("text"), py::arg("offsets"), py::arg("out"));
-  m.def("probabilistic", &run_probabilistic, py::arg("n"), py::arg("seed"), py::arg("keys"), py::arg("step"),
-        py::arg("counts"), py::arg("threshold"), py::arg("equal"), py::arg("admitted"));
-  m.def("evict", &run_evict, py::arg("slots"), py::arg("state"), py::arg("n"), py::arg("incoming"), py::arg("now"),
-        py::arg("policy"), py::arg("decay_exponent"), py::arg("mapping"));
+  def(m, "filter_cells", &CountFilter::cells_for, "capacity splits");
+  def(m, "hash_bucket", &run_hash_bucket, "n keys feature chunk seed buckets out");
+  def(m, "hash_strings", &run_hash_strings, "n text offsets out");
+  def(m, "probabilistic", &run_probabilistic, "n seed keys step counts threshold equal admitted");
+  def(m, "evict", &run_evict, "slots state n incoming now policy decay_exponent mapping");
   // Shared: a table that admits by it keeps it alive.
-  py::class_<CountFilter, std::shared_ptr<CountFilter>>(m, "CountFilter")
-      .def(py::init([](std::int64_t capacity, int splits) {
-             if (capacity < 2 * splits || splits < 1 || splits == 2 || splits > 64) {
-               throw std::invalid_argument("[CountFilter] capacity: out of range for these splits.");
-             }
-             return std::make_shared<CountFilter>(capacity, splits);
-           }),
-           py::arg("capacity"), py::arg("splits"))
+  py::class_<CountFilter, std::shared_ptr<CountFilter>> c(m, "CountFilter");
+  c.def(py::init([](std::int64_t capacity, int splits) {
+          if (capacity < 2 * splits || splits < 1 || splits == 2 || splits > 64) {
+            throw std::invalid_argument("[CountFilter] capacity: out of range for these splits.");
+          }
+          return std::make_shared<CountFilter>(capacity, splits);
+        }),
+        py::arg("capacity"), py::arg("splits"))
       .def_property_readonly("cells_per_split", &CountFilter::cells_per_split)
       .def_property_readonly("bytes", &CountFilter::bytes)
-      .def("add", &run_add, py::arg("n"), py::arg("keys"), py::arg("counts"), py::arg("old"))
-      .def("count", &run_count, py::arg("n"), py::arg("keys"), py::arg("counts"))
-      .def("admits", &run_admits, py::arg("n"), py::arg("keys"), py::arg("counts"), py::arg("threshold"),
-           py::arg("admitted"))
-      .def("save", &run_save, py::arg("cells"))
-      .def("load", &run_load, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"),
-           py::arg("cells"))
       .def("mark", &CountFilter::mark)
       .def("has_changed_since", &CountFilter::has_changed_since, py::arg("mark"))
-      .def("changed_since", &run_changed_since, py::arg("mark"))
-      .def("put", &run_put, py::arg("head"), py::arg("advances"), py::arg("failures"), py::arg("elements"),
-           py::arg("n"), py::arg("names"), py::arg("cells"), py::arg("whole"))
       .def("clear", &CountFilter::clear, py::call_guard<Released>());
+  def(c, "add", &run_add, "n keys counts old");
+  def(c, "count", &run_count, "n keys counts");
+  def(c, "admits", &run_admits, "n keys counts threshold admitted");
+  def(c, "save", &run_save, "cells");
+  def(c, "load", &run_load, "head advances failures elements cells");
+  def(c, "changed_since", &run_changed_since, "mark");
+  def(c, "put", &run_put, "head advances failures elements n names cells whole");
 }
 
 }  // namespace hotloop::bind

@@ -4,9 +4,9 @@
 #include <array>
 #include <string>
 
-#include "bind/arguments.hpp"
 #include "bind/register.hpp"
 #include "bind/released.hpp"
+#include "bind/table_arguments.hpp"
 #include "table/error_memory/error_memory.hpp"
 
 namespace hotloop::bind {
@@ -82,17 +82,13 @@ void sketch_arguments(Arguments& a, SketchCall& call, const py::object& buckets,
   }
 }
 
-const double* column(Arguments& a, const py::object& x, const char* name, std::int64_t rows) {
-  return static_cast<const double*>(a.dense(x, name, Dtype::kFloat64, {rows}, false).data);
-}
-
 void run_sketch_write(const py::object& buckets, const py::object& labels, const py::object& base_predictions,
                       const py::object& sketch) {
   Arguments a("lsh_error_sketch_write", 6);
   SketchCall call{};
   sketch_arguments(a, call, buckets, sketch, true);
-  const double* y = column(a, labels, "labels", call.rows);
-  const double* base = column(a, base_predictions, "base_predictions", call.rows);
+  const double* y = column<double>(a, labels, "labels", call.rows, false);
+  const double* base = column<double>(a, base_predictions, "base_predictions", call.rows, false);
   for (std::int64_t b = 0; b < call.rows; ++b) {
     if (!(y[b] >= 0.0 && y[b] <= 1.0 && base[b] >= 0.0 && base[b] <= 1.0)) a.fail("labels", "expected 0 to 1");
   }
@@ -107,7 +103,7 @@ void run_sketch_read(const py::object& buckets, const py::object& base_predictio
   Arguments a("lsh_error_sketch", 8);
   SketchReadCall call{};
   sketch_arguments(a, call, buckets, sketch, false);
-  call.base_prediction = column(a, base_prediction, "base_prediction", call.rows);
+  call.base_prediction = column<double>(a, base_prediction, "base_prediction", call.rows, false);
   call.share = share;
   call.readout = readout_of(numbers);
   call.prediction = static_cast<double*>(a.dense(prediction, "prediction", Dtype::kFloat64, {call.rows}, true).data);
@@ -120,14 +116,11 @@ void run_sketch_read(const py::object& buckets, const py::object& base_predictio
 }  // namespace
 
 HOTLOOP_BIND(table) {
-  m.def("error_memory", &run_error_memory, py::arg("query"), py::arg("keys"), py::arg("first"),
-        py::arg("base_prediction"), py::arg("labels"), py::arg("base_predictions"), py::arg("k"), py::arg("numbers"),
-        py::arg("prediction"), py::arg("weights"), py::arg("neighbors"));
-  m.def("lsh_buckets", &run_lsh_buckets, py::arg("hidden"), py::arg("projections"), py::arg("buckets"));
-  m.def("lsh_sketch_write", &run_sketch_write, py::arg("buckets"), py::arg("labels"), py::arg("base_predictions"),
-        py::arg("sketch"));
-  m.def("lsh_sketch_read", &run_sketch_read, py::arg("buckets"), py::arg("base_prediction"), py::arg("sketch"),
-        py::arg("share"), py::arg("numbers"), py::arg("prediction"), py::arg("weights"));
+  def(m, "error_memory", &run_error_memory,
+      "query keys first base_prediction labels base_predictions k numbers prediction weights neighbors");
+  def(m, "lsh_buckets", &run_lsh_buckets, "hidden projections buckets");
+  def(m, "lsh_sketch_write", &run_sketch_write, "buckets labels base_predictions sketch");
+  def(m, "lsh_sketch_read", &run_sketch_read, "buckets base_prediction sketch share numbers prediction weights");
 }
 
 }  // namespace hotloop::bind

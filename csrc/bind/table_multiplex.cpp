@@ -139,12 +139,12 @@ void run_sparse(const Hits& hits, std::int64_t table, const py::object& indices,
 }  // namespace
 
 HOTLOOP_BIND(table) {
-  m.def("multiplexed", &run_lookup, py::arg("layout"), py::arg("tables"), py::arg("out"));
-  py::class_<Hits>(m, "MultiplexHits")
-      .def(py::init(&make_hits), py::arg("layout"))
-      .def("dense", &run_dense, py::arg("gradients"), py::arg("grad"))
-      .def("rows", &run_rows, py::arg("table"))
-      .def("sparse", &run_sparse, py::arg("table"), py::arg("indices"), py::arg("values"), py::arg("grad"));
+  def(m, "multiplexed", &run_lookup, "layout tables out");
+  py::class_<Hits> c(m, "MultiplexHits");
+  c.def(py::init(&make_hits), py::arg("layout"));
+  def(c, "dense", &run_dense, "gradients grad");
+  def(c, "rows", &run_rows, "table");
+  def(c, "sparse", &run_sparse, "table indices values grad");
 }
 
 }  // namespace hotloop::bind

@@ -154,12 +154,11 @@ py::tuple state_shape(const py::dict& rule) {
 }  // namespace
 
 HOTLOOP_BIND(table) {
-  m.def("update_rows", &update, py::arg("rule"), py::arg("weight"), py::arg("grad"), py::arg("state"), py::arg("rows"),
-        py::arg("distinct"), py::arg("seed"));
-  m.def("state_shape", &state_shape, py::arg("rule"));
-  m.def("number_ids", &number, py::arg("ids"), py::arg("inverse"), py::arg("unique"), py::arg("counts"));
-  m.def("merge_rows", &merge, py::arg("grads"), py::arg("inverse"), py::arg("out"));
-  m.def("quantize", &quantize, py::arg("values"), py::arg("codes"), py::arg("value_range"), py::arg("encode"));
+  def(m, "update_rows", &update, "rule weight grad state rows distinct seed");
+  def(m, "state_shape", &state_shape, "rule");
+  def(m, "number_ids", &number, "ids inverse unique counts");
+  def(m, "merge_rows", &merge, "grads inverse out");
+  def(m, "quantize", &quantize, "values codes value_range encode");
 }
 
 }  // namespace hotloop::bind

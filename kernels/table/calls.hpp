@@ -18,6 +18,11 @@ namespace hotloop::table::gpu {
 using Ask =
     std::function<void(std::int64_t n, const std::uint64_t* keys, const std::uint32_t* counts, std::uint8_t* admitted)>;
 
+struct Keys {
+  const std::uint64_t* data = nullptr;
+  std::int64_t count = 0;
+};
+
 // Rows outside the table, `stride` bytes apart.
 struct Rows {
   char* data = nullptr;

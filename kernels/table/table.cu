@@ -30,27 +30,23 @@ std::uint64_t CudaTable::generation() const { return impl_->generation(); }
 void CudaTable::set_generation(std::uint64_t g) { impl_->set_generation(g); }
 std::uint64_t CudaTable::mark() { return impl_->mark(); }
 
-void CudaTable::find(const std::uint64_t* keys, std::int64_t n, Rows values, std::uint8_t* found,
-                     std::uint64_t* scores) {
-  impl_->find(keys, n, values, found, scores);
+void CudaTable::find(Keys keys, Rows values, std::uint8_t* found, std::uint64_t* scores) {
+  impl_->find(keys.data, keys.count, values, found, scores);
 }
-void CudaTable::locate(const std::uint64_t* keys, std::int64_t n, std::uint32_t* rows) { impl_->locate(keys, n, rows); }
+void CudaTable::locate(Keys keys, std::uint32_t* rows) { impl_->locate(keys.data, keys.count, rows); }
 void CudaTable::upsert(const UpsertCall& call) { impl_->upsert(call); }
-void CudaTable::assign(const std::uint64_t* keys, std::int64_t n, Rows values, const Moment& moment, bool accumulate,
-                       std::uint8_t* found) {
-  impl_->assign(keys, n, values, moment, accumulate, found);
+void CudaTable::assign(Keys keys, Rows values, const Moment& moment, bool accumulate, std::uint8_t* found) {
+  impl_->assign(keys.data, keys.count, values, moment, accumulate, found);
 }
-void CudaTable::erase(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found) { impl_->erase(keys, n, found); }
-void CudaTable::erase_host(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found) {
-  impl_->erase_host(keys, n, found);
-}
+void CudaTable::erase(Keys keys, std::uint8_t* found) { impl_->erase(keys.data, keys.count, found); }
+void CudaTable::erase_host(Keys keys, std::uint8_t* found) { impl_->erase_host(keys.data, keys.count, found); }
 void CudaTable::clear() { impl_->clear(); }
 void CudaTable::reserve(std::int64_t rows) { impl_->reserve(rows); }
 std::int64_t CudaTable::expire(std::uint32_t time) { return impl_->expire(time); }
 std::int64_t CudaTable::export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const HostRows& out) {
   return impl_->export_rows(begin, end, since, out);
 }
-void CudaTable::import_rows(std::int64_t n, const HostRows& in, bool beyond) { impl_->import_rows(n, in, beyond); }
+void CudaTable::import_rows(Keys keys, const HostRows& in, bool beyond) { impl_->import_rows(keys.count, in, beyond); }
 std::int64_t CudaTable::evicted() const { return impl_->evicted(); }
 void CudaTable::take_evicted(std::uint64_t* keys, Rows values, std::uint64_t* scores) {
   impl_->take_evicted(keys, values, scores);

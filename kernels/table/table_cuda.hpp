@@ -38,18 +38,17 @@ class CudaTable {
   void set_generation(std::uint64_t generation);
   std::uint64_t mark();
 
-  void find(const std::uint64_t* keys, std::int64_t n, Rows values, std::uint8_t* found, std::uint64_t* scores);
-  void locate(const std::uint64_t* keys, std::int64_t n, std::uint32_t* rows);
+  void find(Keys keys, Rows values, std::uint8_t* found, std::uint64_t* scores);
+  void locate(Keys keys, std::uint32_t* rows);
   void upsert(const UpsertCall& call);  // throws Full before anything is written
-  void assign(const std::uint64_t* keys, std::int64_t n, Rows values, const Moment& moment, bool accumulate,
-              std::uint8_t* found);
-  void erase(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found);
-  void erase_host(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found);
+  void assign(Keys keys, Rows values, const Moment& moment, bool accumulate, std::uint8_t* found);
+  void erase(Keys keys, std::uint8_t* found);
+  void erase_host(Keys keys, std::uint8_t* found);
   void clear();
   void reserve(std::int64_t rows);
   std::int64_t expire(std::uint32_t time);
   std::int64_t export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const HostRows& out);
-  void import_rows(std::int64_t n, const HostRows& in, bool beyond);
+  void import_rows(Keys keys, const HostRows& in, bool beyond);
   std::int64_t evicted() const;
   void take_evicted(std::uint64_t* keys, Rows values, std::uint64_t* scores);
   void pool(const BagCall& call, Rows out, bool wide, std::int64_t* sizes, std::int64_t* largest);

@@ -7,85 +7,85 @@ class TableFull(Exception):
     pass
 
 class Table:
-    def __init__(self, arg0: dict[str, typing.Any]) -> None: ...
+    def __init__(self, settings: dict[str, typing.Any]) -> None: ...
     def assign(
         self,
-        arg0: int,
-        arg1: typing.Any,
-        arg2: typing.Any,
-        arg3: tuple[typing.Any, ...],
-        arg4: bool,
-        arg5: typing.Any,
+        n: int,
+        keys: typing.Any,
+        values: typing.Any,
+        moment: tuple[typing.Any, ...],
+        accumulate: bool,
+        found: typing.Any,
     ) -> None: ...
-    def changed_since(self, arg0: int) -> bool: ...
+    def changed_since(self, since: int) -> bool: ...
     def clear(self) -> None: ...
-    def contains(self, arg0: int, arg1: typing.Any, arg2: typing.Any, arg3: typing.Any) -> None: ...
-    def erase(self, arg0: int, arg1: typing.Any, arg2: typing.Any) -> None: ...
-    def erased_since(self, arg0: int) -> bytes: ...
-    def expire(self, arg0: int) -> int: ...
-    def export(self, arg0: int, arg1: int, arg2: int, arg3: tuple[typing.Any, ...]) -> int: ...
+    def contains(self, n: int, keys: typing.Any, found: typing.Any, scores: typing.Any) -> None: ...
+    def erase(self, n: int, keys: typing.Any, found: typing.Any) -> None: ...
+    def erased_since(self, since: int) -> bytes: ...
+    def expire(self, time: int) -> int: ...
+    def export(self, begin: int, end: int, since: int, arrays: tuple[typing.Any, ...]) -> int: ...
     def find(
-        self, arg0: int, arg1: typing.Any, arg2: typing.Any, arg3: typing.Any, arg4: float
+        self, n: int, keys: typing.Any, values: typing.Any, found: typing.Any, scale: float
     ) -> None: ...
     def find_or_insert(
         self,
-        arg0: int,
-        arg1: typing.Any,
-        arg2: typing.Any,
-        arg3: typing.Any,
-        arg4: float,
-        arg5: tuple[typing.Any, ...],
-        arg6: typing.Any,
+        n: int,
+        keys: typing.Any,
+        values: typing.Any,
+        found: typing.Any,
+        scale: float,
+        moment: tuple[typing.Any, ...],
+        admission: typing.Any,
     ) -> None: ...
-    def forget_erased(self, arg0: int) -> None: ...
+    def forget_erased(self, until: int) -> None: ...
     def import_rows(self, n: int, arrays: tuple[typing.Any, ...], beyond: bool = False) -> None: ...
-    def locate(self, arg0: int, arg1: typing.Any, arg2: typing.Any) -> None: ...
+    def locate(self, n: int, keys: typing.Any, rows: typing.Any) -> None: ...
     def mark(self) -> int: ...
     def pool(
         self,
-        arg0: tuple[typing.Any, ...],
-        arg1: typing.Any,
-        arg2: typing.Any,
-        arg3: typing.Any,
-        arg4: typing.Any,
+        bags: tuple[typing.Any, ...],
+        rows: typing.Any,
+        out: typing.Any,
+        sizes: typing.Any,
+        largest: typing.Any,
     ) -> None: ...
     def pool_or_insert(
         self,
-        arg0: tuple[typing.Any, ...],
-        arg1: tuple[typing.Any, ...],
-        arg2: typing.Any,
-        arg3: typing.Any,
-        arg4: typing.Any,
-        arg5: typing.Any,
-        arg6: typing.Any,
-        arg7: typing.Any,
+        bags: tuple[typing.Any, ...],
+        moment: tuple[typing.Any, ...],
+        admission: typing.Any,
+        rows: typing.Any,
+        found: typing.Any,
+        out: typing.Any,
+        sizes: typing.Any,
+        largest: typing.Any,
     ) -> None: ...
-    def reserve(self, arg0: int) -> None: ...
+    def reserve(self, rows: int) -> None: ...
     def trim(self) -> int: ...
     def update(
         self,
-        arg0: dict[str, typing.Any],
-        arg1: tuple[typing.Any, ...],
-        arg2: typing.Any,
-        arg3: typing.Any,
-        arg4: typing.Any,
-        arg5: typing.Any,
-        arg6: int,
-        arg7: int,
+        rule: dict[str, typing.Any],
+        bags: tuple[typing.Any, ...],
+        rows: typing.Any,
+        grad: typing.Any,
+        sizes: typing.Any,
+        largest: typing.Any,
+        time: int,
+        seed: int,
     ) -> int: ...
     def upsert(
         self,
-        arg0: int,
-        arg1: typing.Any,
-        arg2: typing.Any,
-        arg3: tuple[typing.Any, ...],
-        arg4: typing.Any,
-        arg5: bool,
-        arg6: typing.Any,
-        arg7: typing.Any,
+        n: int,
+        keys: typing.Any,
+        values: typing.Any,
+        moment: tuple[typing.Any, ...],
+        admission: typing.Any,
+        keep_evicted: bool,
+        rows: typing.Any,
+        found: typing.Any,
     ) -> typing.Any: ...
     def weight_gradient(
-        self, arg0: tuple[typing.Any, ...], arg1: typing.Any, arg2: typing.Any, arg3: typing.Any
+        self, bags: tuple[typing.Any, ...], kept: typing.Any, grad: typing.Any, out: typing.Any
     ) -> None: ...
     @property
     def bytes(self) -> int: ...
@@ -182,8 +182,8 @@ def hash_bucket(
     n: int, keys: typing.Any, feature: int, chunk: int, seed: int, buckets: int, out: typing.Any
 ) -> None: ...
 def hash_strings(n: int, text: bytes, offsets: typing.Any, out: typing.Any) -> None: ...
-def largest(arg0: typing.Any) -> float: ...
-def least(arg0: int, arg1: typing.Any) -> int: ...
+def largest(x: typing.Any) -> float: ...
+def least(n: int, x: typing.Any) -> int: ...
 def lsh_buckets(hidden: typing.Any, projections: typing.Any, buckets: typing.Any) -> None: ...
 def lsh_sketch_read(
     buckets: typing.Any,
