@@ -4,7 +4,7 @@
 //
 // g is the gradient after l2 decay, w a weight, the rest is state, changed in place. Every step is one IEEE operation
 // in float32, and files that include this are compiled without contraction of a * b + c: any instruction set gives
-// the same bits. Papers, defaults and what differs from Monolith: python/hotloop/table/optimizers.py.
+// the same bits. Papers, defaults and what differs from Monolith: python/hotloop/core/rules.py.
 #pragma once
 
 #include <cstdint>

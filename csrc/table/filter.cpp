@@ -1,3 +1,10 @@
+// The counting filter: probes, the ring of splits that forgets, batches over threads, marks and deltas of its cells.
+//
+// A batch prefetches the cells of sixteen keys ahead. A key has its cell in the newest split; if it has none there, it
+// takes the first free cell of its probe and the count that the newest older split has for it. When the newest split
+// holds its share of keys, the ring advances: the next split, which is empty, becomes the newest, and the oldest is
+// cleared. `Trial` notes the cells and splits that change, so that the sightings of a refused batch can be taken back;
+// `mark` numbers the lines that change, for deltas.
 #include "table/filter.hpp"
 
 #include <algorithm>
@@ -197,7 +204,7 @@ CountFilter::Trial::Trial(CountFilter& filter)
 CountFilter::Trial::~Trial() {
   filter_.trial_ = nullptr;
   if (kept_) return;
-  for (std::size_t left = cells_.size();; --left) {  // the other way round
+  for (std::size_t left = cells_.size();; --left) {  // newest change first
     for (; !splits_.empty() && splits_.back().writes == left; splits_.pop_back()) {
       filter_.put_split(splits_.back().split, splits_.back().before.data());
     }
@@ -237,7 +244,7 @@ void CountFilter::load(const State& state, const std::uint16_t* cells) {
 std::uint64_t CountFilter::mark() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (stamps_.empty()) stamps_.resize(static_cast<std::size_t>(positions_ / kLine * splits_));
-  if (now_ == UINT32_MAX) {  // what changed when is forgotten: everything is news
+  if (now_ == UINT32_MAX) {  // no numbers are left: from here on every line counts as changed
     std::fill(stamps_.begin(), stamps_.end(), now_);
     return now_ - 1;
   }

@@ -1,4 +1,5 @@
-// Who may enter a table: a filter that counts sightings in two bytes per key, and one that remembers nothing.
+// Admission: which unknown keys may enter a table. A filter that counts sightings in two bytes per key, and a
+// probabilistic one that keeps nothing.
 #pragma once
 
 #include <cmath>
@@ -52,7 +53,7 @@ class CountFilter {
   void admits(std::int64_t n, const std::int64_t* keys, const std::int64_t* counts, std::uint32_t threshold,
               std::uint8_t* admitted);
 
-  // The calls per key are not locked: whoever makes them from several threads holds this.
+  // The calls per key do not lock: hold this mutex to make them from several threads.
   std::mutex& mutex() const { return mutex_; }
 
   std::int64_t capacity() const { return capacity_; }
@@ -85,8 +86,8 @@ class CountFilter {
   // Takes over what another filter of the same capacity and splits gave; `whole`: its other lines are empty.
   void put(const State& state, const std::int64_t* names, const std::uint16_t* cells, std::int64_t n, bool whole);
 
-  // While one lives, what is added can be taken back, and is when it goes, unless it was kept. Whoever makes one holds
-  // the lock for as long.
+  // Notes the cells that `add` changes while it lives, and restores them when it is destroyed, unless `keep` was
+  // called. The caller holds the mutex for as long.
   class Trial {
    public:
     explicit Trial(CountFilter& filter);

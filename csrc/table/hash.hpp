@@ -36,7 +36,7 @@ HOTLOOP_INLINE std::uint64_t salted_hash(std::uint64_t key, std::uint64_t featur
 }
 
 // Where a key lies in one table, by the seed of that table. Files hold rows and no places, so the seed may differ from
-// table to table: whoever does not know it cannot choose keys that share a bucket. Not a cryptographic hash.
+// table to table: a caller that does not know it cannot choose keys that share a bucket. Not a cryptographic hash.
 inline constexpr std::uint64_t kPlaceSeed = 0xD1B54A32D192ED03ull;
 HOTLOOP_INLINE std::uint64_t place_hash(std::uint64_t key, std::uint64_t seed) { return mix64(key ^ seed); }
 

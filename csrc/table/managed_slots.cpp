@@ -1,3 +1,9 @@
+// One round of managed eviction: known ids are found through a hash table of the incoming ones, the rest are ranked.
+//
+// New ids are sorted, best first; free slots go to the first of them. Of the used slots only those whose score is below
+// the best new id's can lose: nth_element finds as many of the weakest as there are new ids left, and only these are
+// sorted. The k-th new id then takes the k-th weakest slot while it beats it. Scores of "lfu" and "lru" are integers,
+// those of "distance_lfu" float64; ties are broken by ids, not by the order of memory.
 #include "table/managed_slots.hpp"
 
 #include <algorithm>

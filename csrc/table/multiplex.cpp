@@ -1,3 +1,8 @@
+// The loops of multiplexed lookups: forward and the two backwards, dense and sparse; multiplex.hpp says how they work.
+//
+// Forward: a thread takes blocks of 32 samples; per column it hashes the keys of the block, prefetches the rows, and
+// copies those of the column before. Backward: `MultiplexHits` lists every hit as (row, where its gradient stands), a
+// stable radix sort groups the hits by row, and each thread sums the gradients of a range of hits.
 #include "table/multiplex.hpp"
 
 #include <algorithm>

@@ -90,7 +90,7 @@ class BasicTable : private Transfers<Machine> {
     check_count(n);
     const auto entered = machine_.enter();
     if (n == 0) return;
-    const auto rows = scratch_.template take<std::uint32_t>(n);
+    const auto rows = take<std::uint32_t>(n);
     run(finder(keys, n, nullptr, {}, found, nullptr, rows.get(), nullptr));
     WriteCall write = write_call(accumulate ? Write::kAccumulate : Write::kAssign, stamp(moment, false));
     write.values = matrix(values, shape_.value_bytes);
@@ -101,7 +101,7 @@ class BasicTable : private Transfers<Machine> {
     check_count(n);
     const auto entered = machine_.enter();
     if (n == 0) return;
-    const auto rows = scratch_.template take<std::uint32_t>(n);
+    const auto rows = take<std::uint32_t>(n);
     run(finder(keys, n, nullptr, {}, nullptr, nullptr, rows.get(), nullptr));
     machine_.fill(found, 0, static_cast<std::size_t>(n));
     Sorted sorted = sort_by_slot(rows.get(), n);
@@ -137,12 +137,12 @@ class BasicTable : private Transfers<Machine> {
     if (time == 0) return 0;
     for (std::int64_t begin = 0; begin < slots(); begin += kScanned) {
       const std::int64_t n = std::min(kScanned, slots() - begin);
-      const auto flags = scratch_.template take<std::uint8_t>(n);
-      const auto which = scratch_.template take<std::uint32_t>(n);
+      const auto flags = take<std::uint8_t>(n);
+      const auto which = take<std::uint32_t>(n);
       run(FlagSlots{memory_.store, begin, n, 0, time, flags.get()});
       const std::int64_t m = select(flags.get(), n, which.get());
       if (m == 0) continue;
-      const auto keys = scratch_.template take<std::uint64_t>(m);
+      const auto keys = take<std::uint64_t>(m);
       run(EraseSlots{memory_.store, begin, which.get(), m, keys.get()});
       add_size(-m);
       expired += m;
@@ -156,16 +156,16 @@ class BasicTable : private Transfers<Machine> {
     const auto entered = machine_.enter();
     const std::int64_t n = std::min(end, slots()) - begin;
     if (n <= 0 || since > 0xFFFFFFFFu) return 0;
-    const auto flags = scratch_.template take<std::uint8_t>(n);
-    const auto which = scratch_.template take<std::uint32_t>(n);
+    const auto flags = take<std::uint8_t>(n);
+    const auto which = take<std::uint32_t>(n);
     run(FlagSlots{memory_.store, begin, n, static_cast<std::uint32_t>(since), 0, flags.get()});
     const std::int64_t m = select(flags.get(), n, which.get());
     if (m == 0) return 0;
-    const auto keys = scratch_.template take<std::uint64_t>(m);
-    const auto scores = scratch_.template take<std::uint64_t>(m);
-    const auto times = scratch_.template take<std::uint32_t>(m);
-    const auto values = scratch_.template take<char>(m * shape_.value_bytes);
-    const auto state = scratch_.template take<char>(std::max<std::int64_t>(m * shape_.states * 4, 1));
+    const auto keys = take<std::uint64_t>(m);
+    const auto scores = take<std::uint64_t>(m);
+    const auto times = take<std::uint32_t>(m);
+    const auto values = take<char>(m * shape_.value_bytes);
+    const auto state = take<char>(std::max<std::int64_t>(m * shape_.states * 4, 1));
     Gather gather{memory_.store, shape_, begin, which.get(), m, keys.get(), {}, {}, scores.get(), times.get()};
     if (out.values.data != nullptr) gather.values = matrix_of(values.get(), shape_.value_bytes, shape_.value_bytes);
     const bool with_state = out.state.data != nullptr && shape_.states > 0;
@@ -191,7 +191,7 @@ class BasicTable : private Transfers<Machine> {
     const bool exact = in.scores != nullptr && evicts();
     const auto scores = exact ? sent(in.scores, n) : Held<Machine, std::uint64_t>{};
     const auto times = in.times != nullptr ? sent(in.times, n) : Held<Machine, std::uint32_t>{};
-    const auto rows = scratch_.template take<std::uint32_t>(n);
+    const auto rows = take<std::uint32_t>(n);
     UpsertCall call;
     call.keys = keys.get();
     call.n = n;
@@ -228,7 +228,7 @@ class BasicTable : private Transfers<Machine> {
       run(find);
       return;
     }
-    with_storage([&](auto storage) {
+    with_storage(shape_.dtype, [&](auto storage) {
       using Storage = decltype(storage);
       if (wide)
         run(Pool<Storage, float>{memory_.store, shape_, bags(call), out.data, out.stride, sizes, largest});
@@ -239,7 +239,7 @@ class BasicTable : private Transfers<Machine> {
 
   void weight_gradient(const BagCall& call, Rows kept, const float* grad, std::int64_t grad_stride, float* out) {
     const auto entered = machine_.enter();
-    with_storage([&](auto storage) {
+    with_storage(shape_.dtype, [&](auto storage) {
       run(WeightGradient<decltype(storage)>{shape_, bags(call), kept.data, kept.stride, grad, grad_stride, out});
     });
   }
@@ -249,7 +249,7 @@ class BasicTable : private Transfers<Machine> {
     check_count(call.n);
     const auto entered = machine_.enter();
     if (call.n == 0) return 0;
-    const auto rows = scratch_.template take<std::uint32_t>(call.n);
+    const auto rows = take<std::uint32_t>(call.n);
     machine_.fill(&counters_.get()->missing, 0, 4);
     run(finder(call.keys, call.n, call.rows, {}, nullptr, nullptr, rows.get(), &counters_.get()->missing));
     Moment moment;
@@ -272,7 +272,7 @@ class BasicTable : private Transfers<Machine> {
     const auto entered = machine_.enter();
     const auto n = static_cast<std::int64_t>(keys.size());
     const auto on_device = sent(keys.data(), n);
-    const auto found = scratch_.template take<std::uint8_t>(n);
+    const auto found = take<std::uint8_t>(n);
     run(finder(on_device.get(), n, nullptr, {}, found.get(), nullptr, nullptr, nullptr));
     const std::vector<std::uint8_t> there = host(found.get(), n);
     std::size_t kept = 0;
@@ -294,7 +294,7 @@ class BasicTable : private Transfers<Machine> {
     if (n == 0) return;
     const auto entered = machine_.enter();
     const auto k = sent(keys, n);
-    const auto f = scratch_.template take<std::uint8_t>(n);
+    const auto f = take<std::uint8_t>(n);
     erase(k.get(), n, f.get());
     machine_.download(found, f.get(), static_cast<std::size_t>(n));
   }
@@ -302,6 +302,11 @@ class BasicTable : private Transfers<Machine> {
  private:
   using Transfers<Machine>::machine_, Transfers<Machine>::scratch_, Transfers<Machine>::host, Transfers<Machine>::fetch,
       Transfers<Machine>::fetch_rows, Transfers<Machine>::sent, Transfers<Machine>::sent_rows;
+
+  template <class T>
+  Held<Machine, T> take(std::int64_t n) {
+    return scratch_.template take<T>(n);
+  }
 
   struct Counters {
     std::uint64_t size;
@@ -315,7 +320,7 @@ class BasicTable : private Transfers<Machine> {
     Held<Machine, std::uint32_t> slots, positions;
     Runs runs;
   };
-  // Room for who has to leave.
+  // Room for the rows that an upsert evicts or refuses.
   struct Leaving {
     Held<Machine, std::uint8_t> flags;
     Held<Machine, std::uint64_t> keys, scores;
@@ -372,18 +377,6 @@ class BasicTable : private Transfers<Machine> {
   void run(const Body& body) {
     machine_.run(body, Body::kScratch * shape_.dim, scratch_);
   }
-  template <class F>
-  void with_storage(F&& f) {
-    switch (shape_.dtype) {
-      case Dtype::kFloat16:
-        return f(Float16{});
-      case Dtype::kBFloat16:
-        return f(BFloat16{});
-      default:
-        return f(float{});
-    }
-  }
-
   static Matrix matrix(Rows rows, std::int64_t bytes) {
     return rows.data == nullptr ? Matrix{} : matrix_of(rows.data, rows.stride, bytes);
   }
@@ -425,7 +418,7 @@ class BasicTable : private Transfers<Machine> {
     return counters().selected;
   }
   Sorted sort_by_slot(const std::uint32_t* rows, std::int64_t n) {
-    Sorted s{scratch_.template take<std::uint32_t>(n), scratch_.template take<std::uint32_t>(n), {}};
+    Sorted s{take<std::uint32_t>(n), take<std::uint32_t>(n), {}};
     int bits = 1;  // enough that no slot is all ones in them, as kNoRow is
     while ((slots() >> bits) != 0) ++bits;
     machine_.sort_slots(rows, n, bits, s.slots.get(), s.positions.get(), scratch_);
@@ -436,11 +429,11 @@ class BasicTable : private Transfers<Machine> {
     Sorted sorted = sort_by_slot(rows, n);
     call.runs = sorted.runs;
     const std::int64_t parts = 2 * sorted.runs.tiles();
-    const auto part_rows = scratch_.template take<float>(call.sums() ? parts * shape_.dim : 1);
-    const auto part_uses = scratch_.template take<std::uint64_t>(parts);
+    const auto part_rows = take<float>(call.sums() ? parts * shape_.dim : 1);
+    const auto part_uses = take<std::uint64_t>(parts);
     call.part_rows = part_rows.get();
     call.part_uses = part_uses.get();
-    with_storage([&](auto storage) {
+    with_storage(shape_.dtype, [&](auto storage) {
       using Storage = decltype(storage);
       run(WritePieces<Storage>{{call}});
       if (n > kTile) run(WriteSpans<Storage>{{call}});
@@ -465,11 +458,11 @@ class BasicTable : private Transfers<Machine> {
     const Misses& misses = unknown.misses;
     // All memory before anything is written: a slot that is taken must get its row.
     const std::int64_t d = misses.d;
-    const auto slot_of = scratch_.template take<std::uint32_t>(d);
+    const auto slot_of = take<std::uint32_t>(d);
     const bool keeps = d > 0 && evicts() && (call.keep_evicted || settings_.versions);
     Leaving leaving = keeps ? room_to_leave(d) : Leaving{};
     leaving.gone.refused = call.keep_evicted && call.values.data != nullptr;
-    auto room = scratch_.template take<char>(keeps ? machine_.select_room(d) : 1);
+    auto room = take<char>(keeps ? machine_.select_room(d) : 1);
     const Matrix values = matrix(call.values, shape_.value_bytes);
 
     write_known(call, now, values);
@@ -482,7 +475,7 @@ class BasicTable : private Transfers<Machine> {
       room = {};
       keep_gone(misses, values, leaving);
     }
-    with_storage([&](auto storage) {
+    with_storage(shape_.dtype, [&](auto storage) {
       run(FillRows<decltype(storage)>{memory_.store, shape_, misses, now, values, slot_of.get()});
     });
     run(PlaceRows{misses, slot_of.get(), call.rows, call.found});
@@ -502,12 +495,9 @@ class BasicTable : private Transfers<Machine> {
   }
 
   Unknown sorted_misses(const UpsertCall& call, std::int64_t m) {
-    Unknown u{scratch_.template take<std::uint64_t>(m),
-              scratch_.template take<std::uint32_t>(m),
-              scratch_.template take<std::uint32_t>(m),
-              {}};
+    Unknown u{take<std::uint64_t>(m), take<std::uint32_t>(m), take<std::uint32_t>(m), {}};
     {
-      const auto flags = scratch_.template take<std::uint8_t>(call.n);
+      const auto flags = take<std::uint8_t>(call.n);
       run(FlagMisses{call.rows, call.n, flags.get()});
       machine_.select(flags.get(), call.n, u.positions.get(), &counters_.get()->selected, scratch_);
       run(HashMisses{call.keys, u.positions.get(), m, u.hashes.get(), settings_.hash_seed});
@@ -519,7 +509,7 @@ class BasicTable : private Transfers<Machine> {
   void distinguish(const UpsertCall& call, Unknown& u, std::int64_t m) {
     u.misses = {call.keys, u.hashes.get(), u.positions.get(), u.firsts.get(), m, 0};
     if (m == 0) return;
-    const auto flags = scratch_.template take<std::uint8_t>(m);
+    const auto flags = take<std::uint8_t>(m);
     run(FlagDistinct{u.hashes.get(), m, flags.get()});
     u.misses.d = select(flags.get(), m, u.firsts.get());
   }
@@ -527,7 +517,7 @@ class BasicTable : private Transfers<Machine> {
   // Leaves those that are let in.
   void ask(const UpsertCall& call, Unknown& u) {
     const std::int64_t m = u.misses.m, d = u.misses.d;
-    const auto distinct = scratch_.template take<std::uint64_t>(d);
+    const auto distinct = take<std::uint64_t>(d);
     run(DistinctKeys{u.misses, distinct.get()});
     const Admitted admitted = admitted_of(*call.ask, host(distinct.get(), d), host(u.firsts.get(), d),
                                           host(u.hashes.get(), m), host(u.positions.get(), m));
@@ -559,23 +549,19 @@ class BasicTable : private Transfers<Machine> {
   }
 
   Leaving room_to_leave(std::int64_t d) {
-    Leaving l{scratch_.template take<std::uint8_t>(d),
-              scratch_.template take<std::uint64_t>(d),
-              scratch_.template take<std::uint64_t>(d),
-              scratch_.template take<std::uint32_t>(d),
-              scratch_.template take<std::uint32_t>(d),
-              scratch_.template take<std::uint32_t>(d),
-              {}};
+    const auto longs = [&] { return take<std::uint64_t>(d); };
+    const auto words = [&] { return take<std::uint32_t>(d); };
+    Leaving l{take<std::uint8_t>(d), longs(), longs(), words(), words(), words(), {}};
     l.gone = {l.flags.get(), l.keys.get(), l.scores.get(), l.slots.get(), l.fresh.get()};
-    gone_keys_ = scratch_.template take<std::uint64_t>(d);
-    gone_scores_ = scratch_.template take<std::uint64_t>(d);
-    gone_values_ = scratch_.template take<char>(d * shape_.value_bytes);
+    gone_keys_ = take<std::uint64_t>(d);
+    gone_scores_ = take<std::uint64_t>(d);
+    gone_values_ = take<char>(d * shape_.value_bytes);
     return l;
   }
   void keep_gone(const Misses& misses, const Matrix& given, const Leaving& leaving) {
     evicted_ = select(leaving.gone.flags, misses.d, leaving.which.get());
     const Matrix values = matrix_of(gone_values_.get(), shape_.value_bytes, shape_.value_bytes);
-    with_storage([&](auto storage) {
+    with_storage(shape_.dtype, [&](auto storage) {
       run(CopyGone<decltype(storage)>{memory_.store, shape_, misses, given, leaving.gone, leaving.which.get(), evicted_,
                                       gone_keys_.get(), gone_scores_.get(), values});
     });

@@ -37,7 +37,7 @@ class Held {
 template <class Machine>
 class Buffers {
  public:
-  // Without `keeps`, memory goes back to the machine as soon as nobody holds it.
+  // Without `keeps`, memory goes back to the machine as soon as it is not held any more.
   Buffers(Machine& machine, bool keeps) : machine_(machine), keeps_(keeps) {}
   ~Buffers() {
     for (const Block& b : blocks_) machine_.release(b.at);

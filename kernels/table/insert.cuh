@@ -103,7 +103,7 @@ struct CountFill {
   }
 };
 
-// Who had to leave for distinct key k, and where the row is that leaves with it; or k itself, where it was refused.
+// The key that was evicted for distinct key k, and where its row is; or k itself, where k was refused.
 struct Gone {
   std::uint8_t* flags = nullptr;  // (d,), all 0 at first
   std::uint64_t* keys = nullptr;
@@ -264,7 +264,7 @@ struct CopyGone {
   Misses misses;
   Matrix given;  // values of the batch, or none
   Gone gone;
-  const std::uint32_t* which;  // (m,) distinct keys that somebody left for
+  const std::uint32_t* which;  // (m,) distinct keys for which a key was evicted
   std::int64_t m;
   std::uint64_t* keys;    // (m,) out
   std::uint64_t* scores;  // (m,) out

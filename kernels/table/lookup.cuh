@@ -72,7 +72,7 @@ struct Bags {
   std::int64_t n = 0, count = 0;
   PoolMode mode = PoolMode::kSum;
 
-  // Kept inside the batch whatever the offsets are: nobody reads them on the host.
+  // Kept inside the batch whatever the offsets are: they are not checked, since the host does not read them.
   HOTLOOP_INLINE std::int64_t bound(std::int64_t b) const {
     const std::int64_t at = offsets != nullptr ? offsets[b] : b;
     return at < 0 ? 0 : at > n ? n : at;

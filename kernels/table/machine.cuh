@@ -105,7 +105,7 @@ class CudaMachine {
                              " free bytes on cuda:" + std::to_string(device_) + ", got " + cudaGetErrorName(status) +
                              " (" + cudaGetErrorString(status) + "). Nothing was written by the call.");
   }
-  // Waits for what runs: nobody then still reads it.
+  // Waits for running kernels, which may still read the memory.
   void release(void* at) {
     int before = 0;
     if (cudaGetDevice(&before) == cudaSuccess) static_cast<void>(cudaSetDevice(device_));

@@ -1,4 +1,4 @@
-// One row under its summed gradient, by the lanes of a warp: a lane has every 32nd element and meets no other's.
+// One row under its summed gradient, by the lanes of a warp: a lane has every 32nd element and touches no other lane's.
 // Formulas and order of sums are those of the CPU (core/rules.hpp, table/rows/row_rules.simd.cpp): sixteen interleaved
 // sums, folded in halves. Compiled without contraction of a * b + c the bits are the same, but for Adam's expm1.
 #pragma once

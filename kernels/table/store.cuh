@@ -1,6 +1,6 @@
 // A table in device memory, and how a warp looks into it.
 //
-// Arrays over buckets x 128 slots: `digests` holds one byte of the hash per slot, 0 where nobody is; keys, scores,
+// Arrays over buckets x 128 slots: `digests` holds one byte of the hash per slot, 0 in a free one; keys, scores,
 // times, versions and rows are addressed by the number of the slot, so that behind one line of digests there is no
 // further indirection. A key lives in the bucket that the upper bits of its hash name, in any slot of it. The digest
 // says whether a slot is used, so no key is reserved.
@@ -213,6 +213,19 @@ HOTLOOP_INLINE std::uint64_t warp_sum(std::uint64_t x) {
 HOTLOOP_INLINE std::uint64_t warp_add_scores(std::uint64_t x) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) x = add_scores(x, cuda::shuffle_xor(x, distance));
   return x;
+}
+
+// Calls f with a zero of the type that rows are stored in.
+template <class F>
+void with_storage(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return f(Float16{});
+    case Dtype::kBFloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
+  }
 }
 
 }  // namespace hotloop::table::gpu

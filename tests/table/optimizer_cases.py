@@ -17,6 +17,10 @@ def plain_sgd(w: Tensor, g: Tensor, s: State, *, lr: float, weight_decay: float 
     return w - lr * (g + weight_decay * w)
 
 
+def decayed(w: Tensor, g: Tensor, lr: float, decay: float, mode: str) -> tuple[Tensor, Tensor]:
+    return (w, g + decay * w) if mode == "l2" else (w * (1 - lr * decay), g)
+
+
 def plain_rowwise_adagrad(
     w: Tensor,
     g: Tensor,
@@ -27,10 +31,7 @@ def plain_rowwise_adagrad(
     weight_decay: float = 0.0,
     weight_decay_mode: str = "l2",
 ) -> Tensor:
-    if weight_decay_mode == "l2":
-        g = g + weight_decay * w
-    else:
-        w = w * (1 - lr * weight_decay)
+    w, g = decayed(w, g, lr, weight_decay, weight_decay_mode)
     s["state_sum"].add_(g.pow(2).mean(dim=1))
     return w - lr * g / (s["state_sum"].sqrt() + eps)[:, None]
 
@@ -45,10 +46,7 @@ def plain_adagrad(
     weight_decay: float = 0.0,
     weight_decay_mode: str = "l2",
 ) -> Tensor:
-    if weight_decay_mode == "l2":
-        g = g + weight_decay * w
-    else:
-        w = w * (1 - lr * weight_decay)
+    w, g = decayed(w, g, lr, weight_decay, weight_decay_mode)
     s["state_sum"].addcmul_(g, g)
     return w - lr * g / (s["state_sum"].sqrt() + eps)
 
@@ -67,10 +65,7 @@ def plain_adam(
     nesterov: bool = False,
 ) -> Tensor:
     b1, b2 = betas
-    if weight_decay_mode == "l2":
-        g = g + weight_decay * w
-    else:
-        w = w * (1 - lr * weight_decay)
+    w, g = decayed(w, g, lr, weight_decay, weight_decay_mode)
     s["step"].add_(1)
     c1, c2 = ((1 - b ** s["step"].double()).to(w.dtype)[:, None] for b in betas)
     m, v = s["exp_avg"], s["exp_avg_sq"]

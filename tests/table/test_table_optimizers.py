@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -229,39 +227,3 @@ def test_step_as_a_number_is_that_of_all_rows() -> None:
             table.sparse_adam_update(b, grads[0], torch.zeros(3, 5), square.clone(), 5, impl=impl)
             assert torch.equal(a, b)
             assert step.tolist() == [5.0] * 3
-
-
-NO_TORCH = """
-import importlib.util, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *r: None if name == "torch" else find(name, *r)
-
-class NoTorch:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError(name, name=name)
-
-sys.meta_path.insert(0, NoTorch())
-import numpy as np
-from hotloop import table as t
-
-ids, g = np.array([3, 1, 3]), np.ones((3, 4), np.float32)
-for impl in ("cpu", "reference"):
-    for rule in (t.SGD(), t.RowwiseAdagrad(), t.Adagrad(), t.Adam(), t.FTRL(), t.GroupAdagrad()):
-        w = np.ones((5, 4), np.float16)
-        done = t.sparse_dedup_optimize(w, ids, g, rule.init_state(5, 4), rule, rounding_seed=1, impl=impl)
-        print(type(rule).__name__, w[:, 0].tolist(), done.counts.tolist())
-    q = t.serving_row_quantize(g, impl=impl)
-    print(t.serving_row_dequantize(q, impl=impl).tolist())
-assert "torch" not in sys.modules
-"""
-
-
-def test_numpy_alone_is_enough() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 14
-    assert lines[:7] == lines[7:], "cpu and reference"

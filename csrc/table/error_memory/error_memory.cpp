@@ -1,4 +1,9 @@
-// Who looks at which queries and slots, and what follows from the k best of a query: see memory.hpp.
+// The error memory above its scan: which thread takes which queries and slots, the k best of each query from the
+// candidates of all threads, and the readout from them; and the sketch, whose buckets are read and written here.
+//
+// Queries go through the slots in passes of 32 MB of candidates. Few queries: the slots are divided among threads and
+// their candidates joined; many queries: the queries are divided. The result does not depend on the division, since
+// candidates are compared by (similarity, slot). See error_memory.hpp.
 #include "table/error_memory/error_memory.hpp"
 
 #include <algorithm>

@@ -21,8 +21,8 @@ class Arena {
   }
   // The key of a row, or kNobody.
   std::uint64_t key(std::uint32_t r) const { return row_key(row(r)); }
-  // Whether a row is this key's. Numbers of rows are kept by whoever looked a key up: pending gradients, the lookups of
-  // modules, readers between two looks. A row that was given back must be no key's then, whoever had it before.
+  // Whether a row is this key's. Callers keep row numbers after a lookup: pending gradients, the lookups of modules,
+  // readers between two looks. A row that was given back meanwhile must not pass as its former key's.
   bool holds(const char* at, std::uint32_t r, std::uint64_t wanted) const {
     return row_key(at) == wanted && (wanted != kNobody || live(r));
   }

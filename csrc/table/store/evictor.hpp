@@ -20,7 +20,7 @@ inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int6
                     before);
 }
 
-// The lowest rows of one scan, in order, beside a heap of rows that came to lie among them since. Whoever is taken
+// The lowest rows of one scan, in order, beside a heap of rows that came to lie among them since. An entry taken
 // from either is looked up again: a row that was used meanwhile has another score and is passed over. The heap takes
 // an entry for every use that leaves a low score, so it is cleared of what is no longer true, and of the highest
 // entries, before it holds more than a few 64ths of the rows.

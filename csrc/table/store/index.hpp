@@ -2,7 +2,8 @@
 //
 // A bucket has twelve slots, each a byte of the hash (the tag) and the number of a row; the row holds the key, so
 // nothing is reserved among keys and two keys never share a row. A key lives in its home bucket or, when that was
-// full, in one of the next; every bucket counts the keys that went past it, and a search ends where nobody did.
+// full, in one of the next; every bucket counts the keys that went past it, and a search ends at a bucket that no key
+// went past.
 // No key ever moves, so readers need no lock: what they find is proved by the key in the row.
 //
 // Bytes per key at a load of 0.85: 64 / 12 / 0.85 = 6.3, and 8 for the key and 1/8 for its live bit in the row.
@@ -30,7 +31,7 @@ struct alignas(64) Bucket {
   std::uint64_t tags_low;      // of slots 0 to 7
   std::uint32_t tags_high;     // of slots 8 to 11
   std::uint32_t header;        // bits 0-11: slot used; 12: locked; 13 and up: keys that went past, at the top for good
-  std::uint32_t rows[kSlots];  // plus one; 0 where nobody is, and where somebody took the slot and is not in it yet
+  std::uint32_t rows[kSlots];  // plus one; 0 in a free slot, and in one that is claimed but not filled yet
 
   std::uint32_t read_header() const { return __atomic_load_n(&header, __ATOMIC_ACQUIRE); }
   std::uint32_t row(int slot) const { return __atomic_load_n(&rows[slot], __ATOMIC_ACQUIRE) - 1u; }  // kNoRow for 0
@@ -84,8 +85,8 @@ struct alignas(64) Bucket {
     __atomic_store_n(&rows[slot], row + 1u, __ATOMIC_RELEASE);
     __atomic_store_n(tags + slot, tag, __ATOMIC_RELEASE);
   }
-  // The row goes first: in a slot that the next owner has taken but not filled, a search must not find the last one's,
-  // who may be back in another slot with the same row.
+  // The row number is cleared before the slot is freed: in a slot that the next key has claimed but not filled, a
+  // search must not find the row of the last key, which may be back in another slot with the same row.
   void vacate(int slot) {
     __atomic_store_n(&rows[slot], 0u, __ATOMIC_RELAXED);
     __atomic_fetch_and(&header, ~(1u << slot), __ATOMIC_RELEASE);

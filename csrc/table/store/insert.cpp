@@ -1,3 +1,11 @@
+// Writes of a table that change which keys it holds: upsert, erase, eviction, import, clear.
+//
+// A batch is divided among threads by the hash of its keys, so that one thread meets all occurrences of a key in order
+// and results do not depend on the number of threads. `upsert` works through slices of 65,536 keys: it looks a key up,
+// writes the row if there is one, and otherwise takes a row from the arena, fills it, and names it in the key's bucket.
+// A call that is alone gives each thread a range of buckets and locks nothing; calls that overlap lock the home bucket
+// of each key. With a bound or a filter known keys come first (`upsert_within`); keys for which there is no room then
+// evict the lowest row one at a time, in the order of the batch (`upsert_evicting`).
 #include <algorithm>
 #include <numeric>
 #include <optional>
@@ -18,7 +26,8 @@ constexpr std::int64_t kGrain = 512;
 
 constexpr auto always = [](const char*) { return true; };
 
-struct Counted {  // while it lives
+// Counts one more while it lives.
+struct Counted {
   explicit Counted(std::atomic<int>& count) : count_(count) { count_.fetch_add(1, std::memory_order_relaxed); }
   ~Counted() { count_.fetch_sub(1, std::memory_order_relaxed); }
   Counted(const Counted&) = delete;
@@ -30,15 +39,15 @@ struct Counted {  // while it lives
 
 std::int64_t threads_for(std::int64_t count) { return std::clamp<std::int64_t>(count / kGrain, 1, max_threads()); }
 
-// Bits that decide neither home nor tag.
+// The thread that a key belongs to, from bits of its hash that decide neither home bucket nor tag.
 std::int64_t owner_by_hash(std::uint64_t hash, std::int64_t threads) {
   return static_cast<std::int64_t>(((hash >> 8) & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16);
 }
 
-// Calls work(thread, positions, count, outcomes) on threads that divide the keys among them by owner(key), so that one
-// meets all occurrences of a key, in order; then put(position, outcome). Outcomes lie apart for each thread until then:
-// two threads that write into one array in turns have every line of it in common. `some`: the positions in question, or
-// null for [begin, begin + count).
+// Divides keys among threads by owner(key), so that one thread meets all occurrences of a key, in order: calls
+// work(thread, positions, count, outcomes) on each, then put(position, outcome). Each thread has an array of outcomes
+// of its own until then, since threads that wrote by turns into one array would share all of its cache lines.
+// `some`: the positions, or null for [begin, begin + count).
 template <class Owner, class Work, class Put>
 void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_t count, std::int64_t threads,
             Owner&& owner, Work&& work, Put&& put) {
@@ -46,7 +55,7 @@ void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_
   const auto n = static_cast<std::size_t>(count), t = static_cast<std::size_t>(threads);
   std::vector<std::int64_t> positions(n);
   std::vector<Outcome> outcomes(n);
-  // ends[worker][reader]: what a thread has read for another lies before, in the order of the batch.
+  // ends[worker][reader]: the end of the positions that thread `reader` found for thread `worker`, in order.
   std::vector<std::size_t> ends(t * t);
   const auto each_thread = [&](auto&& body) {
     parallel_for(threads, 1, [&](std::int64_t first, std::int64_t last) {
@@ -96,7 +105,7 @@ void divide(Keys keys, const std::int64_t* some, std::int64_t begin, std::int64_
   });
 }
 
-// The same for long batches, by the slice: what a slice is divided into stays in the cache.
+// `divide` for long batches, one slice after the other: the lists of positions of a slice stay in the cache.
 constexpr std::int64_t kSlice = std::int64_t{1} << 16;
 template <class Work, class Put>
 void divide_all(const Table& table, Keys keys, Work&& work, Put&& put) {
@@ -110,7 +119,8 @@ void divide_all(const Table& table, Keys keys, Work&& work, Put&& put) {
 
 }  // namespace
 
-// A counter that every insertion of every thread adds to would cost more than the insertion.
+// Room is taken from the shared counter for several rows at once: adding to it at every insertion would cost more than
+// the insertion.
 bool Table::take_room(RowSource& source, std::int64_t at_once) {
   if (source.room == 0) {
     const std::int64_t before = reserved_.fetch_add(at_once, std::memory_order_relaxed);
@@ -154,8 +164,8 @@ Table::Entry Table::enter_alone(Index& index, const Bucket* end, std::uint64_t k
   if (layout_.score >= 0 || layout_.version >= 0 || key == kNobody) {
     make_row(row, key, call, at);
   } else {
-    // Nobody writes to a row that no bucket names. Whoever still has its number from an earlier owner looks at the
-    // key, which comes last; whoever scans the rows looks at the live bits, which come later.
+    // No bucket names this row yet, so no other thread writes to it. A reader that has its number from an earlier key
+    // checks the key, which is written last; a scan checks the live bits, which are set after that.
     char* const p = fill(row, key, call, at);
     if (layout_.time >= 0) store_relaxed(p + layout_.time, call.stamp.time);
     publish_key(p, key);
@@ -192,7 +202,8 @@ bool Table::use(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::i
 void Table::upsert_some(Index& index, const Bucket* end, bool whole, const Upsert& call, const std::int64_t* positions,
                         std::int64_t count, std::int64_t room_at_once, Outcome* outcomes, Left& left) {
   RowSource source(arena_);
-  struct Settle {  // whatever happens
+  // Settles the counters however this function is left.
+  struct Settle {
     Table& table;
     RowSource& source;
     ~Settle() {
@@ -201,7 +212,9 @@ void Table::upsert_some(Index& index, const Bucket* end, bool whole, const Upser
     }
   } settle{*this, source};
   const bool touches = call.values || keeps_uses();
-  bool full = false;  // then nobody else enters in this turn: a key that was left must not come in after its next value
+  // After the first key without room, insert none in this pass. A deferred key is retried later; had its second
+  // occurrence got in, the retry would overwrite the newer value.
+  bool full = false;
   look_up(
       index, count, touches ? layout_.stride : 8, [&](std::int64_t i) { return std::pair(i, call.keys[positions[i]]); },
       [&](std::int64_t i, std::uint64_t key, std::uint64_t hash, std::uint32_t row) {
@@ -215,8 +228,8 @@ void Table::upsert_some(Index& index, const Bucket* end, bool whole, const Upser
             e = enter(index, key, hash, source, room_at_once, call, at);
           else if (row == kNoRow)
             e = enter_alone(index, end, key, hash, source, room_at_once, call, at, crossed);
-          // The only thread goes on behind the last bucket at once: rows are numbered in the order of the batch then,
-          // wherever keys hash to.
+          // A thread that has all buckets enters the key behind the last bucket at once instead of deferring it: rows
+          // are then numbered in the order of the batch, whatever the keys hash to.
           if (crossed && whole) {
             crossed = false;
             e = enter(index, key, hash, source, room_at_once, call, at);
@@ -235,8 +248,8 @@ void Table::upsert_some(Index& index, const Bucket* end, bool whole, const Upser
       });
 }
 
-// Keys are entered by the slice. A call that is the only one to change the table's structure has it to itself for a
-// slice, and each thread a range of buckets: nothing is locked then.
+// Enters one slice of keys. If no other call is changing the table's structure, this one takes it exclusively for the
+// slice and gives each thread a range of buckets, so that no bucket needs a lock. Positions without room are deferred.
 void Table::upsert_slice(const Upsert& call, const std::int64_t* positions, std::int64_t begin, std::int64_t count,
                          std::int64_t room_at_once, std::vector<std::int64_t>& deferred) {
   std::unique_lock alone(structure_, std::defer_lock);
@@ -281,7 +294,7 @@ std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64
     const std::int64_t rest = count - begin;
     const std::int64_t* some = positions;
     std::int64_t first = begin, n = std::min(kSlice, rest);
-    // A slice is through before the next begins: repeated keys take effect in order.
+    // A slice is finished before the next one begins, so that repeated keys take effect in order.
     for (std::int64_t room_at_once = 64;;) {
       deferred.clear();
       upsert_slice(call, some, first, n, room_at_once, deferred);
@@ -291,7 +304,7 @@ std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64
       some = left.data();
       first = 0;
       n = static_cast<std::int64_t>(left.size());
-      // The room that one thread lacked another may have put aside and not used.
+      // Another thread may have reserved room that it did not use: try again, reserving one row at a time.
       if (size() < capacity() && room_at_once > 1) {
         room_at_once = 1;
         continue;
@@ -301,7 +314,7 @@ std::vector<std::int64_t> Table::upsert_all(const Upsert& call, const std::int64
         all_left.insert(all_left.end(), left.begin(), left.end());
         break;
       }
-      // At most four times, since what is left may be one key many times over.
+      // Grow at most fourfold: the keys that are left may be one key repeated many times.
       grow(std::min(size() + rest, 4 * capacity()));
       room_at_once = 64;
     }
@@ -320,13 +333,14 @@ void Table::upsert(const Upsert& given) {
   }
 }
 
-// With a filter, or with a bound on the rows: known keys first, then the unknown ones one batch at a time.
+// Upsert with an admission filter or a bound on the rows: known keys first, then the unknown keys, under a lock that
+// lets one batch of unknown keys in at a time.
 void Table::upsert_within(const Upsert& call) {
   locate(call.keys, call.rows);
   std::vector<std::int64_t> known, unknown;
   for (std::int64_t i = 0; i < call.keys.count; ++i) (call.rows[i] != kNoRow ? known : unknown).push_back(i);
   if (unknown.empty()) {
-    // Known keys may be evicted before it is their turn.
+    // Another call may evict a known key before this call gets to it.
     const std::vector<std::int64_t> left = upsert_all(call, nullptr, call.keys.count);
     if (left.empty()) return;
     const std::lock_guard one(admission_mutex_);
@@ -345,7 +359,8 @@ void Table::upsert_within(const Upsert& call) {
     CountFilter* const counter = call.admission->counter;
     std::unique_lock<std::mutex> counting;
     if (counter != nullptr) counting = std::unique_lock(counter->mutex());
-    // Who is admitted decides whether they fit, and to ask is to count: what did not fit was not seen.
+    // Whether a batch fits depends on which keys the filter admits, and asking also counts the sighting. So the old
+    // cell values are kept while asking, and restored if the batch is refused.
     std::optional<CountFilter::Trial> trial;
     if (full && evictor_ == nullptr && counter != nullptr) trial.emplace(*counter);
     for (const std::uint64_t key : order) {
@@ -372,7 +387,7 @@ void Table::upsert_within(const Upsert& call) {
   if (!left.empty()) upsert_evicting(call, left);
 }
 
-// One key after the other, in the order of the batch: who is evicted depends on it.
+// Enters keys one after the other, in the order of the batch, since that order decides which rows are evicted.
 void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions) {
   if (call.evicts != nullptr) *call.evicts = true;
   grow(settings_.max_rows);
@@ -386,13 +401,13 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
       upsert_some(*index, nullptr, false, call, &at, 1, 1, &outcome, left);
       if (left.no_room.empty()) {
         if (call.found != nullptr) call.found[at] = outcome.existed;
-        break;  // `locate` below says in which row
+        break;  // the row number is found by `locate` below
       }
       const std::optional<Evictor::Victim> lowest = evictor_->lowest();
       if (!lowest) continue;  // all rows were erased meanwhile
       const Evictor::Victim v = *lowest;
       const std::uint64_t score = next_score(settings_.strategy, call.stamp, at, true, 0);
-      // New keys of LFU begin low; refused, none would ever get in.
+      // A new key whose score is below every row's is refused, except under LFU: its keys start with the lowest score.
       const auto width = static_cast<std::size_t>(layout_.value_bytes());
       if (settings_.strategy != Strategy::kLfu && score < v.score) {
         call.rows[at] = kNoRow;
@@ -405,7 +420,7 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
         }
         break;
       }
-      if (call.evicted != nullptr) {  // room first: what is evicted must not be lost for want of it
+      if (call.evicted != nullptr) {  // allocate first: running out of memory must not lose an evicted row
         call.evicted->keys.push_back(v.key);
         call.evicted->scores.push_back(v.score);
         call.evicted->values.resize(call.evicted->keys.size() * width);
@@ -425,7 +440,7 @@ void Table::upsert_evicting(const Upsert& call, const std::vector<std::int64_t>&
       arena_.give(freed);
     }
   }
-  // A key of the batch may have been evicted by a later one.
+  // A key of the batch may have been evicted for a later one: look all row numbers up again.
   locate(call.keys, call.rows);
 }
 
@@ -514,7 +529,7 @@ bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& 
     const Bucket::Holding holding(*index.home(hash));
     const Index::Place place = index.search(hash, [&](std::uint32_t r) { return arena_.holds(r, key); });
     if (!place) return false;
-    freed.push_back(place.row);  // it may throw: nothing has happened yet
+    freed.push_back(place.row);  // may throw, so before anything is changed
     if (!release(place.row, condition)) {
       freed.pop_back();
       return false;
@@ -527,7 +542,7 @@ bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& 
   return true;
 }
 
-// Whoever still has the number of a freed row sees that the row is no longer the key's.
+// A freed row no longer holds its key, which is what callers that still have its row number check.
 template <class If>
 bool Table::release(std::uint32_t row, If&& condition) {
   const SeqLocks::Writing writing(locks_, row);
@@ -563,7 +578,7 @@ std::int64_t Table::expire(std::uint32_t time) {
       for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
         const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
         const auto old = [&](const char* row) { return load_relaxed<std::uint32_t>(row + layout_.time) < time; };
-        // Looked at again under the row's lock: it may be used, or another key's, by then.
+        // Checked again under the row's lock: the row may have been used, or given to another key, since the scan.
         if (old(arena_.row(r))) remove(*index, arena_.key(r), freed, old);
       }
     }
@@ -589,7 +604,7 @@ void Table::clear() {
   size_.fetch_sub(static_cast<std::int64_t>(freed.size()), std::memory_order_relaxed);
   reserved_.fetch_sub(static_cast<std::int64_t>(freed.size()), std::memory_order_relaxed);
   arena_.give(freed);
-  // All keys at once: a replica starts again from a snapshot.
+  // Noted as one entry for all keys: a replica has to start again from a snapshot.
   forget_erased(generation());
 }
 

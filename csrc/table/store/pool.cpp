@@ -1,3 +1,9 @@
+// Pooling: rows of the keys of a bag are looked up, converted to float32 and added while they are in the cache.
+//
+// `visit_rows` runs the lookup pipeline of the table over all positions of a thread's bags; `Sums` collects the rows of
+// one bag, twelve at a time, adds them under their sequence locks, and adds them again one by one if a row was written
+// meanwhile. `pool_or_insert` first pools what is there, then enters the keys that had no row and pools their bags once
+// more: most batches of most tables hold known keys only.
 #include "table/store/pool.hpp"
 
 #include <algorithm>
@@ -23,7 +29,7 @@ AddRows add_rows(){HOTLOOP_SIMD_DISPATCH(table_add_rows)} MaxRow max_row(){HOTLO
   HOTLOOP_SIMD_DISPATCH(table_dot_row)
 }
 
-// Calls use(row of values) until it ran on a row that nobody wrote meanwhile; false where it is not the key's.
+// Calls use(values of the row) until it ran on a row that was not written meanwhile; false if the row is not the key's.
 template <class Use>
 bool use_row(const Table& table, std::uint64_t key, std::uint32_t row, std::vector<char>& copy, Use&& use) {
   const char* const p = table.arena().row(row);

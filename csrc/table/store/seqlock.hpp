@@ -39,11 +39,11 @@ static inline void store_relaxed(void* p, T x) {
   __atomic_store_n(static_cast<T*>(p), x, __ATOMIC_RELAXED);
 }
 
-// The key of rows that are nobody's: fresh memory, and rows given back. It is a key like any other, too: of this one
-// the live bit of the row says whether it is there (Arena::holds).
+// The key in rows that hold none: fresh memory, and rows given back. 0 is also a valid key; for it the live bit of the
+// row says whether the key is there (Arena::holds).
 inline constexpr std::uint64_t kNobody = 0;
 
-// Who finds a key in a row finds what was written before it.
+// A reader that finds a key in a row sees everything that was written before the key.
 static inline std::uint64_t row_key(const char* row) {
   return __atomic_load_n(reinterpret_cast<const std::uint64_t*>(row), __ATOMIC_ACQUIRE);
 }
@@ -120,7 +120,7 @@ class SeqLocks {
       std::uint32_t v = s_.load(std::memory_order_relaxed);
       for (int rounds = 0;;) {
         if ((v & 1u) == 0) {
-          // seq_cst, for Table::mark: who reads a row unlocked before this sees every version it may be given.
+          // seq_cst, for Table::mark: a reader that sees the row unlocked before this sees its version, too.
           if (s_.compare_exchange_weak(v, v + 1, std::memory_order_seq_cst)) break;
           continue;
         }

@@ -1,3 +1,8 @@
+// A table as a whole: construction, growth, lookups that change nothing, and what is written into one row (first values,
+// score, time, version). insert.cpp holds what changes the keys of a table; scan.cpp exports and the changes since a mark.
+//
+// Growth builds a new index beside the old one, under the exclusive lock of the structure, and swaps the pointer:
+// lookups keep the index that they started with, and no row moves.
 #include "table/store/table.hpp"
 
 #include <algorithm>
@@ -58,7 +63,7 @@ void Table::reserve(std::int64_t rows) {
 
 void Table::grow(std::int64_t rows) {
   const std::unique_lock alone(structure_);
-  // Somebody else may have grown it while we waited.
+  // Another call may have grown the table while this one waited.
   const std::int64_t least = std::max(rows, size() + 1), most = most_rows_.load(std::memory_order_relaxed);
   if (capacity() >= std::min(least, most)) return;
   rebuild(std::min(std::max(least, 2 * capacity()), most));
@@ -95,7 +100,7 @@ void Table::rebuild(std::int64_t rows) {
 // Updates that are under way keep the number they have, and their rows count as used last for as long as it was ahead.
 std::uint64_t Table::renumber() {
   const std::unique_lock alone(structure_);
-  if (tick_.load(std::memory_order_relaxed) >= kMostTicks) {  // else somebody else has done it
+  if (tick_.load(std::memory_order_relaxed) >= kMostTicks) {  // else another call has renumbered already
     for (std::int64_t w = 0, words = (std::int64_t{arena_.end()} + 63) / 64; w < words; ++w) {
       for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
         const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));

@@ -71,7 +71,7 @@ struct Upsert {
   Evicted* evicted = nullptr;
   std::uint32_t* rows = nullptr;  // (n,) out: the row of each key, kNoRow if it was not let in
   std::uint8_t* found = nullptr;  // (n,) out, optional: the key was there before
-  bool* evicts = nullptr;         // out, optional: set if somebody may have had to leave
+  bool* evicts = nullptr;         // out, optional: set if a row may have been evicted
 };
 
 // What became of one key of a batch.
@@ -140,8 +140,8 @@ class Table {
   };
   // Rows of [begin, end) in use whose version is above `since`, from the front of the outputs on; says how many.
   std::int64_t export_rows(std::uint32_t begin, std::uint32_t end, std::uint64_t since, const Export& out) const;
-  // Puts rows back with state, score and time as exported. beyond: of a replica, whose source has decided who stays;
-  // the bound does not count then, and rows above it stay until somebody enters, or `trim`.
+  // Puts rows back with state, score and time as exported. beyond: for a replica, whose source decides which rows stay:
+  // the bound is ignored, and rows above it stay until the next key is entered, or `trim`.
   void import_rows(Keys keys, const Export& rows, bool beyond = false);
   // Evicts the lowest rows above the bound; says how many. Throws TableFull if no strategy says whom.
   std::int64_t trim();
@@ -257,9 +257,9 @@ inline void prefetch_row(const char* row, std::int64_t bytes) {
 
 template <class At, class Resolve>
 void Table::look_up(const Index& index, std::int64_t count, std::int64_t row_bytes, At&& at, Resolve&& resolve) const {
-  // Steps, each a group of keys behind the one before it: fetch the buckets; read them and fetch the rows, or the next
-  // buckets of keys that went past; the same for those, twice; read the rows. Memory answers a dozen lines in the time
-  // of one, and a line has the time of a group to arrive. Sixteen rows of several lines would be too many at once.
+  // A software pipeline over groups of 16 keys (8 where rows span several cache lines): prefetch the buckets; read them
+  // and prefetch the rows, or the next buckets of keys whose bucket was full; that again, twice; read the rows. About
+  // twelve cache-line fetches can be in flight; each has one group's time to arrive.
   constexpr int kGroup = 16, kLooks = 3, kRing = 8;
   static_assert(kLooks + 2 <= kRing);
   struct Pending {

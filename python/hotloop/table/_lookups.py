@@ -167,9 +167,8 @@ def forward(
     outs = (out, sizes, largest if held.mode == "max" else None)
     given = _bags(held, ids, offsets, weights)
     rows = torch.empty(n if insert else 0, dtype=torch.int32, device=at)
-    if (
-        insert and _moves.recomputes()
-    ):  # its first time made the rows, was a use, and asked for admission
+    # The first time of a lookup that is recomputed made the rows, was a use, and asked for admission.
+    if insert and _moves.recomputes():
         table._native.locate(n, ids, rows)
         table._native.pool(given, rows, *outs)
     elif insert:
@@ -299,15 +298,8 @@ def lookup_op(
 
 
 @lookup_op.register_fake
-def _(
-    anchor: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    number: int,
-    insert: bool,
-    keep: bool,
-) -> Looked:
+def _(anchor: Tensor, ids: Tensor, offsets: Tensor | None, *rest: Any) -> Looked:
+    _, number, insert, keep = rest
     held = _of(number)
     table = held.table
     bags = ids.shape[0] if offsets is None else offsets.shape[0] - 1
@@ -345,23 +337,9 @@ def _update_op(
 
 
 @_update_op.register_fake
-def _(
-    grad: Tensor,
-    anchor: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    rows: Tensor,
-    sizes: Tensor,
-    largest: Tensor,
-    kept: Tensor,
-    number: int,
-    call: int,
-    of_weights: bool,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(anchor), ids.new_empty(
-        (ids.shape[0] if of_weights else 0,), dtype=torch.float32
-    )
+def _(grad: Tensor, anchor: Tensor, ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    n = ids.shape[0] if rest[-1] else 0
+    return torch.empty_like(anchor), ids.new_empty((n,), dtype=torch.float32)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -381,21 +359,9 @@ def _refuse_second_derivative() -> None:
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     _refuse_second_derivative()
-    anchor, ids, offsets, weights, rows, sizes, largest, kept = ctx.saved_tensors
-    of_weights = weights is not None and ctx.needs_input_grad[3]
+    of_weights = ctx.saved_tensors[3] is not None and ctx.needs_input_grad[3]
     grad_anchor, grad_weights = _update_op(
-        grad,
-        anchor,
-        ids,
-        offsets,
-        weights,
-        rows,
-        sizes,
-        largest,
-        kept,
-        ctx.number,
-        ctx.call,
-        of_weights,
+        grad, *ctx.saved_tensors, ctx.number, ctx.call, of_weights
     )
     return grad_anchor, None, None, grad_weights if of_weights else None, None, None, None
 
@@ -407,30 +373,19 @@ class Direct(torch.autograd.Function):
     """The eager route: the same without the dispatcher."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: Any,
-        ids: Any,
-        offsets: Any,
-        weights: Any,
-        number: Any,
-        insert: Any,
-        keep: Any,
-    ) -> Any:
-        out, *saved = forward(ids, offsets, weights, number, insert, keep)
+    def forward(ctx: Any, anchor: Any, *args: Any) -> Any:
+        ids, offsets, weights, ctx.number, _, _ = args
+        out, *saved = forward(*args)
         ctx.save_for_backward(ids, offsets, weights, *saved)
-        ctx.number = number
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         _refuse_second_derivative()
-        ids, offsets, weights, rows, sizes, largest, kept = ctx.saved_tensors
-        of_weights = weights is not None and ctx.needs_input_grad[3]
+        of_weights = ctx.saved_tensors[2] is not None and ctx.needs_input_grad[3]
         # Not where only gradients of others were asked for, by torch.autograd.grad or backward(inputs=...).
         end = ctx.next_functions[0][0]
         of_rows = end is not None and torch._C._will_engine_execute_node(end)
-        grad_weights = _backward(
-            grad, ids, offsets, weights, rows, sizes, largest, kept, ctx.number, of_weights, of_rows
-        )
+        args = (*ctx.saved_tensors, ctx.number, of_weights, of_rows)
+        grad_weights = _backward(grad, *args)
         return None, None, None, grad_weights if of_weights else None, None, None, None

@@ -1,4 +1,4 @@
-"""Who may enter a table: a filter that counts sightings in two bytes per key, and one that remembers nothing."""
+"""Admission: which unknown keys may enter a table. A filter that counts sightings, and one that keeps nothing."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class CountFilter:
         return out
 
     def admits(self, keys: Any, counts: Any = None, *, step: int = 0) -> Any:
-        """Add sightings and return who is let in: ``frequency_admission_filter`` of this filter. ``step`` is unused."""
+        """Add sightings and return which keys are let in: ``frequency_admission_filter`` of this filter. ``step`` is unused."""
         return frequency_admission_filter(self, keys, counts)
 
     def clear(self) -> None:
@@ -229,7 +229,7 @@ class ProbabilisticFilter:
         return f"ProbabilisticFilter({self.threshold}, equal={self.equal}, seed={self.seed})"
 
     def admits(self, keys: Any, counts: Any = None, *, step: int) -> Any:
-        """Return who is let in, bool (n,); see ``probabilistic_admission_filter``."""
+        """Return which keys are let in, bool (n,); see ``probabilistic_admission_filter``."""
         return probabilistic_admission_filter(
             keys, counts, threshold=self.threshold, step=step, equal=self.equal, seed=self.seed
         )

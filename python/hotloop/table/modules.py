@@ -43,18 +43,14 @@ _SETTINGS: dict[str, Any] = {
 class _HashModule(nn.Module):
     _mode = "sum"
 
-    def __init__(
-        self,
-        embedding_dim: int,
-        *,
-        table: Table | None,
-        optimizer: RowOptimizer | None,
-        padding_idx: int | None,
-        update: str,
-        settings: dict[str, Any],
-    ) -> None:
+    def __init__(self, given: dict[str, Any]) -> None:
+        """``given``: the arguments of the module by name."""
         super().__init__()
         op = type(self).__name__
+        embedding_dim, table, optimizer, padding_idx, update = (
+            given[name] for name in ("embedding_dim", "table", "optimizer", "padding_idx", "update")
+        )
+        settings = {name: given[name] for name in _SETTINGS}
         check.choice(op, "update", update, ("backward", "step"))
         if table is not None and not isinstance(table, Table):
             raise TypeError(f"[{op}] table: expected a Table or None, got {type(table).__name__}.")
@@ -395,24 +391,7 @@ class HashEmbedding(_HashModule):
         device: Any = None,
         hash_seed: int | None = None,
     ) -> None:
-        super().__init__(
-            embedding_dim,
-            table=table,
-            optimizer=optimizer,
-            padding_idx=padding_idx,
-            update=update,
-            settings={
-                "capacity": capacity,
-                "max_capacity": max_capacity,
-                "evict_strategy": evict_strategy,
-                "admission": admission,
-                "dtype": dtype,
-                "initializer": initializer,
-                "track": track,
-                "device": device,
-                "hash_seed": hash_seed,
-            },
-        )
+        super().__init__(locals())
 
     def forward(self, input: Tensor) -> Tensor:
         ids = _ids("HashEmbedding", "input", input, self.table.device)
@@ -469,24 +448,7 @@ class HashEmbeddingBag(_HashModule):
     ) -> None:
         check.choice("HashEmbeddingBag", "mode", mode, MODES)
         self._mode = mode
-        super().__init__(
-            embedding_dim,
-            table=table,
-            optimizer=optimizer,
-            padding_idx=padding_idx,
-            update=update,
-            settings={
-                "capacity": capacity,
-                "max_capacity": max_capacity,
-                "evict_strategy": evict_strategy,
-                "admission": admission,
-                "dtype": dtype,
-                "initializer": initializer,
-                "track": track,
-                "device": device,
-                "hash_seed": hash_seed,
-            },
-        )
+        super().__init__(locals())
         self.mode = mode
         self.include_last_offset = include_last_offset
 

@@ -238,15 +238,7 @@ def _multiplexed_lookup(
 
 
 @_multiplexed_lookup.register_fake
-def _(
-    tables: list[Tensor],
-    values: list[Tensor],
-    offsets: list[Tensor | None],
-    chunks: list[int],
-    combiner: str,
-    padding_id: int | None,
-    seed: int,
-) -> Tensor:
+def _(tables: list[Tensor], values: Any, offsets: Any, chunks: Any, *rest: Any) -> Tensor:
     return tables[0].new_empty((_batch_of(values[0], offsets[0]), sum(chunks) * tables[0].shape[1]))
 
 
@@ -275,17 +267,8 @@ def _multiplexed_backward(
 
 
 @_multiplexed_backward.register_fake
-def _(
-    grad: Tensor,
-    values: list[Tensor],
-    offsets: list[Tensor | None],
-    chunks: list[int],
-    combiner: str,
-    padding_id: int | None,
-    seed: int,
-    tables: int,
-    rows: int,
-) -> Tensor:
+def _(grad: Tensor, values: Any, offsets: Any, chunks: Any, *rest: Any) -> Tensor:
+    *_, tables, rows = rest
     return grad.new_empty((tables, rows, grad.shape[1] // sum(chunks)))
 
 

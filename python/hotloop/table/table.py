@@ -41,7 +41,7 @@ class Table(Store):
         capacity: rows to make room for at first, >= 1; grows by itself. Default 1024, or less under a
             max_capacity.
         max_capacity: rows at most; then rows are evicted, or TableFullError is raised. Default None: 2^32 - 16.
-        evict_strategy: who leaves a full table: the row with the lowest score, ties by the lower key (as unsigned).
+        evict_strategy: which row leaves a full table: the one with the lowest score, ties by the lower key (as unsigned).
             "lru": number of the call that last used it; "lfu": uses, or the sum of ``scores``; "custom": ``scores``;
             "epoch_lru", "epoch_lfu": the caller's ``epoch`` first. A new key whose score is lower than every row's is
             refused ("lfu" lets everything in). Default "none".
@@ -54,8 +54,8 @@ class Table(Store):
         track: "use" keeps the second of the last write or training lookup, for ``expire``; "changes" keeps what
             ``delta`` needs. Default ().
         device: "cpu", "cuda" or "cuda:<index>". Default "cpu".
-        hash_seed: of the places of keys, 0 to 2^64 - 1; kept by snapshots, pickles and copies. Whoever does not know it
-            cannot choose keys that share a bucket. On the CPU no result depends on it; on a device it decides which
+        hash_seed: of the places of keys, 0 to 2^64 - 1; kept by snapshots, pickles and copies. Keys that share a bucket
+            cannot be chosen without knowing it. On the CPU no result depends on it; on a device it decides which
             keys share a bucket, so give it there to see the same rows evicted again. Default None: drawn at random.
 
     Raises:
@@ -117,7 +117,7 @@ class Table(Store):
         if evict_strategy != "none" and self.max_capacity is None:
             raise ValueError(
                 f"[{op}] max_capacity: expected a bound with evict_strategy {evict_strategy!r}, got None. "
-                "Nobody is evicted from a table that grows."
+                "A table that grows evicts no row."
             )
         if dtype == "int8" and optimizer is not None:
             raise ValueError(
@@ -215,7 +215,7 @@ class Table(Store):
         return Found(values, found)
 
     def scores(self, keys: Any) -> Any:
-        """Return what decides who is evicted, (n,) int64; 0 where there is no row.
+        """Return the scores that decide which rows are evicted, (n,) int64; 0 where there is no row.
 
         Scores are compared as unsigned: those of epochs from 2^31 on are negative numbers here.
         """
@@ -320,7 +320,7 @@ class Table(Store):
         """Add to rows that the caller found, insert those it did not; returns which were applied, (n,) bool.
 
         HierarchicalKV's rule: where ``accum`` (n,) bool is set and the key is there, values are added; where it is not
-        set and the key is not there, they are inserted; a mismatch (somebody inserted or evicted it meanwhile) is left
+        set and the key is not there, they are inserted; a mismatch (another call inserted or evicted it meanwhile) is left
         alone.
 
         Raises:

@@ -23,31 +23,13 @@ from .rows import (
 )
 
 __all__ = [
-    "error_memory_compensate",
-    "expert_space_routing",
-    "feature_keys",
-    "frequency_admission_filter",
-    "ftrl_proximal_update",
-    "group_adagrad_update",
-    "hash_strings",
-    "lsh_buckets",
-    "lsh_error_sketch",
-    "lsh_error_sketch_write",
-    "lsh_projections",
-    "mch_evict_batch",
-    "merge_duplicates",
-    "multi_reward_embedding",
-    "multiplexed_embedding_lookup",
-    "probabilistic_admission_filter",
-    "rowwise_adagrad_update",
-    "salted_hash_bucket",
-    "serving_row_dequantize",
-    "serving_row_quantize",
-    "sparse_adagrad_update",
-    "sparse_adam_update",
-    "sparse_dedup_optimize",
-    "sparse_sgd_update",
-]
+    "error_memory_compensate", "expert_space_routing", "feature_keys", "frequency_admission_filter",
+    "ftrl_proximal_update", "group_adagrad_update", "hash_strings", "lsh_buckets", "lsh_error_sketch",
+    "lsh_error_sketch_write", "lsh_projections", "mch_evict_batch", "merge_duplicates", "multi_reward_embedding",
+    "multiplexed_embedding_lookup", "probabilistic_admission_filter", "rowwise_adagrad_update", "salted_hash_bucket",
+    "serving_row_dequantize", "serving_row_quantize", "sparse_adagrad_update", "sparse_adam_update",
+    "sparse_dedup_optimize", "sparse_sgd_update",
+]  # fmt: skip
 
 
 _WITH_TORCH = {

@@ -20,7 +20,7 @@ def admitted(
     probability: float,
     seed: int,
 ) -> np.ndarray | None:
-    """Who may compete, or None for everybody."""
+    """Which ids may compete, or None for all."""
     if admission == "all" or not len(ids):
         return None
     if admission == "average":

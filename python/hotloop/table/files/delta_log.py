@@ -206,7 +206,7 @@ class DeltaLog:
             return disk.remove(path)
 
     def prune(self, upto: int | None = None) -> int:
-        """Delete deltas that nobody needs any more, and return how many.
+        """Delete deltas that no follower needs any more, and return how many.
 
         A delta goes if it ends at or before ``upto`` and at or before the position of every named follower. The newest
         delta stays: it says where the next one starts. A replica that starts from a snapshot needs what comes

@@ -1,7 +1,7 @@
 """Files that are whole or absent: written beside their place, synced, renamed, and swept up after a killed writer.
 
 Whether a file is in use is asked of the kernel: its writer (and, for a snapshot, its readers) hold a shared ``flock``,
-which a killed process loses. Whoever wants to delete it takes the exclusive lock first. Where the file system has no
+which a killed process loses. A process that deletes it takes the exclusive lock first. Where the file system has no
 locks, nothing that another process might still use is deleted. System calls go through ``os`` and ``fcntl`` by name,
 so that tests can make them fail.
 """
@@ -174,7 +174,7 @@ def share(fd: int) -> bool:
 
 
 def claim(path: PathLike) -> int | None:
-    """Return the descriptor of a file that nobody uses, locked against use until closed; None if somebody may.
+    """Return the descriptor of a file that is not in use, locked against use until closed; None if it may be in use.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -280,7 +280,7 @@ def awaits(op: str, table: Store, delta: Delta, *, alone: bool = False) -> bool:
     """Whether a table is to apply a delta; False if it holds what the delta says already.
 
     Args:
-        alone: nobody but the caller changed the table since it applied a delta.
+        alone: only the caller has changed the table since it applied a delta.
     Raises:
         DeltaError: the delta does not join, or the table has gone on by itself.
     """

@@ -3,7 +3,7 @@
 Every save names its parts by a token of its own, so it never touches the snapshot in place. Savers do not wait for
 each other: the snapshot in place is that of the save that finished last, whole. Part 0 is created first, deleted last
 and carries the lock of its snapshot: the writer holds it until the commit, readers while they read, and who tidies
-up deletes a snapshot only if nobody holds it and the manifest, read after the lock was taken, names another one.
+up deletes a snapshot only if no process holds it and the manifest, read after the lock was taken, names another one.
 """
 
 from __future__ import annotations
