@@ -12,7 +12,7 @@ from hotloop import table
 from hotloop.front import impl as _impl
 from hotloop.front import native
 from hotloop.reference import table as reference
-from memory_cases import plain, samples, tensors
+from table_cases import plain_error_memory, samples, tensors
 
 CORE = native.core
 IMPLS = ("cpu", "reference")
@@ -55,7 +55,7 @@ def test_no_worse_than_plain_torch(shape: Any, dtype: torch.dtype, gamma: float)
         ours = table.error_memory_compensate(*call, k=k, gamma=gamma, impl=impl)
         assert _impl.last_impl("error_memory_compensate") == impl
         assert ours.dtype == same[0].dtype
-        assert_no_worse_than_torch(ours, plain(*same, k=k, gamma=gamma), truth)
+        assert_no_worse_than_torch(ours, plain_error_memory(*same, k=k, gamma=gamma), truth)
 
 
 @pytest.mark.parametrize("shape", [(9, 33, 17, 6), (3, 2003, 11, 180), (2, 600, 300, 70)], ids=str)
@@ -69,7 +69,7 @@ def test_every_instruction_set(shape: Any, level: str) -> None:
     )
     np.testing.assert_array_equal(found.neighbors, wanted.neighbors)
     np.testing.assert_allclose(found.weights, wanted.weights, rtol=2e-5, atol=1e-7)
-    same = plain(*tensors(call, torch.float32), k=k, gamma=0.5)
+    same = plain_error_memory(*tensors(call, torch.float32), k=k, gamma=0.5)
     truth = reference.error_memory_compensate(*(v.astype(np.float64) for v in call), k=k, gamma=0.5)
     assert_no_worse_than_torch(torch.from_numpy(found.prediction), same, torch.from_numpy(truth))
 

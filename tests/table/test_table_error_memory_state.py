@@ -17,7 +17,7 @@ from hotloop.table import ErrorMemory
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from memory_cases import samples
+from table_cases import samples
 
 DIM = 3
 # Few directions: equal similarities are the rule, and which sample is taken depends on its age.

@@ -16,7 +16,7 @@ from hotloop.front import impl as _impl
 from hotloop.front import native
 from hotloop.reference import table as reference
 from hotloop.table import ErrorSketch
-from memory_cases import samples
+from table_cases import samples
 
 CORE = native.core
 IMPLS = ("cpu", "reference")

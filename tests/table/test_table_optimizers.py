@@ -12,7 +12,7 @@ from helpers import assert_no_worse_than_torch, misaligned, with_threads
 from hotloop import table
 from hotloop.front import impl as _impl
 from hotloop.front import native
-from optimizer_cases import BY_NAME, CASES, Case, inputs
+from table_cases import BY_NAME, CASES, Case, inputs
 from torch import Tensor
 
 CORE = native.core

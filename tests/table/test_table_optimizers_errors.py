@@ -12,7 +12,7 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.front import native
-from optimizer_cases import BY_NAME
+from table_cases import BY_NAME
 
 F32 = torch.float32
 U, D = 3, 5

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import assert_no_worse_than_torch
 from hotloop import table
-from optimizer_cases import BY_NAME, CASES, inputs
+from table_cases import BY_NAME, CASES, inputs
 from torch import Tensor
 
 IMPLS = ("cpu", "reference")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.front import impl as _impl
-from optimizer_cases import CASES, inputs
+from table_cases import CASES, inputs
 from torch import Tensor
 
 # A row of several groups of 64 draws; 200 rows of it make 60200 draws.

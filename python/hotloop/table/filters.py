@@ -128,7 +128,7 @@ class CountFilter:
         return out
 
     def admits(self, keys: Any, counts: Any = None, *, step: int = 0) -> Any:
-        """Add sightings and return which keys are let in: ``frequency_admission_filter`` of this filter. ``step`` is unused."""
+        """Add sightings; return which keys are let in, as ``frequency_admission_filter`` does. ``step`` is unused."""
         return frequency_admission_filter(self, keys, counts)
 
     def clear(self) -> None:

@@ -41,7 +41,7 @@ class Table(Store):
         capacity: rows to make room for at first, >= 1; grows by itself. Default 1024, or less under a
             max_capacity.
         max_capacity: rows at most; then rows are evicted, or TableFullError is raised. Default None: 2^32 - 16.
-        evict_strategy: which row leaves a full table: the one with the lowest score, ties by the lower key (as unsigned).
+        evict_strategy: what leaves a full table: the row with the lowest score, ties by the lower key (as unsigned).
             "lru": number of the call that last used it; "lfu": uses, or the sum of ``scores``; "custom": ``scores``;
             "epoch_lru", "epoch_lfu": the caller's ``epoch`` first. A new key whose score is lower than every row's is
             refused ("lfu" lets everything in). Default "none".
@@ -320,8 +320,8 @@ class Table(Store):
         """Add to rows that the caller found, insert those it did not; returns which were applied, (n,) bool.
 
         HierarchicalKV's rule: where ``accum`` (n,) bool is set and the key is there, values are added; where it is not
-        set and the key is not there, they are inserted; a mismatch (another call inserted or evicted it meanwhile) is left
-        alone.
+        set and the key is not there, they are inserted; a mismatch (another call inserted or evicted it meanwhile) is
+        left alone.
 
         Raises:
             ValueError: a value, or a sum, is not finite in the table's dtype. Nothing was written.
