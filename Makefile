@@ -14,7 +14,7 @@ TFRA := .venv-tfra
 # Python files are not here: the install is editable, so that edits of them are live.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels -type f -not -name '*.py*' -not -name commit.txt 2>/dev/null)
 
-.PHONY: help dev demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs stubs wheel clean
+.PHONY: help tidy dev demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs stubs wheel clean
 help:
 	@echo "make dev              build and install editable: edits of Python are live, after edits of C++ run it again"
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
@@ -26,7 +26,7 @@ help:
 	@echo "make peers            against TRL, Liger, CCE and transformers themselves"
 	@echo "make bench [OPS=...]  measure against the rivals (out/bench)"
 	@echo "make rivals           install the rivals of the table benches (bench/README.md)"
-	@echo "make lint | format    ruff, mypy"
+	@echo "make lint | format    ruff, mypy, stubtest, clang-format; make tidy: clang-tidy"
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
 	@echo "make stubs            rewrite the type stubs of the compiled modules"
 	@echo "make docs             rewrite what is generated from the catalogue and from bench/results"
@@ -107,11 +107,18 @@ bench: $(VENV)/built $(VENV)/peers
 lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/lint_cpp.py
 	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest hotloop._core --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt
+
+# clang-tidy: minutes, and no part of `make lint`.
+tidy: $(VENV)/built
+	$(BIN)/python tools/lint_cpp.py --tidy
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python tools/lint_cpp.py --fix
 
 stubs: $(VENV)/built
 	$(BIN)/python tools/write_stubs.py

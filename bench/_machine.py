@@ -28,17 +28,9 @@ _HEADERS = ("libcuckoo-dev", "libabsl-dev")
 @functools.cache
 def cpu_name() -> str:
     """Model of the CPU and the number of cores this process may use, e.g. "Xeon 8480 (2 cores)"."""
-    info: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            info.setdefault(name.strip(), value.strip())
-    except OSError:
-        pass
-    model = info.get("model name") or platform.processor() or platform.machine()
-    model = re.sub(r"\((R|TM)\)|CPU|Processor|@.*", "", model)
-    if "cpu family" in info and "model" in info and not re.search(r"\d{3}", model):
-        model += f" family {info['cpu family']} model {info['model']}"
+    from hotloop import info
+
+    model = re.sub(r"\((R|TM)\)|CPU|Processor|@[^f]*", "", info.cpu_name())
     plural = "" if CORES == 1 else "s"
     return f"{' '.join(model.split())} ({CORES} core{plural})"
 

@@ -10,10 +10,10 @@ from typing import Any
 import gpu_run
 import pytest
 import torch
-from gpu_run import pytest_runtest_logreport, pytest_sessionfinish
+from gpu_run import pytest_runtest_logreport
 from hotloop.front import impl as _impl
 
-__all__ = ["pytest_runtest_logreport", "pytest_sessionfinish"]
+__all__ = ["pytest_runtest_logreport"]
 
 _exercised: dict[str, set[str]] = defaultdict(set)
 
@@ -51,6 +51,19 @@ def pytest_configure(config: pytest.Config) -> None:
             _exercised[impl].add(op)
 
     _impl.note = note_and_remember
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    gpu_run.pytest_sessionfinish(session, exitstatus)
+    if hasattr(session.config, "workeroutput"):  # a worker of xdist
+        session.config.workeroutput["exercised"] = {k: sorted(ops) for k, ops in _exercised.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """What a worker of xdist ran counts here."""
+    for impl, ops in getattr(node, "workeroutput", {}).get("exercised", {}).items():
+        _exercised[impl].update(ops)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

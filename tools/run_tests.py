@@ -22,6 +22,9 @@ BIN = Path(sys.executable).parent
 
 QUICK = "not gpu and not big and not peer and not slow"
 SLOW = "slow and not gpu and not big and not peer"
+# Tests that measure time run after the others, one by one.
+ALONE = "alone"
+WORKERS = min(len(os.sched_getaffinity(0)), 8)
 DOCTESTS = ("core", "decode", "logprob", "preference", "table", "unlearn")
 
 
@@ -63,18 +66,29 @@ def finished(name: str, status: int, found: Counts, begin: float) -> Counts:
     return found
 
 
-def pytest(name: str, *arguments: str) -> Counts:
+def pytest(name: str, *arguments: str, empty: int = 0) -> Counts:
     """Run pytest on the installed package; its progress is shown, its report of what was skipped is not."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
         words = [sys.executable, "-m", "pytest", "-q", "--no-header", f"--junitxml={junit}"]
-        status = subprocess.run([*words, *arguments], cwd=ROOT, check=False).returncode
+        # Threads of different workers share the cores: none may wait by spinning.
+        calm = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        done = subprocess.run([*words, *arguments], cwd=ROOT, env=calm, check=False)
+        status = 0 if empty and done.returncode == empty else done.returncode
         return finished(name, status, counted(junit), begin)
 
 
+def in_parallel(name: str, chosen: str, *arguments: str) -> Counts:
+    """Run the tests of a selection on a worker per core, then those of it that measure time."""
+    found = pytest(name, "-m", f"({chosen}) and not {ALONE}", "-n", str(WORKERS), *arguments)
+    # 5: none of the selection measures time.
+    found.add(pytest(f"{name}, alone", "-m", f"({chosen}) and {ALONE}", *arguments, empty=5))
+    return found
+
+
 def python() -> Counts:
-    found = pytest("Python", "-rfE", "-m", QUICK, *more())
+    found = in_parallel("Python", QUICK, "-rfE", *more())
     found.add(doctests(DOCTESTS))
     return found
 
@@ -85,7 +99,7 @@ def doctests(modules: Sequence[str]) -> Counts:
 
 
 def slow() -> Counts:
-    return pytest("slow", "-rfE", "-m", SLOW, *more())
+    return in_parallel("slow", SLOW, "-rfE", *more())
 
 
 def peers() -> Counts:

@@ -14,6 +14,7 @@ from typing import Any
 import hotloop
 import torch
 from hotloop import _core
+from hotloop.info import cpu_name
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,7 @@ JSON_NAME, PNG_NAME = "report.json", "report.png"
 
 def machine() -> dict[str, Any]:
     return {
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "instruction_set": _core.simd_level(),
@@ -41,15 +42,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "hotloop": hotloop.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def build(run: Run) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -37,12 +38,20 @@ def _guard(probe: Callable[[], Any], otherwise: Any) -> Any:
         return otherwise if otherwise is not None else f"{type(error).__name__}: {error}"
 
 
-def _cpu_name() -> str:
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+def cpu_name() -> str:
+    """Model of the CPU as the system gives it, with family and model number where the name has no number."""
+    found: dict[str, str] = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                found.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    model = found.get("model name") or platform.processor() or platform.machine() or "unknown"
+    if "cpu family" in found and "model" in found and not re.search(r"\d{3}", model):
+        model += f" family {found['cpu family']} model {found['model']}"
+    return model
 
 
 def _version(package: str) -> str | None:
@@ -109,7 +118,7 @@ def collect() -> dict[str, Any]:
         "commit": _guard(_commit, "unknown"),
         "python": platform.python_version(),
         "platform": f"{platform.system().lower()} {platform.machine()}",
-        "cpu": _guard(_cpu_name, "unknown"),
+        "cpu": _guard(cpu_name, "unknown"),
         "cores": os.cpu_count(),
         "core_module": _guard(_core, None),
         "cuda_module": _guard(_cuda, None),

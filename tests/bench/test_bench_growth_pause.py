@@ -10,6 +10,8 @@ import pytest
 
 from bench.table import growth_pause
 
+pytestmark = pytest.mark.alone
+
 
 def test_one_run_grows_and_the_control_does_not() -> None:
     grown = growth_pause.measure(2000, 40_000, 2, grows=True, threads=1, slow_ms=0.0)

@@ -28,6 +28,7 @@ def run(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.alone
 def test_import_is_quick_and_pulls_in_neither_torch_nor_numpy() -> None:
     found = [json.loads(run(IMPORT)) for _ in range(5)]
     assert min(seconds for seconds, _ in found) <= 0.150

@@ -27,6 +27,7 @@ def run(folder: Path, out: Path, *more: str, settings: object = TINY) -> int:
     return main(["--text", str(folder), "--out", str(out), *more], settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.alone
 def test_report_of_a_whole_run(
     tmp_path: Path, python_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

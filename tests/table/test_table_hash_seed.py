@@ -42,6 +42,7 @@ def seconds(keys: np.ndarray, **settings) -> float:
     return best
 
 
+@pytest.mark.alone
 def test_keys_chosen_against_the_fixed_hash_cost_what_others_cost():
     """40,000 of them took 50 times as long."""
     torch.set_num_threads(1)

@@ -89,6 +89,7 @@ def test_any_ids_merge_as_a_dictionary_would(ids: list[int]) -> None:
         assert np.array_equal(done.grads, np.array(list(wanted.values())).reshape(-1, 2))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("step", [1, 64, 2**20, 2**32, 2**44])
 def test_ids_that_follow_a_pattern_do_not_collide(step: int) -> None:
     ids = np.arange(65536, dtype=np.int64) * step

@@ -535,6 +535,7 @@ def test_without_locks_only_the_replaced_snapshot_is_deleted(tmp_path, monkeypat
         next(blocks)
 
 
+@pytest.mark.alone
 def test_a_save_is_not_slow(tmp_path):
     """A guard against quadratic listing: many small parts cost about the same each."""
     begin = time.perf_counter()
