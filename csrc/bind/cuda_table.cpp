@@ -1,3 +1,5 @@
+// The table in the memory of a CUDA device: the backend for table_methods.hpp and the methods that only it has. Arrays
+// lie on the device, but for those of exports, imports and erase_host. Admission asks Python, which holds the filters.
 #include <algorithm>
 #include <cstdint>
 #include <memory>

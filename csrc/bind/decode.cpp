@@ -1,3 +1,6 @@
+// The bindings of the decode room: verification of drafts, sampling, probabilities and temperatures. Each fills the
+// call of its loop from checked arrays (decode_arguments.hpp) and runs it without the GIL. Loops over probabilities
+// return which input held a number that is none; Python finds the number and raises.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

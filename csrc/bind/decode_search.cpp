@@ -1,3 +1,6 @@
+// The bindings of the searches: a step of beam search, of two tree searches and of backtracking, and nearest codes.
+// State comes in as tuples of arrays and is written either to arrays of the same shapes (beams, backtracking) or in
+// place (trees).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

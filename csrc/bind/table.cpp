@@ -1,3 +1,5 @@
+// The table on the CPU: the backend for table_methods.hpp, the methods that only it has (find, find_or_insert, upsert,
+// updates, trim), and two reductions over arrays. Calls work without the GIL and count as work that a fork waits for.
 #include <algorithm>
 #include <memory>
 #include <string>

@@ -1,3 +1,5 @@
+// Hashing of keys and strings, admission filters and the eviction of managed slots. A CountFilter is shared between
+// Python and the tables that ask it; its saved cells travel as bytes.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

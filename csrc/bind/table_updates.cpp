@@ -1,3 +1,5 @@
+// Row updates of dense tensors, merging of duplicate ids, int8 quantization and the shape of an optimizer's state.
+// Row numbers are compared with the weight before a loop sees them: the loops write where they say.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
