@@ -8,6 +8,7 @@ import importlib
 from ._case import Bench
 
 _MODULES = (
+    "bench.core.segments",
     "bench.logprob.linear_logprob",
     "bench.logprob.linear_cross_entropy",
     "bench.logprob.linear_divergence",

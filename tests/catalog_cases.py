@@ -105,7 +105,23 @@ def answers(loss: str, n: int) -> Arguments:
 
 
 # One entry per op whose room has no table of cases of its own.
+def groups(n: int) -> Arguments:
+    offsets = torch.tensor([0, n // 2, n // 2, n], device="cpu")
+    return {"values": normal(n, D, leaf=True), "cu_seqlens": offsets}
+
+
+def group_ids(n: int) -> Arguments:
+    ids = torch.arange(n, device="cpu") * 7 % 3
+    return {"values": normal(n, leaf=True), "segment_ids": ids, "num_segments": 3}
+
+
 SAMPLES: dict[str, Callable[[int], Arguments]] = {
+    "core.segment_sum": groups,
+    "core.segment_mean": group_ids,
+    "core.segment_max": groups,
+    "core.segment_min": group_ids,
+    "core.segment_logsumexp": groups,
+    "core.counting_sort": lambda n: {"keys": torch.arange(n, device="cpu") * 7 % 5, "num_keys": 5},
     "logprob.linear_logprob": head,
     "logprob.token_logprob": lambda n: {
         "logits": normal(n, V, leaf=True),

@@ -92,6 +92,9 @@ def _vocabulary(weight: str) -> Callable[[dict[str, Any]], Any]:
 MADE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "bias": _vocabulary("weight"),
     "cu_seqlens": lambda a: torch.tensor([0, a["hidden"].shape[0]]),
+    "segment_ids": lambda a: np.arange(len(a["values"])) % 2,
+    "num_segments": lambda a: 2,
+    "mask": lambda a: np.arange(len(a["values"])) % 2,
     "draft_probs": lambda a: np.full_like(a["target_probs"], 1 / a["target_probs"].shape[-1]),
     "num_nodes": lambda a: np.full(len(_first(a)), a["draft_token_ids"].shape[1], np.int64),
     "cpl_dense_loss.ref_logps": lambda a: torch.full_like(_first(a), -1.0),
@@ -148,6 +151,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "ref_weight": ("ref_hidden",),
     "ref_bias": ("ref_hidden", "ref_weight"),
     "rollout_values": ("leaves",),
+    "segment_ids": ("num_segments",),
 }
 """Arguments that are given together."""
 INSTEAD: dict[str, tuple[str, ...]] = {
@@ -159,6 +163,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "ref_weight": ("ref_logps",),
     "ref_bias": ("ref_logps",),
     "bias_ids": (),
+    "segment_ids": ("cu_seqlens",),
 }
 """Arguments that exclude others."""
 

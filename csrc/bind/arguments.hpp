@@ -24,6 +24,10 @@ class Arguments {
     if (view.size() > 0 && view.shape[1] > 1 && view.stride[1] != 1) fail(name, "expected contiguous rows");
     return view;
   }
+  // Any array at all.
+  const View& any(const py::object& object, const char* name) {
+    return arrays_.emplace_back(object, op_, name, device_).view;
+  }
   // Any array of two or more dimensions whose last one is contiguous.
   const View& rows(const py::object& object, const char* name) {
     const View& view = arrays_.emplace_back(object, op_, name, device_).view;

@@ -1,6 +1,6 @@
-"""Elementary functions and random numbers, for NumPy arrays."""
+"""Elementary functions and random numbers, for NumPy arrays; ragged groups, for torch tensors too."""
 
-from . import Paper, Room
+from . import FLOATS, Paper, Room
 
 op = Room(__name__, impls=("reference", "cpu"), dtypes=("float32", "float64"))
 
@@ -13,3 +13,14 @@ op("exp2_minimax", AUTONUMERICS, implements=("exp2_minimax_poly",))
 op("exp_by_exp2", AUTONUMERICS)
 op("philox", PHILOX)
 op("philox_uniform", PHILOX)
+
+for reduction in ("sum", "mean", "max", "min"):
+    op(f"segment_{reduction}", Paper("Definition"), dtypes=FLOATS, gradient=True, compiles=True)
+ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")
+op("segment_logsumexp", ONLINE_SOFTMAX, dtypes=FLOATS, gradient=True, compiles=True)
+op(
+    "counting_sort",
+    Paper("The Art of Computer Programming 3", "section 5.2"),
+    dtypes=(),
+    compiles=True,
+)

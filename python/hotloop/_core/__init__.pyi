@@ -10,6 +10,7 @@ import typing
 from . import decode as decode
 from . import logprob as logprob
 from . import pointwise as pointwise
+from . import segments as segments
 from . import table as table
 
 def advise_huge_pages(address: int, bytes: int) -> None: ...

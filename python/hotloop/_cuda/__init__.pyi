@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from . import decode as decode
 from . import pointwise as pointwise
+from . import segments as segments
 from . import table as table
 
 def architectures() -> list[str]: ...

@@ -135,3 +135,13 @@ def compiling() -> bool:
     """Whether torch.compile is tracing the caller."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.compiler.is_compiling())
+
+
+def arange(like: Any, count: int) -> Any:
+    """0 to count - 1 as int64, of the kind and on the device of ``like``."""
+    if isinstance(like, np.ndarray):
+        return np.arange(count, dtype=np.int64)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.arange(count, dtype=torch.int64, device=like.device)
+    return sys.modules["cupy"].arange(count, dtype="int64")

@@ -1,0 +1,449 @@
+"""Reductions over ragged groups, and the stable counting sort that makes groups of ids.
+
+The groups of an op are named in one of three ways: ``cu_seqlens``, offsets of groups that lie side by side;
+``segment_ids``, the group of every value, in any order; or a ``mask`` over (B, T), whose rows are the groups. Torch
+tensors go through ``_segment_operator``, which knows autograd and torch.compile; NumPy arrays come straight here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..front import arrays, check, environment, native
+from ..front import impl as _impl
+from ..front.impl import Impl
+
+CANDIDATES = {"cuda": _impl.on_cuda, "cpu": _impl.on_cpu, "reference": _impl.everywhere}
+MASKS = ("bool", "uint8", "int32", "int64")
+
+
+class SortedKeys(NamedTuple):
+    """What ``counting_sort`` returns; ``counts`` and ``offsets`` are None with ``order_only``."""
+
+    order: Any
+    """(n,) int64: positions of the keys in rising order, equal keys as they came."""
+    counts: Any
+    """(num_keys,) int64: how often each key occurs."""
+    offsets: Any
+    """(num_keys + 1,) int64: where the run of each key begins in ``order``, the ``cu_seqlens`` of the runs."""
+
+
+class Groups(NamedTuple):
+    """Checked groups of n rows: offsets or ids, the other is None."""
+
+    segments: int
+    offsets: Any
+    ids: Any
+    mask: Any
+
+
+def segment_sum(
+    values: Any,
+    cu_seqlens: Any = None,
+    *,
+    segment_ids: Any = None,
+    num_segments: int | None = None,
+    mask: Any = None,
+    impl: Impl = "auto",
+) -> Any:
+    """Sum of every group of values; 0 for a group without values.
+
+    out_s = sum of the values i of group s, added in an order that depends on the shape alone, in float32 over blocks of
+    a few hundred values and in float64 over blocks. The same bits for any number of threads.
+
+    Args:
+        values: (n,) or (n, d); (B, T) or (B, T, d) where only a mask is given. float32, float64, float16 or bfloat16,
+            any strides. torch tensors are differentiable.
+        cu_seqlens: (segments + 1,) int32 or int64 offsets that rise from 0 to n: group s is the values cu_seqlens[s] to
+            cu_seqlens[s + 1] - 1. Default None.
+        segment_ids: (n,) int32 or int64, in any order: the group of each value, 0 to num_segments - 1. Costs a
+            counting sort. Default None.
+        num_segments: number of groups, >= 0; needed beside segment_ids.
+        mask: (n,), or (B, T) in place of the two above: values where it is 0 or False are left out, NaN among them.
+            bool, uint8, int32 or int64. Default None.
+        impl: "auto", "cpu", "cuda" or "reference".
+
+    Returns:
+        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
+
+    Raises:
+        TypeError, ValueError: an array of another dtype, shape, library or device; none or two of cu_seqlens and
+            segment_ids; offsets that do not rise from 0 to n; an id out of range. Numbers on a GPU are looked at with
+            HOTLOOP_CHECK=1 only, as are NaN and infinity among the values.
+        NotImplementedError: a forced ``impl`` that cannot run; torch.func transforms.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+        >>> segment_sum(x, np.array([0, 1, 1, 4])).tolist()
+        [1.0, 0.0, 9.0]
+        >>> segment_sum(x, segment_ids=np.array([1, 0, 1, 0]), num_segments=2).tolist()
+        [6.0, 4.0]
+
+    Reference:
+        Definition.
+    """
+    return _reduce("sum", values, cu_seqlens, segment_ids, num_segments, mask, impl)
+
+
+def segment_mean(
+    values: Any,
+    cu_seqlens: Any = None,
+    *,
+    segment_ids: Any = None,
+    num_segments: int | None = None,
+    mask: Any = None,
+    impl: Impl = "auto",
+) -> Any:
+    """Mean of every group of values; 0 for a group without values, with no gradient.
+
+    out_s = segment_sum_s / number of values that count. torch.segment_reduce gives NaN for an empty group; the masked
+    means of verl and TRL and torch_scatter give 0, which does not spoil a batch by a group that nothing fell into.
+
+    Args:
+        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
+
+    Returns:
+        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
+
+    Example:
+        >>> import numpy as np
+        >>> segment_mean(np.array([1.0, 3.0, 9.0], np.float32), np.array([0, 2, 2, 3])).tolist()
+        [2.0, 0.0, 9.0]
+        >>> segment_mean(np.array([[1.0, 3.0, 9.0]], np.float32), mask=np.array([[1, 1, 0]])).tolist()
+        [2.0]
+
+    Reference:
+        Definition.
+    """
+    return _reduce("mean", values, cu_seqlens, segment_ids, num_segments, mask, impl)
+
+
+def segment_max(
+    values: Any,
+    cu_seqlens: Any = None,
+    *,
+    segment_ids: Any = None,
+    num_segments: int | None = None,
+    mask: Any = None,
+    impl: Impl = "auto",
+) -> Any:
+    """Largest value of every group; -inf for a group without values, NaN for one that holds NaN.
+
+    The gradient goes to the first of the largest values, or to the first NaN, as in torch.max over a dimension.
+    torch.segment_reduce divides it among equal values.
+
+    Args:
+        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
+
+    Returns:
+        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
+
+    Example:
+        >>> import numpy as np
+        >>> segment_max(np.array([1.0, 5.0, 3.0], np.float32), np.array([0, 2, 2, 3])).tolist()
+        [5.0, -inf, 3.0]
+
+    Reference:
+        Definition.
+    """
+    return _reduce("max", values, cu_seqlens, segment_ids, num_segments, mask, impl)
+
+
+def segment_min(
+    values: Any,
+    cu_seqlens: Any = None,
+    *,
+    segment_ids: Any = None,
+    num_segments: int | None = None,
+    mask: Any = None,
+    impl: Impl = "auto",
+) -> Any:
+    """Smallest value of every group; inf for a group without values, NaN for one that holds NaN.
+
+    The gradient goes to the first of the smallest values, or to the first NaN.
+
+    Args:
+        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
+
+    Returns:
+        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
+
+    Example:
+        >>> import numpy as np
+        >>> segment_min(np.array([1.0, 5.0, 3.0], np.float32), np.array([0, 2, 2, 3])).tolist()
+        [1.0, inf, 3.0]
+
+    Reference:
+        Definition.
+    """
+    return _reduce("min", values, cu_seqlens, segment_ids, num_segments, mask, impl)
+
+
+def segment_logsumexp(
+    values: Any,
+    cu_seqlens: Any = None,
+    *,
+    segment_ids: Any = None,
+    num_segments: int | None = None,
+    mask: Any = None,
+    impl: Impl = "auto",
+) -> Any:
+    """log of the sum of exp(value) of every group; -inf for a group without values.
+
+    out_s = m_s + log(sum exp(value_i - m_s)), m_s the largest value of group s: no overflow. Its gradient is the
+    softmax of the group. A group of -inf only gives -inf with gradient 0; in torch.logsumexp the gradient is NaN.
+
+    Args:
+        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
+
+    Returns:
+        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
+
+    Example:
+        >>> import numpy as np
+        >>> segment_logsumexp(np.zeros(3, np.float32), np.array([0, 2, 3])).round(4).tolist()
+        [0.6930999755859375, 0.0]
+
+    Reference:
+        Milakov and Gimelshein 2018, arXiv:1805.02867.
+    """
+    return _reduce("logsumexp", values, cu_seqlens, segment_ids, num_segments, mask, impl)
+
+
+def counting_sort(
+    keys: Any, num_keys: int, *, order_only: bool = False, impl: Impl = "auto"
+) -> SortedKeys:
+    """Stable order of small integer keys: equal keys stay as they came.
+
+    Counts of ranges of the keys, their sums, and one write per key: O(n + num_keys). ``keys[order]`` rises, and the run
+    of key k is ``order[offsets[k]:offsets[k + 1]]``. Above 65536 keys least significant digits are sorted first, 11
+    bits (on a GPU 8) a pass, so that working memory is O(n) whatever num_keys is; the results alone, unless
+    ``order_only``, have num_keys numbers.
+
+    Args:
+        keys: (n,), int32 or int64, 0 to num_keys - 1.
+        num_keys: >= 0.
+        order_only: leave counts and offsets out, for keys of a large range. Default False.
+        impl: "auto", "cpu", "cuda" or "reference".
+
+    Returns:
+        ``SortedKeys``: order (n,), counts (num_keys,) and offsets (num_keys + 1,), int64, of the kind of ``keys``.
+
+    Raises:
+        TypeError, ValueError: keys of another dtype or shape, or out of range (on a GPU with HOTLOOP_CHECK=1 only).
+        NotImplementedError: a forced ``impl`` that cannot run.
+
+    Example:
+        >>> import numpy as np
+        >>> order, counts, offsets = counting_sort(np.array([2, 0, 2, 1]), 4)
+        >>> order.tolist(), counts.tolist(), offsets.tolist()
+        ([1, 3, 0, 2], [1, 1, 2, 0], [0, 1, 2, 4, 4])
+
+    Reference:
+        Seward 1954; Knuth, The Art of Computer Programming 3, section 5.2.
+    """
+    op = "counting_sort"
+    check.array(op, "keys", keys, arrays.INTEGERS, 1)
+    check.integer(op, "num_keys", num_keys, at_least=0, at_most=2**62)
+    if not isinstance(order_only, bool):
+        raise TypeError(
+            f"[{op}] order_only: expected True or False, got {type(order_only).__name__}."
+        )
+    if _impl.choose(op, impl, "keys", keys, CANDIDATES) == "reference":
+        from ..reference import core as reference
+
+        if not arrays.compiling():
+            look_at_keys(op, "keys", keys, num_keys)
+        return SortedKeys(*reference.counting_sort(keys, num_keys, order_only=order_only))
+    if arrays.compiling():
+        from . import _segment_operator
+
+        return _segment_operator.compiled_sort(keys, num_keys, order_only)
+    return sort(op, "keys", keys, num_keys, order_only)
+
+
+def sort(op: str, name: str, keys: Any, num_keys: int, order_only: bool = False) -> SortedKeys:
+    """Run the compiled loop on checked keys."""
+    keys = arrays.dense(keys)
+    order = arrays.empty(keys, tuple(keys.shape), "int64")
+    counts = offsets = None
+    if not order_only:
+        counts = arrays.empty(keys, (num_keys,), "int64")
+        offsets = arrays.empty(keys, (num_keys + 1,), "int64")
+    if arrays.device(keys) == "cpu":
+        if native.core.segments.counting_sort(keys, num_keys, order, counts, offsets) >= 0:
+            look_at_keys(op, name, keys, num_keys)
+        return SortedKeys(order, counts, offsets)
+    if environment.checks_on():
+        look_at_keys(op, name, keys, num_keys)
+    loops = native.cuda.segments
+    n = keys.shape[0]
+    other = arrays.empty(keys, (n,), "int64") if num_keys > 256 else None
+    starts = arrays.empty(keys, (256 * (-(-n // loops.SORT_TILE) + 1),), "int64")
+    place = native.stream_of(keys)
+    loops.counting_sort(keys, num_keys, order, counts, offsets, other, starts, *place)
+    return SortedKeys(order, counts, offsets)
+
+
+def look_at_keys(op: str, name: str, keys: Any, num_keys: int) -> None:
+    """Raise if a key lies outside [0, num_keys)."""
+    outside = (keys < 0) | (keys >= num_keys)
+    check.refuse(op, name, keys, outside, f"0 to {num_keys - 1}", "Leave such rows out first.")
+
+
+def look_at_groups(op: str, n: int, groups: Groups) -> None:
+    """Raise if an id is out of range or offsets do not rise from 0 to n."""
+    if groups.ids is not None:
+        return look_at_keys(op, "segment_ids", groups.ids, groups.segments)
+    found = groups.offsets
+    if int(found[0]) != 0 or int(found[-1]) != n or bool((found[1:] < found[:-1]).any()):
+        some = found.tolist()
+        text = some if len(some) <= 16 else [*some[:8], "...", *some[-4:]]
+        raise ValueError(
+            f"[{op}] cu_seqlens: expected offsets that rise from 0 to {n}, the number of values, got {text}."
+        )
+
+
+def _reduce(
+    reduction: str,
+    values: Any,
+    cu_seqlens: Any,
+    segment_ids: Any,
+    num_segments: int | None,
+    mask: Any,
+    impl: Impl,
+) -> Any:
+    op = f"segment_{reduction}"
+    check.array(op, "values", values, arrays.FLOATS, 1, 2, 3)
+    rows, groups = _groups(op, values, cu_seqlens, segment_ids, num_segments, mask)
+    if mask is None and reduction in ("sum", "mean"):
+        check.finite(op, values=values)
+    if _impl.choose(op, impl, "values", values, CANDIDATES) == "reference":
+        from ..reference import core as reference
+
+        if not arrays.compiling():
+            look_at_groups(op, int(rows.shape[0]), groups)
+        return reference.reduce_rows(reduction, rows, *groups)
+    if arrays.kind(values) == "torch":
+        from . import _segment_operator
+
+        return _segment_operator.reduce(op, reduction, rows, groups)
+    return forward(reduction, rows, groups, False)[0]
+
+
+def _groups(
+    op: str, values: Any, cu_seqlens: Any, segment_ids: Any, num_segments: Any, mask: Any
+) -> tuple[Any, Groups]:
+    """The values as (n,) or (n, d), and their groups."""
+    if cu_seqlens is not None and segment_ids is not None:
+        raise ValueError(
+            f"[{op}] segment_ids: expected None beside cu_seqlens, got an array. Name the groups one way."
+        )
+    if num_segments is not None and segment_ids is None:
+        raise ValueError(
+            f"[{op}] num_segments: expected None without segment_ids, got {num_segments!r}. Leave it out."
+        )
+    if mask is not None:
+        check.array(op, "mask", mask, MASKS)
+        check.same_place(op, "mask", mask, "values", values)
+    if cu_seqlens is None and segment_ids is None:
+        if mask is None:
+            raise ValueError(
+                f"[{op}] cu_seqlens: expected offsets, or segment_ids, or a mask over (B, T), got None. "
+                "Name the groups."
+            )
+        return _rows_as_groups(op, values, mask)
+    if values.ndim == 3:
+        raise ValueError(
+            f"[{op}] values: expected 1 or 2 dimension(s) beside cu_seqlens or segment_ids, got shape "
+            f"{tuple(values.shape)}. Reshape to (n, d)."
+        )
+    n = values.shape[0]
+    if mask is not None:
+        check.shape(op, "mask", mask, (n,), "like the rows of values")
+        mask = _as_mask(mask)
+    if cu_seqlens is not None:
+        check.array(op, "cu_seqlens", cu_seqlens, arrays.INTEGERS, 1)
+        check.same_place(op, "cu_seqlens", cu_seqlens, "values", values)
+        if cu_seqlens.shape[0] < 1:
+            raise ValueError(
+                f"[{op}] cu_seqlens: expected shape (segments + 1,), got (0,). No segment is [0]."
+            )
+        return values, Groups(
+            cu_seqlens.shape[0] - 1, arrays.dense(cu_seqlens, "int64"), None, mask
+        )
+    check.array(op, "segment_ids", segment_ids, arrays.INTEGERS, 1)
+    check.same_place(op, "segment_ids", segment_ids, "values", values)
+    check.shape(op, "segment_ids", segment_ids, (n,), "like the rows of values")
+    if num_segments is None:
+        raise ValueError(
+            f"[{op}] num_segments: expected the number of groups beside segment_ids, got None. "
+            "It is one more than the largest id."
+        )
+    check.integer(op, "num_segments", num_segments, at_least=0, at_most=2**62)
+    return values, Groups(num_segments, None, arrays.dense(segment_ids), mask)
+
+
+def _rows_as_groups(op: str, values: Any, mask: Any) -> tuple[Any, Groups]:
+    if values.ndim < 2 or tuple(mask.shape) != tuple(values.shape[:2]):
+        raise ValueError(
+            f"[{op}] mask: expected values (B, T) or (B, T, d) and a mask (B, T), got values {tuple(values.shape)} and "
+            f"mask {tuple(mask.shape)}. Pass cu_seqlens or segment_ids for packed values."
+        )
+    batch, length = values.shape[:2]
+    offsets = arrays.arange(values, batch + 1) * length
+    rows = values.reshape(batch * length, *values.shape[2:])
+    return rows, Groups(batch, offsets, None, _as_mask(mask.reshape(-1)))
+
+
+def _as_mask(mask: Any) -> Any:
+    return arrays.dense(mask if arrays.dtype(mask) in ("bool", "uint8") else mask != 0)
+
+
+def maths_dtype(values: Any) -> str:
+    """What values are reduced in, and results are."""
+    return "float64" if arrays.dtype(values) == "float64" else "float32"
+
+
+def forward(
+    reduction: str, values: Any, groups: Groups, backward: bool
+) -> tuple[Any, Any | None, Any | None]:
+    """Run the compiled loop: the result, and what its gradient needs, counts (mean) and rows (max and min)."""
+    shape = (groups.segments, *values.shape[1:])
+    out = arrays.empty(values, shape, maths_dtype(values))
+    counts = rows = None
+    if backward and reduction == "mean":
+        counts = arrays.empty(values, (groups.segments,), "int64")
+    elif backward and reduction in ("max", "min"):
+        rows = arrays.empty(values, shape, "int64")
+    op = f"segment_{reduction}"
+    if arrays.device(values) == "cpu":
+        if not native.core.segments.reduce(reduction, values, *groups, out, counts, rows):
+            look_at_groups(op, values.shape[0], groups)
+        return out, counts, rows
+    if environment.checks_on():
+        look_at_groups(op, values.shape[0], groups)
+    loops = native.cuda.segments
+    count, offsets, ids, mask = groups
+    order = None
+    if ids is not None:
+        order, _, offsets = sort(op, "segment_ids", ids, count)
+    columns = values.shape[1] if values.ndim == 2 else 1
+    tiles = -(-values.shape[0] // loops.TILE)
+    parts = arrays.empty(values, (6 * tiles * columns,), "float64")
+    place = native.stream_of(values)
+    loops.reduce(reduction, values, count, offsets, order, mask, out, counts, rows, parts, *place)
+    return out, counts, rows

@@ -1,0 +1,183 @@
+"""The stable counting sort: against NumPy's and torch's stable sorts, at every range of keys."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import with_threads
+from hotloop.core import counting_sort
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+# One pass over the keys up to 65536; then digits, in items of 8 bytes up to 2^32, of 16 above.
+RANGES = [
+    1,
+    2,
+    7,
+    256,
+    2048,
+    65_536,
+    65_537,
+    2**20,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**32 + 1,
+    2**45,
+    2**62,
+]
+
+
+def keys_of(n: int, num_keys: int, dtype: str = "int64", seed: int = 0) -> np.ndarray:
+    """Half of them from a few numbers, so that there are runs; both ends of the range among them."""
+    g = np.random.default_rng(seed)
+    keys = g.integers(0, num_keys, n)
+    few = g.integers(0, num_keys, 5)
+    keys[: n // 2] = few[g.integers(0, 5, n // 2)]
+    g.shuffle(keys)
+    if n > 1:
+        keys[0], keys[-1] = num_keys - 1, 0
+    return keys.astype(dtype)
+
+
+def check(keys: Any, num_keys: int, found: Any) -> None:
+    numbers = np.asarray(keys)
+    np.testing.assert_array_equal(np.asarray(found.order), np.argsort(numbers, kind="stable"))
+    if found.counts is not None:
+        counts = np.bincount(numbers, minlength=num_keys)
+        np.testing.assert_array_equal(np.asarray(found.counts), counts)
+        np.testing.assert_array_equal(np.asarray(found.offsets), np.r_[0, np.cumsum(counts)])
+
+
+@pytest.mark.parametrize("num_keys", RANGES)
+@pytest.mark.parametrize("n", [0, 1, 2, 100, 5000, 150_000])
+def test_the_order_is_that_of_numpy(n: int, num_keys: int) -> None:
+    for dtype in ("int64", "int32"):
+        if num_keys > 2**31 and dtype == "int32":
+            continue
+        keys = keys_of(n, num_keys, dtype)
+        alone = counting_sort(keys, num_keys, order_only=True)
+        assert alone.counts is None
+        assert alone.offsets is None
+        assert alone.order.dtype == np.int64
+        check(keys, num_keys, alone)
+        if num_keys <= 2**20:
+            check(keys, num_keys, counting_sort(keys, num_keys))
+
+
+def test_against_torch_stable_sort() -> None:
+    keys = torch.from_numpy(keys_of(30_000, 300))
+    found = counting_sort(keys, 300)
+    assert torch.equal(found.order, torch.sort(keys, stable=True).indices)
+    assert torch.equal(found.counts, torch.bincount(keys, minlength=300))
+    assert found.offsets.dtype == torch.int64
+    assert torch.equal(keys[found.order], keys.sort().values)
+
+
+@pytest.mark.parametrize("num_keys", [64, 70_000, 2**40])
+def test_threads_do_not_matter(num_keys: int) -> None:
+    keys = torch.from_numpy(keys_of(300_000, num_keys))
+    orders = [
+        with_threads(k, lambda: counting_sort(keys, num_keys, order_only=True).order)
+        for k in (1, 2, 5)
+    ]
+    for order in orders:
+        check(keys, num_keys, counting_sort(keys, num_keys, order_only=True)._replace(order=order))
+
+
+def test_runs_of_sorted_equal_and_falling_keys() -> None:
+    n = 100_000
+    for keys in (np.zeros(n, np.int64), np.arange(n), np.arange(n)[::-1], np.arange(n) // 1000):
+        check(keys, n, counting_sort(keys, n))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 2**40), max_size=200), st.sampled_from([0, 3, 2**40]))
+def test_any_keys(numbers: list[int], shift: int) -> None:
+    keys = np.array(numbers, np.int64) % (shift + 1)
+    check(keys, shift + 1, counting_sort(keys, shift + 1, order_only=shift > 2**20))
+
+
+def test_reference_and_strides() -> None:
+    base = keys_of(4000, 50).reshape(1000, 4)
+    for keys in (base[:, 1], torch.from_numpy(base)[:, 1], base[::-1, 2]):
+        for impl in ("cpu", "reference"):
+            found = counting_sort(keys, 50, impl=impl)
+            assert type(found.order) is type(keys)
+            check(keys, 50, found)
+    nothing = counting_sort(np.zeros(0, np.int32), 0)
+    assert nothing.counts.shape == (0,)
+    assert nothing.offsets.tolist() == [0]
+    assert counting_sort(np.zeros(0, np.int64), 3).offsets.tolist() == [0, 0, 0, 0]
+
+
+def test_errors() -> None:
+    keys = np.array([0, 3, -1])
+    wrong: list[tuple[type[Exception], str, Any, Any, dict[str, Any]]] = [
+        (ValueError, r"keys: expected 0 to 2, got 3 at \[1\] \(2 of 3\)", keys, 3, {}),
+        (ValueError, r"keys: expected 0 to 3, got -1 at \[2\] \(1 of 3\)", keys, 4, {}),
+        (ValueError, r"keys: expected 0 to -1, got 0 at \[0\] \(3 of 3\)", keys, 0, {}),
+        (TypeError, "keys: expected dtype int64, int32, got float64", keys / 1.0, 4, {}),
+        (ValueError, r"keys: expected 1 dimension\(s\), got shape \(1, 3\)", keys[None], 4, {}),
+        (TypeError, "keys: expected a NumPy, torch or CuPy array, got list", [0], 4, {}),
+        (
+            ValueError,
+            "num_keys: expected an integer >= 0 and <= 4611686018427387904, got -1",
+            keys,
+            -1,
+            {},
+        ),
+        (TypeError, "num_keys: expected an integer, got float", keys, 4.0, {}),
+        (TypeError, "order_only: expected True or False, got int", keys, 4, {"order_only": 1}),
+    ]
+    for impl in ("auto", "reference"):
+        for kind, text, given_keys, num_keys, more in wrong:
+            with pytest.raises(kind, match=rf"^\[counting_sort\] {text}"):
+                counting_sort(given_keys, num_keys, impl=impl, **more)
+    for big in (2**62 - 1, -(2**62)):  # as 32 bits it would pass
+        with pytest.raises(ValueError, match=rf"expected 0 to 4294967295, got {big} at \[70000\]"):
+            counting_sort(np.r_[np.zeros(70_000, np.int64), big], 2**32, order_only=True)
+    with pytest.raises(
+        NotImplementedError,
+        match=r"no implementation fits keys \(3,\) int64 on cpu with impl='cuda'",
+    ):
+        counting_sort(keys, 4, impl="cuda")
+
+
+@pytest.mark.parametrize("order_only", [False, True])
+def test_opcheck(order_only: bool) -> None:
+    keys = torch.from_numpy(keys_of(20, 6))
+    torch.library.opcheck(torch.ops.hotloop.counting_sort.default, (keys, 6, order_only))
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_equals_eager(dynamic: bool) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(counting_sort, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for n in (10, 30):
+        keys = torch.from_numpy(keys_of(n, 5))
+        for a, b in zip(compiled(keys, 5), counting_sort(keys, 5)):
+            assert torch.equal(a, b)
+
+
+def test_numpy_needs_no_torch() -> None:
+    code = (
+        "import sys, importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *r: None if name == 'torch' else find(name, *r)\n"
+        "import numpy as np\n"
+        "from hotloop.core import counting_sort, segment_sum\n"
+        "for impl in ('auto', 'reference'):\n"
+        "    assert counting_sort(np.array([1, 0, 1]), 2, impl=impl).order.tolist() == [1, 0, 2]\n"
+        "assert segment_sum(np.ones(3), np.array([0, 1, 3])).tolist() == [1, 2]\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

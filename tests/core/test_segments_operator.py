@@ -1,0 +1,259 @@
+"""Segment reductions: errors, and the registered operators under opcheck and torch.compile."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hotloop import core
+from segment_cases import NAMES, WAYS, generator, ours, ways
+from torch import Tensor
+
+X, IDS, CUTS = torch.zeros(3), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 3])
+WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
+    "list": (
+        TypeError,
+        "values: expected a NumPy, torch or CuPy array, got list",
+        {"values": [1.0]},
+    ),
+    "integers": (TypeError, "values: expected dtype float32", {"values": IDS}),
+    "number": (
+        ValueError,
+        r"values: expected 1 or 2 or 3 dimension\(s\), got shape \(\)",
+        {"values": X[0]},
+    ),
+    "cube": (
+        ValueError,
+        r"values: expected 1 or 2 dimension\(s\) beside cu_seqlens or segment_ids, got shape \(1, 1, 3\)",
+        {"values": X[None, None]},
+    ),
+    "two ways": (
+        ValueError,
+        "segment_ids: expected None beside cu_seqlens, got an array",
+        {"segment_ids": IDS},
+    ),
+    "no way": (
+        ValueError,
+        "cu_seqlens: expected offsets, or segment_ids, or a mask over",
+        {"cu_seqlens": None},
+    ),
+    "count alone": (
+        ValueError,
+        "num_segments: expected None without segment_ids, got 2",
+        {"num_segments": 2},
+    ),
+    "no count": (
+        ValueError,
+        "num_segments: expected the number of groups beside segment_ids, got None",
+        {"cu_seqlens": None, "segment_ids": IDS},
+    ),
+    "count": (
+        ValueError,
+        "num_segments: expected an integer >= 0 and <= 4611686018427387904, got -1",
+        {"cu_seqlens": None, "segment_ids": IDS, "num_segments": -1},
+    ),
+    "float ids": (
+        TypeError,
+        "segment_ids: expected dtype int64, int32, got float32",
+        {"cu_seqlens": None, "segment_ids": X, "num_segments": 2},
+    ),
+    "short ids": (
+        ValueError,
+        r"segment_ids: expected shape \(3,\) like the rows of values, got \(2,\)",
+        {"cu_seqlens": None, "segment_ids": IDS[:2], "num_segments": 2},
+    ),
+    "id": (
+        ValueError,
+        r"segment_ids: expected 0 to 0, got 1 at \[1\] \(2 of 3\)",
+        {"cu_seqlens": None, "segment_ids": IDS, "num_segments": 1},
+    ),
+    "id below": (
+        ValueError,
+        r"segment_ids: expected 0 to 1, got -1 at \[0\] \(1 of 3\)",
+        {"cu_seqlens": None, "segment_ids": IDS - torch.tensor([1, 0, 0]), "num_segments": 2},
+    ),
+    "no groups": (
+        ValueError,
+        r"segment_ids: expected 0 to -1, got 0 at \[0\]",
+        {"cu_seqlens": None, "segment_ids": IDS, "num_segments": 0},
+    ),
+    "float offsets": (
+        TypeError,
+        "cu_seqlens: expected dtype int64, int32, got float32",
+        {"cu_seqlens": X},
+    ),
+    "flat": (
+        ValueError,
+        r"cu_seqlens: expected 1 dimension\(s\), got shape \(1, 3\)",
+        {"cu_seqlens": CUTS[None]},
+    ),
+    "no offset": (
+        ValueError,
+        r"cu_seqlens: expected shape \(segments \+ 1,\), got \(0,\)",
+        {"cu_seqlens": CUTS[:0]},
+    ),
+    "falling": (
+        ValueError,
+        r"cu_seqlens: expected offsets that rise from 0 to 3, the number of values, got \[0, 2, 1, 3\]",
+        {"cu_seqlens": torch.tensor([0, 2, 1, 3])},
+    ),
+    "start": (
+        ValueError,
+        r"rise from 0 to 3, the number of values, got \[1, 3\]",
+        {"cu_seqlens": CUTS[1:]},
+    ),
+    "end": (
+        ValueError,
+        r"rise from 0 to 3, the number of values, got \[0, 1\]",
+        {"cu_seqlens": CUTS[:2]},
+    ),
+    "many": (
+        ValueError,
+        r"got \[0, 0, 0, 0, 0, 0, 0, 0, '...', 0, 0, 0, 0\]",
+        {"cu_seqlens": torch.zeros(30, dtype=torch.int64)},
+    ),
+    "float mask": (
+        TypeError,
+        "mask: expected dtype bool, uint8, int32, int64, got float32",
+        {"mask": X},
+    ),
+    "short mask": (
+        ValueError,
+        r"mask: expected shape \(3,\) like the rows of values, got \(2,\)",
+        {"mask": IDS[:2]},
+    ),
+    "mask alone": (
+        ValueError,
+        r"mask: expected values \(B, T\) or \(B, T, d\) and a mask \(B, T\), got values \(3,\) and mask \(3,\)",
+        {"cu_seqlens": None, "mask": IDS},
+    ),
+    "other library": (
+        TypeError,
+        "cu_seqlens: expected a torch array like values, got numpy",
+        {"cu_seqlens": CUTS.numpy()},
+    ),
+    "impl": (
+        ValueError,
+        "impl: expected one of auto, reference, cpu, cuda, triton, got 'gpu'",
+        {"impl": "gpu"},
+    ),
+}
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("case", WRONG)
+def test_errors(case: str, impl: str) -> None:
+    kind, text, changed = WRONG[case]
+    arguments: dict[str, Any] = {"values": X, "cu_seqlens": CUTS, "impl": impl} | changed
+    for name in NAMES:
+        with pytest.raises(kind, match=rf"^\[segment_{name}\] .*{text}"):
+            ours(name)(**arguments)
+
+
+def test_impl_that_cannot_run() -> None:
+    with pytest.raises(
+        NotImplementedError,
+        match=r"no implementation fits values \(3,\) float32 on cpu with impl='triton'",
+    ):
+        core.segment_sum(X, CUTS, impl="triton")
+    with pytest.raises(ValueError, match=r"cu_seqlens: expected device meta like values, got cpu"):
+        core.segment_sum(X.to("meta"), CUTS)
+
+
+def test_checks_look_for_infinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTLOOP_CHECK", "1")
+    x = torch.tensor([1.0, np.inf, np.nan])
+    with pytest.raises(
+        ValueError,
+        match=r"^\[segment_sum\] values: expected finite values, got inf at \[1\] \(2 of 3\)",
+    ):
+        core.segment_sum(x, CUTS)
+    assert core.segment_max(x, CUTS)[0] == 1.0
+    assert core.segment_sum(x, CUTS, mask=torch.tensor([1, 0, 0])).tolist() == [1.0, 0.0]
+
+
+# -- the registered operator ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str, way: str) -> None:
+    for shape in ((12,), (12, 3)):
+        x = torch.randn(shape, generator=generator(15), dtype=torch.float64, requires_grad=True)
+        arguments = ways(12, 4)[way]
+        mask = arguments.get("mask")
+        mask = None if mask is None else mask != 0
+        offsets, ids = arguments.get("cu_seqlens"), arguments.get("segment_ids")
+        offsets = None if offsets is None else offsets.long()
+        torch.library.opcheck(
+            torch.ops.hotloop.segment_reduce.default, (x, offsets, ids, mask, 4, name)
+        )
+
+
+def compiled_steps(run: Any, name: str, n: int, way: str) -> list[Tensor]:
+    x = torch.randn(n, 3, generator=generator(n), requires_grad=True)
+    arguments = ways(n, 4 + n % 3)[way]
+    out = run(x, **arguments)
+    out = torch.where(out.isfinite(), out, 0.0)
+    return [out, *torch.autograd.grad((out**2).sum(), x)]
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_equals_eager(name: str, way: str, dynamic: bool) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(ours(name), fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for n in (12, 17) if dynamic else (12,):
+        for a, b in zip(
+            compiled_steps(compiled, name, n, way), compiled_steps(ours(name), name, n, way)
+        ):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_a_mask_over_rows_compiles(dynamic: bool) -> None:
+    torch.compiler.reset()
+
+    def call(x: Tensor, mask: Tensor) -> Tensor:
+        return core.segment_mean(x, mask=mask)  # type: ignore[no-any-return]
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for batch in (3, 5):
+        x = torch.randn(batch, 7, generator=generator(batch))
+        torch.testing.assert_close(compiled(x, x > 0), call(x, x > 0))
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_a_compiled_graph_raises_what_eager_raises(dynamic: bool) -> None:
+    calls: list[tuple[Any, Tensor, list[Tensor]]] = [
+        (lambda c: core.segment_sum(X, c), CUTS, [CUTS + 1, torch.tensor([0, 2, 1]), CUTS - CUTS]),
+        (lambda i: core.segment_sum(X, segment_ids=i, num_segments=2), IDS, [IDS + 1, IDS - 1]),
+        (lambda k: core.counting_sort(k, 2).order, IDS, [IDS + 1, IDS - 1]),
+    ]
+    for call, good, bads in calls:
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        torch.testing.assert_close(compiled(good), call(good))
+        for bad in bads:
+            with pytest.raises(ValueError, match=r"^\[\w+\] \w+: expected ") as eager:
+                call(bad)
+            with pytest.raises(ValueError, match=r"^\[\w+\] \w+: expected ") as graph:
+                compiled(bad)
+            assert str(graph.value) == str(eager.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("name", NAMES)
+def test_inductor_equals_eager(name: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(ours(name), fullgraph=True)
+    for a, b in zip(
+        compiled_steps(compiled, name, 12, "offsets"),
+        compiled_steps(ours(name), name, 12, "offsets"),
+    ):
+        torch.testing.assert_close(a, b)
