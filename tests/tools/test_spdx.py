@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def test_check_and_fix(git: bool, tmp_path: Path, capsys: pytest.CaptureFixture[
     for name, (text, _) in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
+    if git and shutil.which("git") is None:
+        pytest.skip("git is not installed")
     if git:
         subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
         subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
