@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -26,6 +28,27 @@ def _flag(op: str, name: str, value: Any) -> bool:
     return bool(value)
 
 
+def _betas(op: str, value: Any) -> tuple[float, ...]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"[{op}] betas: expected two numbers, got {value!r}.")
+    return tuple(number(op, f"betas[{k}]", b, at_least=0, below=1) for k, b in enumerate(value))
+
+
+@functools.cache
+def _fields(cls: type[RowOptimizer]) -> tuple[tuple[str, Any, str], ...]:
+    """Name, default and kind of the fields of a rule."""
+
+    def kind(name: str, default: Any) -> str:
+        if name in CHOICES or name == "betas":
+            return "betas" if name == "betas" else "choice"
+        if isinstance(default, bool):
+            return "flag"
+        return "lr" if name == "lr" and cls._LR_ABOVE_0 else "number"
+
+    found = ((f.name, f.default) for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    return tuple((name, default, kind(name, default)) for name, default in found)
+
+
 class RowOptimizer:
     """What the rules have in common. Not an optimizer by itself: use one of its subclasses.
 
@@ -39,26 +62,24 @@ class RowOptimizer:
     _LR_ABOVE_0: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self._check(type(self).__name__)
+        self._take(type(self).__name__, vars(self))
 
-    def _check(self, op: str) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            object.__setattr__(self, field.name, self._checked(op, field))
-
-    def _checked(self, op: str, field: dataclasses.Field[Any]) -> Any:
-        name, value = field.name, getattr(self, field.name)
-        if name in CHOICES:
-            choice(op, name, value, CHOICES[name])
-            return value
-        if isinstance(field.default, bool):
-            return _flag(op, name, value)
-        if name != "betas":
-            if name == "lr" and self._LR_ABOVE_0:
-                return number(op, name, value, above=0, below=math.inf)
-            return number(op, name, value, at_least=0, below=math.inf)
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise ValueError(f"[{op}] betas: expected two numbers, got {value!r}.")
-        return tuple(number(op, f"betas[{k}]", b, at_least=0, below=1) for k, b in enumerate(value))
+    def _take(self, op: str, given: Mapping[str, Any]) -> None:
+        """Set the fields, each checked by its name and type."""
+        fields = vars(self)
+        for name, default, kind in _fields(type(self)):  # type: ignore[arg-type]
+            value = given.get(name, default)
+            if kind == "number":
+                value = number(op, name, value, at_least=0, below=math.inf)
+            elif kind == "lr":
+                value = number(op, name, value, above=0, below=math.inf)
+            elif kind == "flag":
+                value = _flag(op, name, value)
+            elif kind == "choice":
+                choice(op, name, value, CHOICES[name])
+            else:
+                value = _betas(op, value)
+            fields[name] = value
 
     def _state(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self._STATE
@@ -109,9 +130,7 @@ _R = TypeVar("_R", bound=RowOptimizer)
 def settings(op: str, cls: type[_R], **given: Any) -> _R:
     """A rule checked in the name of ``op``; of what is given it takes its fields."""
     rule = object.__new__(cls)
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        object.__setattr__(rule, field.name, given.get(field.name, field.default))
-    rule._check(op)
+    rule._take(op, given)
     return rule
 
 
@@ -123,8 +142,8 @@ def of_arguments(
         one, wide = (getattr(given[name], "shape", ()) for name in ("exp_avg_sq", "weight"))
         given = {**given, "rowwise": len(one) == 1 or (one[1:] == (1,) and wide[1:] != (1,))}
     rule = settings(op, kind, **given)
-    layout = rule.state_layout(1)
-    state = {name: value for name, value in given.items() if name in layout}
+    scalars, vectors = rule._state()
+    state = {name: given[name] for name in (*vectors, *scalars) if name in given}
     step = state.get("step")
     if step is None or len(getattr(step, "shape", ())):
         return rule, state, 0
