@@ -74,7 +74,7 @@ def number(
             f"[{op}] {name}: expected {wanted}, got {type(value).__name__}. Pass a float."
         )
     if math.isinf(value):
-        hint = hint or "Leave it out or pass one."
+        hint = hint or "Leave it out or pass a finite number."
     raise ValueError(f"[{op}] {name}: expected {wanted}, got {value!r}.{hint and ' ' + hint}")
 
 
