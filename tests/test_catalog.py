@@ -186,7 +186,7 @@ def test_compiled_ops_are_registered():
         _ = (
             hotloop.logprob,
             hotloop.preference,
-            importlib.import_module("hotloop.decode._operators"),
+            importlib.import_module("hotloop.decode.operators"),
             importlib.import_module("hotloop.table._operators"),
             importlib.import_module("hotloop.table.multiplex"),
         )

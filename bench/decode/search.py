@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import torch
-from hotloop.decode.search import BeamState
+from hotloop.decode import BeamState
 from hotloop.reference.decode import search as reference
 from torch import Tensor
 

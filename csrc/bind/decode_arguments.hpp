@@ -36,7 +36,7 @@ inline decode::RowTable table_of(const View& view) {
   return table;
 }
 
-// `packed`: hotloop.decode._law.pack(law). Rows of a request: at least `least_rows`.
+// `packed`: hotloop.decode.law.pack(law). Rows of a request: at least `least_rows`.
 inline decode::LawTable law_of(Arguments& a, const py::tuple& packed, const char* name, std::int64_t batch,
                                std::int64_t least_rows) {
   const py::object values = packed[0];

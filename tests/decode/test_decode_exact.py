@@ -19,7 +19,7 @@ from hotloop.decode import (
     chain_speculative_sampling,
     tree_speculative_verify,
 )
-from hotloop.reference.decode import _spec
+from hotloop.reference.decode import draws
 
 NEAR = 1e-9
 """How far from a threshold a uniform is placed; the laws below have no two thresholds so close."""
@@ -221,7 +221,7 @@ class Scripted:
 def script(monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted()
     monkeypatch.setattr(
-        _spec.Stream, "draw", lambda self, *args, **kwargs: scripted.draw(*args, **kwargs)
+        draws.Stream, "draw", lambda self, *args, **kwargs: scripted.draw(*args, **kwargs)
     )
     return scripted
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from decode_calls import CALLS, V
-from hotloop.decode._law import refuse_probabilities
+from hotloop.decode.law import refuse_probabilities
 
 ARGUMENTS = {
     "chain_speculative_sampling": ("target_probs", "draft_probs"),

@@ -8,11 +8,11 @@ from hotloop.decode import (
     block_speculative_sampling,
     chain_speculative_sampling,
     greedy_speculative_accept,
+    operators,
     sample,
     speculative_streaming_verify,
     tree_speculative_verify,
 )
-from hotloop.decode import _operators as operators
 
 
 def inputs(batch: int, drafts: int = 3, vocabulary: int = 50):

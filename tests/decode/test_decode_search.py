@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, strided, with_threads
+from hotloop.decode import ACTIONS, BacktrackState, BeamState
 from hotloop.decode import search as s
-from hotloop.decode._search import ACTIONS, BacktrackState, BeamState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

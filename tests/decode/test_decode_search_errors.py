@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hotloop.decode import BacktrackState, BeamState, PuctTree, StarTree
 from hotloop.decode import search as s
-from hotloop.decode._search import BacktrackState, BeamState, PuctTree, StarTree
 
 Z = np.zeros((2, 3, 8), np.float32)
 START = BeamState.start(2, 3)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import strided, with_threads
+from hotloop.decode import PuctTree, StarTree
 from hotloop.decode import search as s
-from hotloop.decode._search import PuctTree, StarTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,26 +1,25 @@
 """Exact speculative acceptance and sampling, straight from logits. NumPy, torch or CuPy arrays; torch not needed."""
 
-from ._law import Logits, Probs
-from ._results import (
+from ..reference.decode.law import Logits, Probs
+from ..reference.decode.results import (
+    ACTIONS,
+    Backtrack,
+    BacktrackState,
+    Beams,
+    BeamState,
     BranchReuse,
+    PuctStep,
+    PuctTree,
     Sampled,
+    StarStep,
+    StarTree,
     TopLogprobs,
     Verified,
     VerifiedPaths,
     VerifiedRelaxed,
     VerifiedTree,
 )
-from ._search import (
-    ACTIONS,
-    Backtrack,
-    BacktrackState,
-    Beams,
-    BeamState,
-    PuctStep,
-    PuctTree,
-    StarStep,
-    StarTree,
-)
+from .greedy import greedy_speculative_accept
 from .lantern import lantern_relaxed_accept
 from .mirror import mirror_sd_branch_reuse
 from .sampling import (
@@ -44,7 +43,8 @@ from .speculative import (
     chain_speculative_sampling,
     speculative_streaming_verify,
 )
-from .tree import greedy_speculative_accept, tree_speculative_verify, typical_accept
+from .tree import tree_speculative_verify
+from .typical import typical_accept
 
 __all__ = [
     "ACTIONS",

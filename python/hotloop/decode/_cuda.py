@@ -21,17 +21,9 @@ _captured: list[Any] = []  # CuPy's pool would hand them on while the graph stil
 _lock = threading.Lock()
 
 
-def chain(outputs: Any, like: Any, *arguments: Any) -> None:
-    """Run ``_cuda.decode.chain`` on the device of ``like``, on its library's current stream."""
-    native.cuda.decode.chain(*(*arguments, *_place(like)))
-
-
-def tree(outputs: Any, like: Any, *arguments: Any) -> None:
-    native.cuda.decode.tree(*(*arguments, *_place(like)))
-
-
-def sample(like: Any, *arguments: Any) -> None:
-    native.cuda.decode.sample(*(*arguments, *_place(like)))
+def run(name: str, like: Any, *arguments: Any) -> None:
+    """Run a loop of ``hotloop._cuda.decode`` on the device of ``like``, on its library's current stream."""
+    getattr(native.cuda.decode, name)(*arguments, *_place(like))
 
 
 def _place(like: Any) -> tuple[Callable[[int, int], Any], int, int]:

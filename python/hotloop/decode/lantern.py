@@ -8,10 +8,9 @@ from ..front import arrays, check, environment, native
 from ..front.check import integer
 from ..front.impl import Impl, choose
 from ..reference.decode import lantern as _reference
+from ..reference.decode.results import VerifiedRelaxed
 from . import _call
-from ._law import check_ids, check_law, naming, pack, refuse_probabilities
-from ._results import VerifiedRelaxed
-from .speculative import verified_like
+from .law import check_ids, naming, pack, refuse_probabilities
 
 
 def lantern_relaxed_accept(
@@ -75,31 +74,17 @@ def lantern_relaxed_accept(
         delta > 1.
     """
     op = "lantern_relaxed_accept"
-    target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
-    ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
-    check.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
+    ids, target, draft = _call.check_drafted(
+        op, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset
+    )
     batch, width = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
-    check.shape(
-        op,
-        "target_probs",
-        target.values,
-        (batch, width + 1, vocabulary),
-        "for that many draft tokens",
-    )
-    draft = None
-    if draft_probs is not None:
-        draft = check_law(op, "draft_probs", draft_probs, ("B", "K", "V"))
-        _call.check_draft(op, draft, target, width)
     near = check.array(op, "neighbors", neighbors, ("int32",), 2)
     check.same_place(op, "neighbors", near, "target_probs", target.values)
     check.shape(op, "neighbors", near, (vocabulary, int(near.shape[1])), "for that vocabulary")
     k = min(integer(op, "k", k, at_least=0), vocabulary)
     check.number(op, "delta", delta, at_least=0.0)
-    _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, width, ids)
-    _call.check_stream(op, seed, offset, batch, ids)
     if environment.checks_on():
-        check_ids(op, "draft_token_ids", ids, vocabulary)
         check_ids(op, "neighbors", near, vocabulary)
     if choose(op, impl, "target_probs", target.values) == "reference":
         with naming(op, target_probs=target, draft_probs=draft):
@@ -114,7 +99,7 @@ def lantern_relaxed_accept(
                 seed=seed,
                 offset=offset,
             )
-    outputs = verified_like(ids, batch, width + 1)
+    outputs = _call.verified_like(ids, batch, width + 1)
     moved = arrays.empty(ids, (batch, width), "float32")
     if native.core.decode.lantern(
         batch,

@@ -7,7 +7,7 @@ from typing import Any
 from ..front import arrays, check, native
 from ..front.impl import Impl, choose
 from ..reference.decode import mirror as _reference
-from ._results import BranchReuse
+from ..reference.decode.results import BranchReuse
 
 
 def mirror_sd_branch_reuse(

@@ -8,12 +8,11 @@ from typing import Any
 from ..front import arrays, check, native
 from ..front.check import integer
 from ..front.impl import Impl, choose
-from ..reference.decode import sampling as _reference
-from . import _call
-from ._law import MAX_VOCABULARY, Law, Logits, check_law, naming, pack, refuse_probabilities
-from ._results import Sampled, TopLogprobs
-
-_ROWS = (("B", "V"), ("B", "R", "V"))
+from ..reference.decode import sampling as reference
+from ..reference.decode.law import MAX_VOCABULARY, Law, Logits
+from ..reference.decode.results import Sampled, TopLogprobs
+from . import _loops
+from .law import check_law, naming, pack, refuse_probabilities
 
 
 def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") -> Sampled:
@@ -60,36 +59,11 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
         Holtzman et al. 2020 (top-p), arXiv:1904.09751; Fan et al. 2018 (top-k), arXiv:1805.04833; Nguyen et al. 2024
         (min-p), arXiv:2407.01082. Order and ties as in FlashInfer and Hugging Face transformers.
     """
-    op = "sample"
     if arrays.compiling():
-        from . import _operators
+        from . import operators
 
-        return _operators.draw(law, seed, offset, impl)
-    law = check_law(op, "law", law, *_ROWS)
-    shape = tuple(map(int, law.values.shape[:-1]))
-    _call.check_stream(op, seed, offset, shape[0], law.values)
-    chosen = choose(op, impl, "law", law.values, _call.WITH_CUDA)
-    if chosen == "reference":
-        with naming(op, law=law):
-            return _reference.sample(law, seed=seed, offset=offset)
-    rows = shape[1] if len(shape) == 2 else 1
-    ids = arrays.empty(law.values, (shape[0], rows), "int64")
-    logps = arrays.empty(law.values, (shape[0], rows), "float32")
-    arguments = (
-        shape[0],
-        rows,
-        pack(law),
-        *_call.packed_stream(seed, offset, shape[0], law.values),
-        ids,
-        logps,
-    )
-    if chosen == "cuda":
-        from . import _cuda
-
-        _cuda.sample(law.values, *arguments)
-    elif native.core.decode.sample(*arguments):
-        refuse_probabilities(op, law=law)
-    return Sampled(ids.reshape(shape), logps.reshape(shape))
+        return operators.sample(law, seed, offset, impl)
+    return _loops.sample(law, seed, offset, impl)
 
 
 def law_probs(law: Any, *, impl: Impl = "auto") -> Any:
@@ -115,16 +89,17 @@ def law_probs(law: Any, *, impl: Impl = "auto") -> Any:
         As ``sample``: arXiv:1904.09751, arXiv:1805.04833, arXiv:2407.01082; FlashInfer's top_k_renorm_probs and
         top_p_renorm_probs.
     """
-    return _probs("law_probs", law, False, impl)
-
-
-def _probs(op: str, law: Any, log: bool, impl: Impl) -> Any:
-    law = check_law(op, "law", law, *_ROWS)
-    shape = tuple(map(int, law.values.shape))
-    wide = arrays.dtype(law.values) == "float64"
+    op = "law_probs"
+    law = check_law(op, "law", law, 2, 3)
     if choose(op, impl, "law", law.values) == "reference":
         with naming(op, law=law):
-            return _reference.law_probs(law)
+            return reference.law_probs(law)
+    return _probs(op, law)
+
+
+def _probs(op: str, law: Law, log: bool = False) -> Any:
+    shape = tuple(map(int, law.values.shape))
+    wide = arrays.dtype(law.values) == "float64"
     rows = shape[1] if len(shape) == 3 else 1
     out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
     if native.core.decode.probs(shape[0], rows, pack(law), log, wide, out):
@@ -156,12 +131,12 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
         The early-exit message of Bhendawade et al. 2025, arXiv:2510.13161, section 3.1.
     """
     op = "top_logprobs"
-    law = check_law(op, "law", law, *_ROWS)
+    law = check_law(op, "law", law, 2, 3)
     k = integer(op, "k", k, at_least=0, at_most=MAX_VOCABULARY)
     shape = tuple(map(int, law.values.shape[:-1]))
     if choose(op, impl, "law", law.values) == "reference":
         with naming(op, law=law):
-            return _reference.top_logprobs(law, k)
+            return reference.top_logprobs(law, k)
     rows = shape[1] if len(shape) == 2 else 1
     ids = arrays.empty(law.values, (shape[0], rows, k), "int64")
     logps = arrays.empty(law.values, (shape[0], rows, k), "float32")
@@ -210,7 +185,7 @@ def entropy_adaptive_temperature(
         HAPO (heterogeneous, token-aware policy optimization), the authors' recipe/train.md: arXiv:2509.16591.
     """
     op = "entropy_adaptive_temperature"
-    law = check_law(op, "logits", Logits(logits), *_ROWS)
+    law = check_law(op, "logits", Logits(logits), 2, 3)
     check.number(op, "median", median)
     check.number(op, "std", std, above=0.0)
     check.number(op, "maximum", maximum, above=0.0)
@@ -219,7 +194,7 @@ def entropy_adaptive_temperature(
     check.number(op, "tau", tau, at_least=0.0, below=1.0)
     shape = tuple(map(int, logits.shape[:-1]))
     if choose(op, impl, "logits", logits) == "reference":
-        return _reference.entropy_adaptive_temperature(
+        return reference.entropy_adaptive_temperature(
             logits,
             median=median,
             std=std,
@@ -271,19 +246,10 @@ def geometric_mixture_logits(
         Calandriello et al. 2024 (IPO-MD), arXiv:2403.08635; TRL's GeometricMixtureWrapper.
     """
     op = "geometric_mixture_logits"
-    law = check_law(op, "logits", Logits(logits, reference=ref_logits, mixture=mixture), *_ROWS)
+    law = check_law(op, "logits", Logits(logits, reference=ref_logits, mixture=mixture), 2, 3)
     if choose(op, impl, "logits", logits) == "reference":
-        return _reference.geometric_mixture_logits(logits, ref_logits, mixture=mixture)
-    return _log_probs(law)
-
-
-def _log_probs(law: Law) -> Any:
-    shape = tuple(map(int, law.values.shape))
-    wide = arrays.dtype(law.values) == "float64"
-    rows = shape[1] if len(shape) == 3 else 1
-    out = arrays.empty(law.values, (shape[0], rows, shape[-1]), "float64" if wide else "float32")
-    native.core.decode.probs(shape[0], rows, pack(law), True, wide, out)
-    return out.reshape(shape)
+        return reference.geometric_mixture_logits(logits, ref_logits, mixture=mixture)
+    return _probs(op, law, log=True)
 
 
 def value_augmented_logits(
@@ -318,14 +284,9 @@ def value_augmented_logits(
     """
     op = "value_augmented_logits"
     law = value_augmented_law(logits, token_ids, values, beta=beta)
-    check_law(op, "logits", law, ("B", "V"))
-    chosen = choose(op, impl, "logits", logits)
-    if chosen == "reference":
-        return _reference.value_augmented_logits(logits, token_ids, values, beta=beta)
-    return _native_logits(law)
-
-
-def _native_logits(law: Law) -> Any:
+    check_law(op, "logits", law, 2)
+    if choose(op, impl, "logits", logits) == "reference":
+        return reference.value_augmented_logits(logits, token_ids, values, beta=beta)
     wide = arrays.dtype(law.values) == "float64"
     batch, vocabulary = map(int, law.values.shape)
     out = arrays.empty(law.values, (batch, vocabulary), "float64" if wide else "float32")
@@ -368,8 +329,4 @@ def value_augmented_law(logits: Any, token_ids: Any, values: Any, *, beta: float
     count = valid.sum(-1)[..., None] + (valid.sum(-1)[..., None] == 0)
     mean = (values * valid).sum(-1)[..., None] / count
     bias = beta * (values - mean)
-    return replace(Logits(logits), bias_ids=token_ids, bias=_float32(bias))
-
-
-def _float32(x: Any) -> Any:
-    return x.float() if hasattr(x, "float") else x.astype("float32")
+    return replace(Logits(logits), bias_ids=token_ids, bias=arrays.dense(bias, "float32"))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
-from ..front import arrays, check, environment, native
-from ..front.impl import Impl, choose
-from ..reference.decode import speculative as _reference
-from . import _call
-from ._law import check_ids, check_law, naming, pack, refuse_probabilities
-from ._results import Verified
+from ..front import arrays, check
+from ..front.impl import Impl
+from ..reference.decode.results import Verified
+from . import _loops
+from .law import check_law
 
 
 def chain_speculative_sampling(
@@ -65,8 +63,16 @@ def chain_speculative_sampling(
         that a token of target probability 0 is never accepted and p = q always is.
     """
     op = "chain_speculative_sampling"
-    return _verify(
-        op, False, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl
+    return verify(
+        op,
+        "chain",
+        draft_probs,
+        draft_token_ids,
+        target_probs,
+        num_draft_tokens,
+        seed,
+        offset,
+        impl,
     )
 
 
@@ -109,8 +115,16 @@ def block_speculative_sampling(
         Sun et al. 2024, "Block Verification Accelerates Speculative Decoding", arXiv:2403.10444, algorithm 2.
     """
     op = "block_speculative_sampling"
-    return _verify(
-        op, True, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl
+    return verify(
+        op,
+        "block",
+        draft_probs,
+        draft_token_ids,
+        target_probs,
+        num_draft_tokens,
+        seed,
+        offset,
+        impl,
     )
 
 
@@ -153,7 +167,7 @@ def speculative_streaming_verify(
         arXiv:2211.17192 position by position (derived: the lemma never uses how q was conditioned).
     """
     op = "speculative_streaming_verify"
-    law = check_law(op, "stream_probs", stream_probs, ("B", "steps", "S", "V"))
+    law = check_law(op, "stream_probs", stream_probs, 4)
     ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
     batch, steps, streams, vocabulary = law.values.shape
     k = int(ids.shape[1])
@@ -168,108 +182,27 @@ def speculative_streaming_verify(
     parts = {"values": merged(law.values)}
     if getattr(law, "reference", None) is not None:
         parts["reference"] = merged(law.reference)  # type: ignore[union-attr]
-    return _verify(
-        op,
-        False,
-        replace(law, **parts),
-        draft_token_ids,
-        target_probs,
-        num_draft_tokens,
-        seed,
-        offset,
-        impl,
-        {"stream_probs": law},
-    )
+    draft = replace(law, **parts)
+    return verify(
+        op, "chain", draft, ids, target_probs, num_draft_tokens, seed, offset, impl, {"stream_probs": law}
+    )  # fmt: skip
 
 
-def _verify(
+def verify(
     op: str,
-    whole_block: bool,
-    draft_probs: Any,
-    draft_token_ids: Any,
-    target_probs: Any,
-    num_draft_tokens: Any,
+    mode: str,
+    draft: Any,
+    ids: Any,
+    target: Any,
+    lengths: Any,
     seed: Any,
     offset: Any,
     impl: Impl,
-    streams: dict[str, Any] | None = None,
+    named: dict[str, Any] | None = None,
 ) -> Verified:
+    """Run a chain: as an operator where torch.compile traces."""
     if arrays.compiling():
-        from . import _operators
+        from . import operators
 
-        mode = "block" if whole_block else "chain"
-        return _operators.chain(
-            op,
-            mode,
-            draft_probs,
-            draft_token_ids,
-            target_probs,
-            num_draft_tokens,
-            seed,
-            offset,
-            impl,
-        )
-    target = check_law(op, "target_probs", target_probs, ("B", "K+1", "V"))
-    ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
-    check.same_place(op, "draft_token_ids", ids, "target_probs", target.values)
-    batch, k = map(int, ids.shape)
-    vocabulary = int(target.values.shape[2])
-    check.shape(
-        op, "target_probs", target.values, (batch, k + 1, vocabulary), "for that many draft tokens"
-    )
-    draft = None
-    if draft_probs is not None:
-        draft = check_law(op, "draft_probs", draft_probs, ("B", "K", "V"))
-        _call.check_draft(op, draft, target, k)
-    _call.check_lengths(op, "num_draft_tokens", num_draft_tokens, batch, k, ids)
-    _call.check_stream(op, seed, offset, batch, ids)
-    if environment.checks_on():
-        check_ids(op, "draft_token_ids", ids, vocabulary)
-    chosen = choose(op, impl, "target_probs", target.values, _call.WITH_CUDA)
-    if chosen == "reference":
-        verify = (
-            _reference.block_speculative_sampling
-            if whole_block
-            else _reference.chain_speculative_sampling
-        )
-        with naming(op, target_probs=target, **(streams or {"draft_probs": draft})):
-            return verify(
-                draft, ids, target, num_draft_tokens=num_draft_tokens, seed=seed, offset=offset
-            )
-    outputs = verified_like(ids, batch, k + 1)
-    arguments = (
-        whole_block,
-        batch,
-        k,
-        arrays.unit_stride(ids),
-        pack(target),
-        None if draft is None else pack(draft),
-        _call.packed_lengths(num_draft_tokens, k),
-        *_call.packed_stream(seed, offset, batch, ids),
-        tuple(outputs),
-    )
-    if chosen == "cuda":
-        from . import _cuda
-
-        _cuda.chain(outputs, target.values, *arguments)
-    elif native.core.decode.chain(*arguments):
-        refuse_probabilities(op, target_probs=target, **(streams or {"draft_probs": draft}))
-    return outputs
-
-
-def verified_like(ids: Any, batch: int, width: int) -> Verified:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(ids, torch.Tensor):
-        device = ids.device
-        return Verified(
-            torch.empty((batch, width), dtype=ids.dtype, device=device),
-            torch.empty((batch,), dtype=torch.int64, device=device),
-            torch.empty((batch, width), dtype=torch.float32, device=device),
-            torch.empty((batch,), dtype=torch.int64, device=device),
-        )
-    return Verified(
-        arrays.empty(ids, (batch, width), arrays.dtype(ids)),
-        arrays.empty(ids, (batch,), "int64"),
-        arrays.empty(ids, (batch, width), "float32"),
-        arrays.empty(ids, (batch,), "int64"),
-    )
+        return operators.chain(op, mode, draft, ids, target, lengths, seed, offset, impl)
+    return _loops.chain(op, mode, draft, ids, target, lengths, seed, offset, impl, named)

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 
 from .. import core
 from ..decode import Logits
-from ..decode._seeds import BELOW
 from ..front.check import integer
+from ..reference.decode.draws import BELOW
 
 ASSISTANT_TOKENS = 4
 """Drafted tokens per step unless told otherwise; the examples of transformers draft 4 to 6."""

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ...decode._law import Law, Logits, as_law
-from ...decode._results import VerifiedRelaxed
-from ...decode._seeds import drawn
 from ...front import arrays
-from ._spec import VERIFICATION, Row, Stream, number, residual
+from .draws import VERIFICATION, Row, Stream, drawn, number, residual
+from .law import Law, Logits, as_law
+from .results import VerifiedRelaxed
 from .speculative import Emitted, drafted, pick_left_over
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...decode._results import BranchReuse
 from ...front import arrays
+from .results import BranchReuse
 
 
 def mirror_sd_branch_reuse(

@@ -7,34 +7,39 @@ from typing import Any
 
 import numpy as np
 
-from ...decode._law import Logits, as_law
-from ...decode._results import Verified, VerifiedPaths
-from ...decode._seeds import drawn
 from ...front import arrays
-from ._spec import VERIFICATION, Row, Stream, number
+from .draws import VERIFICATION, Row, Stream, drawn, number
+from .law import Law, Logits, as_law
+from .results import Verified, VerifiedPaths
 from .speculative import Emitted, drafted
 
 
 def greedy_speculative_accept(
     draft_token_ids: Any, target_logits: Any, *, num_draft_tokens: Any = None
 ) -> Verified | VerifiedPaths:
-    ids = arrays.to_numpy(draft_token_ids)
     law = target_logits if isinstance(target_logits, Logits) else Logits(target_logits)
-    law = replace(law, temperature=0.0)
-    if ids.ndim == 2:
-        out = Emitted(draft_token_ids, ids.shape[0], ids.shape[1] + 1)
-        for b in range(ids.shape[0]):
-            n = drafted(num_draft_tokens, b, ids.shape[1])
-            for i in range(n + 1):
-                row = Row(law, b, (b, i))
-                out.rows_read[b] += 1
-                if not row.valid:
-                    break
-                out.put(b, i, row.best, row)
-                if i == n or ids[b, i] != row.best:
-                    break
-                out.accepted[b] += 1
-        return out.result()
+    run = greedy_chain if draft_token_ids.ndim == 2 else greedy_paths
+    return run(draft_token_ids, replace(law, temperature=0.0), num_draft_tokens)
+
+
+def greedy_chain(draft_token_ids: Any, law: Law, num_draft_tokens: Any) -> Verified:
+    ids = arrays.to_numpy(draft_token_ids)
+    out = Emitted(draft_token_ids, ids.shape[0], ids.shape[1] + 1)
+    for b in range(ids.shape[0]):
+        n = drafted(num_draft_tokens, b, ids.shape[1])
+        for i in range(n + 1):
+            row = Row(law, b, (b, i))
+            out.rows_read[b] += 1
+            if not row.valid:
+                break
+            out.put(b, i, row.best, row)
+            if i == n or ids[b, i] != row.best:
+                break
+            out.accepted[b] += 1
+    return out.result()
+
+
+def greedy_paths(draft_token_ids: Any, law: Law, num_draft_tokens: Any) -> VerifiedPaths:
     return _best_path(
         draft_token_ids,
         law,

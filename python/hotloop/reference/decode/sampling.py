@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ...decode._law import Logits, as_law
-from ...decode._results import Sampled, TopLogprobs
-from ...decode._seeds import drawn
 from ...front import arrays
-from ._spec import SAMPLING, Row, Stream
+from .draws import SAMPLING, Row, Stream, drawn
+from .law import Logits, as_law
+from .results import Sampled, TopLogprobs
 
 
 def sample(law: Any, *, seed: Any = None, offset: Any = 0) -> Sampled:

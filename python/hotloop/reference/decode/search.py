@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ...decode._search import (
+from ...front import arrays
+from .draws import draw
+from .results import (
     ACTIONS,
     Backtrack,
     BacktrackState,
@@ -17,8 +19,6 @@ from ...decode._search import (
     StarStep,
     StarTree,
 )
-from ...front import arrays as _arrays
-from ._spec import draw
 
 TIES = 2  # the domain of draws for ties
 
@@ -36,9 +36,9 @@ def likelihood_beam_search(
     logits: Any, state: BeamState, ref_logits: Any = None, *, eos_token_ids: Any = ()
 ) -> BeamState:
     eos = [eos_token_ids] if isinstance(eos_token_ids, int) else sorted(set(eos_token_ids))
-    policy = _arrays.to_numpy(logits)
-    ref = None if ref_logits is None else _arrays.to_numpy(ref_logits)
-    old = BeamState(*(_arrays.to_numpy(x) for x in state))
+    policy = arrays.to_numpy(logits)
+    ref = None if ref_logits is None else arrays.to_numpy(ref_logits)
+    old = BeamState(*(arrays.to_numpy(x) for x in state))
     batch, width, length = old.token_ids.shape
     rows = policy.shape[1]
     new = BeamState(
@@ -91,7 +91,7 @@ def likelihood_beam_search(
             new.token_ids[b, i] = np.append(old.token_ids[b, r], v)
         beaten = ref is None and len(pool) == width and new.scores[b, 0] <= pool[-1][0]
         new.done[b] = not live or beaten
-    return BeamState(*(_arrays.from_numpy(x, logits) for x in new))
+    return BeamState(*(arrays.from_numpy(x, logits) for x in new))
 
 
 def _children(parents: np.ndarray, node: int) -> list[int]:
@@ -108,7 +108,7 @@ def _path_up(parents: np.ndarray, node: int, root: int) -> list[int]:
 
 
 def _node(nodes: Any, b: int, default: int) -> int:
-    return default if nodes is None else int(_arrays.to_numpy(nodes)[b])
+    return default if nodes is None else int(arrays.to_numpy(nodes)[b])
 
 
 def _descend(
@@ -138,8 +138,8 @@ def mcts_star_step(
     seed: int | None = None,
     offset: int = 0,
 ) -> StarStep:
-    arrays = [_arrays.to_numpy(x) for x in tree]
-    trees, slots = arrays[0].shape
+    columns = [arrays.to_numpy(x) for x in tree]
+    trees, slots = columns[0].shape
     nodes, depths = np.full(trees, -1, np.int64), np.zeros(trees, np.int64)
     ended = np.zeros(trees, bool)
 
@@ -171,7 +171,7 @@ def mcts_star_step(
 
         leaf, root = _node(leaves, b, -1), _node(roots, b, 0)
         if leaf >= 0:
-            r = math.nan if rollout_values is None else float(_arrays.to_numpy(rollout_values)[b])
+            r = math.nan if rollout_values is None else float(arrays.to_numpy(rollout_values)[b])
             visits[leaf] += 1
             if math.isnan(r):
                 average(leaf)
@@ -184,8 +184,8 @@ def mcts_star_step(
         ended[b] = nodes[b] >= 0 and value[nodes[b]] >= end_gate
 
     for b in range(trees if slots else 0):
-        search(b, *(x[b] for x in arrays))
-    return StarStep(*(_arrays.from_numpy(x, tree.parents) for x in (nodes, depths, ended)))
+        search(b, *(x[b] for x in columns))
+    return StarStep(*(arrays.from_numpy(x, tree.parents) for x in (nodes, depths, ended)))
 
 
 def puct_select_backup(
@@ -199,8 +199,8 @@ def puct_select_backup(
     length_penalty: float = 1.25,
     max_depth: int | None = None,
 ) -> PuctStep:
-    arrays = PuctTree(*(_arrays.to_numpy(x) for x in tree))
-    trees, slots = arrays.parents.shape
+    columns = PuctTree(*(arrays.to_numpy(x) for x in tree))
+    trees, slots = columns.parents.shape
     nodes, depths = np.full(trees, -1, np.int64), np.zeros(trees, np.int64)
 
     def search(b: int, t: PuctTree) -> None:
@@ -228,8 +228,8 @@ def puct_select_backup(
         nodes[b], depths[b] = _descend(t.parents, _node(starts, b, root), root, max_depth, best)
 
     for b in range(trees if slots else 0):
-        search(b, PuctTree(*(x[b] for x in arrays)))
-    return PuctStep(*(_arrays.from_numpy(x, tree.parents) for x in (nodes, depths)))
+        search(b, PuctTree(*(x[b] for x in columns)))
+    return PuctStep(*(arrays.from_numpy(x, tree.parents) for x in (nodes, depths)))
 
 
 def retrospective_backtrack(
@@ -248,12 +248,12 @@ def retrospective_backtrack(
     max_total_attempts: int = 50,
 ) -> Backtrack:
     p, ends, chunk, prefix, sentence = (
-        _arrays.to_numpy(x)
+        arrays.to_numpy(x)
         for x in (p_unconfident, span_ends, chunk_lengths, prefix_lengths, sentence_lengths)
     )
     batch = len(chunk)
     local, total, heat, correcting, done = (
-        _arrays.to_numpy(x).astype(t)
+        arrays.to_numpy(x).astype(t)
         for x, t in zip(state, (np.int64, np.int64, np.float64, bool, bool))
     )
     actions, kept, flagged = (np.full(batch, -1, np.int64) for _ in range(3))
@@ -289,14 +289,14 @@ def retrospective_backtrack(
             kept[b] += chunk[b]
         if not done[b] and total[b] >= max_total_attempts:
             actions[b], done[b] = ACTIONS["stop"], True
-    back = [_arrays.from_numpy(x, p_unconfident) for x in (actions, kept, flagged)]
+    back = [arrays.from_numpy(x, p_unconfident) for x in (actions, kept, flagged)]
     counters = (local, total, heat, correcting, done)
-    after = BacktrackState(*(_arrays.from_numpy(x, p_unconfident) for x in counters))
+    after = BacktrackState(*(arrays.from_numpy(x, p_unconfident) for x in counters))
     return Backtrack(back[0], back[1], back[2], after)
 
 
 def vq_neighbor_table(codebook: Any, *, k: int | None = None) -> Any:
-    e = _arrays.to_numpy(codebook).astype(np.float64)
+    e = arrays.to_numpy(codebook).astype(np.float64)
     codes = len(e)
     width = min(1000, max(codes - 1, 0)) if k is None else k
     table = np.empty((codes, width), np.int32)
@@ -306,4 +306,4 @@ def vq_neighbor_table(codebook: Any, *, k: int | None = None) -> Any:
             squared += (e[i, d] - e[:, d]) ** 2
         order = np.argsort(squared, kind="stable")
         table[i] = order[order != i][:width]
-    return _arrays.from_numpy(table, codebook)
+    return arrays.from_numpy(table, codebook)

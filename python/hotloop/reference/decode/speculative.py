@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...decode._law import as_law
-from ...decode._results import Verified
-from ...decode._seeds import drawn
 from ...front import arrays
-from ._spec import RESIDUAL_UNIT, VERIFICATION, Row, Stream, number, pick, residual
+from .draws import RESIDUAL_UNIT, VERIFICATION, Row, Stream, drawn, number, pick, residual
+from .law import as_law
+from .results import Verified
 
 
 class Emitted:

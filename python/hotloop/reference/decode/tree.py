@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ...decode._law import as_law
-from ...decode._results import VerifiedTree
-from ...decode._seeds import drawn
 from ...front import arrays
-from ._spec import RESIDUAL_UNIT, VERIFICATION, Row, Stream, residual
+from .draws import RESIDUAL_UNIT, VERIFICATION, Row, Stream, drawn, residual
+from .law import as_law
+from .results import VerifiedTree
 from .speculative import Emitted, drafted, pick_left_over
 
 

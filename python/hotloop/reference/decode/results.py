@@ -1,4 +1,4 @@
-"""What the searches of this room keep between steps, what they give back, and the checks they share."""
+"""What the ops of this room give back, and the states that searches keep between steps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,91 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..front import arrays, check, environment
-from ..front.check import integer, number
+from ...front import arrays, check
+from ...front.check import integer, number
 
-TREE_FLOATS = ("float32", "float64")
-FLAGS = ("bool", "uint8")
+
+class Verified(NamedTuple):
+    """A verified draft.
+
+    ``output_token_ids`` (B, K+1): the accepted tokens, then one token of the target's own, then -1.
+    ``num_accepted`` (B,) int64: how many draft tokens were accepted; ``num_accepted + 1`` tokens are emitted, or
+    ``num_accepted`` where the next row had no law.
+    ``logprobs`` (B, K+1) float32: log-probability of each emitted token under the target's law, nats; 0 after them.
+    ``rows_read`` (B,) int64: how many rows of the target were looked at.
+    """
+
+    output_token_ids: Any
+    num_accepted: Any
+    logprobs: Any
+    rows_read: Any
+
+
+class VerifiedTree(NamedTuple):
+    """A verified tree: ``Verified`` with the path.
+
+    ``output_token_ids`` (B, D+1): tokens of the accepted path, then one token of the target's own, then -1.
+    ``accepted_nodes`` (B, D) int64: nodes of the path from the root down, then -1: which rows of a cache to keep.
+    ``num_accepted``, ``logprobs``, ``rows_read``: as in ``Verified``.
+    """
+
+    output_token_ids: Any
+    accepted_nodes: Any
+    num_accepted: Any
+    logprobs: Any
+    rows_read: Any
+
+
+class VerifiedPaths(NamedTuple):
+    """The best of several candidate paths.
+
+    ``output_token_ids`` (B, n+1): the accepted tokens of the best path, then the target's next token, then -1.
+    ``best_path`` (B,) int64; ``num_accepted`` (B,) int64; ``rows_read`` (B,) int64, over all paths.
+    """
+
+    output_token_ids: Any
+    best_path: Any
+    num_accepted: Any
+    rows_read: Any
+
+
+class VerifiedRelaxed(NamedTuple):
+    """``Verified`` of a relaxed acceptance.
+
+    ``relaxation`` (B, K) float32: by how much the law of each visited position was moved, in total variation; 0 where
+    nothing was moved or read.
+    """
+
+    output_token_ids: Any
+    num_accepted: Any
+    logprobs: Any
+    rows_read: Any
+    relaxation: Any
+
+
+class Sampled(NamedTuple):
+    """``token_ids`` (...,) int64, -1 where a row has no law; ``logprobs`` (...,) float32 under the law sampled from."""
+
+    token_ids: Any
+    logprobs: Any
+
+
+class BranchReuse(NamedTuple):
+    """``reused`` (B,) bool; ``branch`` (B,) int64, -1 for none; ``next_token_ids`` (B, gamma'), -1 where not reused."""
+
+    reused: Any
+    branch: Any
+    next_token_ids: Any
+
+
+class TopLogprobs(NamedTuple):
+    """The k most likely tokens of each row, largest first: ``token_ids`` (..., k) int64, ``logprobs`` (..., k) float32.
+
+    -1 and -inf where the law has fewer tokens.
+    """
+
+    token_ids: Any
+    logprobs: Any
 
 
 class Beams(NamedTuple):
@@ -160,71 +240,3 @@ class Backtrack(NamedTuple):
     kept_lengths: Any
     flagged: Any
     state: BacktrackState
-
-
-def check_tree(
-    op: str,
-    tree: StarTree | PuctTree,
-    reals: tuple[str, ...],
-    counts: tuple[str, ...],
-    fixed_reals: tuple[str, ...] = (),
-    fixed_counts: tuple[str, ...] = (),
-) -> np.ndarray:
-    """Check every array of a tree, the first two groups for being writable, and return the parents."""
-    check.array(op, "tree.parents", tree.parents, arrays.INTEGERS, 2)
-    shape = tuple(int(n) for n in tree.parents.shape)
-    for name in (*reals, *counts, *fixed_reals, *fixed_counts):
-        x, whole = getattr(tree, name), name in counts or name in fixed_counts
-        check.alike(
-            op,
-            f"tree.{name}",
-            x,
-            arrays.INTEGERS if whole else TREE_FLOATS,
-            shape,
-            "tree.parents",
-            tree.parents,
-        )
-        if name in reals or name in counts:
-            check.writable(op, f"tree.{name}", x)
-    if arrays.device(tree.parents) != "cpu":
-        return np.empty(shape, np.int64)
-    parents = arrays.to_numpy(tree.parents)
-    check.refuse(op, "tree.parents", parents, (parents < -1) | (parents >= np.arange(shape[1])),
-            "-1 or an earlier node (-1 at node 0)", "Append children after their parent.")  # fmt: skip
-    for name in counts:
-        x = arrays.to_numpy(getattr(tree, name))
-        check.refuse(op, f"tree.{name}", x, x < 0, "counts >= 0", "New nodes have 0.")
-    for name in fixed_counts:
-        x = arrays.to_numpy(getattr(tree, name))
-        check.refuse(op, f"tree.{name}", x, (x < 1) & (parents >= 0), "at least one token per node")
-    if environment.checks_on():
-        for name in (*reals, *fixed_reals):
-            x = arrays.to_numpy(getattr(tree, name))
-            bad = ~np.isfinite(x) & ((parents >= 0) | (np.arange(shape[1]) == 0))
-            check.refuse(op, f"tree.{name}", x, bad, "finite values", check.UNSET)
-    return parents
-
-
-def nodes_in_use(
-    op: str, parents: np.ndarray, like: Any, leaves: Any, roots: Any, starts: Any
-) -> tuple[Any, ...]:
-    """(leaves, roots, starts) as the compiled loop takes them; each node is one in use."""
-    found: list[Any] = []
-    trees, slots = parents.shape
-    for name, value, least in (("leaves", leaves, -1), ("roots", roots, 0), ("starts", starts, -1)):
-        if value is None:
-            found.append(None)
-            continue
-        check.alike(op, name, value, arrays.INTEGERS, (trees,), "tree.parents", like)
-        x = (
-            arrays.dense(arrays.to_numpy(value), "int64")
-            if arrays.device(value) == "cpu"
-            else np.zeros(trees, np.int64)
-        )
-        inside = (x >= least) & (x < slots)
-        if slots > 0:
-            inside &= (x <= 0) | (parents[np.arange(trees), np.clip(x, 0, slots - 1)] >= 0)
-        wanted = "a node in use" if least == 0 else "a node in use, or -1 for none"
-        check.refuse(op, name, x, ~inside, wanted, "Pass indices of the tree's nodes.")
-        found.append(x)
-    return tuple(found)

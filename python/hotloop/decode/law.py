@@ -1,97 +1,32 @@
-"""What a row of numbers means: probabilities as they are, or logits with temperature, truncation and bias."""
+"""Laws as the front doors check them and as the compiled loops take them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 
-from ..front import arrays as _arrays
-from ..front import check, environment
+from ..front import arrays, check, environment
 from ..front.check import LARGEST, choice, number
-
-FilterOrder = Literal["top_k_first", "joint"]
-FILTER_ORDERS = ("top_k_first", "joint")
-MAX_VOCABULARY = 2**21
-"""Weights are multiples of 2^-42; so many of them add up exactly in 64 bits."""
-
-PerRequest = Any
-"""A number for all requests, or an array of shape (B,) with one for each."""
-
-
-@dataclass(frozen=True)
-class Probs:
-    """Probabilities, optionally truncated. Passing a bare array means the same as ``Probs(array)``.
-
-    Each of ``top_k``, ``top_p`` and ``min_p`` keeps the tokens whose value reaches a threshold; what all three keep is
-    renormalised. Ties at a threshold are all kept. Without truncation a probability is taken as it was given, so a
-    row that is only looked up is never read whole. A number below 0 or above 1, or NaN, among those that are read
-    raises ValueError. On a GPU it does so only with HOTLOOP_CHECK=1, since the host does not wait for the loop;
-    without, it counts as the nearer bound, and NaN as 0.
-
-    Args:
-        values: probabilities (..., V), float32, float64, float16 or bfloat16; rows sum to 1. Wrap logits in ``Logits``.
-        top_k: keep the k largest; 0 for all. Number or (B,).
-        top_p: keep the smallest set of largest tokens with at least this share of the mass, in (0, 1]. Number or (B,).
-        min_p: keep tokens with at least this share of the largest probability, in [0, 1]. Number or (B,).
-        filter_order: "top_k_first" takes top_p's share of what top_k kept, "joint" of the whole law.
-    """
-
-    values: Any
-    top_k: PerRequest = 0
-    top_p: PerRequest = 1.0
-    min_p: PerRequest = 0.0
-    filter_order: FilterOrder = "top_k_first"
+from ..reference.decode.law import (
+    FILTER_ORDERS,
+    MAX_VOCABULARY,
+    MOST_PROBABILITY,
+    Law,
+    Logits,
+    NoProbability,
+    Probs,
+    as_law,
+)
 
 
-@dataclass(frozen=True)
-class Logits:
-    """Logits and the law they stand for: softmax((values + bias) / temperature), then truncation as in ``Probs``.
-
-    Args:
-        values: logits (..., V), float32, float64, float16 or bfloat16; -inf removes a token. Rows may lie any distance
-            apart.
-        temperature: > 0, or 0 for the largest logit (lowest id among equals) with certainty. Number or (B,). Every
-            temperature above 0 has a law; below 2.94e-39 float32 and half types take 2.94e-39 for it, float64 takes
-            5.6e-309.
-        top_k, top_p, min_p, filter_order: as in ``Probs``; a 0 or -1 for ``top_k`` keeps all.
-        reference: logits of a second model, same shape: the law is that of (1 - mixture) * values + mixture *
-            reference.
-        mixture: weight of ``reference``, in [0, 1]. Default 0.5.
-        bias_ids: token ids (B, n), int64, whose logits get ``bias`` added (value guidance, forbidden tokens); negative
-            ids are skipped. The same for every row of a request.
-        bias: (B, n), float32.
-    """
-
-    values: Any
-    temperature: PerRequest = 1.0
-    top_k: PerRequest = 0
-    top_p: PerRequest = 1.0
-    min_p: PerRequest = 0.0
-    filter_order: FilterOrder = "top_k_first"
-    reference: Any = None
-    mixture: float = 0.5
-    bias_ids: Any = None
-    bias: Any = None
-
-
-Law = Probs | Logits
-
-
-def as_law(value: Any) -> Law:
-    return value if isinstance(value, (Probs, Logits)) else Probs(value)
-
-
-def check_law(op: str, name: str, value: Any, *shapes: tuple[str, ...]) -> Law:
-    """The law behind an argument, with everything checked that does not need the elements.
-
-    ``shapes``: accepted dimensions by name, such as ("B", "K+1", "V").
-    """
+def check_law(op: str, name: str, value: Any, *ndims: int) -> Law:
+    """The law behind an argument, with everything checked that does not need the elements."""
     law = _plain_numbers(as_law(value))
-    values = check.array(op, name, law.values, _arrays.FLOATS, *(len(s) for s in shapes))
+    values = check.array(op, name, law.values, arrays.FLOATS, *ndims)
     if values.shape[-1] < 1 or values.shape[-1] > MAX_VOCABULARY:
         raise ValueError(
             f"[{op}] {name}: expected a vocabulary of 1 to {MAX_VOCABULARY} tokens, got shape {tuple(values.shape)}."
@@ -136,14 +71,14 @@ def _check_parameters(op: str, name: str, law: Law, values: Any, batch: int) -> 
         _per_request(op, f"{name}.temperature", law.temperature, batch, at_least=0.0)
         number(op, f"{name}.mixture", law.mixture, at_least=0.0, at_most=1.0)
         if law.reference is not None:
-            check.array(op, f"{name}.reference", law.reference, _arrays.FLOATS)
+            check.array(op, f"{name}.reference", law.reference, arrays.FLOATS)
             check.same_place(op, f"{name}.reference", law.reference, name, values)
             if tuple(law.reference.shape) != tuple(values.shape) or (
-                _arrays.dtype(law.reference) != _arrays.dtype(values)
+                arrays.dtype(law.reference) != arrays.dtype(values)
             ):
                 raise ValueError(
-                    f"[{op}] {name}.reference: expected {_arrays.dtype(values)} {tuple(values.shape)} like {name}, "
-                    f"got {_arrays.dtype(law.reference)} {tuple(law.reference.shape)}."
+                    f"[{op}] {name}.reference: expected {arrays.dtype(values)} {tuple(values.shape)} like {name}, "
+                    f"got {arrays.dtype(law.reference)} {tuple(law.reference.shape)}."
                 )
         if (law.bias_ids is None) != (law.bias is None):
             raise ValueError(
@@ -196,13 +131,13 @@ def _per_request(
         raise ValueError(
             f"[{op}] {name}: expected a number or shape ({batch},), got shape {tuple(value.shape)}."
         )
-    if whole and _arrays.dtype(value) not in _arrays.INTEGERS:
+    if whole and arrays.dtype(value) not in arrays.INTEGERS:
         raise TypeError(
-            f"[{op}] {name}: expected dtype {', '.join(_arrays.INTEGERS)}, got {_arrays.dtype(value)}."
+            f"[{op}] {name}: expected dtype {', '.join(arrays.INTEGERS)}, got {arrays.dtype(value)}."
         )
-    if _arrays.device(value) != "cpu" and not environment.checks_on():
+    if arrays.device(value) != "cpu" and not environment.checks_on():
         return
-    numbers = _arrays.to_numpy(value)
+    numbers = arrays.to_numpy(value)
     check.refuse(op, name, numbers, ~np.isfinite(numbers), "finite numbers")
     for at, one in enumerate(numbers.tolist()):
         number(op, f"{name}[{at}]", _within(float(one), bounds), **bounds)
@@ -213,19 +148,11 @@ def _within(x: float, bounds: dict[str, Any]) -> float:
     return x if "at_most" in bounds else min(x, LARGEST)
 
 
-class NoProbability(ValueError):
-    """Raised by the reference where it meets a number that is no probability."""
-
-
-MOST_PROBABILITY = 1.001
-"""Rounding may leave a probability a little above 1; see is_probability in csrc/decode/heads.hpp."""
-
-
 def refuse_probabilities(op: str, **laws: Any) -> NoReturn:
     """Name the first number of the laws that is no probability: a loop has met one."""
     for name, law in laws.items():
         if isinstance(law, Probs):
-            x = _arrays.to_numpy(law.values)
+            x = arrays.to_numpy(law.values)
             bad = ~((x >= 0) & (x <= MOST_PROBABILITY))
             wanted = "probabilities from 0 to 1"
             check.refuse(op, name, x, bad, wanted, "Wrap logits in Logits(...).")
@@ -246,14 +173,14 @@ def naming(op: str, **laws: Any) -> Iterator[None]:
 
 def _check_elements(op: str, name: str, law: Law) -> None:
     """What HOTLOOP_CHECK=1 looks at: every element of every row."""
-    arrays = {name: law.values}
+    read = {name: law.values}
     if isinstance(law, Logits):
         if law.reference is not None:
-            arrays[f"{name}.reference"] = law.reference
+            read[f"{name}.reference"] = law.reference
         if law.bias is not None:
-            arrays[f"{name}.bias"] = law.bias
-    for label, array in arrays.items():
-        x = _arrays.to_numpy(array)
+            read[f"{name}.bias"] = law.bias
+    for label, array in read.items():
+        x = arrays.to_numpy(array)
         if x.size == 0:
             continue
         if isinstance(law, Logits):
@@ -268,7 +195,7 @@ def _check_elements(op: str, name: str, law: Law) -> None:
                 refuse_probabilities(op, **{label: law})
             total = x.sum(axis=-1, dtype=np.float64)
             # A sum of V numbers of half precision is off by this much and still a law.
-            slack = 1e-3 if _arrays.dtype(array) in ("float32", "float64") else 2e-2
+            slack = 1e-3 if arrays.dtype(array) in ("float32", "float64") else 2e-2
             wrong = np.abs(total - 1.0) > slack
             check.refuse(op, label, total.round(6), wrong, "rows that sum to 1", check.UNSET)
     if isinstance(law, Logits) and law.bias_ids is not None:
@@ -277,7 +204,7 @@ def _check_elements(op: str, name: str, law: Law) -> None:
 
 def check_ids(op: str, name: str, ids: Any, vocabulary: int) -> None:
     """Where checks are on: token ids from -1 (none) to V - 1."""
-    x = _arrays.to_numpy(ids)
+    x = arrays.to_numpy(ids)
     bad = (x < -1) | (x >= vocabulary)
     check.refuse(
         op, name, x, bad, f"token ids from 0 to {vocabulary - 1} (-1 for none)", check.UNSET
@@ -288,12 +215,12 @@ def packed_number(value: Any, dtype: str) -> Any:
     """A per-request parameter as the compiled loops take it: a number, or a contiguous array of this dtype."""
     if isinstance(value, (int, float)):
         return value
-    return _arrays.dense(value, dtype)
+    return arrays.dense(value, dtype)
 
 
 def pack(law: Law) -> tuple[Any, ...]:
     """The law as the compiled loops take it."""
-    values = _arrays.unit_stride(law.values)
+    values = arrays.unit_stride(law.values)
     joint = law.filter_order == "joint"
     cuts = (
         packed_number(law.top_k, "int64"),
@@ -303,11 +230,11 @@ def pack(law: Law) -> tuple[Any, ...]:
     )
     if isinstance(law, Probs):
         return (values, False, 1.0, *cuts, None, 0.0, None, None)
-    reference = None if law.reference is None else _arrays.unit_stride(law.reference)
+    reference = None if law.reference is None else arrays.unit_stride(law.reference)
     bias_ids = bias = None
     if law.bias_ids is not None and law.bias_ids.shape[1] > 0:
-        bias_ids = _arrays.dense(law.bias_ids)
-        bias = _arrays.dense(law.bias)
+        bias_ids = arrays.dense(law.bias_ids)
+        bias = arrays.dense(law.bias)
     return (
         values,
         True,

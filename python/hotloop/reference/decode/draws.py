@@ -6,18 +6,21 @@ same tokens. The probabilities themselves are checked against plain float64 soft
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
-from ...decode._law import MOST_PROBABILITY, Law, Logits, NoProbability
 from ...front import arrays
 from .. import core
+from .law import MOST_PROBABILITY, Law, Logits, NoProbability
 
 WEIGHT_UNIT = 2.0**-42
 RESIDUAL_UNIT = 2.0**-51
 SAMPLING, VERIFICATION = 0, 1
 _F = np.float32
+BELOW = 2**63 - 1
+"""Seeds that are drawn lie below this."""
 
 
 def exp_weight(x: np.ndarray) -> np.ndarray:
@@ -188,3 +191,29 @@ class Stream:
 
     def draw(self, position: int, domain: int, attempt: int = 0) -> tuple[float, float]:
         return draw(self.seed, self.request, self.offset + position, attempt, domain)
+
+
+def is_generator(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return isinstance(value, (np.random.Generator, np.random.RandomState)) or (
+        torch is not None and isinstance(value, torch.Generator)
+    )
+
+
+def drawn(seed: Any, batch: int, like: Any) -> Any:
+    """The seed as given, or, for None and generators, a new one: a number for NumPy, (B,) on the device otherwise.
+
+    torch tensors take theirs from torch's generator of their device, without a synchronisation, so that
+    CUDA graphs and torch.compile draw anew at every replay.
+    """
+    if type(seed) is int or (seed is not None and not is_generator(seed)):
+        return seed
+    if isinstance(like, np.ndarray):
+        if isinstance(seed, np.random.Generator):
+            return int(seed.integers(0, BELOW, dtype=np.int64))
+        source = np.random if seed is None else seed
+        return int(source.randint(0, BELOW, dtype=np.int64))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        return torch.randint(BELOW, (batch,), generator=seed, device=like.device)
+    return sys.modules["cupy"].random.get_random_state().tomaxint((batch,))

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._law import Law, Logits, Probs, as_law
-from ._results import Sampled, Verified, VerifiedTree
-from ._seeds import BELOW
-from .sampling import sample
-from .speculative import block_speculative_sampling, chain_speculative_sampling
-from .tree import greedy_speculative_accept, tree_speculative_verify
+from ..reference.decode.draws import BELOW
+from ..reference.decode.law import Law, Logits, Probs, as_law
+from ..reference.decode.results import Sampled, Verified, VerifiedTree
+from . import _loops
 
 _LAW = "Tensor {0}, Tensor?[] {0}_arrays, float[] {0}_numbers, str {0}_kind"
 _STREAM = "Tensor? seeds, Tensor? offsets, SymInt seed, SymInt offset, str impl"
@@ -75,14 +73,15 @@ def _stream(op: str, seed: Any, offset: Any, like: Any) -> tuple[Any, Any, Any, 
     return seeds, offsets, signed, 0 if offsets is not None else offset
 
 
-def _seed(seeds: Any, offsets: Any, seed: int, offset: int) -> dict[str, Any]:
-    return {
-        "seed": seed % 2**64 if seeds is None else seeds,
-        "offset": offset if offsets is None else offsets,
-    }
+def _seed(seeds: Any, offsets: Any, seed: int, offset: int) -> tuple[Any, Any]:
+    return seed % 2**64 if seeds is None else seeds, offset if offsets is None else offsets
 
 
-_CHAINS = {"chain": chain_speculative_sampling, "block": block_speculative_sampling}
+_OPS = {
+    "chain": "chain_speculative_sampling",
+    "block": "block_speculative_sampling",
+    "greedy": "greedy_speculative_accept",
+}
 
 torch.library.define(
     "hotloop::decode_chain",
@@ -120,12 +119,9 @@ def _run_chain(
     impl: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     p = _put_together(target, target_arrays, target_numbers, target_kind)
-    if mode == "greedy":
-        done: Any = greedy_speculative_accept(ids, p, num_draft_tokens=lengths, impl=impl)
-        return tuple(done)
     q = None if draft is None else _put_together(draft, draft_arrays, draft_numbers, draft_kind)
     stream = _seed(seeds, offsets, seed, offset)
-    return tuple(_CHAINS[mode](q, ids, p, num_draft_tokens=lengths, impl=impl, **stream))
+    return tuple(_loops.chain(_OPS[mode], mode, q, ids, p, lengths, *stream, impl))
 
 
 def _verified_fake(ids: Tensor, width: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -164,20 +160,10 @@ def _run_tree(
     offset: int,
     impl: Any,
 ) -> tuple[Tensor, ...]:
+    p = _put_together(target, target_arrays, target_numbers, target_kind)
     q = None if draft is None else _put_together(draft, draft_arrays, draft_numbers, draft_kind)
-    return tuple(
-        tree_speculative_verify(
-            ids,
-            parents,
-            _put_together(target, target_arrays, target_numbers, target_kind),
-            q,
-            replacement=replacement,
-            num_nodes=lengths,
-            max_depth=depth,
-            impl=impl,
-            **_seed(seeds, offsets, seed, offset),
-        )
-    )
+    stream = _seed(seeds, offsets, seed, offset)
+    return tuple(_loops.tree(ids, parents, p, q, replacement, lengths, depth, *stream, impl))
 
 
 @torch.library.register_fake("hotloop::decode_tree")
@@ -201,7 +187,7 @@ def _run_sample(
     impl: Any,
 ) -> tuple[Tensor, Tensor]:
     whole = _put_together(law, law_arrays, law_numbers, law_kind)
-    return tuple(sample(whole, impl=impl, **_seed(seeds, offsets, seed, offset)))
+    return tuple(_loops.sample(whole, *_seed(seeds, offsets, seed, offset), impl))
 
 
 @torch.library.register_fake("hotloop::decode_sample")
@@ -257,7 +243,7 @@ def tree(
     )
 
 
-def draw(law: Any, seed: Any, offset: Any, impl: str) -> Sampled:
+def sample(law: Any, seed: Any, offset: Any, impl: str) -> Sampled:
     apart = _take_apart(law)
     stream = _stream("sample", seed, offset, apart[0])
     return Sampled(*torch.ops.hotloop.decode_sample(*apart, *stream, impl))
