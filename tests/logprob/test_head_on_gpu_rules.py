@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 import torch
 from hotloop.front import impl as _impl
 from hotloop.logprob import (
-    _backend,
+    LogitMap,
+    _call,
     _ops,
     _statistics,
-    _two_heads,
+    _triton,
     forward_kl_distill,
     generalized_jsd_distill,
     linear_cross_entropy,
@@ -28,7 +30,6 @@ from hotloop.logprob import (
     linear_logprob,
     token_logprob,
 )
-from hotloop.logprob._cpu import LogitMap
 from hotloop.preference import linear_preference_loss, modpo_loss
 from logprob_cases import make_head
 from torch import Tensor
@@ -72,9 +73,9 @@ def test_an_old_torch_on_cuda_is_refused_by_its_number(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     like = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
-    assert _backend.on_triton(like) is None
-    monkeypatch.setattr(_backend, "_TORCH", (2, 9))
-    assert _backend.on_triton(like) == f"torch {torch.__version__} (needs 2.10 or later on CUDA)"
+    assert _triton.refuses(like) is None
+    monkeypatch.setattr(_triton, "_TORCH", (2, 9))
+    assert _triton.refuses(like) == f"torch {torch.__version__} (needs 2.10 or later on CUDA)"
 
 
 # -- tracing -------------------------------------------------------------------------------------------------
@@ -95,13 +96,8 @@ def test_nothing_is_traced_that_torch_2_11_cannot_trace(
 
         return call
 
-    for owner, attribute in (
-        (importlib.util, "find_spec"),
-        (LogitMap, "__init__"),
-        (_two_heads.Divergence, "__init__"),
-    ):
-        real = getattr(owner, attribute)
-        monkeypatch.setattr(owner, attribute, refuse(f"{owner.__name__}.{attribute}", real))
+    assert not any(is_dataclass(made) for made in (LogitMap, _call.HeadCall, _call.Divergence))
+    monkeypatch.setattr(importlib.util, "find_spec", refuse("find_spec", importlib.util.find_spec))
     torch.compiler.reset()
     head = HALF.leaves()
     if name == "linear_preference_loss":
@@ -143,7 +139,7 @@ def kernels_that_answer(monkeypatch: pytest.MonkeyPatch, n: int, v: int) -> Iter
         return torch.zeros_like(hidden), torch.zeros_like(weight), None
 
     stand_in = SimpleNamespace(forward=forward, backward=backward)
-    monkeypatch.setattr(_backend, "triton_kernels", lambda: stand_in)
+    monkeypatch.setattr(_triton, "kernels", lambda: stand_in)
     with NoWait():
         yield
 
@@ -156,13 +152,10 @@ def test_a_head_reads_nothing_back(reduction: str, monkeypatch: pytest.MonkeyPat
     w = torch.zeros(v, 4, device="meta", requires_grad=True)
     y = torch.zeros(n, dtype=torch.int64, device="meta")
     with kernels_that_answer(monkeypatch, n, v):
-        rows = _ops.LinearLogprob.apply(
-            h, w, None, y, LogitMap(), -100, frozenset(_statistics.STATISTICS), "triton", True
-        )
+        head = _call.HeadCall(h, w, None, y, -100, LogitMap(), "triton")
+        rows = _ops.LinearLogprob.apply(*head, frozenset(_statistics.STATISTICS), True)
         sum(r.sum() for r in rows[:5]).backward()
-        loss = _ops.CrossEntropy.apply(
-            h, w, None, y, LogitMap(), -100, 0.1, 0.1, reduction, "triton"
-        )
+        loss = _ops.CrossEntropy.apply(*head, 0.1, 0.1, reduction)
         loss.backward()
 
 

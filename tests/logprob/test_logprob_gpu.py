@@ -12,7 +12,7 @@ from gpu_cases import DEVICE, captured, no_waiting, on_gpu
 from helpers import assert_no_worse_than_torch
 from hotloop.front import impl as _impl
 from hotloop.logprob import (
-    _backend,
+    _triton,
     linear_cross_entropy,
     linear_jsd,
     linear_kl,
@@ -81,7 +81,7 @@ def test_no_row_all_rows_and_one_row_ignored(dtype: torch.dtype) -> None:
 def test_several_column_chunks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A workspace of 1 MiB: dz of 200 rows and 32003 columns takes a dozen chunks or more."""
     if DEVICE == "cuda":
-        kernels = _backend.triton_kernels()
+        kernels = _triton.kernels()
         monkeypatch.setattr(kernels, "backward", partial(kernels.backward, workspace_bytes=2**20))
     check(head(200, 64, 32003, dtype), impl=IMPL)
 

@@ -4,7 +4,7 @@ from ..front.needs import torch_for
 
 torch_for("logprob")
 
-from ._cpu import LogitMap
+from ._call import LogitMap
 from ._statistics import LogprobStatistics
 from .distill import (
     balanced_divergence_kd,

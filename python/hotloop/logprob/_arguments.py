@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 from ..front import arrays, at_run_time, check, environment, plain
+from ..front.impl import choose, everywhere, on_cpu
+from . import _triton
+from ._call import HeadCall, LogitMap
 from ._statistics import STATISTICS
 
 LARGEST_SCALE = 1e18  # its square and the square of its inverse are normal float32 numbers
 
 
-def logit_numbers(
-    op: str, temperature: float, logit_scale: float, softcap: float | None
-) -> tuple[float, float, float]:
-    """Temperature, logit scale and softcap (0: none) of a ``LogitMap``, which Dynamo need not trace."""
+def logit_map(op: str, temperature: float, logit_scale: float, softcap: float | None) -> LogitMap:
+    """The ``LogitMap`` of these numbers, checked."""
     temperature = check.number(op, "temperature", temperature, above=0)
     logit_scale = check.number(op, "logit_scale", logit_scale)
-    cap = 0.0
     if softcap is not None:
-        cap = check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap.")
-        _representable(op, "softcap", cap)
+        softcap = check.number(op, "softcap", softcap, above=0, hint="Pass None for no cap.")
+        _representable(op, "softcap", softcap)
     _representable(op, "temperature", temperature)
     if logit_scale != 0:
         _representable(op, "logit_scale", logit_scale)
-    return temperature, logit_scale, cap
+    return LogitMap(temperature, logit_scale, softcap)
 
 
 def _representable(op: str, name: str, scale: float) -> None:
@@ -93,6 +93,27 @@ def head(
     flat = rows_of(hidden)
     check.finite(op, **{h: hidden, w: weight, b: bias})
     return flat, weight, bias
+
+
+CANDIDATES = {"triton": _triton.refuses, "cpu": on_cpu, "reference": everywhere}
+
+
+def head_call(
+    op: str,
+    hidden: Any,
+    weight: Any,
+    labels_: Any,
+    bias: Any,
+    logit: LogitMap,
+    ignore_index: int,
+    impl: str,
+) -> HeadCall:
+    """Check a head and its labels, and choose the implementation."""
+    shape = check.tensor(op, "hidden", hidden).shape[:-1]
+    flat, w, b = head(op, hidden, weight, bias)
+    y = labels(op, labels_, shape, w.shape[0], ignore_index, "hidden", flat.device)
+    chosen = choose(op, impl, "hidden", hidden, CANDIDATES, vocabulary=w.shape[0])
+    return HeadCall(flat, w, b, y, ignore_index, logit, chosen)
 
 
 def rows_of(x: Tensor) -> Tensor:

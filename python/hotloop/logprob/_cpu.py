@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..front import buffers, environment
-from ..front import native as _native
+from ..front import buffers, environment, native
+from ._call import HeadCall, LogitsCall
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,21 +30,6 @@ _TILE_BYTES = 8 * 2**20
 _LEAST_TILE_COLUMNS = 512
 # A workspace smaller than one tile of this size is exceeded by it.
 _SMALL_TILE_BYTES = 8 * 2**20
-
-
-@dataclass(frozen=True)
-class LogitMap:
-    """From the matrix product u to the logit: z = cap(logit_scale * (u + bias)) / temperature.
-
-    cap(x) = ``softcap`` * tanh(x / ``softcap``), or x where ``softcap`` is None. Ranges as in ``linear_logprob``.
-    """
-
-    temperature: float = 1.0
-    logit_scale: float = 1.0
-    softcap: float | None = None
-
-    def native(self) -> tuple[float, float, float]:
-        return (self.logit_scale, self.softcap or 0.0, self.temperature)
 
 
 def in_the_dtype_given(call: Callable[P, R]) -> Callable[P, R]:
@@ -196,13 +180,10 @@ def new_statistics(n: int, dtype: torch.dtype) -> Tensor:
 class HeadState:
     """What forward leaves for backward: the valid rows, their labels, and the tiles that were kept."""
 
-    def __init__(
-        self, rows: Tensor | None, products: Products | None, labels: Tensor, hidden_rows: int
-    ) -> None:
+    def __init__(self, rows: Tensor | None, products: Products | None, labels: Tensor) -> None:
         self.rows = rows  # index of the valid rows; None: all of them
         self.products = products
         self.labels = labels
-        self.hidden_rows = hidden_rows
 
     def take_products(self) -> Products | None:
         """The products with their tiles, for one backward: of two threads one gets them."""
@@ -215,40 +196,38 @@ def select_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
     return None if bool(valid.all()) else valid.nonzero().squeeze(1)
 
 
+def _wide_bias(call: HeadCall) -> Tensor | None:
+    """The bias in the dtype of sums."""
+    if call.bias is None:
+        return None
+    return call.bias.to(accumulate_dtype(call.weight.dtype)).contiguous()
+
+
+def part_of(bias: Tensor | None, first: int, tile: Tensor) -> Tensor | None:
+    """The bias of a tile's columns."""
+    return None if bias is None else bias[first : first + tile.shape[1]]
+
+
 @in_the_dtype_given
 def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    logit: LogitMap,
-    ignore_index: int,
-    everything: bool,
-    argmax: bool,
-    workspace: int | None = None,
-    first_column: int = 0,
+    call: HeadCall, everything: bool, argmax: bool, keep: bool = True
 ) -> tuple[Tensor, Tensor | None, HeadState]:
     """Return (statistics [6, N], index of the largest logit [N] or None, state for backward).
 
     Rows whose label is ``ignore_index`` take no part in the product; theirs are the statistics of a row
-    with log-sum-exp 0 and every other statistic 0.
+    with log-sum-exp 0, every other statistic 0, and argmax -1.
     """
-    workspace = environment.workspace_bytes() if workspace is None else workspace
-    rows = select_rows(labels, ignore_index)
-    x = hidden if rows is None else hidden.index_select(0, rows)
+    labels, rows = call.labels, select_rows(call.labels, call.ignore_index)
+    x = call.hidden if rows is None else call.hidden.index_select(0, rows)
     y = (labels if rows is None else labels.index_select(0, rows)).contiguous()
-    products = Products(x, weight, workspace)
-    dtype = accumulate_dtype(weight.dtype)
+    products = Products(x, call.weight, environment.workspace_bytes() if keep else 0)
+    dtype = accumulate_dtype(call.weight.dtype)
     statistics = new_statistics(x.shape[0], dtype)
     largest = torch.zeros(x.shape[0], dtype=torch.int64, device="cpu") if argmax else None
-    wide_bias = None if bias is None else bias.to(dtype).contiguous()
-    native = _native.core
+    bias, transform = _wide_bias(call), call.logit.native()
     for first, tile in products.logits():
-        native.logprob.row_statistics(
-            tile,
-            None if wide_bias is None else wide_bias[first : first + tile.shape[1]],
-            y, first_column + first, logit.native(), everything, statistics,
-            largest,
+        native.core.logprob.row_statistics(
+            tile, part_of(bias, first, tile), y, call.first_column + first, transform, everything, statistics, largest
         )  # fmt: skip
     if products.kept_columns == 0:
         products.release()
@@ -261,48 +240,62 @@ def forward(
             largest = torch.full((n,), -1, dtype=torch.int64, device="cpu").index_copy_(
                 0, rows, largest
             )
-    return statistics, largest, HeadState(rows, products, y, hidden.shape[0])
+    return statistics, largest, HeadState(rows, products, y)
 
 
 @in_the_dtype_given
 def backward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    logit: LogitMap,
-    ignore_index: int,
-    coefficients: Tensor,
-    state: HeadState | None,
-    need: tuple[bool, bool, bool],
-    first_column: int = 0,
+    call: HeadCall, coefficients: Tensor, state: HeadState | None, need: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return d hidden, d weight, d bias (None where not needed) from the row coefficients [6, N].
 
     ``state`` keeps its rows but gives up its tiles, which are overwritten: a second backward computes them again.
     """
     if state is None:
-        rows = select_rows(labels, ignore_index)
-        y = (labels if rows is None else labels.index_select(0, rows)).contiguous()
-        state = HeadState(rows, None, y, hidden.shape[0])
+        rows = select_rows(call.labels, call.ignore_index)
+        y = (call.labels if rows is None else call.labels.index_select(0, rows)).contiguous()
+        state = HeadState(rows, None, y)
     rows = state.rows
     products = state.take_products()
     if products is None:
-        x = hidden if rows is None else hidden.index_select(0, rows)
-        products = Products(x, weight, 0)
+        x = call.hidden if rows is None else call.hidden.index_select(0, rows)
+        products = Products(x, call.weight, 0)
     packed = (coefficients if rows is None else coefficients.index_select(1, rows)).contiguous()
-    wide_bias = None if bias is None else bias.to(accumulate_dtype(weight.dtype)).contiguous()
-    gradients = Gradients(products, weight.dtype, *need)
-    native = _native.core
+    gradients = Gradients(products, call.weight.dtype, *need)
+    bias, transform = _wide_bias(call), call.logit.native()
     for first, tile in products.tiles_again():
-        native.logprob.row_gradient(
+        native.core.logprob.row_gradient(
             tile,
-            None if wide_bias is None else wide_bias[first : first + tile.shape[1]],
-            state.labels, first_column + first, logit.native(), packed,
-        )  # fmt: skip
+            part_of(bias, first, tile),
+            state.labels,
+            call.first_column + first,
+            transform,
+            packed,
+        )
         gradients.add(first, tile)
     products.release()
-    return finish(gradients, hidden, bias, rows)
+    return finish(gradients, call.hidden, call.bias, rows)
+
+
+def logits_forward(
+    call: LogitsCall, everything: bool, argmax: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Statistics [6, N] of every row, and the index of its largest logit."""
+    n = call.logits.shape[0]
+    sums = new_statistics(n, accumulate_dtype(call.logits.dtype))
+    largest = torch.zeros(n, dtype=torch.int64, device="cpu") if argmax else None
+    native.core.logprob.row_statistics(
+        call.logits, None, call.labels, 0, call.logit.native(), everything, sums, largest
+    )
+    return sums, largest
+
+
+def logits_backward(call: LogitsCall, coefficients: Tensor) -> Tensor:
+    gradient = call.logits.detach().clone(memory_format=torch.contiguous_format)
+    native.core.logprob.row_gradient(
+        gradient, None, call.labels, 0, call.logit.native(), coefficients.contiguous()
+    )
+    return gradient.masked_fill_((call.labels == call.ignore_index).unsqueeze(1), 0.0)
 
 
 def finish(

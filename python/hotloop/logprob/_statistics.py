@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,31 @@ class LogprobStatistics(NamedTuple):
 
 FIELDS = ("logps", "entropy", "lse", "sum_p2", "mean_logit")
 """The differentiable ones, in the order of the rows of a [5, N] matrix."""
+
+
+def outputs(
+    ctx: Any, statistics: Tensor, hit: Tensor | None, wanted: frozenset[str]
+) -> tuple[Tensor | None, ...]:
+    """What an autograd function returns of the statistics [5, N]: those wanted, and the hit, without gradient."""
+    ctx.set_materialize_grads(False)
+    if hit is not None:
+        ctx.mark_non_differentiable(hit)
+    rows = zip(FIELDS, statistics.unbind(0))
+    return (*(r.clone() if name == "logps" or name in wanted else None for name, r in rows), hit)
+
+
+def selected(rows: Mapping[str, Tensor], wanted: frozenset[str]) -> tuple[Tensor | None, ...]:
+    """The five statistics and the argmax hit: None for what was not asked for."""
+    return tuple(
+        rows[name] if name == "logps" or name in wanted else None
+        for name in (*FIELDS, "argmax_hit")
+    )
+
+
+def fake(like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The shapes of what the operators return for the rows of ``like``."""
+    n, wide = like.shape[0], torch.float64 if dtype == torch.float64 else torch.float32
+    return like.new_empty((5, n), dtype=wide), like.new_empty((n,), dtype=torch.bool)
 
 
 def finish(sums: Tensor, vocabulary: int) -> Tensor:

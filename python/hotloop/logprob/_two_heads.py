@@ -8,32 +8,19 @@ workspace holds are computed once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..front import environment, native
-from ._cpu import Gradients, LogitMap, Products, accumulate_dtype, finish, in_the_dtype_given
+from ._call import Divergence, DivergenceCall
+from ._cpu import Gradients, Products, accumulate_dtype, finish, in_the_dtype_given, part_of
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
 _STATISTICS = 8
 _Tiles = Iterator[tuple[int, Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """What is measured between teacher p and student q, and the weights of the balanced form."""
-
-    kind: str
-    beta: float = 0.5
-    delta: float = 2.0
-    student: LogitMap = LogitMap()
-    teacher: LogitMap = LogitMap()
-
-    @property
-    def mixture(self) -> bool:
-        return self.kind == "jsd"
 
 
 @dataclass
@@ -61,22 +48,17 @@ class Heads:
     teacher_bias: Tensor | None = None
 
     @classmethod
-    def of(
-        cls,
-        student: tuple[Tensor, Tensor, Tensor | None],
-        teacher: tuple[Tensor, Tensor, Tensor | None],
-        rows: Tensor | None,
-    ) -> Heads:
+    def of(cls, call: DivergenceCall, rows: Tensor | None) -> Heads:
         half = environment.workspace_bytes() // 2
         products = [
             Products(h if rows is None else h.index_select(0, rows), w, half)
-            for h, w, _ in (student, teacher)
+            for h, w, _ in (call.student, call.teacher)
         ]
+        dtype = accumulate_dtype(call.weight.dtype)
         wide = [
-            None if b is None else b.to(accumulate_dtype(student[1].dtype)).contiguous()
-            for b in (student[2], teacher[2])
+            None if b is None else b.to(dtype).contiguous() for b in (call.bias, call.teacher_bias)
         ]
-        return cls(products[0], products[1], wide[0], wide[1])
+        return cls(products[0], products[1], *wide)
 
     def tiles(self) -> _Tiles:
         for (first, s), (_, t) in zip(
@@ -99,11 +81,15 @@ class Rows:
     lse: Tensor  # [2, n]: student, teacher
     weights: Tensor  # [3, n]: of KL(p||q), KL(q||p), JSD in the loss
     inner: Tensor  # [2, n]: KL(q||p), KL(q||M)
-    source: Given | Heads | None = field(default=None)
+    source: Given | Heads | None = None
 
 
-def _slice(bias: Tensor | None, first: int, tile: Tensor) -> object:
-    return None if bias is None else bias[first : first + tile.shape[1]]
+def _shared(
+    d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor
+) -> tuple[Any, ...]:
+    """What both loops take first: tiles, biases, transforms."""
+    biases = (part_of(source.student_bias, first, s), part_of(source.teacher_bias, first, t))
+    return (s, t, *biases, d.student.native(), d.teacher.native())
 
 
 def _call(
@@ -113,23 +99,21 @@ def _call(
     s: Tensor,
     t: Tensor,
     mode: str,
-    **arrays: Tensor,
+    *,
+    statistics: Tensor | None = None,
+    coefficients: Tensor | None = None,
+    mixture: Tensor | None = None,
 ) -> None:
-    packed = dict.fromkeys(("statistics", "coefficients", "mixture")) | arrays
     native.core.logprob.divergence(
-        mode, s, t, _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
-        d.student.native(), d.teacher.native(), d.beta, packed["statistics"], packed["coefficients"], packed["mixture"],
-    )  # fmt: skip
+        mode, *_shared(d, source, first, s, t), d.beta, statistics, coefficients, mixture
+    )
 
 
 def _log_cosh(
-    d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, **arrays: Tensor
-) -> None:
-    packed = dict.fromkeys(("sums", "weights")) | arrays
-    native.core.logprob.log_cosh(
-        s, t, _slice(source.student_bias, first, s), _slice(source.teacher_bias, first, t),
-        d.student.native(), d.teacher.native(), packed["sums"], packed["weights"],
-    )  # fmt: skip
+    d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, *, sums: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> None:  # fmt: skip
+    native.core.logprob.log_cosh(*_shared(d, source, first, s, t), sums, weights)
 
 
 @in_the_dtype_given
@@ -215,7 +199,7 @@ def overwrite_student(
     packed = coefficients(rows, grad)
     flag = (
         {"mixture": torch.zeros(2, grad.shape[0], dtype=grad.dtype, device="cpu")}
-        if d.mixture
+        if d.kind == "jsd"
         else {}
     )
     for first, s, t in source.again():
@@ -225,19 +209,11 @@ def overwrite_student(
 
 @in_the_dtype_given
 def head_gradients(
-    d: Divergence,
-    source: Heads,
-    rows: Rows,
-    grad: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    index: Tensor | None,
-    need: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    gradients = Gradients(source.student_products, weight.dtype, *need)
-    for first, tile in overwrite_student(d, source, rows, grad):
+    call: DivergenceCall, source: Heads, rows: Rows, grad: Tensor, index: Tensor | None, need: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    gradients = Gradients(source.student_products, call.weight.dtype, *need)
+    for first, tile in overwrite_student(call.divergence, source, rows, grad):
         gradients.add(first, tile)
     source.student_products.release()
     source.teacher_products.release()
-    return finish(gradients, hidden, bias, index)
+    return finish(gradients, call.hidden, call.bias, index)

@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from . import _two_heads
-from ._cpu import LogitMap
-from ._two_heads import Divergence, Rows
-
-_Head = tuple[Tensor, Tensor, Tensor | None]
+from ._call import Divergence, DivergenceCall, LogitMap
+from ._two_heads import Rows
 
 
 def _kernels() -> Any:
@@ -19,57 +17,54 @@ def _kernels() -> Any:
 
 
 def _transform(m: LogitMap) -> Any:
-    return _kernels().Transform(m.logit_scale, m.softcap or 0.0, m.temperature)
+    return _kernels().Transform(*m.native())
 
 
-def _heads(d: Divergence, student: _Head, teacher: _Head) -> tuple[Any, Any]:
+def _heads(call: DivergenceCall) -> tuple[Any, Any]:
+    d = call.divergence
     return tuple(
         _kernels().Head(h, w, None if b is None else b.float(), _transform(m))
-        for (h, w, b), m in ((student, d.student), (teacher, d.teacher))
+        for (h, w, b), m in ((call.student, d.student), (call.teacher, d.teacher))
     )
 
 
 def _logits(d: Divergence, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
-    k = _kernels()
-    return k.Logits(student, None, _transform(d.student)), k.Logits(
+    logits = _kernels().Logits
+    return logits(student, None, _transform(d.student)), logits(
         teacher, None, _transform(d.teacher)
     )
 
 
-def forward(
-    d: Divergence, student: _Head, teacher: _Head, labels: Tensor, ignore_index: int
-) -> Rows:
-    k, (s, t), valid = _kernels(), _heads(d, student, teacher), labels != ignore_index
+def _forward(d: Divergence, s: Any, t: Any, **valid: Tensor) -> Rows:
+    k = _kernels()
     return _two_heads.combine(
-        d,
-        k.statistics(s, t, valid=valid),
-        lambda lse: k.mixture(s, t, lse, beta=d.beta, valid=valid),
+        d, k.statistics(s, t, **valid), lambda lse: k.mixture(s, t, lse, beta=d.beta, **valid)
     )
 
 
+def forward(call: DivergenceCall) -> Rows:
+    return _forward(call.divergence, *_heads(call), valid=call.labels != call.ignore_index)
+
+
 def backward(
-    d: Divergence, student: _Head, teacher: _Head, rows: Rows, labels: Tensor, ignore_index: int, grad: Tensor,
-    need: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    call: DivergenceCall, rows: Rows, grad: Tensor, need: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    d = call.divergence
     result: tuple[Tensor | None, Tensor | None, Tensor | None] = _kernels().gradient(
-        *_heads(d, student, teacher), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.mixture,
-        valid=labels != ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
+        *_heads(call), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.kind == "jsd",
+        valid=call.labels != call.ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
     )  # fmt: skip
     return result
 
 
 def logit_forward(d: Divergence, student: Tensor, teacher: Tensor) -> Rows:
-    k, (s, t) = _kernels(), _logits(d, student, teacher)
-    return _two_heads.combine(d, k.statistics(s, t), lambda lse: k.mixture(s, t, lse, beta=d.beta))
+    return _forward(d, *_logits(d, student, teacher))
 
 
 def logit_backward(
     d: Divergence, student: Tensor, teacher: Tensor, rows: Rows, grad: Tensor
 ) -> Tensor:
     gradient: Tensor = _kernels().logits_gradient(
-        *_logits(d, student, teacher),
-        _two_heads.coefficients(rows, grad),
-        beta=d.beta,
-        jsd=d.mixture,
-    )
+        *_logits(d, student, teacher), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.kind == "jsd"
+    )  # fmt: skip
     return gradient

@@ -9,8 +9,8 @@ from ..front import check
 from ..front.impl import Impl, choose
 from ..front.keywords import known
 from ..reference import logprob as reference
-from . import _arguments, _backend, _given, _ops, _statistics
-from ._cpu import LogitMap
+from . import _arguments, _from_logits, _ops, _statistics
+from ._call import HeadCall, LogitsCall
 from ._statistics import LogprobStatistics
 
 IGNORE_INDEX = -100
@@ -103,10 +103,9 @@ def linear_logprob(
         tokens = check.tensor(op, "hidden", hidden).shape[0]
         offsets = _arguments.cu_seqlens(op, cu_seqlens, tokens, hidden.device)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels, offsets)
-    rows = _rows(
-        op, hidden, weight, labels, bias, _arguments.logit_numbers(op, temperature, logit_scale, softcap),
-        ignore_index, wanted, impl,
-    )  # fmt: skip
+    logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
+    call = _arguments.head_call(op, hidden, weight, labels, bias, logit, ignore_index, impl)
+    rows = _rows(op, call, wanted)
     if offsets is None:
         shape = hidden.shape[:-1]
         return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
@@ -119,59 +118,19 @@ def linear_logprob(
     return LogprobStatistics(*sums)  # type: ignore[arg-type]
 
 
-def _rows(
-    op: str,
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    logit: tuple[float, float, float],
-    ignore_index: int,
-    wanted: frozenset[str],
-    impl: str,
-) -> tuple[Tensor | None, ...]:
+def _rows(op: str, call: HeadCall, wanted: frozenset[str]) -> tuple[Tensor | None, ...]:
     """The five statistics and the argmax hit, each [N] or None."""
-    shape = check.tensor(op, "hidden", hidden).shape[:-1]
-    flat, weight, bias = _arguments.head(op, hidden, weight, bias)
-    flat_labels = _arguments.labels(
-        op, labels, shape, weight.shape[0], ignore_index, "hidden", flat.device
-    )
-    chosen = choose(op, impl, "hidden", hidden, _backend.CANDIDATES, vocabulary=weight.shape[0])
-    if chosen == "reference":
-        found = reference.head_statistics(flat, weight, bias, flat_labels, ignore_index, *logit)
-        return tuple(
-            found[name] if name == "logps" or name in wanted else None
-            for name in (*_statistics.FIELDS, "argmax_hit")
-        )
+    if call.impl == "reference":
+        return _statistics.selected(reference.head_statistics(*call[:5], *call.logit), wanted)
     if torch.compiler.is_compiling():
-        packed, hit = torch.ops.hotloop.linear_logprob(
-            flat, weight, bias, flat_labels, ignore_index, *logit, chosen
-        )
-        return _select(packed, hit, wanted)
-    check.untransformed(op, flat, weight, bias)
-    return _ops.LinearLogprob.apply(  # type: ignore[no-any-return]
-        flat,
-        weight,
-        bias,
-        flat_labels,
-        _map(logit),
-        ignore_index,
-        wanted,
-        chosen,
-        torch.is_grad_enabled(),
-    )
+        packed, hit = torch.ops.hotloop.linear_logprob(*call[:5], *call.logit.numbers(), call.impl)
+        return _statistics.selected(_named(packed, hit), wanted)
+    check.untransformed(op, *call[:3])
+    return _ops.LinearLogprob.apply(*call, wanted, torch.is_grad_enabled())  # type: ignore[no-any-return]
 
 
-def _map(numbers: tuple[float, float, float]) -> LogitMap:
-    return LogitMap(numbers[0], numbers[1], numbers[2] or None)
-
-
-def _select(packed: Tensor, hit: Tensor, wanted: frozenset[str]) -> tuple[Tensor | None, ...]:
-    rows = dict(zip(_statistics.FIELDS, packed.unbind(0)))
-    return (
-        *(rows[name] if name == "logps" or name in wanted else None for name in _statistics.FIELDS),
-        hit if "argmax_hit" in wanted else None,
-    )
+def _named(packed: Tensor, hit: Tensor) -> dict[str, Tensor]:
+    return {**dict(zip(_statistics.FIELDS, packed.unbind(0))), "argmax_hit": hit}
 
 
 @known(HINTS)
@@ -225,7 +184,7 @@ def token_logprob(
         raise ValueError(
             f"[{op}] logits: expected shape (..., vocabulary), got {tuple(logits.shape)}."
         )
-    logit = _arguments.logit_numbers(op, temperature, logit_scale, softcap)
+    logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
     wanted = _arguments.wanted_statistics(op, statistics)
     shape = logits.shape[:-1]
     flat = _arguments.rows_of(logits)
@@ -236,24 +195,18 @@ def token_logprob(
         op, labels, shape, flat.shape[1], ignore_index, "logits", flat.device
     )
     check.finite(op, logits=logits)
-    chosen = choose(op, impl, "logits", logits, _backend.CANDIDATES)
+    chosen = choose(op, impl, "logits", logits, _arguments.CANDIDATES)
+    call = LogitsCall(flat, flat_labels, ignore_index, logit, chosen)
     rows: tuple[Tensor | None, ...]
     if chosen == "reference":
         found = reference.logit_statistics(flat, flat_labels, ignore_index, *logit)
-        rows = tuple(
-            found[name] if name == "logps" or name in wanted else None
-            for name in (*_statistics.FIELDS, "argmax_hit")
-        )
+        rows = _statistics.selected(found, wanted)
     elif torch.compiler.is_compiling():
-        packed, hit = torch.ops.hotloop.token_logprob(
-            flat, flat_labels, ignore_index, *logit, chosen
-        )
-        rows = _select(packed, hit, wanted)
+        packed, hit = torch.ops.hotloop.token_logprob(*call[:3], *logit.numbers(), chosen)
+        rows = _statistics.selected(_named(packed, hit), wanted)
     else:
         check.untransformed(op, flat)
-        rows = _given.TokenLogprob.apply(
-            flat, flat_labels, _map(logit), ignore_index, wanted, chosen
-        )
+        rows = _from_logits.TokenLogprob.apply(*call, wanted)
     return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
 
 
@@ -317,39 +270,23 @@ def linear_cross_entropy(
     check.choice(op, "reduction", reduction, check.REDUCTIONS)
     check.number(op, "label_smoothing", label_smoothing, at_least=0, below=1)
     check.number(op, "z_loss", z_loss, at_least=0)
-    logit = _arguments.logit_numbers(op, 1.0, logit_scale, softcap)
+    logit = _arguments.logit_map(op, 1.0, logit_scale, softcap)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    shape = check.tensor(op, "hidden", hidden).shape[:-1]
-    if (
-        reduction != "none"
-        and not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
-        and isinstance(hidden, Tensor)
-        and isinstance(weight, Tensor)
-        and (
-            hidden.requires_grad
-            or weight.requires_grad
-            or (bias is not None and bias.requires_grad)
-        )
-    ):
-        flat, w, b = _arguments.head(op, hidden, weight, bias)
-        y = _arguments.labels(op, labels, shape, w.shape[0], ignore_index, "hidden", flat.device)
-        chosen = choose(op, impl, "hidden", hidden, _backend.CANDIDATES)
-        if chosen != "reference":
-            check.untransformed(op, flat, w, b)
-            loss: Tensor = _ops.CrossEntropy.apply(
-                flat, w, b, y, _map(logit), ignore_index, label_smoothing, z_loss, reduction, chosen
-            )
-            return loss
-    wanted = frozenset(
-        name
-        for name, used in (("lse", label_smoothing or z_loss), ("mean_logit", label_smoothing))
-        if used
-    )
-    rows = _rows(op, hidden, weight, labels, bias, logit, ignore_index, wanted, impl)
+    call = _arguments.head_call(op, hidden, weight, labels, bias, logit, ignore_index, impl)
+    fused = reduction != "none" and call.impl != "reference" and torch.is_grad_enabled()
+    if fused and not torch.compiler.is_compiling() and _differentiable(*call[:3]):
+        check.untransformed(op, *call[:3])
+        loss: Tensor = _ops.CrossEntropy.apply(*call, label_smoothing, z_loss, reduction)
+        return loss
+    used = {"lse": label_smoothing or z_loss, "mean_logit": label_smoothing}
+    rows = _rows(op, call, frozenset(name for name in used if used[name]))
     named = {name: row for name, row in zip(_statistics.FIELDS, rows) if row is not None}
     losses = reference.cross_entropy(
-        named, labels.reshape(-1), ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
+        named, call.labels, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
         reduction=reduction,
     )  # fmt: skip
-    return losses.reshape(shape) if reduction == "none" else losses
+    return losses.reshape(hidden.shape[:-1]) if reduction == "none" else losses
+
+
+def _differentiable(*tensors: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)

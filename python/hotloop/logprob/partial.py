@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..front import check
 from ..front.impl import Impl, choose
-from . import _arguments, _backend, _statistics
-from ._cpu import STATISTICS, LogitMap
+from . import _arguments, _ops, _statistics
+from ._call import HeadCall
+from ._cpu import STATISTICS
 from ._statistics import LogprobStatistics
 from .head import IGNORE_INDEX
 
@@ -49,7 +50,7 @@ def linear_logprob_partial(
     Args:
         hidden: shape (N, D).
         weight: rows of the head on this device, shape (V_part, D).
-        labels: shape (N,), indices into the whole vocabulary; an index outside this part is somebody else's.
+        labels: shape (N,), indices into the whole vocabulary; an index outside this part belongs to another part.
         first_column: index of the first row of ``weight`` in the whole head, >= 0.
         bias: the part's bias, shape (V_part,). Default None.
         temperature: > 0 (1e-18 to 1e18). Default 1.
@@ -76,25 +77,25 @@ def linear_logprob_partial(
     op = "linear_logprob_partial"
     if isinstance(first_column, bool) or not isinstance(first_column, int) or first_column < 0:
         raise ValueError(f"[{op}] first_column: expected an int >= 0, got {first_column!r}.")
-    numbers = _arguments.logit_numbers(op, temperature, logit_scale, softcap)
-    logit = LogitMap(numbers[0], numbers[1], numbers[2] or None)
+    logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
     flat, weight, bias = _arguments.head(op, hidden, weight, bias)
     check.tensor(op, "labels", labels)
     if labels.shape != (flat.shape[0],):
         raise ValueError(
             f"[{op}] labels: expected shape ({flat.shape[0]},), one per row of hidden, got {tuple(labels.shape)}."
         )
-    chosen = choose(op, impl, "hidden", hidden, _backend.CANDIDATES)
+    chosen = choose(op, impl, "hidden", hidden, _arguments.CANDIDATES)
     if chosen == "reference":
         raise NotImplementedError(
             f"[{op}] impl: expected 'cpu' or 'triton', got 'reference'. Use linear_logprob."
         )
+    # No row is masked here: every device must merge the same rows.
+    call = HeadCall(
+        flat.detach(), weight.detach(), bias, labels.to(torch.int64), torch.iinfo(torch.int64).min, logit, chosen,
+        first_column,
+    )  # fmt: skip
     with torch.no_grad():
-        # No row is masked here: every device must merge the same rows.
-        sums, largest, _ = _backend.forward(
-            chosen, flat.detach(), weight.detach(), bias, labels.to(torch.int64), logit,
-            torch.iinfo(torch.int64).min, True, True, first_column, keep=False,
-        )  # fmt: skip
+        sums, largest, _ = _ops.forward(call, True, True, keep=False)
     assert largest is not None
     return LogprobPartial(sums, largest, weight.shape[0])
 

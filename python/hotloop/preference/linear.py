@@ -20,14 +20,14 @@ from ..front import check
 from ..front.impl import Impl
 from ..front.keywords import known
 from ..logprob import _arguments, _statistics
-from ..logprob._cpu import LogitMap
+from ..logprob._call import LogitMap
 from ..logprob.head import IGNORE_INDEX, linear_logprob
 from ..unlearn.losses import npo_loss
 from . import links, multi_term, optimistic, pairs, reference_free, squared, unpaired
 from .metrics import preference_metrics
 
 PAIR = ("chosen", "rejected")
-PLAIN = LogitMap()  # made here, not in a call: Dynamo need not trace how
+PLAIN = LogitMap()
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def linear_preference_loss(
     if logit is None:
         logit = PLAIN
     elif isinstance(logit, LogitMap):
-        _arguments.logit_numbers(_OP, logit.temperature, logit.logit_scale, logit.softcap)
+        _arguments.logit_map(_OP, logit.temperature, logit.logit_scale, logit.softcap)
     else:
         raise TypeError(
             f"[{_OP}] logit: expected a hotloop.logprob.LogitMap, got {type(logit).__name__}. "
