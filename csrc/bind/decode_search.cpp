@@ -6,7 +6,7 @@
 
 #include "bind/arguments.hpp"
 #include "bind/register.hpp"
-#include "decode/search.hpp"
+#include "decode/search/calls.hpp"
 
 namespace hotloop::bind {
 

@@ -12,6 +12,7 @@ import torch
 from helpers import assert_no_worse_than_torch, strided, with_threads
 from hotloop.decode import ACTIONS, BacktrackState, BeamState
 from hotloop.decode import search as s
+from hotloop.decode.search import nearest_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -425,7 +426,7 @@ def test_random_neighbors_agree_with_the_reference(
 def test_products_in_small_tiles_give_the_same_table(monkeypatch: pytest.MonkeyPatch) -> None:
     codebook = np.random.default_rng(3).standard_normal((300, 4))
     whole = s.vq_neighbor_table(codebook, k=9)
-    monkeypatch.setattr(s, "TILE_BYTES", 7 * 300 * 8)
+    monkeypatch.setattr(nearest_codes, "TILE_BYTES", 7 * 300 * 8)
     assert np.array_equal(s.vq_neighbor_table(codebook, k=9), whole)
 
 

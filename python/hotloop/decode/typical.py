@@ -104,6 +104,7 @@ def verify_paths(
             return reference.typical_accept(
                 ids, target, **typical, num_draft_tokens=num_draft_tokens, seed=seed, offset=offset
             )
+    numbers = typical or {"epsilon": 0.0, "alpha": 0.0, "entropy_eps": 0.0}
     outputs = VerifiedPaths(
         arrays.empty(ids, (batch, tokens), "int64"),
         *(arrays.empty(ids, (batch,), "int64") for _ in range(3)),
@@ -115,7 +116,9 @@ def verify_paths(
         tokens - 1,
         arrays.dense(ids, "int64"),
         pack(target),
-        *((0.0, 0.0, 0.0) if typical is None else typical.values()),
+        numbers["epsilon"],
+        numbers["alpha"],
+        numbers["entropy_eps"],
         _call.packed_lengths(num_draft_tokens, tokens - 1),
         *_call.packed_stream(seed, offset, batch, ids),
         tuple(outputs),

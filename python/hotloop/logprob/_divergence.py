@@ -93,7 +93,10 @@ def _scatter(values: Tensor, index: Tensor | None, n: int) -> Tensor:
     )
 
 
-_HEADS = "Tensor hidden, Tensor weight, Tensor? bias, Tensor teacher_hidden, Tensor teacher_weight, Tensor? teacher_bias"
+_HEADS = (
+    "Tensor hidden, Tensor weight, Tensor? bias, "
+    "Tensor teacher_hidden, Tensor teacher_weight, Tensor? teacher_bias"
+)
 _TERMS = "str kind, float beta, float delta, float[] numbers, str impl"
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ._cpu import Gradients, Products, accumulate_dtype, finish, in_the_dtype_gi
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
 _STATISTICS = 8
+_Numbers = tuple[float, float, float]
 _Tiles = Iterator[tuple[int, Tensor, Tensor]]
 
 
@@ -86,10 +86,10 @@ class Rows:
 
 def _shared(
     d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor
-) -> tuple[Any, ...]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, _Numbers, _Numbers]:
     """What both loops take first: tiles, biases, transforms."""
     biases = (part_of(source.student_bias, first, s), part_of(source.teacher_bias, first, t))
-    return (s, t, *biases, d.student.native(), d.teacher.native())
+    return s, t, *biases, d.student.native(), d.teacher.native()
 
 
 def _call(

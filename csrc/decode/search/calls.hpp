@@ -2,15 +2,9 @@
 // arrays, the decision of a retrospective backtrack, and the neighbours of every code of a codebook.
 #pragma once
 
-#include <algorithm>
-#include <cstddef>
 #include <cstdint>
-#include <limits>
-#include <stdexcept>
-#include <tuple>
 #include <vector>
 
-#include "core/parallel.hpp"
 #include "core/view.hpp"
 
 namespace hotloop::decode {
@@ -46,100 +40,6 @@ struct WalkCall {
   std::int64_t* found;         // (trees,) node the descent ended at, -1
   std::int64_t* depths;        // (trees,)
 };
-// A (trees, nodes) array of any strides, integer or real, read and written in its own type.
-template <class Wide, class First, class Second>
-struct Grid {
-  explicit Grid(const View& view)
-      : data(view.data), first(view.dtype == DtypeOf<First>::value), s0(view.stride[0]), s1(view.stride[1]) {}
-  Wide get(std::int64_t b, std::int64_t i) const {
-    const std::int64_t at = b * s0 + i * s1;
-    return first ? static_cast<Wide>(static_cast<const First*>(data)[at])
-                 : static_cast<Wide>(static_cast<const Second*>(data)[at]);
-  }
-  void set(std::int64_t b, std::int64_t i, Wide x) const {
-    const std::int64_t at = b * s0 + i * s1;
-    if (first) {
-      static_cast<First*>(data)[at] = static_cast<First>(x);
-    } else {
-      static_cast<Second*>(data)[at] = static_cast<Second>(x);
-    }
-  }
-  void* data;
-  bool first;
-  std::int64_t s0, s1;
-};
-using IntGrid = Grid<std::int64_t, std::int64_t, std::int32_t>;
-using RealGrid = Grid<double, double, float>;
-
-// Children of every node as linked lists, in the order of their indices: one pass over the parents.
-class Children {
- public:
-  void build(const IntGrid& parents, std::int64_t b, std::int64_t nodes) {
-    parents_ = &parents;
-    b_ = b;
-    first_.assign(static_cast<std::size_t>(nodes), -1);
-    next_.resize(static_cast<std::size_t>(nodes));
-    for (std::int64_t i = nodes - 1; i >= 0; --i) {
-      const std::int64_t p = parents.get(b, i);
-      if (p < -1 || p >= i) throw std::invalid_argument("[tree] parents: expected earlier nodes.");
-      if (p < 0) continue;
-      next_[static_cast<std::size_t>(i)] = first_[static_cast<std::size_t>(p)];
-      first_[static_cast<std::size_t>(p)] = i;
-    }
-  }
-  std::int64_t first(std::int64_t node) const { return first_[static_cast<std::size_t>(node)]; }
-  std::int64_t next(std::int64_t child) const { return next_[static_cast<std::size_t>(child)]; }
-  std::int64_t parent(std::int64_t node) const { return parents_->get(b_, node); }
-
- private:
-  const IntGrid* parents_ = nullptr;
-  std::int64_t b_ = 0;
-  std::vector<std::int64_t> first_, next_;
-};
-
-inline std::int64_t checked_node(const std::int64_t* nodes, std::int64_t b, std::int64_t fallback, std::int64_t count) {
-  const std::int64_t node = nodes == nullptr ? fallback : nodes[b];
-  if (node < -1 || node >= count) throw std::invalid_argument("[tree] expected a node of the tree.");
-  return node;
-}
-
-// For every tree: backup(b, children, leaf, root), then down from the start by best(b, children, node, depth).
-template <class Backup, class Best>
-void walk(const WalkCall& call, Backup&& backup, Best&& best) {
-  const std::int64_t trees = call.parents.shape[0], nodes = call.parents.shape[1];
-  const IntGrid parents(call.parents);
-  parallel_for(trees, 1 + 4096 / (nodes + 1), [&](std::int64_t begin, std::int64_t end) {
-    Children children;
-    for (std::int64_t b = begin; b < end; ++b) {
-      call.found[b] = -1;
-      call.depths[b] = 0;
-      if (nodes == 0) continue;
-      children.build(parents, b, nodes);
-      const std::int64_t leaf = call.leaves == nullptr ? -1 : checked_node(call.leaves, b, -1, nodes);
-      const std::int64_t root = std::max<std::int64_t>(checked_node(call.roots, b, 0, nodes), 0);
-      std::int64_t node = checked_node(call.starts, b, root, nodes);
-      if (leaf >= 0) backup(b, children, leaf, root);
-      if (node < 0) continue;
-      std::int64_t depth = 0;
-      for (std::int64_t i = node; i != root && children.parent(i) >= 0; i = children.parent(i)) ++depth;
-      while ((call.max_depth < 0 || depth < call.max_depth) && children.first(node) >= 0) {
-        node = best(b, children, node, depth);
-        ++depth;
-      }
-      call.found[b] = node;
-      call.depths[b] = depth;
-    }
-  });
-}
-
-// What a child is chosen by: unvisited children come in a class of their own where they go first. NaN ranks lowest.
-struct Rank {
-  int unvisited;
-  double score;
-  bool operator<(const Rank& o) const { return std::tie(unvisited, score) < std::tie(o.unvisited, o.score); }
-  bool operator==(const Rank& o) const { return unvisited == o.unvisited && score == o.score; }
-};
-inline double or_lowest(double score) { return score == score ? score : -std::numeric_limits<double>::infinity(); }
 
 struct StarCall {
   WalkCall walk;

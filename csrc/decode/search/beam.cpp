@@ -1,5 +1,11 @@
-#include "decode/search.hpp"
-
+// One step of a beam search: the log sum exp of every live beam's logits, its best tokens, and the best k of all k V
+// children.
+//
+// LogSum reads a row in chunks and keeps the largest logit of each. Inside its row a token is ranked by its key, its
+// logit or that less the reference's: the normaliser is the same for all. A chunk whose largest logit lies below the
+// m-th largest of the chunks' maxima holds none of the m tokens wanted and is not read a second time. Rows are scanned
+// in parallel, then each request merges its rows: a child that ends a beam goes to the finished ones, the others live
+// on. Scores are float64.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -11,6 +17,7 @@
 
 #include "core/parallel.hpp"
 #include "decode/rows.hpp"
+#include "decode/search/calls.hpp"
 
 namespace hotloop::decode {
 
@@ -299,296 +306,11 @@ void beam_step_of(const BeamCall& call) {
   }
 }
 
-// Draws for ties come from a domain of their own, beside those of sampling and verification.
-constexpr auto kTies = static_cast<Domain>(2);
-
 }  // namespace
 
 void beam_step(const BeamCall& call) {
   dispatch_float(call.logits.dtype, "likelihood_beam_search", "logits",
                  [&](auto s) { beam_step_of<decltype(s)>(call); });
-}
-
-void star_step(const StarCall& call) {
-  const RealGrid values(call.values);
-  const IntGrid visits(call.visits);
-  const auto visit = [&](std::int64_t b, std::int64_t i) { visits.set(b, i, visits.get(b, i) + 1); };
-  // The mean of the children, weighted by their visits; as it was where none was visited.
-  const auto average = [&](std::int64_t b, const Children& children, std::int64_t node) {
-    double weighted = 0.0, total = 0.0;
-    for (std::int64_t c = children.first(node); c >= 0; c = children.next(c)) {
-      const auto n = static_cast<double>(visits.get(b, c));
-      weighted += values.get(b, c) * n;
-      total += n;
-    }
-    if (total > 0.0) values.set(b, node, weighted / total);
-  };
-  const auto backup = [&](std::int64_t b, const Children& children, std::int64_t leaf, std::int64_t root) {
-    const double rollout = call.rollouts == nullptr ? std::nan("") : call.rollouts[b];
-    visit(b, leaf);
-    if (rollout == rollout) {
-      values.set(b, leaf, values.get(b, leaf) * (1.0 - call.alpha) + rollout * call.alpha);
-    } else {
-      average(b, children, leaf);
-    }
-    for (std::int64_t i = leaf; i != root && children.parent(i) >= 0;) {
-      i = children.parent(i);
-      visit(b, i);
-      average(b, children, i);
-    }
-  };
-  const auto best = [&](std::int64_t b, const Children& children, std::int64_t node, std::int64_t depth) {
-    const double log_parent = 2.0 * std::log(std::max(static_cast<double>(visits.get(b, node)), 1.0));
-    const auto rank = [&](std::int64_t c) {
-      const auto n = static_cast<double>(visits.get(b, c));
-      const double v = values.get(b, c);
-      if (n > 0.0) return Rank{0, or_lowest(v + call.c * std::sqrt(log_parent / n))};
-      if (call.unvisited_bonus == kInf) return Rank{1, or_lowest(v)};
-      return Rank{0, or_lowest(v + call.unvisited_bonus)};
-    };
-    std::int64_t chosen = children.first(node), ties = 1;
-    Rank top = rank(chosen);
-    for (std::int64_t c = children.next(chosen); c >= 0; c = children.next(c)) {
-      const Rank r = rank(c);
-      if (top < r) {
-        top = r;
-        chosen = c;
-        ties = 1;
-      } else if (top == r) {
-        ++ties;
-      }
-    }
-    if (!call.random || ties == 1) return chosen;
-    const auto tree = static_cast<std::uint64_t>(b), level = static_cast<std::uint64_t>(depth);
-    const double u = draw(call.seed, tree, call.offset, level, kTies).pick;
-    std::int64_t skip = std::min(static_cast<std::int64_t>(u * static_cast<double>(ties)), ties - 1);
-    for (; skip > 0; --skip) {
-      do chosen = children.next(chosen);
-      while (!(rank(chosen) == top));
-    }
-    return chosen;
-  };
-  walk(call.walk, backup, best);
-  for (std::int64_t b = 0; b < call.walk.parents.shape[0]; ++b) {
-    const std::int64_t node = call.walk.found[b];
-    call.ended[b] = node >= 0 && values.get(b, node) >= call.end_gate ? 1 : 0;
-  }
-}
-
-void puct_step(const PuctCall& call) {
-  const RealGrid q(call.q), v(call.v), values(call.values), logps(call.logps);
-  const IntGrid visits(call.visits), lengths(call.lengths);
-  const auto settle = [&](std::int64_t b, const Children& children, std::int64_t node) {
-    const std::int64_t parent = children.parent(node);
-    const double reward = parent < 0 ? values.get(b, node) : values.get(b, node) - values.get(b, parent);
-    q.set(b, node, reward + call.gamma * v.get(b, node));
-  };
-  const auto visit = [&](std::int64_t b, std::int64_t i) { visits.set(b, i, visits.get(b, i) + 1); };
-  const auto backup = [&](std::int64_t b, const Children& children, std::int64_t leaf, std::int64_t root) {
-    settle(b, children, leaf);
-    visit(b, leaf);
-    for (std::int64_t i = leaf; i != root && children.parent(i) >= 0;) {
-      i = children.parent(i);
-      double weighted = 0.0, total = 0.0;
-      for (std::int64_t c = children.first(i); c >= 0; c = children.next(c)) {
-        const auto n = static_cast<double>(std::max<std::int64_t>(visits.get(b, c), 1));
-        weighted += n * q.get(b, c);
-        total += n;
-      }
-      v.set(b, i, weighted / total);
-      visit(b, i);
-      if (i != 0) settle(b, children, i);
-    }
-  };
-  const auto best = [&](std::int64_t b, const Children& children, std::int64_t node, std::int64_t) {
-    const double parent_visits = std::sqrt(static_cast<double>(visits.get(b, node)));
-    std::int64_t chosen = -1;
-    double top = -kInf;
-    for (std::int64_t c = children.first(node); c >= 0; c = children.next(c)) {
-      const double length = std::pow(static_cast<double>(lengths.get(b, c)), call.length_penalty);
-      const double p = std::exp(logps.get(b, c) / length);
-      const double explore = call.c_puct * p * parent_visits / (1.0 + static_cast<double>(visits.get(b, c)));
-      const double score = or_lowest(q.get(b, c) + explore);
-      if (chosen < 0 || score > top) {
-        top = score;
-        chosen = c;
-      }
-    }
-    return chosen;
-  };
-  walk(call.walk, backup, best);
-}
-
-void backtrack(const BacktrackCall& call) {
-  for (std::int64_t b = 0; b < call.batch; ++b) {
-    std::int64_t local = call.before.local_attempts[b], total = call.before.total_attempts[b];
-    bool correcting = call.before.correcting[b] != 0, done = call.before.done[b] != 0;
-    double temperature = correcting ? call.before.temperatures[b] : call.temperature;
-    std::int64_t action = kNone, kept = call.prefix_lengths[b], flagged = -1;
-    if (!done) {
-      ++total;
-      const double* p = call.p_unconfident + b * call.phrases;
-      const std::int64_t* ends = call.span_ends + b * call.phrases;
-      // While a phrase is being corrected, only that phrase is looked at.
-      const std::int64_t considered = correcting ? std::min<std::int64_t>(call.phrases, 1) : call.phrases;
-      for (std::int64_t i = 0; i < considered && ends[i] >= 0 && flagged < 0; ++i) {
-        if (p[i] > call.tau) flagged = i;
-      }
-      if (flagged < 0 && !correcting) {
-        action = kAccept;
-        kept += call.chunk_lengths[b];
-        done = true;
-      } else if (flagged < 0) {
-        action = kContinue;
-        kept += call.phrases > 0 && ends[0] >= 0 ? ends[0] + 1 : call.chunk_lengths[b];
-        correcting = false;
-        local = 0;
-        temperature = call.temperature;
-      } else {
-        correcting = true;
-        temperature = std::min(temperature + call.temperature_step, call.temperature + call.temperature_rise);
-        if (++local >= call.max_local_attempts) {
-          action = kCut;
-          kept = call.sentence_lengths[b];
-          local = 0;
-        } else {
-          action = kResample;
-          kept += flagged == 0 ? 0 : ends[flagged - 1] + 1;
-        }
-      }
-      if (action != kAccept && total >= call.max_total_attempts) {
-        action = kStop;
-        done = true;
-      }
-    }
-    call.after.local_attempts[b] = local;
-    call.after.total_attempts[b] = total;
-    call.after.temperatures[b] = temperature;
-    call.after.correcting[b] = correcting ? 1 : 0;
-    call.after.done[b] = done ? 1 : 0;
-    call.actions[b] = action;
-    call.kept_lengths[b] = kept;
-    call.flagged[b] = flagged;
-  }
-}
-
-namespace {
-
-struct Neighbor {
-  double distance;
-  std::int32_t id;
-  bool operator<(const Neighbor& o) const { return std::tie(distance, id) < std::tie(o.distance, o.id); }
-};
-
-// The nearest codes of one code. Scratch is kept from row to row.
-class Nearest {
- public:
-  explicit Nearest(const NeighborCall& call)
-      : c_(call),
-        largest_(*std::max_element(call.squares, call.squares + call.codes)),
-        near_(static_cast<std::size_t>(call.codes) + 1),
-        sorted_(near_.size()) {}
-
-  void row(std::int64_t i) {
-    self_ = c_.first + i;
-    products_ = static_cast<const double*>(c_.products.data) + i * c_.products.stride[0];
-    own_ = c_.squares[self_];
-    // Two codes further apart than this are in the right order; the others are measured again.
-    const double unsure = 4.0 * (c_.product_error * std::sqrt(own_) * std::sqrt(largest_) + c_.tiny) +
-                          8.0 * static_cast<double>(c_.dim + 8) * 0x1p-52 * (own_ + largest_);
-    const double bound = guess();
-    gather(bound);
-    if (count_ < c_.k) gather(kInf);
-    sort();
-    const double last = sorted_[static_cast<std::size_t>(c_.k - 1)].distance + unsure;
-    if (last > bound) {
-      gather(last);
-      sort();
-    }
-    const auto end = sorted_.begin() + count_;
-    const auto stop = std::find_if(sorted_.begin() + c_.k, end, [&](const Neighbor& n) { return n.distance > last; });
-    for (auto from = sorted_.begin(); from < sorted_.begin() + c_.k;) {
-      auto to = from + 1;
-      while (to < stop && to->distance - (to - 1)->distance <= unsure) ++to;
-      if (to - from > 1) {
-        for (auto n = from; n < to; ++n) n->distance = measured(n->id);
-        std::sort(from, to);
-      }
-      from = to;
-    }
-    for (std::int64_t n = 0; n < c_.k; ++n) c_.out[i * c_.out_stride + n] = sorted_[static_cast<std::size_t>(n)].id;
-  }
-
- private:
-  double distance(std::int64_t j) const { return (own_ + c_.squares[j]) - 2.0 * products_[j]; }
-
-  // A distance that a little more than k codes are expected to lie within, from a sample of them.
-  double guess() {
-    constexpr std::int64_t kSample = 512;
-    if (4 * c_.k >= c_.codes || c_.codes < 4 * kSample) return kInf;
-    std::array<double, kSample> sample;
-    for (std::int64_t s = 0; s < kSample; ++s) {
-      const std::int64_t j = s * c_.codes / kSample;
-      sample[static_cast<std::size_t>(s)] = j == self_ ? kInf : distance(j);
-    }
-    const double expected = static_cast<double>(c_.k) * kSample / static_cast<double>(c_.codes);
-    const auto rank = static_cast<std::ptrdiff_t>(expected + 4.0 * std::sqrt(expected) + 4.0);
-    std::nth_element(sample.begin(), sample.begin() + rank, sample.end());
-    return sample[static_cast<std::size_t>(rank)];
-  }
-  void gather(double bound) {
-    count_ = 0;
-    for (std::int64_t j = 0; j < c_.codes; ++j) {
-      const double d = distance(j);
-      near_[static_cast<std::size_t>(count_)] = {d, static_cast<std::int32_t>(j)};
-      count_ += static_cast<std::int64_t>(d <= bound) & static_cast<std::int64_t>(j != self_);
-    }
-  }
-  // Into buckets of equal width, which leaves about one element in each to be sorted: 4 times as fast as std::sort on
-  // 1200 of them.
-  void sort() {
-    constexpr std::size_t kBuckets = 2048;
-    const auto end = near_.begin() + count_;
-    const auto [low, high] = std::minmax_element(near_.begin(), end);
-    const double least = low->distance, scale = (kBuckets - 1) / (high->distance - least);
-    if (!std::isfinite(scale)) {
-      std::sort(near_.begin(), end);
-      std::copy(near_.begin(), end, sorted_.begin());
-      return;
-    }
-    std::array<std::int32_t, kBuckets + 1> starts{};
-    const auto bucket = [&](const Neighbor& n) { return static_cast<std::size_t>((n.distance - least) * scale); };
-    for (auto n = near_.begin(); n < end; ++n) ++starts[bucket(*n) + 1];
-    for (std::size_t i = 0; i < kBuckets; ++i) starts[i + 1] += starts[i];
-    for (auto n = near_.begin(); n < end; ++n) sorted_[static_cast<std::size_t>(starts[bucket(*n)]++)] = *n;
-    auto from = sorted_.begin();
-    for (std::size_t i = 0; i < kBuckets; ++i) {
-      const auto to = sorted_.begin() + starts[i];
-      if (to - from > 1) std::sort(from, to);
-      from = to;
-    }
-  }
-  double measured(std::int64_t j) const {
-    const double *x = c_.codebook + self_ * c_.dim, *y = c_.codebook + j * c_.dim;
-    double sum = 0.0;
-    for (std::int64_t d = 0; d < c_.dim; ++d) sum += (x[d] - y[d]) * (x[d] - y[d]);
-    return sum;
-  }
-
-  const NeighborCall& c_;
-  double largest_, own_ = 0.0;
-  const double* products_ = nullptr;
-  std::int64_t self_ = 0, count_ = 0;
-  std::vector<Neighbor> near_, sorted_;
-};
-
-}  // namespace
-
-void nearest_codes(const NeighborCall& call) {
-  parallel_for(call.rows, 1 + 32768 / (call.codes + 1), [&](std::int64_t begin, std::int64_t end) {
-    Nearest nearest(call);
-    for (std::int64_t i = begin; i < end; ++i) nearest.row(i);
-  });
 }
 
 }  // namespace hotloop::decode
