@@ -1,3 +1,12 @@
+// One row under its law, as a CPU thread reads it.
+//
+// `open` finds the largest logit of every chunk of 512 tokens and then the mass of the chunks. Probabilities without
+// truncation are taken as given: nothing of them is read before a token is looked up or drawn. A draw walks the masses
+// of the chunks to the one that holds its unit, and reads that chunk again. Truncation looks for a threshold first: for
+// top-k the k-th largest chunk maximum bounds it from below, for top-p a histogram of 1024 steps finds the step it lies
+// in. If few tokens remain the law becomes sparse: their ids and weights are kept, and no later question reads the row.
+// A residual, what a rejection leaves, is summed chunk by chunk in the same way; tokens that were taken out or spared
+// are a short list of edits beside it.
 #include "decode/cpu_rows.hpp"
 
 #include <algorithm>

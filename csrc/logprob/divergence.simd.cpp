@@ -1,4 +1,9 @@
-// CPU row loops of two heads: the student's tile and the teacher's tile of the same columns side by side.
+// CPU row loops of two lm_heads: the student's tile and the teacher's tile of the same columns side by side.
+//
+// A row is taken in chunks that fit L1. Both chunks are converted to z once; the eight running sums, the two mixture
+// terms or the student's gradient follow from the copies, so each tile is read once and, for the gradient, the
+// student's is written once. Running maxima rescale the sums as in rows.simd.cpp. log cosh needs no maximum and has
+// loops of its own.
 #include <atomic>
 #include <cstdint>
 #include <limits>

@@ -19,7 +19,7 @@ HOTLOOP_INLINE std::int64_t grain_rows(std::int64_t columns) { return 1 + 16384 
 
 template <class R>
 HOTLOOP_INLINE LogitMap<R> logit_map(const Transform& t) {
-  // No cap is a cap too large to matter: two heads of which one is capped run the same code.
+  // No cap is a cap too large to matter: two lm_heads of which one is capped run the same code.
   const double cap = t.softcap > 0 ? t.softcap : 1e30;
   return {static_cast<R>(t.scale), static_cast<R>(cap), static_cast<R>(1.0 / t.temperature)};
 }

@@ -1,5 +1,6 @@
-// A launch: teams of blocks, each of which takes every teams-th request and walks it. What a block
-// does from its number alone, so that the emulator of the tests can run it as well.
+// How a launch shares its requests: teams of blocks, each of which takes every teams-th request and
+// walks it. Everything here follows from a block's number, so the emulator of the tests runs the
+// same code as the kernels.
 #pragma once
 
 #include <cstdint>

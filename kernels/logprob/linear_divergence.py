@@ -1,6 +1,6 @@
 """Divergences between the heads of a student and a teacher, and their gradient, without the logits.
 
-Idea: the two heads share rows and vocabulary, not width. A program owns BLOCK_ROWS rows and one
+Idea: the two lm_heads share rows and vocabulary, not width. A program owns BLOCK_ROWS rows and one
 split of the vocabulary; for each tile it makes the student's product, then the teacher's, both kept
 as float32 in registers, and folds the pair into eight running sums per row (two softmax
 normalisers, two entropies, two cross terms), from which forward KL, reverse KL and both entropies
@@ -430,17 +430,13 @@ def _logits_divergence_bwd_kernel(
 def _prepare(
     student: Head | Logits, teacher: Head | Logits, config: Config | RowConfig, vocabulary: int
 ) -> tuple[list[Any], dict[str, Any]]:
-    """What every kernel over two heads takes: arguments, and constants by name."""
+    """What every kernel over two lm_heads takes: arguments, and constants by name."""
     arguments: list[Any] = []
-    constants: dict[str, Any] = {"num_warps": config.num_warps}
+    constants: dict[str, Any]
     if isinstance(config, Config):
-        constants["num_stages"] = config.num_stages
-        constants["BLOCK_ROWS"] = config.block_rows
-        constants["BLOCK_COLUMNS"] = config.block_columns
-        constants["BLOCK_INNER"] = config.block_inner
-        constants["UPCAST"] = tiles.upcast(student[0].dtype) or tiles.upcast(teacher[0].dtype)
+        constants = config.constants(student[0].dtype, teacher[0].dtype)
     else:
-        constants["BLOCK_COLUMNS"] = config.columns(vocabulary)
+        constants = {"BLOCK_COLUMNS": config.columns(vocabulary), "num_warps": config.num_warps}
     for head, name in ((student, "S"), (teacher, "T")):
         if isinstance(head, Head) and isinstance(config, Config):
             x, weight = tiles.aligned(head.hidden), tiles.aligned(head.weight)
@@ -517,7 +513,7 @@ def statistics(
     student: Head | Logits, teacher: Head | Logits, *,
     valid: Tensor | None = None, config: Config | RowConfig | None = None,
 ) -> Tensor:  # fmt: skip
-    """[8, n] in the order of DivergenceStatistic, from two heads or from two tensors of logits.
+    """[8, n] in the order of DivergenceStatistic, from two lm_heads or from two tensors of logits.
 
     A row with `valid` False never reaches a product and reads as one logit of 0 in both heads
     (max 0, sum_exp 1, the rest 0), so that its divergences are 0.
@@ -559,8 +555,7 @@ def gradient(
         rows = Rows.where(valid, n)
 
         def fill(dz: Tensor, first_row: int, chunk_first: int, bias_sums: Tensor | None) -> None:
-            row_blocks = triton.cdiv(dz.shape[0], chosen.block_rows)
-            column_blocks = triton.cdiv(dz.shape[1], chosen.block_columns)
+            row_blocks, column_blocks = chosen.blocks(dz)
             _linear_divergence_bwd_kernel[tiles.grid(row_blocks * column_blocks)](
                 *arguments, rows.index, rows.count, coefficients, dz, bias_sums,
                 dz.stride(0), 0 if bias_sums is None else bias_sums.stride(0), n, vocabulary,

@@ -1,4 +1,4 @@
-"""Row statistics of a language-model head, and their gradient, without the logits in memory.
+"""Row statistics of an lm_head, and their gradient, without the logits in memory.
 
 Idea: a program owns BLOCK_ROWS rows and one split of the vocabulary. It walks the split tile by
 tile: z = map(hidden @ weight^T + bias) in registers (`tl.dot`, float32), folded at once into the
@@ -392,17 +392,9 @@ def _logits_logprob_bwd_kernel(
 def _constants(
     config: Config, hidden: Tensor, bias: Tensor | None, softcap: float
 ) -> dict[str, object]:
-    return {
-        "BLOCK_ROWS": config.block_rows,
-        "BLOCK_COLUMNS": config.block_columns,
-        "BLOCK_INNER": config.block_inner,
-        "EVEN_INNER": hidden.shape[1] % config.block_inner == 0,
-        "HAS_BIAS": bias is not None,
-        "HAS_CAP": softcap > 0,
-        "UPCAST": tiles.upcast(hidden.dtype),
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-    }
+    even = hidden.shape[1] % config.block_inner == 0
+    flags = {"EVEN_INNER": even, "HAS_BIAS": bias is not None, "HAS_CAP": softcap > 0}
+    return {**config.constants(hidden.dtype), **flags}
 
 
 def _merge(
@@ -504,8 +496,7 @@ def backward(
         rows = Rows.where(None if ignore_index is None else labels != ignore_index, n)
 
         def fill(dz: Tensor, first_row: int, chunk_first: int, bias_sums: Tensor | None) -> None:
-            row_blocks = triton.cdiv(dz.shape[0], config.block_rows)
-            column_blocks = triton.cdiv(dz.shape[1], config.block_columns)
+            row_blocks, column_blocks = config.blocks(dz)
             _linear_logprob_bwd_kernel[tiles.grid(row_blocks * column_blocks)](
                 x, w, bias, labels, coefficients, rows.index, rows.count, dz, bias_sums,
                 x.stride(0), w.stride(0), dz.stride(0),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -62,6 +63,23 @@ class Config:
 
     def group(self, row_bytes: int) -> int:
         return max(1, self.l2_bytes // (self.block_rows * row_bytes))
+
+    def blocks(self, tile: Tensor) -> tuple[int, int]:
+        """Blocks of rows and of columns that cover a tile."""
+        return triton.cdiv(tile.shape[0], self.block_rows), triton.cdiv(
+            tile.shape[1], self.block_columns
+        )
+
+    def constants(self, *dtypes: torch.dtype) -> dict[str, Any]:
+        """What every kernel with a product takes by name; `dtypes`: of what is multiplied."""
+        return {
+            "BLOCK_ROWS": self.block_rows,
+            "BLOCK_COLUMNS": self.block_columns,
+            "BLOCK_INNER": self.block_inner,
+            "UPCAST": any(upcast(dtype) for dtype in dtypes),
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
 
 
 @dataclass(frozen=True)

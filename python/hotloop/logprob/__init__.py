@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies and divergences of language-model heads, with a bounded part of the logits in memory."""
+"""Log-probabilities, entropies and divergences of lm_heads, with a bounded part of the logits in memory."""
 
 from ..front.needs import torch_for
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,9 +10,47 @@ from torch import Tensor
 
 from ..front import arrays, at_run_time, check, environment, plain
 from ..front.impl import choose, everywhere, on_cpu
+from ..vocabulary import documented
 from . import _triton
 from ._call import HeadCall, LogitMap
 from ._statistics import STATISTICS
+
+TEXTS = {
+    "hidden": "hidden states, shape (..., D), float32, float64, float16 or bfloat16. Differentiable.",
+    "weight": "lm_head, shape (V, D), dtype of ``hidden``. Differentiable.",
+    "bias": "shape (V,), any float dtype. Differentiable.",
+    "student_hidden": "shape (..., D_s), float32, float64, float16 or bfloat16. Differentiable.",
+    "student_weight": "lm_head, shape (V, D_s), same dtype. Differentiable.",
+    "student_bias": "shape (V,). Differentiable.",
+    "teacher_hidden": "shape (..., D_t); no gradient.",
+    "teacher_weight": "lm_head, shape (V, D_t), dtype of the student's; no gradient.",
+    "teacher_bias": "shape (V,); no gradient.",
+    "student_logits": "shape (..., V), float32, float64, float16 or bfloat16. Differentiable.",
+    "teacher_logits": "shape (..., V), same dtype; no gradient.",
+    "labels": "shape (...), only to say which rows count: those that are not ``ignore_index``; None for all.",
+    "beta": "weight of the teacher in the mixture, in [0, 1].",
+    "delta": "weight of the emphasised divergence, >= 1.",
+    "temperature": "of both, > 0 (1e-18 to 1e3, in float64 to 1e7).",
+    "logit_scale": "multiplies the logits before softcap (Cohere); 0, or 1e-18 to 1e18 in magnitude.",
+    "softcap": "> 0 (1e-18 to 1e18), caps logits smoothly (Gemma); None for none.",
+    "ignore_index": "label of rows that do not count.",
+    "statistics": 'names from "entropy", "lse", "sum_p2", "mean_logit", "argmax_hit".',
+    "reduction": '"mean" over the rows that count, "sum" or "none".',
+    "shift_labels": "labels stand beside their own tokens, as Hugging Face stores them: position t is asked about "
+    "labels[t + 1], and the last one of every sequence about nothing. False: already shifted.",
+    "impl": '"auto", "cpu", "triton" or "reference".',
+}
+"""What arguments mean in every op of this room that says nothing else of them."""
+
+described = functools.partial(
+    documented,
+    arguments=TEXTS,
+    returns='Scalar, or shape (...) for "none"; float32 (float64 for float64 input), nats.',
+    raises={
+        "TypeError, ValueError": "an argument has the wrong type, shape, dtype, device or range.",
+        "NotImplementedError": "the forced impl cannot run these inputs.",
+    },
+)
 
 LARGEST_SCALE = 1e18  # its square and the square of its inverse are normal float32 numbers
 
@@ -108,7 +147,7 @@ def head_call(
     ignore_index: int,
     impl: str,
 ) -> HeadCall:
-    """Check a head and its labels, and choose the implementation."""
+    """Check hidden states, lm_head and labels, and choose the implementation."""
     shape = check.tensor(op, "hidden", hidden).shape[:-1]
     flat, w, b = head(op, hidden, weight, bias)
     y = labels(op, labels_, shape, w.shape[0], ignore_index, "hidden", flat.device)

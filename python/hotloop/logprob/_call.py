@@ -1,4 +1,4 @@
-"""One call of a head, or over given logits, as every implementation takes it.
+"""One call of an lm_head, or over given logits, as every implementation takes it.
 
 Tuples, not dataclasses: Dynamo of torch 2.11 stops at a frozen dataclass that is made while it traces.
 """

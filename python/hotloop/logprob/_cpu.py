@@ -1,4 +1,4 @@
-"""The fused head on the CPU: matrix products by torch (oneDNN) on tiles of logits, C++ rows between them.
+"""The fused lm_head on the CPU: matrix products by torch (oneDNN) on tiles of logits, C++ rows between them.
 
 For n valid rows and a vocabulary of V the logits would take n * V elements. Here they exist as tiles of some
 columns. Forward turns each tile into running statistics and keeps as many tiles as the workspace allows;

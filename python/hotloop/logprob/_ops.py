@@ -1,4 +1,4 @@
-"""The fused head for autograd: a direct route in eager mode, registered operators under torch.compile.
+"""The fused lm_head for autograd: a direct route in eager mode, registered operators under torch.compile.
 
 The direct route keeps logit tiles between forward and backward (see ``_cpu``), which a functional operator
 cannot; under ``torch.compile`` backward computes the logits again: four products instead of three.
@@ -89,7 +89,7 @@ def _hit(call: HeadCall, largest: Tensor) -> Tensor:
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Scalar cross-entropy of a head: ``LinearLogprob`` and what follows it, without autograd between them."""
+    """Scalar cross-entropy of an lm_head: ``LinearLogprob`` and what follows it, without autograd between them."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:

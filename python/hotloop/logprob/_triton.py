@@ -1,4 +1,4 @@
-"""The fused head on the GPU: the Triton kernels behind the interface of ``_cpu``."""
+"""The fused lm_head on the GPU: the Triton kernels behind the interface of ``_cpu``."""
 
 from __future__ import annotations
 

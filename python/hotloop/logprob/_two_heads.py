@@ -1,4 +1,4 @@
-"""Two heads over one vocabulary on the CPU: the student's and the teacher's tiles side by side.
+"""Two lm_heads over one vocabulary on the CPU: the student's and the teacher's tiles side by side.
 
 Forward folds both tiles into running sums; the Jensen-Shannon mixture needs both log-sum-exps first and so a
 second pass over the tiles. Backward overwrites the student's tiles by their gradient. Tiles that the

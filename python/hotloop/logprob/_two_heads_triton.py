@@ -1,4 +1,4 @@
-"""Two heads over one vocabulary on the GPU: the Triton kernels behind the interface of ``_two_heads``."""
+"""Two lm_heads over one vocabulary on the GPU: the Triton kernels behind the interface of ``_two_heads``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Distillation losses between a teacher p and a student q over one vocabulary.
 
-The ``linear_`` forms start from hidden states and two heads and never hold the logits; the others take logits.
+The ``linear_`` forms start from hidden states and two lm_heads and never hold the logits; the others take logits.
 Gradients go to the student only.
 """
 
@@ -12,13 +12,14 @@ from ..front import check
 from ..front.impl import Impl
 from ..front.keywords import known
 from . import _arguments
-from . import _divergence as divergence
+from ._divergence import of_heads, of_logits, options
 from .head import HINTS, IGNORE_INDEX, token_logprob
 
 DIRECTIONS = ("forward", "reverse")
 
 
 @known(HINTS)
+@_arguments.described
 def linear_kl(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -35,32 +36,13 @@ def linear_kl(
     shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Kullback-Leibler divergence between two language-model heads, with a bounded part of the logits in memory.
+    """Kullback-Leibler divergence between two lm_heads, with a bounded part of the logits in memory.
 
     forward: sum_v p_v (log p_v - log q_v); reverse: sum_v q_v (log q_v - log p_v), with p = softmax(teacher / T)
     and q = softmax(student / T). No factor T^2: multiply by temperature^2 for Hinton's scale.
 
     Args:
-        student_hidden: shape (..., D_s). Differentiable.
-        student_weight: shape (V, D_s), same dtype. Differentiable.
-        teacher_hidden: shape (..., D_t); no gradient.
-        teacher_weight: shape (V, D_t), dtype of the student's; no gradient.
-        student_bias: shape (V,). Differentiable. Default None.
-        teacher_bias: shape (V,). Default None.
-        labels: shape (...), only to say which rows count: those that are not ``ignore_index``. Default all.
         direction: "forward" or "reverse". Default "forward".
-        temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1.
-        ignore_index: see ``labels``. Default -100.
-        reduction: "mean" over the rows that count, "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
-
-    Returns:
-        Scalar, or shape (...) for "none"; float32 (float64 for float64 input), nats.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -73,16 +55,15 @@ def linear_kl(
     """
     op = "linear_kl"
     check.choice(op, "direction", direction, DIRECTIONS)
-    d = divergence.options(op, f"{direction}_kl", 0.5, 2.0, temperature, reduction)
-    student, teacher = (
-        (student_hidden, student_weight, student_bias),
-        (teacher_hidden, teacher_weight, teacher_bias),
-    )
+    d = options(op, f"{direction}_kl", 0.5, 2.0, temperature, reduction)
+    student = (student_hidden, student_weight, student_bias)
+    teacher = (teacher_hidden, teacher_weight, teacher_bias)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    return divergence.of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
+    return of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
 
 
 @known(HINTS)
+@_arguments.described
 def linear_jsd(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -99,32 +80,13 @@ def linear_jsd(
     shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Generalised Jensen-Shannon divergence between two heads, with a bounded part of the logits in memory.
+    """Generalised Jensen-Shannon divergence between two lm_heads, with a bounded part of the logits in memory.
 
     beta KL(p || M) + (1 - beta) KL(q || M), M = beta p + (1 - beta) q. At beta = 0 it is KL(p || q) and at
     beta = 1 KL(q || p) by definition (TRL's convention), which is not the limit of the formula: that is 0.
 
     Args:
-        student_hidden: shape (..., D_s). Differentiable.
-        student_weight: shape (V, D_s), same dtype. Differentiable.
-        teacher_hidden: shape (..., D_t); no gradient.
-        teacher_weight: shape (V, D_t), dtype of the student's; no gradient.
-        student_bias: shape (V,). Differentiable. Default None.
-        teacher_bias: shape (V,). Default None.
-        labels: shape (...), which rows count (see ``linear_kl``). Default all.
-        beta: weight of the teacher in the mixture, in [0, 1]. Default 0.5.
         temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1 (the paper uses 0.9 to 1).
-        ignore_index: see ``labels``. Default -100.
-        reduction: "mean", "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
-
-    Returns:
-        Scalar, or shape (...) for "none".
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -136,16 +98,15 @@ def linear_jsd(
         Agarwal et al. 2023 (GKD), arXiv:2306.13649, section 3.
     """
     op = "linear_jsd"
-    d = divergence.options(op, "jsd", beta, 2.0, temperature, reduction)
-    student, teacher = (
-        (student_hidden, student_weight, student_bias),
-        (teacher_hidden, teacher_weight, teacher_bias),
-    )
+    d = options(op, "jsd", beta, 2.0, temperature, reduction)
+    student = (student_hidden, student_weight, student_bias)
+    teacher = (teacher_hidden, teacher_weight, teacher_bias)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    return divergence.of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
+    return of_heads(op, student, teacher, labels, d, ignore_index, reduction, impl)
 
 
 @known(HINTS)
+@_arguments.described
 def linear_distill(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -162,30 +123,14 @@ def linear_distill(
     shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Any divergence of this room between two heads, with a bounded part of the logits in memory.
+    """Any divergence of this room between two lm_heads, with a bounded part of the logits in memory.
 
     Args:
-        student_hidden: shape (..., D_s). Differentiable.
-        student_weight: shape (V, D_s). Differentiable.
-        teacher_hidden: shape (..., D_t); no gradient.
-        teacher_weight: shape (V, D_t); no gradient.
         divergence_kind: "forward_kl", "reverse_kl", "jsd" (see ``generalized_jsd_distill``), "balanced" (see
             ``balanced_divergence_kd``) or "log_cosh" (see ``log_cosh_logit_distill``). Default "forward_kl".
-        labels: which rows count (see ``linear_kl``). Default all.
         beta: of "jsd". Default 0.5.
         delta: of "balanced". Default 2.
-        temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1.
-        ignore_index: see ``labels``. Default -100.
-        reduction: "mean", "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu", "triton" or "reference"; "log_cosh" has no Triton kernel. Default "auto".
-
-    Returns:
-        Scalar, or shape (...) for "none".
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -197,15 +142,16 @@ def linear_distill(
         See the functions named above.
     """
     op = "linear_distill"
-    d = divergence.options(op, divergence_kind, beta, delta, temperature, reduction)
+    d = options(op, divergence_kind, beta, delta, temperature, reduction)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    return divergence.of_heads(
+    return of_heads(
         op, (student_hidden, student_weight, None), (teacher_hidden, teacher_weight, None), labels, d,
         ignore_index, reduction, impl,
     )  # fmt: skip
 
 
 @known(HINTS)
+@_arguments.described
 def forward_kl_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -221,21 +167,8 @@ def forward_kl_distill(
     """Hinton's distillation: T^2 * KL(p || q), p = softmax(teacher / T), q = softmax(student / T).
 
     Args:
-        student_logits: shape (..., V). Differentiable.
-        teacher_logits: shape (..., V), same dtype; no gradient.
-        labels: shape (...), which rows count. Default all.
         temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7); 2 to 4 in vision, 1 for language models. Default 1.
         scale_by_temperature: multiply by T^2, as Hinton does; language-model code often does not. Default True.
-        ignore_index: label of rows that do not count. Default -100.
-        reduction: "mean" over the rows that count, "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
-
-    Returns:
-        Scalar, or shape (...) for "none", nats.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
 
     Example:
         >>> import torch
@@ -246,15 +179,15 @@ def forward_kl_distill(
         Hinton et al. 2015, arXiv:1503.02531.
     """
     op = "forward_kl_distill"
-    d = divergence.options(op, "forward_kl", 0.5, 2.0, temperature, reduction)
+    d = options(op, "forward_kl", 0.5, 2.0, temperature, reduction)
+    logits = (student_logits, teacher_logits)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    loss = divergence.of_logits(
-        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
-    )
+    loss = of_logits(op, *logits, labels, d, ignore_index, reduction, impl)
     return loss * temperature**2 if scale_by_temperature and temperature != 1 else loss
 
 
 @known(HINTS)
+@_arguments.described
 def reverse_kl_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -272,21 +205,7 @@ def reverse_kl_distill(
     Infinite where the student has mass and a teacher logit is -inf: mask with a large negative number instead.
 
     Args:
-        student_logits: shape (..., V). Differentiable.
-        teacher_logits: shape (..., V), same dtype; no gradient.
-        labels: shape (...), which rows count. Default all.
-        temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7). Default 1.
         scale_by_temperature: multiply by T^2. Default False.
-        ignore_index: label of rows that do not count. Default -100.
-        reduction: "mean", "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
-
-    Returns:
-        Scalar, or shape (...) for "none", nats.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
 
     Example:
         >>> import torch
@@ -297,15 +216,15 @@ def reverse_kl_distill(
         Gu et al. 2023 (MiniLLM), arXiv:2306.08543.
     """
     op = "reverse_kl_distill"
-    d = divergence.options(op, "reverse_kl", 0.5, 2.0, temperature, reduction)
+    d = options(op, "reverse_kl", 0.5, 2.0, temperature, reduction)
+    logits = (student_logits, teacher_logits)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    loss = divergence.of_logits(
-        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
-    )
+    loss = of_logits(op, *logits, labels, d, ignore_index, reduction, impl)
     return loss * temperature**2 if scale_by_temperature and temperature != 1 else loss
 
 
 @known(HINTS)
+@_arguments.described
 def generalized_jsd_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -322,22 +241,8 @@ def generalized_jsd_distill(
 
     beta = 0 is KL(p || q) and beta = 1 KL(q || p) by definition; the formula itself tends to 0 there.
 
-    Args:
-        student_logits: shape (..., V). Differentiable.
-        teacher_logits: shape (..., V), same dtype; no gradient.
-        labels: shape (...), which rows count. Default all.
-        beta: in [0, 1]. Default 0.5.
-        temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1.
-        ignore_index: label of rows that do not count. Default -100.
-        reduction: "mean", "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
-
     Returns:
         Scalar, or shape (...) for "none", nats; at most log 2 for beta = 0.5.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
 
     Example:
         >>> import torch
@@ -348,14 +253,14 @@ def generalized_jsd_distill(
         Agarwal et al. 2023 (GKD), arXiv:2306.13649.
     """
     op = "generalized_jsd_distill"
-    d = divergence.options(op, "jsd", beta, 2.0, temperature, reduction)
+    d = options(op, "jsd", beta, 2.0, temperature, reduction)
+    logits = (student_logits, teacher_logits)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    return divergence.of_logits(
-        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
-    )
+    return of_logits(op, *logits, labels, d, ignore_index, reduction, impl)
 
 
 @known(HINTS)
+@_arguments.described
 def balanced_divergence_kd(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -375,23 +280,6 @@ def balanced_divergence_kd(
     paper's values of delta and T are not confirmed. Add the cross-entropy of the student yourself; the teacher's
     own loss of the paper is ``reverse_kl_distill`` with the two swapped and scale_by_temperature=True.
 
-    Args:
-        student_logits: shape (..., V). Differentiable.
-        teacher_logits: shape (..., V), same dtype; no gradient.
-        labels: shape (...), which rows count. Default all.
-        delta: weight of the emphasised divergence, >= 1. Default 2.
-        temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7). Default 4.
-        ignore_index: label of rows that do not count. Default -100.
-        reduction: "mean", "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
-
-    Returns:
-        Scalar, or shape (...) for "none".
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
-
     Example:
         >>> import torch
         >>> float(balanced_divergence_kd(torch.zeros(1, 4), torch.zeros(1, 4)))
@@ -401,14 +289,14 @@ def balanced_divergence_kd(
         Amara et al. 2022 (BD-KD), arXiv:2212.12965.
     """
     op = "balanced_divergence_kd"
-    d = divergence.options(op, "balanced", 0.5, delta, temperature, reduction)
+    d = options(op, "balanced", 0.5, delta, temperature, reduction)
+    logits = (student_logits, teacher_logits)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    return divergence.of_logits(
-        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
-    )
+    return of_logits(op, *logits, labels, d, ignore_index, reduction, impl)
 
 
 @known(HINTS)
+@_arguments.described
 def log_cosh_logit_distill(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -426,20 +314,7 @@ def log_cosh_logit_distill(
     paper, without its clamp at 1e-8. Grows with the vocabulary.
 
     Args:
-        student_logits: shape (..., V). Differentiable.
-        teacher_logits: shape (..., V), same dtype; no gradient.
-        labels: shape (...), which rows count. Default all.
-        temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7). Default 2.
-        ignore_index: label of rows that do not count. Default -100.
-        reduction: "mean", "sum" or "none". Default "mean".
-        shift_labels: ``labels`` stand beside their own tokens (see ``linear_logprob``). Default False.
         impl: "auto", "cpu" or "reference". Default "auto".
-
-    Returns:
-        Scalar, or shape (...) for "none".
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
 
     Example:
         >>> import torch
@@ -450,14 +325,14 @@ def log_cosh_logit_distill(
         Yang et al. 2024 (DHKD), arXiv:2411.08937.
     """
     op = "log_cosh_logit_distill"
-    d = divergence.options(op, "log_cosh", 0.5, 2.0, temperature, reduction)
+    d = options(op, "log_cosh", 0.5, 2.0, temperature, reduction)
+    logits = (student_logits, teacher_logits)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    return divergence.of_logits(
-        op, student_logits, teacher_logits, labels, d, ignore_index, reduction, impl
-    )
+    return of_logits(op, *logits, labels, d, ignore_index, reduction, impl)
 
 
 @known(HINTS)
+@_arguments.described
 def bonsai_synthesis_loss(
     head_logits: Tensor,
     pseudo_labels: Tensor,
@@ -473,13 +348,9 @@ def bonsai_synthesis_loss(
         head_logits: shape (K, B, C). Differentiable.
         pseudo_labels: argmax of the k-th predictor, shape (K, B), int64 or int32; -100 leaves a sample out.
         reduction: "mean" (over samples, summed over heads), "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
         Scalar, or shape (K, B) for "none".
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Per-token statistics and cross-entropy of a language-model head, with a bounded part of the logits in memory."""
+"""Per-token statistics and cross-entropy of an lm_head, with a bounded part of the logits in memory."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ HINTS = {
 
 
 @known(HINTS)
+@_arguments.described
 def linear_logprob(
     hidden: Tensor,
     weight: Tensor,
@@ -43,7 +44,7 @@ def linear_logprob(
     shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> LogprobStatistics:
-    """Log-probability of each label under a language-model head, and what else a row of logits can tell.
+    """Log-probability of each label under an lm_head, and what else a row of logits can tell.
 
     u = hidden @ weight.T + bias;  z = softcap * tanh(logit_scale * u / softcap) / temperature (without the
     tanh if softcap is None);  logps = z[label] - log sum exp z. Logits exist as tiles. The result is
@@ -52,29 +53,15 @@ def linear_logprob(
     Rows whose label is ``ignore_index`` never reach the matrix product; their statistics are 0.
 
     Args:
-        hidden: hidden states, shape (..., D), float32, float64, float16 or bfloat16. Differentiable.
-        weight: head, shape (V, D), dtype of ``hidden``. Differentiable.
         labels: token each row is asked about, shape (...), int64 or int32. Labels of Hugging Face are not shifted: see
             ``shift_labels``.
-        bias: shape (V,), any float dtype. Differentiable. Default None.
         temperature: > 0 (1e-18 to 1e18). Default 1.
-        logit_scale: multiplies the product before softcap (Cohere); 0, or 1e-18 to 1e18 in magnitude. Default 1.
-        softcap: > 0 (1e-18 to 1e18), caps logits smoothly (Gemma); None for none. Default None.
-        ignore_index: label of tokens that do not count. Default -100.
-        statistics: names from "entropy", "lse", "sum_p2", "mean_logit", "argmax_hit". Default none.
         cu_seqlens: offsets (B + 1,) of ragged sequences packed into (N, D) hidden states; every statistic is
             then summed over its sequence, shape (B,), and argmax_hit counts. Default None.
-        shift_labels: labels stand beside their own tokens, as Hugging Face stores them: position t is asked about
-            labels[t + 1], and the last one of every sequence about nothing. Default False: already shifted.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
         ``LogprobStatistics`` with ``logps`` of shape (...) and the requested fields, float32 (float64 for
         float64 input); the others None.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Note:
         Matrix products run in the dtype given; sums in float32 (float64 for float64). Each row of d weight is
@@ -134,6 +121,7 @@ def _named(packed: Tensor, hit: Tensor) -> dict[str, Tensor]:
 
 
 @known(HINTS)
+@_arguments.described
 def token_logprob(
     logits: Tensor,
     labels: Tensor,
@@ -155,19 +143,10 @@ def token_logprob(
         labels: token each row is asked about, shape (...), int64 or int32. Labels of Hugging Face are not shifted: see
             ``shift_labels``.
         temperature: > 0 (1e-18 to 1e18). Default 1.
-        logit_scale: multiplies the logits first; 0, or 1e-18 to 1e18 in magnitude. Default 1.
-        softcap: > 0 (1e-18 to 1e18) or None. Default None.
         ignore_index: label of tokens that do not count; their statistics and gradients are 0. Default -100.
-        statistics: as in ``linear_logprob``. Default none.
-        shift_labels: as in ``linear_logprob``. Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
         ``LogprobStatistics``, each field of shape (...).
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -211,6 +190,7 @@ def token_logprob(
 
 
 @known(HINTS)
+@_arguments.described
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -226,7 +206,7 @@ def linear_cross_entropy(
     shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Cross-entropy of a language-model head, with a bounded part of the logits in memory.
+    """Cross-entropy of an lm_head, with a bounded part of the logits in memory.
 
     loss = (1 - s) * (-logp) + s * (lse - mean(z)) + z_loss * lse^2, s = label_smoothing, over tokens whose
     label is not ``ignore_index``; "mean" divides by their number. Same values as
@@ -236,26 +216,13 @@ def linear_cross_entropy(
     products instead of four. Those beyond it are computed again.
 
     Args:
-        hidden: shape (..., D), float32, float64, float16 or bfloat16. Differentiable.
-        weight: shape (V, D), dtype of ``hidden``. Differentiable.
         labels: token each row is asked about, shape (...), int64 or int32. Labels of Hugging Face are not shifted: see
             ``shift_labels``.
-        bias: shape (V,). Differentiable. Default None.
-        logit_scale: as in ``linear_logprob``. Default 1.
-        softcap: as in ``linear_logprob``. Default None.
-        ignore_index: label of tokens that do not count. Default -100.
         label_smoothing: in [0, 1). Default 0.
         z_loss: weight of lse^2, >= 0 (PaLM: 1e-4). Default 0.
-        reduction: "mean", "sum" or "none". Default "mean".
-        shift_labels: as in ``linear_logprob``. Default False.
-        impl: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
         Scalar, or shape (...) for "none" with 0 at ignored tokens; float32 (float64 for float64 input).
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
 """Statistics of a part of the vocabulary that merge into those of the whole.
 
-For a head split over devices: each computes its part, the parts travel (seven numbers per token), and every
+For an lm_head split over devices: each computes its part, the parts travel (seven numbers per token), and every
 device merges them in the order of the vocabulary.
 """
 
@@ -49,7 +49,7 @@ def linear_logprob_partial(
 
     Args:
         hidden: shape (N, D).
-        weight: rows of the head on this device, shape (V_part, D).
+        weight: rows of the lm_head on this device, shape (V_part, D).
         labels: shape (N,), indices into the whole vocabulary; an index outside this part belongs to another part.
         first_column: index of the first row of ``weight`` in the whole head, >= 0.
         bias: the part's bias, shape (V_part,). Default None.

@@ -1,4 +1,4 @@
-"""Per-token statistics of a language-model head in plain torch. Arguments as in ``hotloop.logprob``."""
+"""Per-token statistics of an lm_head in plain torch. Arguments as in ``hotloop.logprob``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def head_statistics(
     logit_scale: float = 1.0,
     softcap: float | None = None,
 ) -> dict[str, Tensor]:
-    """``statistics`` of a head."""
+    """``statistics`` of an lm_head."""
     # d weight must not meet a NaN of a masked row.
     hidden = torch.where((labels != ignore_index).unsqueeze(1), hidden, 0.0)
     z = logits_of(hidden, weight, bias, temperature, logit_scale, softcap)
