@@ -17,7 +17,8 @@ from ..reference.decode.law import Law, Logits, Probs, as_law
 from ..reference.decode.results import Sampled, Verified, VerifiedTree
 from . import _loops
 
-_LAW = "Tensor {0}, Tensor?[] {0}_arrays, float[] {0}_numbers, str {0}_kind"
+_LAW = "{1} {0}, Tensor?[] {0}_arrays, float[] {0}_numbers, str {0}_kind"
+_TARGET, _DRAFT = _LAW.format("target", "Tensor"), _LAW.format("draft", "Tensor?")
 _STREAM = "Tensor? seeds, Tensor? offsets, SymInt seed, SymInt offset, str impl"
 
 Packed = tuple[Any, list[Any], list[float], str]
@@ -41,7 +42,12 @@ def _take_apart(law: Any) -> Packed:
     return law.values, arrays, numbers, kind
 
 
-def _put_together(values: Any, arrays: list[Any], numbers: list[float], kind: str) -> Law:
+_NO_LAW: Packed = (None, [], [], "")
+
+
+def _put_together(values: Any, arrays: list[Any], numbers: list[float], kind: str) -> Law | None:
+    if values is None:
+        return None
     parts: Any = kind.split(" ")
     name, order = parts
     both = [n if a is None else a for a, n in zip(arrays[:4], numbers[:4])]
@@ -85,43 +91,23 @@ _OPS = {
 
 torch.library.define(
     "hotloop::decode_chain",
-    f"(str mode, Tensor ids, {_LAW.format('target')}, Tensor? draft, Tensor?[] draft_arrays, float[] draft_numbers, "
-    f"str draft_kind, Tensor? lengths, {_STREAM}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(str mode, Tensor ids, {_TARGET}, {_DRAFT}, Tensor? lengths, {_STREAM}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "hotloop::decode_tree",
-    f"(Tensor ids, Tensor parents, {_LAW.format('target')}, Tensor? draft, Tensor?[] draft_arrays, "
-    f"float[] draft_numbers, str draft_kind, bool replacement, Tensor? lengths, SymInt depth, {_STREAM}) "
+    f"(Tensor ids, Tensor parents, {_TARGET}, {_DRAFT}, bool replacement, Tensor? lengths, SymInt depth, {_STREAM}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
-    "hotloop::decode_sample", f"({_LAW.format('law')}, {_STREAM}) -> (Tensor, Tensor)"
+    "hotloop::decode_sample", f"({_LAW.format('law', 'Tensor')}, {_STREAM}) -> (Tensor, Tensor)"
 )
 
 
 @torch.library.impl("hotloop::decode_chain", ["CPU", "CUDA"])
-def _run_chain(
-    mode: str,
-    ids: Tensor,
-    target: Tensor,
-    target_arrays: list[Any],
-    target_numbers: list[float],
-    target_kind: str,
-    draft: Tensor | None,
-    draft_arrays: list[Any],
-    draft_numbers: list[float],
-    draft_kind: str,
-    lengths: Tensor | None,
-    seeds: Tensor | None,
-    offsets: Tensor | None,
-    seed: int,
-    offset: int,
-    impl: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    p = _put_together(target, target_arrays, target_numbers, target_kind)
-    q = None if draft is None else _put_together(draft, draft_arrays, draft_numbers, draft_kind)
-    stream = _seed(seeds, offsets, seed, offset)
-    return tuple(_loops.chain(_OPS[mode], mode, q, ids, p, lengths, *stream, impl))
+def _run_chain(mode: str, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    p, q = _put_together(*rest[:4]), _put_together(*rest[4:8])
+    lengths, *stream, impl = rest[8:]
+    return tuple(_loops.chain(_OPS[mode], mode, q, ids, p, lengths, *_seed(*stream), impl))
 
 
 def _verified_fake(ids: Tensor, width: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -140,30 +126,11 @@ def _fake_chain(mode: str, ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Ten
 
 
 @torch.library.impl("hotloop::decode_tree", ["CPU", "CUDA"])
-def _run_tree(
-    ids: Tensor,
-    parents: Tensor,
-    target: Tensor,
-    target_arrays: list[Any],
-    target_numbers: list[float],
-    target_kind: str,
-    draft: Tensor | None,
-    draft_arrays: list[Any],
-    draft_numbers: list[float],
-    draft_kind: str,
-    replacement: bool,
-    lengths: Tensor | None,
-    depth: int,
-    seeds: Tensor | None,
-    offsets: Tensor | None,
-    seed: int,
-    offset: int,
-    impl: Any,
-) -> tuple[Tensor, ...]:
-    p = _put_together(target, target_arrays, target_numbers, target_kind)
-    q = None if draft is None else _put_together(draft, draft_arrays, draft_numbers, draft_kind)
-    stream = _seed(seeds, offsets, seed, offset)
-    return tuple(_loops.tree(ids, parents, p, q, replacement, lengths, depth, *stream, impl))
+def _run_tree(ids: Tensor, parents: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    p, q = _put_together(*rest[:4]), _put_together(*rest[4:8])
+    replacement, lengths, depth, *stream, impl = rest[8:]
+    seed = _seed(*stream)
+    return tuple(_loops.tree(ids, parents, p, q, replacement, lengths, depth, *seed, impl))
 
 
 @torch.library.register_fake("hotloop::decode_tree")
@@ -175,19 +142,9 @@ def _fake_tree(*args: Any) -> tuple[Tensor, ...]:
 
 
 @torch.library.impl("hotloop::decode_sample", ["CPU", "CUDA"])
-def _run_sample(
-    law: Tensor,
-    law_arrays: list[Any],
-    law_numbers: list[float],
-    law_kind: str,
-    seeds: Tensor | None,
-    offsets: Tensor | None,
-    seed: int,
-    offset: int,
-    impl: Any,
-) -> tuple[Tensor, Tensor]:
-    whole = _put_together(law, law_arrays, law_numbers, law_kind)
-    return tuple(_loops.sample(whole, *_seed(seeds, offsets, seed, offset), impl))
+def _run_sample(*arguments: Any) -> tuple[Tensor, ...]:
+    *stream, impl = arguments[4:]
+    return tuple(_loops.sample(_put_together(*arguments[:4]), *_seed(*stream), impl))
 
 
 @torch.library.register_fake("hotloop::decode_sample")
@@ -207,7 +164,7 @@ def chain(
     offset: Any,
     impl: str,
 ) -> Verified:
-    q = (None, [], [], "") if draft is None else _take_apart(draft)
+    q = _NO_LAW if draft is None else _take_apart(draft)
     return Verified(
         *torch.ops.hotloop.decode_chain(
             mode, ids, *_take_apart(target), *q, lengths, *_stream(op, seed, offset, ids), impl
@@ -227,7 +184,7 @@ def tree(
     offset: Any,
     impl: str,
 ) -> VerifiedTree:
-    q = (None, [], [], "") if draft is None else _take_apart(draft)
+    q = _NO_LAW if draft is None else _take_apart(draft)
     return VerifiedTree(
         *torch.ops.hotloop.decode_tree(
             ids,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ...front import arrays
-from .draws import VERIFICATION, Row, Stream, drawn, number, residual
+from .draws import VERIFICATION, Row, number, residual
 from .law import Law, Logits, as_law
 from .results import VerifiedRelaxed
-from .speculative import Emitted, drafted, pick_left_over
+from .speculative import Emitted, pick_left_over, requests
 
 
 def lantern_relaxed_accept(
@@ -26,16 +26,12 @@ def lantern_relaxed_accept(
     seed: Any = None,
     offset: Any = 0,
 ) -> VerifiedRelaxed:
-    target = as_law(target_probs)
-    draft = None if draft_probs is None else as_law(draft_probs)
+    target, draft = as_law(target_probs), None if draft_probs is None else as_law(draft_probs)
     ids, near = arrays.to_numpy(draft_token_ids), arrays.to_numpy(neighbors)
     batch, width = ids.shape
-    seed = drawn(seed, batch, draft_token_ids)
     out = Emitted(draft_token_ids, batch, width + 1)
     moved = np.zeros((batch, width), np.float32)
-    for b in range(batch):
-        stream = Stream(seed, offset, b)
-        n = drafted(num_draft_tokens, b, width)
+    for b, stream, n in requests(draft_token_ids, num_draft_tokens, seed, offset):
         greedy = isinstance(target, Logits) and not number(target.temperature, b) > 0
         law: Law = target
         if isinstance(target, Logits) and greedy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,16 @@ def drafted(num_draft_tokens: Any, b: int, k: int) -> int:
     return k if num_draft_tokens is None else min(max(int(number(num_draft_tokens, b)), 0), k)
 
 
+def requests(
+    draft_token_ids: Any, lengths: Any, seed: Any, offset: Any
+) -> Iterator[tuple[int, Stream, int]]:
+    """(request, its draws, its number of draft tokens) of a batch."""
+    batch, k = map(int, draft_token_ids.shape[:2])
+    seed = drawn(seed, batch, draft_token_ids)
+    for b in range(batch):
+        yield b, Stream(seed, offset, b), drafted(lengths, b, k)
+
+
 def chain_speculative_sampling(
     draft_probs: Any,
     draft_token_ids: Any,
@@ -64,15 +76,10 @@ def chain_speculative_sampling(
     seed: Any = None,
     offset: Any = 0,
 ) -> Verified:
-    target = as_law(target_probs)
-    draft = None if draft_probs is None else as_law(draft_probs)
+    target, draft = as_law(target_probs), None if draft_probs is None else as_law(draft_probs)
     ids = arrays.to_numpy(draft_token_ids)
-    batch, k = ids.shape
-    seed = drawn(seed, batch, draft_token_ids)
-    out = Emitted(draft_token_ids, batch, k + 1)
-    for b in range(batch):
-        stream = Stream(seed, offset, b)
-        n = drafted(num_draft_tokens, b, k)
+    out = Emitted(draft_token_ids, ids.shape[0], ids.shape[1] + 1)
+    for b, stream, n in requests(draft_token_ids, num_draft_tokens, seed, offset):
         for i in range(n + 1):
             p = Row(target, b, (b, i))
             out.rows_read[b] += 1
@@ -104,15 +111,10 @@ def block_speculative_sampling(
     seed: Any = None,
     offset: Any = 0,
 ) -> Verified:
-    target = as_law(target_probs)
-    draft = None if draft_probs is None else as_law(draft_probs)
+    target, draft = as_law(target_probs), None if draft_probs is None else as_law(draft_probs)
     ids = arrays.to_numpy(draft_token_ids)
-    batch, k = ids.shape
-    seed = drawn(seed, batch, draft_token_ids)
-    out = Emitted(draft_token_ids, batch, k + 1)
-    for b in range(batch):
-        stream = Stream(seed, offset, b)
-        n = drafted(num_draft_tokens, b, k)
+    out = Emitted(draft_token_ids, ids.shape[0], ids.shape[1] + 1)
+    for b, stream, n in requests(draft_token_ids, num_draft_tokens, seed, offset):
         reach = [1.0]  # the weight that the draft's prefix keeps under the target
         p: list[Row] = []
         q: list[Row | None] = []
@@ -167,8 +169,6 @@ def speculative_streaming_verify(
     seed: Any = None,
     offset: Any = 0,
 ) -> Verified:
-    from dataclasses import replace
-
     law = as_law(stream_probs)
     batch, steps, streams, vocabulary = law.values.shape
     k = draft_token_ids.shape[1]

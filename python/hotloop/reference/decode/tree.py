@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from ...front import arrays
-from .draws import RESIDUAL_UNIT, VERIFICATION, Row, Stream, drawn, residual
+from .draws import RESIDUAL_UNIT, VERIFICATION, Row, Stream, residual
 from .law import as_law
 from .results import VerifiedTree
-from .speculative import Emitted, drafted, pick_left_over
+from .speculative import Emitted, pick_left_over, requests
 
 
 def tree_speculative_verify(
@@ -25,17 +25,13 @@ def tree_speculative_verify(
     seed: Any = None,
     offset: Any = 0,
 ) -> VerifiedTree:
-    target = as_law(target_probs)
-    draft = None if draft_probs is None else as_law(draft_probs)
+    target, draft = as_law(target_probs), None if draft_probs is None else as_law(draft_probs)
     ids, parent = arrays.to_numpy(draft_token_ids), arrays.to_numpy(parents)
     batch, m = ids.shape
-    seed = drawn(seed, batch, draft_token_ids)
     depth_limit = m if max_depth is None else max_depth
     out = Emitted(draft_token_ids, batch, depth_limit + 1)
     nodes = np.full((batch, depth_limit), -1, np.int64)
-    for b in range(batch):
-        stream = Stream(seed, offset, b)
-        n = drafted(num_nodes, b, m)
+    for b, stream, n in requests(draft_token_ids, num_nodes, seed, offset):
         row, depth = 0, 0
         while True:
             p = Row(target, b, (b, row))
