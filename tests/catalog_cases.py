@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from decode_calls import CALLS as DECODE
 from hotloop.preference import LOSSES
-from preference_cases import CASES
+from pointwise_cases import CASES
 from torch import Tensor
 
 V, D = 11, 4

@@ -1,49 +1,19 @@
-// The preference losses of one pair (or one answer), one struct per formula.
-//
-// A head reads `d`, the inputs it is differentiated by (in this order in the public call), `c`, its
-// constants of the row, and `p`, its constants of the call. T is a plain number or a dual number.
+// The preference losses of one pair (or one answer), one struct per formula (core/head.hpp), and the list of them.
 // Symbols: pc, pr log-probability of the chosen and rejected answer under the policy, rc, rr the same
 // under the reference; dw = pc - rc, dl = pr - rr, h = dw - dl. Papers and defaults: docs/papers.md.
 #pragma once
 
-#include "core/dual.hpp"
-#include "core/macros.hpp"
+#include "core/formulas.hpp"
+#include "core/head.hpp"
 #include "core/vmath.hpp"
 
 namespace hotloop::preference {
 
-template <int Grad, int Const, int Params>
-struct Head {
-  static constexpr int kGrad = Grad;
-  static constexpr int kConst = Const;
-  static constexpr int kParams = Params;
-};
+using pointwise::Head;
 
-#define HOTLOOP_HEAD(head_name)                   \
-  static constexpr const char* kName = head_name; \
-  template <class T, class R = Real<T>>           \
-  static HOTLOOP_INLINE T loss([[maybe_unused]] const T* d, [[maybe_unused]] const R* c, [[maybe_unused]] const R* p)
-
-// Cross-entropy of sigma(x) against the label q: q softplus(-x) + (1 - q) softplus(x), with one exponential.
-template <class T, class R = Real<T>>
-HOTLOOP_INLINE T logistic(const T& x, R q) {
-  const T line = select(value_of(x) > R(0), x * (R(1) - q), x * (-q));
-  const T magnitude = select(value_of(x) > R(0), x, -x);
-  return line + vsoftplus(-magnitude);
-}
-template <class T>
-HOTLOOP_INLINE T square(const T& x) {
-  return x * x;
-}
 template <class T, class R = Real<T>>
 HOTLOOP_INLINE T margin(const T* d, const R* c) {  // h, with d = pc, pr and c = rc, rr
   return (d[0] - c[0]) - (d[1] - c[1]);
-}
-
-// A token count as a divisor: an answer without tokens counts as one of length 1. NaN stays NaN.
-template <class R>
-HOTLOOP_INLINE R count(R length) {
-  return length < R(1) ? R(1) : length;
 }
 
 // -- a logistic link on beta h, and what surrounds it ------------------------------------------------
@@ -53,6 +23,9 @@ struct Dpo : Head<2, 2, 1> {  // p: beta
 };
 struct SoftLabelDpo : Head<2, 3, 1> {  // c: rc, rr, label; p: beta
   HOTLOOP_HEAD("soft_label_dpo") { return logistic(margin(d, c) * p[0], c[2]); }
+};
+struct ConservativeDpo : Head<2, 3, 1> {  // c: rc, rr, label smoothing; p: beta
+  HOTLOOP_HEAD("conservative_dpo") { return logistic(margin(d, c) * p[0], R(1) - c[2]); }
 };
 struct RobustDpo : Head<2, 3, 1> {  // c: rc, rr, eps; p: beta
   HOTLOOP_HEAD("robust_dpo") {
@@ -102,8 +75,14 @@ struct AlphaDpo : Head<2, 2, 2> {  // p: beta, a - 1 (not 0); s(u) = (exp((a - 1
 };
 // softplus(-beta h) + weight (e - er): the optimistic and pessimistic forms, e being the log-probability of
 // a third answer (or of the chosen one again).
-struct DpoPlusLinear : Head<3, 4, 1> {  // d: pc, pr, e; c: rc, rr, er, weight; p: beta
-  HOTLOOP_HEAD("dpo_plus_linear") { return vsoftplus(-(margin(d, c) * p[0])) + (d[2] - c[2]) * c[3]; }
+struct DpoPlusLinear : Head<3, 3, 2> {  // d: pc, pr, e; c: rc, rr, er; p: beta, weight
+  HOTLOOP_HEAD("dpo_plus_linear") { return vsoftplus(-(margin(d, c) * p[0])) + (d[2] - c[2]) * p[1]; }
+};
+struct Xpo : Head<3, 2, 2> {
+  HOTLOOP_HEAD("xpo") { return vsoftplus(-(margin(d, c) * p[0])) + d[2] * p[1]; }
+};
+struct RpoAverage : Head<2, 3, 2> {  // c: rc, rr, nc; p: beta, weight of -pc / nc
+  HOTLOOP_HEAD("rpo_average") { return vsoftplus(-(margin(d, c) * p[0])) - d[0] / count(c[2]) * p[1]; }
 };
 struct Modpo : Head<2, 3, 2> {  // c: rc, rr, offset; p: beta, 1 / w0
   HOTLOOP_HEAD("modpo") { return vsoftplus(-((margin(d, c) * p[0] - c[2]) * p[1])); }
@@ -114,13 +93,16 @@ struct ModpoHinge : Head<2, 3, 2> {
 
 // -- a square on h -------------------------------------------------------------------------------------
 
-struct Ipo : Head<2, 5, 1> {  // c: rc, rr, nc, nr, label; p: 1 / tau
-  HOTLOOP_HEAD("ipo") {
+struct Ipo : Head<2, 4, 1> {  // c: rc, rr, nc, nr; p: 1 / tau
+  HOTLOOP_HEAD("ipo") { return square((d[0] - c[0]) / count(c[2]) - (d[1] - c[1]) / count(c[3]) - R(0.5) * p[0]); }
+};
+struct OnlineIpo : Head<2, 5, 1> {  // c: rc, rr, nc, nr, P(first preferred); p: 1 / tau
+  HOTLOOP_HEAD("online_ipo") {
     return square((d[0] - c[0]) / count(c[2]) - (d[1] - c[1]) / count(c[3]) - (c[4] - R(0.5)) * p[0]);
   }
 };
-struct IpoPlusLinear : Head<3, 4, 1> {  // d: pc, pr, e; c: rc, rr, er, weight; p: 1 / tau
-  HOTLOOP_HEAD("ipo_plus_linear") { return square(margin(d, c) - R(0.5) * p[0]) + (d[2] - c[2]) * c[3]; }
+struct XpoIpo : Head<3, 2, 2> {  // d: pc, pr, e; p: 1 / beta, weight of e
+  HOTLOOP_HEAD("xpo_ipo") { return square(margin(d, c) - R(0.5) * p[0]) + d[2] * p[1]; }
 };
 struct Inpo : Head<2, 5, 2> {  // c: rc, rr, tc, tr, label; p: tau / eta, 1 / eta
   HOTLOOP_HEAD("inpo") {
@@ -179,6 +161,9 @@ struct Bco : Head<1, 4, 1> {  // d: l; c: r, desirable (1 or 0), delta, density 
     return vsoftplus(x * (R(1) - R(2) * c[1])) * (c[1] + (R(1) - c[1]) * c[3]);
   }
 };
+struct BcoPair : Head<2, 3, 1> {  // c: rc, rr, delta; p: beta
+  HOTLOOP_HEAD("bco_pair") { return vsoftplus(c[2] - (d[0] - c[0]) * p[0]) + vsoftplus((d[1] - c[1]) * p[0] - c[2]); }
+};
 
 // -- without a reference -------------------------------------------------------------------------------
 
@@ -192,19 +177,17 @@ struct Orpo : Head<3, 0, 1> {  // d: mean log-probability chosen, rejected, NLL;
     return capped - vlog1mexp(capped);
   }
 };
-struct Cpo : Head<3, 1, 2> {  // d: pc, pr, NLL; c: label; p: beta, weight of the NLL
-  HOTLOOP_HEAD("cpo") { return logistic((d[0] - d[1]) * p[0], c[0]) + d[2] * p[1]; }
-};
-struct AlphaPo : Head<3, 3, 4> {  // d: pc, pr, NLL; c: nc, nr, label; p: beta, weight of the NLL, alpha (not 0), gamma
+// c: nc, nr, label smoothing.
+struct AlphaPo : Head<3, 3, 4> {  // d: pc, pr, NLL; p: beta, weight of the NLL, alpha (not 0), gamma
   HOTLOOP_HEAD("alpha_po") {
     const T chosen = -vexpm1(-(d[0] / count(c[0]) * p[2])) / p[2];
     const T rejected = -vexpm1(-(d[1] / count(c[1]) * p[2])) / p[2];
-    return logistic((chosen - rejected) * p[0] - p[3], c[2]) + d[2] * p[1];
+    return logistic((chosen - rejected) * p[0] - p[3], R(1) - c[2]) + d[2] * p[1];
   }
 };
-struct SimPo : Head<3, 3, 3> {  // d: pc, pr, NLL; c: nc, nr, label; p: beta, gamma, weight of the NLL
+struct SimPo : Head<3, 3, 3> {  // d: pc, pr, NLL; p: beta, gamma, weight of the NLL
   HOTLOOP_HEAD("simpo") {
-    return logistic((d[0] / count(c[0]) - d[1] / count(c[1])) * p[0] - p[1], c[2]) + d[2] * p[2];
+    return logistic((d[0] / count(c[0]) - d[1] / count(c[1])) * p[0] - p[1], R(1) - c[2]) + d[2] * p[2];
   }
 };
 struct Cpl : Head<2, 1, 1> {  // d: advantage of segments 1, 2; c: P(2 preferred); p: bias lam on the loser
@@ -227,6 +210,9 @@ struct OpaDpo : Head<8, 0, 5> {
   }
 };
 
-#undef HOTLOOP_HEAD
+using Heads = pointwise::HeadList<Dpo, SoftLabelDpo, ConservativeDpo, RobustDpo, NormDpo, FlexDpo, ConditionalDpo,
+                                  ForwardKlDpo, JensenShannonDpo, AlphaDpo, DpoPlusLinear, Xpo, RpoAverage, Modpo,
+                                  ModpoHinge, Ipo, OnlineIpo, XpoIpo, Inpo, Sppo, SppoHard, Srpo, SlicHinge, ExoPair,
+                                  ApoZero, ApoDown, NcaPair, Kto, Bco, BcoPair, Orpo, AlphaPo, SimPo, Cpl, OpaDpo>;
 
 }  // namespace hotloop::preference

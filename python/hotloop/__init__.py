@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the rooms of _catalog, said once more for type checkers
     from . import logprob as logprob
     from . import preference as preference
     from . import reference as reference
+    from . import reward as reward
     from . import table as table
     from . import unlearn as unlearn
     from ._catalog import catalog as catalog

@@ -84,7 +84,7 @@ def _core() -> dict[str, Any]:
         "runnable": [name for name, runs in module.simd_levels().items() if runs],
         "in_force": module.simd_level(),
         "threads": module.max_threads(),
-        "heads": len(module.pointwise.pair_heads()),
+        "heads": sum(len(heads) for heads in module.pointwise.heads().values()),
     }
 
 

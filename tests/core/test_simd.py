@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hotloop.core.pointwise import handles
 from hotloop.front import native as _native
 
 LEVELS = tuple(name for name, runs in _native.core.simd_levels().items() if runs)
@@ -37,10 +38,12 @@ def map_all(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
     return out
 
 
-def pair_loop(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
+def pointwise(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
     inputs = [normal(300, seed=k, dtype=dtype) for k in range(4)]
     loss, grads = torch.empty(300), [torch.empty(300) for _ in range(2)]
-    total = native.pointwise.pair_loop("dpo", 300, inputs, [0.1], loss, grads, 1.0, True, False)
+    total = native.pointwise.run(
+        handles("cpu")["preference.dpo"], 300, inputs, [0.1], loss, grads, 1.0, True, False
+    )
     return [loss, *grads, torch.tensor([total])]
 
 
@@ -93,7 +96,7 @@ def log_cosh(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 KERNELS: dict[str, Callable[[ModuleType, torch.dtype], list[torch.Tensor]]] = {
-    f.__name__: f for f in (map_all, pair_loop, row_statistics, row_gradient, divergence, log_cosh)
+    f.__name__: f for f in (map_all, pointwise, row_statistics, row_gradient, divergence, log_cosh)
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import with_threads
 from hotloop import core
+from hotloop.core.pointwise import handles
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -56,8 +57,16 @@ def pairs(native: ModuleType) -> torch.Tensor:
     n = 20_011
     inputs = list(torch.randn(4, n, generator=g))
     out = torch.empty(3, n)
-    total = native.pointwise.pair_loop(
-        "dpo", n, inputs, [0.1], out[0], [out[1], out[2]], 1.0, True, False
+    total = native.pointwise.run(
+        handles("cpu")["preference.dpo"],
+        n,
+        inputs,
+        [0.1],
+        out[0],
+        [out[1], out[2]],
+        1.0,
+        True,
+        False,
     )
     return torch.cat((out.flatten().double(), torch.tensor([total])))
 

@@ -1,12 +1,14 @@
-// The row loops and the pair loop on small problems with poisoned memory around them, at every level.
+// The row loops and the pointwise loop on small problems with poisoned memory around them, at every level.
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "check.hpp"
+#include "core/pointwise.hpp"
 #include "core/simd.hpp"
 #include "logprob/rows.hpp"
-#include "preference/pair.hpp"
 
 namespace {
 
@@ -26,8 +28,19 @@ View matrix(void* data, Dtype dtype, std::int64_t rows, std::int64_t cols, std::
 
 double softplus(double x) { return std::fmax(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
 
+const pointwise::Entry& head_named(const std::string& name) {
+  int first = 0;
+  for (const pointwise::RoomInfo& room : pointwise::rooms()) {
+    for (std::size_t k = 0; k < room.heads.size(); ++k) {
+      if (name == room.heads[k].name) return pointwise::entry(first + static_cast<int>(k));
+    }
+    first += pointwise::kRoomStride;
+  }
+  throw std::runtime_error(name);
+}
+
 // Inputs exactly as long as they are (the sanitizer sees a read past them), outputs surrounded by NaN.
-void pair_loop_of_dpo() {
+void pointwise_loop_of_dpo() {
   for (std::int64_t n : {0, 1, 7, 255, 256, 257, 10000}) {
     const auto size = static_cast<std::size_t>(n);
     std::vector<float> column[4];
@@ -36,9 +49,8 @@ void pair_loop_of_dpo() {
     }
     std::vector<float> loss(size + 1, kNan), grad0(size + 1, kNan), grad1(size + 1, kNan);
     double total = -1.0;
-    preference::PairCall call;
-    call.head = 0;
-    CHECK(std::string(preference::head_table(preference::PairHeads{})[0].name) == "dpo");
+    const pointwise::Entry& dpo = head_named("dpo");
+    pointwise::Call call;
     call.n = n;
     for (std::size_t k = 0; k < 4; ++k) call.inputs[k] = {column[k].data(), Dtype::kFloat32, 1};
     call.params[0] = 0.1;
@@ -47,7 +59,7 @@ void pair_loop_of_dpo() {
     call.grads[1] = {grad1.data(), Dtype::kFloat32, 1};
     call.grad_scale = 2.0;
     call.total = &total;
-    preference::pair_loop(call);
+    pointwise::loop(dpo, call);
     double expected_total = 0.0;
     for (std::size_t i = 0; i < size; ++i) {
       const double x = 0.1 * ((static_cast<double>(column[0][i]) - static_cast<double>(column[2][i])) -
@@ -152,7 +164,7 @@ int main() {
       std::printf("%s: not runnable here\n", level);
       continue;
     }
-    pair_loop_of_dpo();
+    pointwise_loop_of_dpo();
     row_statistics_over_tiles_of_any_width();
     row_gradient_writes_the_tile_and_nothing_else();
   }

@@ -75,8 +75,8 @@ OF_PAIRS: dict[str, Callable[..., Tensor]] = {
     "dpo_loss sum": lambda a, b: dpo_loss(a, b, REFERENCE, -REFERENCE, reduction="sum"),
     "dpo_loss none": lambda a, b: dpo_loss(a, b, REFERENCE, -REFERENCE, reduction="none").sum(),
     "orpo_loss": lambda a, b: orpo_loss(-a.exp(), -b.exp(), torch.ones(N)),
-    "hotloop::pair_loss": lambda a, b: torch.ops.hotloop.pair_loss(
-        [a, b], [REFERENCE, -REFERENCE], "dpo", [0.1], "mean"
+    "hotloop::pointwise": lambda a, b: torch.ops.hotloop.pointwise(
+        [a, b], [REFERENCE, -REFERENCE], "preference.dpo", [0.1], "mean", [], 1, None, None, -1
     )[0],
 }
 

@@ -392,7 +392,9 @@ def pairs() -> list[Tensor]:
 
 def test_the_registered_pair_loss_refuses_create_graph() -> None:
     p = pairs()
-    loss = torch.ops.hotloop.pair_loss(p[:2], p[2:], "dpo", [0.1], "mean")[0]
+    loss = torch.ops.hotloop.pointwise(
+        p[:2], p[2:], "preference.dpo", [0.1], "mean", [], 1, None, None, -1
+    )[0]
     with pytest.raises(RuntimeError, match=r"create_graph: expected False, got True"):
         torch.autograd.grad(loss, p[:2], create_graph=True)
 

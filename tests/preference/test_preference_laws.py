@@ -11,7 +11,7 @@ import hotloop.preference as p
 import pytest
 import torch
 from hotloop.unlearn import npo_loss
-from preference_cases import BY_ID, Case
+from pointwise_cases import BY_ID, Case
 from torch import Tensor
 
 LN2 = math.log(2)
@@ -350,7 +350,7 @@ def test_minima_of_soft_labels() -> None:
 def test_bounds() -> None:
     pc, pr, rc, rr = pair(200)
     kwargs: dict[str, Any] = {"beta": 1.0, "reduction": "none"}
-    for variant in p.links.APO_VARIANTS:
+    for variant in ("zero", "down"):
         apo = p.apo_loss(pc, pr, rc, rr, variant=variant, **kwargs)
         assert bool(((apo >= 0) & (apo <= 2)).all())
     for delta in (-1.0, 0.0, 2.0):

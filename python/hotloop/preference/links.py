@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from ..front import check
+from ..core import pointwise
+from ..core.columns import (
+    check_rows,
+    exact,
+)
+from ..core.pointwise import Reduction, Row, logistic, softplus
+from ..front import declare
 from ..front.impl import Impl
-from ..reference import preference as reference
-from ._arguments import check_rows, exact, policy_pair, probability, ref_pair, together
-from ._pairs import Reduction, Row, pair_loss
+from ..front.ranges import Number, above, at_least
+from ._pair import PAIR, REF
 
-APO_VARIANTS = ("zero", "down")
+ApoVariant = Literal["zero", "down"]
 
 
+def _exo_head(beta: float, label_smoothing: float) -> tuple[str, tuple[float, ...]]:
+    return "exo_pair", (beta, math.log1p(-label_smoothing), math.log(label_smoothing))
+
+
+def _apo_head(variant: ApoVariant, beta: float) -> tuple[str, tuple[float, ...]]:
+    return f"apo_{variant}", (beta,)
+
+
+@declare.composed(
+    ranges={"beta": above(0), "delta": above(0), "sft_weight": at_least(0)},
+    together=(("ref_chosen_logps", "ref_rejected_logps"), ("target_logps", "sft_weight")),
+)
 def slic_hinge_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -37,9 +56,6 @@ def slic_hinge_loss(
     and its weight of the target term is not known to us, so it has no default.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
         ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,),
             or None.
         ref_rejected_logps: the same of the other answer, shape (n,), or None.
@@ -48,17 +64,6 @@ def slic_hinge_loss(
         beta: scale of the margin, > 0. Default 0.1 with a reference (TRL), 1 without (SLiC-HF).
         delta: margin to reach, > 0. Default 1.
         sft_weight: weight of -target_logps, >= 0. Needs target_logps.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -69,44 +74,40 @@ def slic_hinge_loss(
     Reference:
         Zhao et al. 2023, arXiv:2305.10425, rank calibration loss.
     """
-    op = "slic_hinge_loss"
-    with_ref = together(
-        op, ref_chosen_logps=ref_chosen_logps, ref_rejected_logps=ref_rejected_logps
-    )
-    with_target = together(op, target_logps=target_logps, sft_weight=sft_weight)
     if beta is None:
-        beta = 0.1 if with_ref else 1.0
-    beta = check.number(op, "beta", beta, above=0)
-    delta = check.number(op, "delta", delta, above=0)
-    weight = check.number(op, "sft_weight", sft_weight, at_least=0) if with_target else 0.0
-    refs: tuple[Row, Row] = (0.0, 0.0)
-    if ref_chosen_logps is not None and ref_rejected_logps is not None:
-        refs = (ref_chosen_logps, ref_rejected_logps)
-    return pair_loss(
-        op,
-        "slic_hinge",
+        beta = 1.0 if ref_chosen_logps is None else 0.1
+    scale, weight = beta, sft_weight or 0.0
+    return pointwise.run(
+        "slic_hinge_loss",
+        "preference.slic_hinge",
         {
-            **policy_pair(op, policy_chosen_logps, policy_rejected_logps),
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
             "target_logps": target_logps,
         },
-        ref_pair(op, *refs),
-        (beta, delta, weight),
+        {
+            "ref_chosen_logps": 0.0 if ref_chosen_logps is None else ref_chosen_logps,
+            "ref_rejected_logps": 0.0 if ref_rejected_logps is None else ref_rejected_logps,
+        },
+        (scale, delta, weight),
         reduction,
         impl,
-        lambda: reference.slic_hinge_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            target_logps,
-            beta=beta,
-            delta=delta,
-            sft_weight=sft_weight,
-            reduction=reduction,
+        lambda pc, pr, target, rc, rr: (
+            torch.relu(delta - scale * ((pc - rc) - (pr - rr))) - weight * target
         ),
+        absent=("target_logps",),
     )
 
 
+@pointwise.loss(
+    grad=PAIR,
+    row=REF,
+    head=_exo_head,
+    ranges={
+        "beta": above(0),
+        "label_smoothing": Number(above=0, below=0.5, hint="The paper uses 1e-3."),
+    },
+)
 def exo_pair_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -126,24 +127,7 @@ def exo_pair_loss(
     offered.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
-        beta: inverse temperature, > 0. Default 0.1.
         label_smoothing: e, in (0, 0.5); 0 would make the loss infinite. Default 0.001.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import math, torch
@@ -154,38 +138,21 @@ def exo_pair_loss(
     Reference:
         Ji et al. 2024, arXiv:2402.00856, eq. 16.
     """
-    op = "exo_pair_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    eps = check.number(
-        op, "label_smoothing", label_smoothing, above=0, below=0.5, hint="The paper uses 1e-3."
+    x = beta * (
+        (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
     )
-    return pair_loss(
-        op,
-        "exo_pair",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-        (beta, math.log1p(-eps), math.log(eps)),
-        reduction,
-        impl,
-        lambda: reference.exo_pair_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            label_smoothing=eps,
-            reduction=reduction,
-        ),
-    )
+    chosen = torch.sigmoid(x) * (logsigmoid(x) - math.log1p(-label_smoothing))
+    return chosen + torch.sigmoid(-x) * (logsigmoid(-x) - math.log(label_smoothing))
 
 
+@pointwise.loss(grad=PAIR, row=REF, head=_apo_head, ranges={"beta": above(0)})
 def apo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
     ref_chosen_logps: Tensor,
     ref_rejected_logps: Tensor,
     *,
-    variant: str = "zero",
+    variant: ApoVariant = "zero",
     beta: float = 0.1,
     reduction: Reduction = "mean",
     impl: Impl = "auto",
@@ -198,24 +165,7 @@ def apo_loss(
     [0, 2].
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         variant: "zero" or "down". Default "zero".
-        beta: inverse temperature, > 0. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -226,29 +176,14 @@ def apo_loss(
     Reference:
         D'Oosterlinck et al. 2024, arXiv:2408.06266, eqs. 7 and 8.
     """
-    op = "apo_loss"
-    check.choice(op, "variant", variant, APO_VARIANTS)
-    beta = check.number(op, "beta", beta, above=0)
-    return pair_loss(
-        op,
-        f"apo_{variant}",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.apo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            variant=variant,
-            beta=beta,
-            reduction=reduction,
-        ),
-    )
+    chosen = beta * (policy_chosen_logps - ref_chosen_logps)
+    rejected = beta * (policy_rejected_logps - ref_rejected_logps)
+    if variant == "zero":
+        return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
+    return torch.sigmoid(chosen) + torch.sigmoid(rejected - chosen)
 
 
+@declare.composed(ranges={"beta": above(0), "label_smoothing": Number(at_least=0, at_most=1)})
 def aot_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -271,25 +206,8 @@ def aot_loss(
     i-th quantile.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         paired: see above; unpaired is TRL's ``aot_unpaired``. Default True.
-        beta: inverse temperature, > 0. Default 0.1.
         label_smoothing: e, in [0, 1]. Default 0.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -301,8 +219,6 @@ def aot_loss(
         Melnyk et al. 2024, arXiv:2406.05882.
     """
     op = "aot_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    label = 1.0 - float(probability(op, "label_smoothing", label_smoothing))
     check_rows(
         op,
         {
@@ -325,27 +241,20 @@ def aot_loss(
             "sorted rejected log-ratios": torch.sort(pr - rr).values,
         }
         constants = {"no reference": 0.0}
-    return pair_loss(
+    return pointwise.run(
         op,
-        "soft_label_dpo",
+        "preference.soft_label_dpo",
         differentiable,
-        {**constants, "zero": 0.0, "label": label},
+        {**constants, "zero": 0.0, "label": 1.0 - label_smoothing},
         (beta,),
         reduction,
         impl,
-        lambda: reference.aot_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            paired=paired,
-            beta=beta,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-        ),
+        lambda m, k, rm, rk, label: logistic(beta * ((m - rm) - (k - rk)), label),
+        absent=("none",),
     )
 
 
+@pointwise.loss(grad=PAIR, row=REF, head="nca_pair", ranges={"beta": above(0)})
 def nca_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -362,23 +271,7 @@ def nca_loss(
     softplus(Rl_i) / 2. Pairs only: the paper's forms for K answers (NCA, InfoNCA) are not offered.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         beta: inverse temperature, > 0; the paper uses 0.01, TRL 0.1. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -389,22 +282,6 @@ def nca_loss(
     Reference:
         Chen et al. 2024, arXiv:2402.05369, Algorithm 1 with K = 2.
     """
-    op = "nca_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    return pair_loss(
-        op,
-        "nca_pair",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.nca_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            reduction=reduction,
-        ),
-    )
+    chosen = beta * (policy_chosen_logps - ref_chosen_logps)
+    rejected = beta * (policy_rejected_logps - ref_rejected_logps)
+    return softplus(-chosen) + 0.5 * softplus(chosen) + 0.5 * softplus(rejected)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.columns import check_rows, exact
 from ..front import check
-from ._arguments import check_rows, exact
 
 
 @torch.no_grad()

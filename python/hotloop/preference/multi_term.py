@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..front import check
+from ..core import pointwise
+from ..core.columns import (
+    check_rows,
+    exact,
+)
+from ..core.pointwise import Reduction, softplus
+from ..front import check, declare
 from ..front.impl import Impl
-from ..reference import preference as reference
-from ._arguments import check_rows, exact, policy_pair, ref_pair
-from ._pairs import Reduction, pair_loss
+from ..front.ranges import above, at_least, number
 
-MODPO_HEADS = {"logistic": "modpo", "hinge": "modpo_hinge"}
-OPA_MODES = ("sequence", "released")
+ModpoLink = Literal["logistic", "hinge"]
+OpaMode = Literal["sequence", "released"]
 
 
+@declare.composed(ranges={"beta": above(0)})
 def modpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -27,7 +33,7 @@ def modpo_loss(
     *,
     weights: Sequence[float],
     beta: float = 0.1,
-    link: str = "logistic",
+    link: ModpoLink = "logistic",
     reduction: Reduction = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
@@ -39,11 +45,6 @@ def modpo_loss(
     rewards minus beta times the KL.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         chosen_margin_rewards: rewards of the preferred answer for the other objectives, shape (n,
             k).
         rejected_margin_rewards: the same of the other answer, shape (n, k).
@@ -51,17 +52,6 @@ def modpo_loss(
             pairs, and the loss grows without bound as it goes to 0.
         beta: strength of the KL, > 0. Default 0.1.
         link: "logistic" or "hinge". Default "logistic".
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -73,8 +63,6 @@ def modpo_loss(
         Zhou et al. 2023, arXiv:2310.03708; the authors' code.
     """
     op = "modpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    check.choice(op, "link", link, tuple(MODPO_HEADS))
     check_rows(
         op,
         {
@@ -99,29 +87,38 @@ def modpo_loss(
     offset = gap.new_zeros(gap.shape[0])
     for j, weight in enumerate(w[1:]):
         offset = torch.add(offset, gap[:, j], alpha=weight)
-    return pair_loss(
+
+    def body(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, offset: Tensor) -> Tensor:
+        x = (beta * ((pc - rc) - (pr - rr)) - offset) / w[0]
+        return softplus(-x) if link == "logistic" else torch.relu(1 - x)
+
+    return pointwise.run(
         op,
-        MODPO_HEADS[link],
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        {**ref_pair(op, ref_chosen_logps, ref_rejected_logps), "chosen_margin_rewards": offset},
+        "preference.modpo" if link == "logistic" else "preference.modpo_hinge",
+        {
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
+        },
+        {
+            "ref_chosen_logps": ref_chosen_logps,
+            "ref_rejected_logps": ref_rejected_logps,
+            "chosen_margin_rewards": offset,
+        },
         (beta, 1.0 / w[0]),
         reduction,
         impl,
-        lambda: reference.modpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            chosen_margin_rewards,
-            rejected_margin_rewards,
-            weights=w,
-            beta=beta,
-            link=link,
-            reduction=reduction,
-        ),
+        body,
     )
 
 
+@declare.composed(
+    ranges={
+        "beta": above(0),
+        "image_coeff": at_least(0),
+        "anchor_coeff": at_least(0),
+        "anchor_target": number,
+    }
+)
 def opa_dpo_loss(
     truth_logratios: Tensor,
     revised_logratios: Tensor,
@@ -136,7 +133,7 @@ def opa_dpo_loss(
     image_coeff: float = 0.2,
     anchor_coeff: float = 1.0,
     anchor_target: float = 0.0,
-    mode: str = "sequence",
+    mode: OpaMode = "sequence",
     reduction: Reduction = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
@@ -164,23 +161,15 @@ def opa_dpo_loss(
         original_weights: s_o, severity of each token, shape of original_logratios. Default None: 1.
         image_weights: v, relation of each token to the image, shape of revised_logratios. Default
             None: 1.
-        beta: inverse temperature, > 0. Default 0.1.
         image_coeff: weight of the two image pairs, >= 0. Default 0.2.
         anchor_coeff: weight of the anchor, >= 0. Default 1.
         anchor_target: reward the anchor asks for. Default 0.
         mode: "sequence", or "released", which needs all answers padded to the same shape. Default
             "sequence".
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
     Returns:
         Scalar for "mean" and "sum"; for "none" shape (n,), or (n, tokens) with mode="released".
         float32, or float64 if any input is float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -192,15 +181,8 @@ def opa_dpo_loss(
         Yang et al. 2025, arXiv:2501.09695; the authors' code.
     """
     op = "opa_dpo_loss"
-    check.choice(op, "mode", mode, OPA_MODES)
     released = mode == "released"
-    params = (
-        check.number(op, "beta", beta, above=0),
-        check.number(op, "image_coeff", image_coeff, at_least=0),
-        check.number(op, "anchor_coeff", anchor_coeff, at_least=0),
-        check.number(op, "anchor_target", anchor_target),
-        -1.0 if released else 1.0,
-    )
+    params = (beta, image_coeff, anchor_coeff, anchor_target, -1.0 if released else 1.0)
     groups: tuple[dict[str, Tensor | None], ...] = (
         {"truth_logratios": truth_logratios, "truth_masked_logratios": truth_masked_logratios},
         {
@@ -243,9 +225,21 @@ def opa_dpo_loss(
         exact(x) for x in (revised_logratios, original_logratios, revised_masked_logratios)
     )
     truth = total(exact(truth_logratios))
-    loss = pair_loss(
+    # As the released trainer: log-ratios of single tokens, and an anchor that pushes two chosen sides down.
+    sign = params[-1]
+
+    def body(
+        g: Tensor, _: Tensor, o: Tensor, sa: Tensor, so: Tensor, gm: Tensor, va: Tensor, vam: Tensor
+    ) -> Tensor:
+        language = softplus(-beta * (g - o)) + softplus(-beta * (sa - so))
+        image = softplus(-beta * (g - gm)) + softplus(-beta * (va - vam))
+        pulled = (g, 1.0), (g, 1.0), (sa, sign), (va, sign)
+        anchors = [softplus(-side * (beta * x - anchor_target)) for x, side in pulled]
+        return language + image_coeff * image + anchor_coeff * torch.stack(anchors).sum(0)
+
+    loss = pointwise.run(
         op,
-        "opa_dpo",
+        "preference.opa_dpo",
         {
             "truth_logratios": truth,
             "revised_logratios": None,
@@ -260,21 +254,7 @@ def opa_dpo_loss(
         params,
         reduction,
         impl,
-        lambda: reference.opa_dpo_loss(
-            truth_logratios,
-            revised_logratios,
-            original_logratios,
-            truth_masked_logratios,
-            revised_masked_logratios,
-            revised_weights,
-            original_weights,
-            image_weights,
-            beta=beta,
-            image_coeff=image_coeff,
-            anchor_coeff=anchor_coeff,
-            anchor_target=anchor_target,
-            mode=mode,
-            reduction=reduction,
-        ).reshape(truth.shape if reduction == "none" else ()),
+        body,
+        absent=("revised_logratios",),
     )
     return loss.reshape(shape) if released and reduction == "none" else loss

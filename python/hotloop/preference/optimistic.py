@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from torch import Tensor
 
-from ..front import check
+from ..core import pointwise
+from ..core.columns import (
+    add_term,
+    check_rows,
+    count,
+    exact,
+    tokens,
+)
+from ..core.pointwise import Reduction, Row, softplus
+from ..front import check, declare
 from ..front.impl import Impl
-from ..reference import preference as reference
-from ..reference.preference.optimistic import RPO_ETA
-from ._arguments import add_term, check_rows, exact, lengths, policy_pair, ref_pair, required
-from ._pairs import Reduction, Row, pair_loss
+from ..front.ranges import above, at_least
+from ._pair import PAIR, REF
 
-VPO_MODES = ("offline", "online")
-XPO_LINKS = ("logistic", "ipo")
+VpoMode = Literal["offline", "online"]
+XpoLink = Literal["logistic", "ipo"]
+RPO_ETA = 0.005
+"""Weight of the SFT term in the authors' Zephyr recipe."""
 
 
+def _xpo_head(beta: float, alpha: float, link: XpoLink) -> tuple[str, tuple[float, ...]]:
+    return ("xpo", (beta, alpha)) if link == "logistic" else ("xpo_ipo", (1.0 / beta, alpha))
+
+
+def _dpo(
+    op: str,
+    pair: Mapping[str, Tensor | None],
+    refs: Mapping[str, Row],
+    beta: float,
+    reduction: Reduction,
+    impl: Impl,
+) -> Tensor:
+    return pointwise.run(
+        op,
+        "preference.dpo",
+        pair,
+        refs,
+        (beta,),
+        reduction,
+        impl,
+        lambda pc, pr, rc, rr: softplus(-beta * ((pc - rc) - (pr - rr))),
+    )
+
+
+@declare.composed(ranges={"beta": above(0), "alpha": at_least(0)})
 def vpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -25,7 +62,7 @@ def vpo_loss(
     *,
     alpha: float,
     beta: float = 0.1,
-    mode: str = "offline",
+    mode: VpoMode = "offline",
     reduction: Reduction = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
@@ -40,11 +77,6 @@ def vpo_loss(
     dominate. SELM, XPO and RPO are this loss with other roles of the third answer.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         policy_calibration_logps: log-probability under the policy of answers from the calibration
             distribution (offline the chosen ones, online reference or behaviour samples), shape
             (m,); m = n unless reduction="mean". Differentiable.
@@ -52,19 +84,7 @@ def vpo_loss(
             the value. Default 0.
         alpha: weight of the value, >= 0, small. No default: the paper tunes it. For a paper-style
             loss summed over N pairs this alpha is that one's alpha / N.
-        beta: inverse temperature, > 0. Default 0.1.
         mode: "offline" or "online". Default "offline".
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -76,37 +96,29 @@ def vpo_loss(
         Cen et al. 2024, arXiv:2405.19320.
     """
     op = "vpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    alpha = check.number(op, "alpha", alpha, at_least=0)
-    check.choice(op, "mode", mode, VPO_MODES)
     weight = (1.0 if mode == "online" else -1.0) * alpha * beta
-    policy, refs = (
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-    )
+    pair: dict[str, Tensor | None] = {
+        "policy_chosen_logps": policy_chosen_logps,
+        "policy_rejected_logps": policy_rejected_logps,
+    }
+    refs: dict[str, Row] = {
+        "ref_chosen_logps": ref_chosen_logps,
+        "ref_rejected_logps": ref_rejected_logps,
+    }
     name = "policy_calibration_logps"
     calibration = check.float_tensor(op, name, policy_calibration_logps, ndim=1)
     first = check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1)
     if calibration.shape == first.shape:
-        return pair_loss(
+        return pointwise.run(
             op,
-            "dpo_plus_linear",
-            {**policy, name: calibration},
-            {**refs, **required(op, ref_calibration_logps=ref_calibration_logps), "weight": weight},
-            (beta,),
+            "preference.dpo_plus_linear",
+            {**pair, name: calibration},
+            {**refs, "ref_calibration_logps": ref_calibration_logps},
+            (beta, weight),
             reduction,
             impl,
-            lambda: reference.vpo_loss(
-                policy_chosen_logps,
-                policy_rejected_logps,
-                ref_chosen_logps,
-                ref_rejected_logps,
-                policy_calibration_logps,
-                ref_calibration_logps,
-                alpha=alpha,
-                beta=beta,
-                mode=mode,
-                reduction=reduction,
+            lambda pc, pr, e, rc, rr, er: (
+                softplus(-beta * ((pc - rc) - (pr - rr))) + weight * (e - er)
             ),
         )
     if isinstance(ref_calibration_logps, Tensor):
@@ -114,27 +126,17 @@ def vpo_loss(
         shift: Row = exact(ref_calibration_logps).detach()
     else:
         shift = check.number(op, "ref_calibration_logps", ref_calibration_logps)
-    loss = pair_loss(
-        op,
-        "dpo",
-        policy,
-        refs,
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            reduction=reduction,
-        ),
-    )
+    loss = _dpo(op, pair, refs, beta, reduction, impl)
     term = weight * (exact(calibration) - shift)
     return add_term(op, loss, name, term, "policy_chosen_logps", first, reduction)
 
 
+@pointwise.loss(
+    grad=(*PAIR, "policy_generated_logps"),
+    row=(*REF, "ref_generated_logps"),
+    head=lambda beta, alpha: ("dpo_plus_linear", (beta, alpha * beta)),
+    ranges={"beta": above(0), "alpha": at_least(0)},
+)
 def selm_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -156,28 +158,11 @@ def selm_loss(
     beta = 0.1.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         policy_generated_logps: log-probability under the policy of the answer it generated this
             round (one of the pair or a third), shape (n,). Differentiable.
         ref_generated_logps: the same under the reference, shape (n,) or a number; it only shifts
             the value. Default 0.
-        beta: inverse temperature, > 0. Default 0.01.
         alpha: weight of the exploration term, >= 0. Default 0.001.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -188,39 +173,16 @@ def selm_loss(
     Reference:
         Zhang et al. 2024, arXiv:2405.19332; the authors' code.
     """
-    op = "selm_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    alpha = check.number(op, "alpha", alpha, at_least=0)
-    check.tensor(op, "policy_generated_logps", policy_generated_logps)
-    return pair_loss(
-        op,
-        "dpo_plus_linear",
-        {
-            **policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-            "policy_generated_logps": policy_generated_logps,
-        },
-        {
-            **ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-            **required(op, ref_generated_logps=ref_generated_logps),
-            "weight": alpha * beta,
-        },
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.selm_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            policy_generated_logps,
-            ref_generated_logps,
-            beta=beta,
-            alpha=alpha,
-            reduction=reduction,
-        ),
-    )
+    h = (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
+    return softplus(-beta * h) + alpha * beta * (policy_generated_logps - ref_generated_logps)
 
 
+@pointwise.loss(
+    grad=(*PAIR, "policy_ref_sample_logps"),
+    row=REF,
+    head=_xpo_head,
+    ranges={"beta": above(0), "alpha": at_least(0)},
+)
 def xpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -230,7 +192,7 @@ def xpo_loss(
     *,
     beta: float = 0.1,
     alpha: float = 1e-5,
-    link: str = "logistic",
+    link: XpoLink = "logistic",
     reduction: Reduction = "mean",
     impl: Impl = "auto",
 ) -> Tensor:
@@ -242,27 +204,10 @@ def xpo_loss(
     the log-probability as it is, as in TRL: it is VPO's alpha times beta.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         policy_ref_sample_logps: log-probability under the policy of the answer that the reference
             drew, shape (n,). Differentiable.
-        beta: inverse temperature, > 0. Default 0.1.
         alpha: weight of the exploration term, >= 0. Default 1e-5.
         link: "logistic" or "ipo". Default "logistic".
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -273,39 +218,12 @@ def xpo_loss(
     Reference:
         Xie et al. 2024, arXiv:2405.21046, Algorithm 1.
     """
-    op = "xpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    alpha = check.number(op, "alpha", alpha, at_least=0)
-    check.choice(op, "link", link, XPO_LINKS)
-    check.tensor(op, "policy_ref_sample_logps", policy_ref_sample_logps)
-    head, param = (
-        ("dpo_plus_linear", beta) if link == "logistic" else ("ipo_plus_linear", 1.0 / beta)
-    )
-    return pair_loss(
-        op,
-        head,
-        {
-            **policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-            "policy_ref_sample_logps": policy_ref_sample_logps,
-        },
-        {**ref_pair(op, ref_chosen_logps, ref_rejected_logps), "shift": 0.0, "weight": alpha},
-        (param,),
-        reduction,
-        impl,
-        lambda: reference.xpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            policy_ref_sample_logps,
-            beta=beta,
-            alpha=alpha,
-            link=link,
-            reduction=reduction,
-        ),
-    )
+    h = (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
+    pair = softplus(-beta * h) if link == "logistic" else (h - 1 / (2 * beta)) ** 2
+    return pair + alpha * policy_ref_sample_logps
 
 
+@declare.composed(ranges={"beta": above(0), "eta": at_least(0), "alpha": at_least(0)})
 def rpo_sft_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -328,28 +246,11 @@ def rpo_sft_loss(
     averages over all chosen tokens of the batch instead.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         chosen_lengths: tokens of the preferred answer, shape (n,) or a number. Counts below 1 count
             as 1. Needed with alpha, unused otherwise. Default None.
-        beta: inverse temperature, > 0. Default 0.01.
         eta: weight of the summed form, >= 0; the authors' recipe has 0.005. Default 0.005 without
             alpha.
         alpha: weight of the averaged form, >= 0; 0.2 to 1 is usual. Default None.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -361,56 +262,47 @@ def rpo_sft_loss(
         Liu et al. 2024, arXiv:2405.16436; the authors' code.
     """
     op = "rpo_sft_loss"
-    beta = check.number(op, "beta", beta, above=0)
     if eta is not None and alpha is not None:
         raise ValueError(
             f"[{op}] alpha: expected None beside eta, got {alpha!r}. Pass one of the two."
         )
-    policy, refs = (
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-    )
-
-    def plain() -> Tensor:
-        return reference.rpo_sft_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            chosen_lengths,
-            beta=beta,
-            eta=eta,
-            alpha=alpha,
-            reduction=reduction,
-        )
-
+    pair: dict[str, Tensor | None] = {
+        "policy_chosen_logps": policy_chosen_logps,
+        "policy_rejected_logps": policy_rejected_logps,
+    }
+    refs: dict[str, Row] = {
+        "ref_chosen_logps": ref_chosen_logps,
+        "ref_rejected_logps": ref_rejected_logps,
+    }
     if alpha is None:
-        eta = check.number(op, "eta", RPO_ETA if eta is None else eta, at_least=0)
-        params = (beta, beta, eta * beta)
-        return pair_loss(op, "flex_dpo", policy, refs, params, reduction, impl, plain)
-    alpha = check.number(op, "alpha", alpha, at_least=0)
+        sft = (RPO_ETA if eta is None else eta) * beta
+        return pointwise.run(
+            op,
+            "preference.flex_dpo",
+            pair,
+            refs,
+            (beta, beta, sft),
+            reduction,
+            impl,
+            lambda pc, pr, rc, rr: softplus(-beta * ((pc - rc) - (pr - rr))) - sft * pc,
+        )
     if chosen_lengths is None:
         raise ValueError(
             f"[{op}] chosen_lengths: expected a value with alpha, got None. Pass the token counts."
         )
-    # Converted once for its two places: a half gradient is rounded after its parts are added.
-    chosen = exact(check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1))
-    count = lengths(op, "chosen_lengths", chosen_lengths)
-    count = count.clamp(min=1) if isinstance(count, Tensor) else count
-    if isinstance(count, Tensor):
-        count = count.to(chosen.dtype)
-    return pair_loss(
+    return pointwise.run(
         op,
-        "dpo_plus_linear",
-        {**policy, "policy_chosen_logps": chosen, "the same": chosen},
-        {**refs, "shift": 0.0, "chosen_lengths": -alpha / count},
-        (beta,),
+        "preference.rpo_average",
+        pair,
+        {**refs, "chosen_lengths": tokens(op, "chosen_lengths", chosen_lengths)},
+        (beta, alpha),
         reduction,
         impl,
-        plain,
+        lambda pc, pr, rc, rr, n: softplus(-beta * ((pc - rc) - (pr - rr))) - alpha * pc / count(n),
     )
 
 
+@declare.composed(ranges={"beta": above(0), "kl_weight": at_least(0), "weight_clip": above(0)})
 def hypo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -437,30 +329,13 @@ def hypo_loss(
     confirmed.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         policy_online_logps: log-probability under the policy of answers it just sampled, summed
             over tokens, shape (m,), the num_samples answers of a prompt side by side; m = n *
             num_samples unless reduction="mean". Differentiable.
         ref_online_logps: the same under the reference, shape (m,).
         kl_weight: lambda, >= 0, small. No default: the paper tunes it.
-        beta: inverse temperature, > 0. Default 0.1.
         num_samples: answers per prompt, >= 1. Default 2.
         weight_clip: bound on |w| for very long answers, > 0; it biases the gradient. Default None.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -473,9 +348,7 @@ def hypo_loss(
         Song et al. 2024, arXiv:2406.01462.
     """
     op = "hypo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    kl_weight = check.number(op, "kl_weight", kl_weight, at_least=0)
-    k = int(check.number(op, "num_samples", num_samples, at_least=1))
+    k = check.integer(op, "num_samples", num_samples, at_least=1)
     check_rows(
         op, {"policy_online_logps": policy_online_logps, "ref_online_logps": ref_online_logps}
     )
@@ -485,28 +358,21 @@ def hypo_loss(
             f"[{op}] policy_online_logps: expected a multiple of num_samples={k} rows, got {m}. "
             "Pass the samples of a prompt side by side."
         )
-    loss = pair_loss(
+    loss = _dpo(
         op,
-        "dpo",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-        (beta,),
+        {
+            "policy_chosen_logps": policy_chosen_logps,
+            "policy_rejected_logps": policy_rejected_logps,
+        },
+        {"ref_chosen_logps": ref_chosen_logps, "ref_rejected_logps": ref_rejected_logps},
+        beta,
         reduction,
         impl,
-        lambda: reference.dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            reduction=reduction,
-        ),
     )
     online = exact(policy_online_logps).reshape(-1, k)
     w = online.detach() - exact(ref_online_logps).detach().reshape(-1, k)
     if weight_clip is not None:
-        clip = check.number(op, "weight_clip", weight_clip, above=0)
-        w = w.clamp(-clip, clip)
+        w = w.clamp(-weight_clip, weight_clip)
     if k > 1:
         w = w - (w.sum(1, keepdim=True) - w) / (k - 1)
     term = kl_weight * (w * online).mean(1)

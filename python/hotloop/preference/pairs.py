@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..front import check
+from ..core import pointwise
+from ..core.columns import (
+    Probability,
+    count,
+    exact,
+    probability,
+    tokens,
+)
+from ..core.pointwise import Reduction, Row, logistic, softplus
+from ..front import check, declare
 from ..front.impl import Impl
-from ..reference import preference as reference
-from ._arguments import exact, label_after, lengths, policy_pair, probability, ref_pair, required
-from ._pairs import Reduction, Row, pair_loss
+from ..front.ranges import above, at_least, number
+from ._pair import PAIR, REF
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
-_HEAD_OF_DIVERGENCE = {"reverse_kl": "dpo", "forward_kl": "dpo_forward_kl", "js": "dpo_js"}
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+_HEAD_OF_DIVERGENCE = {
+    "reverse_kl": "dpo",
+    "forward_kl": "dpo_forward_kl",
+    "js": "dpo_js",
+    "alpha": "dpo_alpha",
+}
 
 
+def _dpo_head(
+    beta: float, f_divergence: Divergence, alpha: float, conditional_reference: bool
+) -> tuple[str, tuple[float, ...]]:
+    if f_divergence == "alpha" and alpha == 1:
+        raise ValueError(
+            "[dpo_loss] alpha: expected a number other than 1, got 1. Use 'reverse_kl'."
+        )
+    if conditional_reference:
+        if f_divergence != "reverse_kl":
+            raise ValueError(
+                "[dpo_loss] conditional_reference: expected f_divergence='reverse_kl', got "
+                f"{f_divergence!r}. Set one of the two."
+            )
+        return "dpo_conditional", (beta,)
+    params = (beta, alpha - 1.0) if f_divergence == "alpha" else (beta,)
+    return _HEAD_OF_DIVERGENCE[f_divergence], params
+
+
+@pointwise.loss(grad=PAIR, row=REF, head=_dpo_head, ranges={"beta": above(0), "alpha": number})
 def dpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -24,7 +57,7 @@ def dpo_loss(
     ref_rejected_logps: Tensor,
     *,
     beta: float = 0.1,
-    f_divergence: str = "reverse_kl",
+    f_divergence: Divergence = "reverse_kl",
     alpha: float = 0.5,
     conditional_reference: bool = False,
     reduction: Reduction = "mean",
@@ -40,26 +73,10 @@ def dpo_loss(
     80, as TRL does for the alpha divergence; here the cap is there for the forward KL too.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         beta: inverse temperature, > 0; the paper uses 0.1 to 0.5. Default 0.1.
         f_divergence: "reverse_kl", "forward_kl", "js" or "alpha". Default "reverse_kl".
         alpha: order of the alpha divergence, not 1. Default 0.5.
         conditional_reference: see above; only with f_divergence="reverse_kl". Default False.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -71,47 +88,28 @@ def dpo_loss(
         Rafailov et al. 2023, arXiv:2305.18290, eq. 7. f-divergences: Wang et al. 2023,
         arXiv:2309.16240. Conditional reference: arXiv:2602.11902.
     """
-    op = "dpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    check.choice(op, "f_divergence", f_divergence, DIVERGENCES)
-    params: tuple[float, ...] = (beta,)
-    head = _HEAD_OF_DIVERGENCE.get(f_divergence, "dpo_alpha")
-    if f_divergence == "alpha":
-        alpha = check.number(op, "alpha", alpha)
-        if alpha == 1:
-            raise ValueError(
-                f"[{op}] alpha: expected a number other than 1, got 1. Use 'reverse_kl'."
-            )
-        params = (beta, alpha - 1.0)
+
+    def score(u: Tensor) -> Tensor:
+        if f_divergence == "forward_kl":
+            return -torch.expm1(torch.clamp(-u, max=80))
+        if f_divergence == "js":
+            return math.log(2) - softplus(-u)
+        if f_divergence == "alpha":
+            return torch.expm1(torch.clamp((alpha - 1) * u, max=80)) / (alpha - 1)
+        return u
+
     if conditional_reference:
-        if f_divergence != "reverse_kl":
-            raise ValueError(
-                f"[{op}] conditional_reference: expected f_divergence='reverse_kl', got "
-                f"{f_divergence!r}. Set one of the two."
-            )
-        head = "dpo_conditional"
-    return pair_loss(
-        op,
-        head,
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-        params,
-        reduction,
-        impl,
-        lambda: reference.dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            f_divergence=f_divergence,
-            alpha=alpha,
-            conditional_reference=conditional_reference,
-            reduction=reduction,
-        ),
-    )
+        agreed = torch.clamp(ref_chosen_logps - ref_rejected_logps, min=0)
+        return softplus(-beta * (policy_chosen_logps - policy_rejected_logps - agreed))
+    chosen = score(policy_chosen_logps - ref_chosen_logps)
+    return softplus(-beta * (chosen - score(policy_rejected_logps - ref_rejected_logps)))
 
 
+@pointwise.loss(
+    grad=PAIR,
+    row=(*REF, "label_smoothing"),
+    ranges={"beta": above(0), "label_smoothing": probability},
+)
 def conservative_dpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -131,25 +129,8 @@ def conservative_dpo_loss(
     smoothing from its plain DPO loss.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
-        beta: inverse temperature, > 0. Default 0.1.
         label_smoothing: e, the probability that the label is wrong: a number in [0, 1], or shape
             (n,). On CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -162,31 +143,15 @@ def conservative_dpo_loss(
         Mitchell 2023, "A note on DPO with noisy preferences and relationship to IPO". Per-pair
         smoothing: Xie et al. 2024, arXiv:2405.00451.
     """
-    op = "conservative_dpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    return pair_loss(
-        op,
-        "soft_label_dpo",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        {
-            **ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-            "label_smoothing": label_after(op, label_smoothing),
-        },
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.conservative_dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-        ),
-    )
+    h = (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
+    return logistic(beta * h, 1 - label_smoothing)
 
 
+@pointwise.loss(
+    grad=PAIR,
+    row=(*REF, "label_smoothing"),
+    ranges={"beta": above(0), "label_smoothing": Probability(below=0.5)},
+)
 def robust_dpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -206,25 +171,8 @@ def robust_dpo_loss(
     the true labels. It has no lower bound in h: the slope never falls below beta * e / (1 - 2 e).
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
-        beta: inverse temperature, > 0. Default 0.1.
         label_smoothing: e, the rate of flipped labels: a number in [0, 0.5), or shape (n,). On
             CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -235,29 +183,18 @@ def robust_dpo_loss(
     Reference:
         Ray Chowdhury et al. 2024, arXiv:2403.00409.
     """
-    op = "robust_dpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    eps = probability(op, "label_smoothing", label_smoothing, below=0.5)
-    return pair_loss(
-        op,
-        "robust_dpo",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        {**ref_pair(op, ref_chosen_logps, ref_rejected_logps), "label_smoothing": eps},
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.robust_dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-        ),
+    e = label_smoothing
+    x = beta * (
+        (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
     )
+    return ((1 - e) * softplus(-x) - e * softplus(x)) / (1 - 2 * e)
 
 
+@pointwise.loss(
+    grad=PAIR,
+    row=(*REF, "chosen_lengths", "rejected_lengths"),
+    ranges={"beta": above(0), "chosen_lengths": tokens, "rejected_lengths": tokens},
+)
 def dpo_norm_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -276,27 +213,10 @@ def dpo_norm_loss(
     policy_rejected - ref_rejected. Token counts below 1 count as 1.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         chosen_lengths: nc, tokens of the preferred answer, integers or floats, shape (n,) or a
             number.
-        rejected_lengths: nr, tokens of the other answer, shape (n,) or a number.
         beta: inverse temperature, > 0; of the order of the answers' length times a DPO beta.
             Default 5.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -307,34 +227,16 @@ def dpo_norm_loss(
     Reference:
         Lambert et al. 2024, arXiv:2411.15124 (length-normalized DPO).
     """
-    op = "dpo_norm_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    required(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
-    return pair_loss(
-        op,
-        "dpo_norm",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        {
-            **ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-            "chosen_lengths": lengths(op, "chosen_lengths", chosen_lengths),
-            "rejected_lengths": lengths(op, "rejected_lengths", rejected_lengths),
-        },
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.dpo_norm_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            chosen_lengths,
-            rejected_lengths,
-            beta=beta,
-            reduction=reduction,
-        ),
-    )
+    chosen = (policy_chosen_logps - ref_chosen_logps) / count(chosen_lengths)
+    rejected = (policy_rejected_logps - ref_rejected_logps) / count(rejected_lengths)
+    return softplus(-beta * (chosen - rejected))
 
 
+@pointwise.loss(
+    grad=PAIR,
+    row=REF,
+    ranges={"beta_chosen": above(0), "beta_rejected": at_least(0), "sft_weight": at_least(0)},
+)
 def flex_dpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -354,26 +256,10 @@ def flex_dpo_loss(
     betas adaptive but evaluates constants, and constants are what this is.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         beta_chosen: strength on the preferred answer, > 0. Default 0.1.
         beta_rejected: strength on the other answer, >= 0; the best value reported is near 0.08.
             Default 0.08.
         sft_weight: weight of -policy_chosen_logps, >= 0. Default 0.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -384,33 +270,12 @@ def flex_dpo_loss(
     Reference:
         Yan et al. 2024, arXiv:2406.07327, sections 3.3 and 4.3.
     """
-    op = "flex_dpo_loss"
-    params = (
-        check.number(op, "beta_chosen", beta_chosen, above=0),
-        check.number(op, "beta_rejected", beta_rejected, at_least=0),
-        check.number(op, "sft_weight", sft_weight, at_least=0),
-    )
-    return pair_loss(
-        op,
-        "flex_dpo",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-        params,
-        reduction,
-        impl,
-        lambda: reference.flex_dpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta_chosen=beta_chosen,
-            beta_rejected=beta_rejected,
-            sft_weight=sft_weight,
-            reduction=reduction,
-        ),
-    )
+    chosen = beta_chosen * (policy_chosen_logps - ref_chosen_logps)
+    rejected = beta_rejected * (policy_rejected_logps - ref_rejected_logps)
+    return softplus(rejected - chosen) - sft_weight * policy_chosen_logps
 
 
+@declare.composed(ranges={"eta": above(0), "gap_scale": above(0), "label": probability})
 def dno_loss(
     policy_logps_1: Tensor,
     policy_logps_2: Tensor,
@@ -445,17 +310,6 @@ def dno_loss(
         eta: inverse temperature, > 0. Default 0.1.
         gap_scale: multiplies win_rate_gap, > 0; a scale c together with eta * c keeps the fixed
             point and sharpens the labels. Default 1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -467,46 +321,36 @@ def dno_loss(
         Rosset et al. 2024, arXiv:2404.03715, eqs. 8, 9 and 11 to 13, Algorithms 1 and 2.
     """
     op = "dno_loss"
-    eta = check.number(op, "eta", eta, above=0)
-    gap_scale = check.number(op, "gap_scale", gap_scale, above=0)
-    check.tensor(op, "policy_logps_2", policy_logps_2)
     if (label is None) == (win_rate_gap is None):
         raise ValueError(
             f"[{op}] label: expected either label or win_rate_gap, got "
             f"{'neither' if label is None else 'both'}. Pass one of them."
         )
     if label is not None:
-        q = probability(op, "label", label)
+        q = label
     elif isinstance(win_rate_gap, Tensor):
         q = torch.sigmoid(gap_scale * exact(check.float_like(op, "win_rate_gap", win_rate_gap)))
     else:
         gap = check.number(op, "win_rate_gap", win_rate_gap, at_least=-1, at_most=1)
         q = 0.5 + 0.5 * math.tanh(0.5 * gap_scale * gap)  # the sigmoid, without overflow
-    return pair_loss(
+    return pointwise.run(
         op,
-        "soft_label_dpo",
+        "preference.soft_label_dpo",
         {"policy_logps_1": policy_logps_1, "policy_logps_2": policy_logps_2},
-        {
-            **required(op, ref_logps_1=ref_logps_1, ref_logps_2=ref_logps_2),
-            "label or win_rate_gap": q,
-        },
+        {"ref_logps_1": ref_logps_1, "ref_logps_2": ref_logps_2, "label or win_rate_gap": q},
         (eta,),
         reduction,
         impl,
-        lambda: reference.dno_loss(
-            policy_logps_1,
-            policy_logps_2,
-            ref_logps_1,
-            ref_logps_2,
-            win_rate_gap,
-            label=label,
-            eta=eta,
-            gap_scale=gap_scale,
-            reduction=reduction,
-        ),
+        lambda p1, p2, r1, r2, q: logistic(eta * ((p1 - r1) - (p2 - r2)), q),
     )
 
 
+@pointwise.loss(
+    grad=("policy_fresh_logps", "policy_dissatisfied_logps"),
+    row=("ref_fresh_logps", "ref_dissatisfied_logps"),
+    head="dpo",
+    ranges={"beta": above(0)},
+)
 def drift_iterative_dpo_loss(
     policy_fresh_logps: Tensor,
     policy_dissatisfied_logps: Tensor,
@@ -532,17 +376,6 @@ def drift_iterative_dpo_loss(
         ref_fresh_logps: log-probability of the fresh answer under the reference, shape (n,).
         ref_dissatisfied_logps: the same of the stored answer, shape (n,).
         beta: inverse temperature, > 0; the paper's value is not confirmed. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -554,28 +387,5 @@ def drift_iterative_dpo_loss(
         "DRIFT: Learning from Abundant User Dissatisfaction in Real-World Preference Learning",
         2026.
     """
-    op = "drift_iterative_dpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    check.tensor(op, "policy_dissatisfied_logps", policy_dissatisfied_logps)
-    return pair_loss(
-        op,
-        "dpo",
-        {
-            "policy_fresh_logps": policy_fresh_logps,
-            "policy_dissatisfied_logps": policy_dissatisfied_logps,
-        },
-        required(
-            op, ref_fresh_logps=ref_fresh_logps, ref_dissatisfied_logps=ref_dissatisfied_logps
-        ),
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.drift_iterative_dpo_loss(
-            policy_fresh_logps,
-            policy_dissatisfied_logps,
-            ref_fresh_logps,
-            ref_dissatisfied_logps,
-            beta=beta,
-            reduction=reduction,
-        ),
-    )
+    fresh = policy_fresh_logps - ref_fresh_logps
+    return softplus(-beta * (fresh - (policy_dissatisfied_logps - ref_dissatisfied_logps)))

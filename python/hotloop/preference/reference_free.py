@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from ..front import check
-from ..front.impl import Impl
-from ..reference import preference as reference
-from ._arguments import (
+from ..core import pointwise
+from ..core.columns import (
     check_rows,
+    count,
     exact,
-    label_after,
-    lengths,
-    per_row,
-    policy_pair,
     probability,
-    together,
+    tokens,
 )
-from ._pairs import Reduction, Row, pair_loss
+from ..core.pointwise import Reduction, Row, logistic, softplus
+from ..front import check, declare
+from ..front.impl import Impl
+from ..front.ranges import above, at_least, number
+from ._pair import PAIR
+
+LOG_ODDS_CAP = -(2.0**-24)
+"""Mean log-probability at which the log-odds stop growing; at 0 they are infinite."""
 
 
+def _cpo_head(
+    beta: float, cpo_alpha: float, alpha: float, gamma: float
+) -> tuple[str, tuple[float, ...]]:
+    if alpha != 0:
+        return "alpha_po", (beta, cpo_alpha, alpha, gamma)
+    return "simpo", (beta, gamma, cpo_alpha)
+
+
+def _log1mexp(a: Tensor) -> Tensor:
+    """log(1 - exp(a)) by whichever form does not cancel."""
+    near = a > -math.log(2)
+    left = torch.log(-torch.expm1(torch.where(near, a, -0.1)))
+    return torch.where(near, left, torch.log1p(-torch.exp(torch.where(near, -1.0, a))))
+
+
+@pointwise.loss(grad=(*PAIR, "chosen_nll"), batch=("chosen_nll",), ranges={"beta": at_least(0)})
 def orpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -41,21 +61,9 @@ def orpo_loss(
     Args:
         policy_chosen_logps: mean log-probability per token of the preferred answer under the
             policy, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
         chosen_nll: negative log-likelihood of the preferred answer (with or without its prompt),
             shape (n,), or one value for the batch. Differentiable.
         beta: weight of the odds ratio, >= 0; lambda in the paper. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -66,24 +74,29 @@ def orpo_loss(
     Reference:
         Hong et al. 2024, arXiv:2403.07691, eqs. 4 and 7.
     """
-    op = "orpo_loss"
-    beta = check.number(op, "beta", beta, at_least=0)
-    check.tensor(op, "chosen_nll", chosen_nll)
-    nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
-    return pair_loss(
-        op,
-        "orpo",
-        {**policy_pair(op, policy_chosen_logps, policy_rejected_logps), "chosen_nll": nll},
-        {},
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.orpo_loss(
-            policy_chosen_logps, policy_rejected_logps, chosen_nll, beta=beta, reduction=reduction
-        ),
+    chosen, rejected = (
+        x.clamp(max=LOG_ODDS_CAP) for x in (policy_chosen_logps, policy_rejected_logps)
     )
+    odds = (chosen - _log1mexp(chosen)) - (rejected - _log1mexp(rejected))
+    return chosen_nll + beta * softplus(-odds)
 
 
+@pointwise.loss(
+    grad=(*PAIR, "chosen_nll"),
+    row=("chosen_lengths", "rejected_lengths", "label_smoothing"),
+    head=_cpo_head,
+    batch=("chosen_nll",),
+    ranges={
+        "beta": above(0),
+        "gamma": at_least(0),
+        "cpo_alpha": at_least(0),
+        "label_smoothing": probability,
+        "chosen_lengths": tokens,
+        "rejected_lengths": tokens,
+        "alpha": number,
+    },
+    together=(("chosen_lengths", "rejected_lengths"),),
+)
 def cpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -109,31 +122,16 @@ def cpo_loss(
     (no lengths) in TRL and in the paper, means in Liger.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
         chosen_nll: negative log-likelihood of the preferred answer, shape (n,), or one value for
             the batch. Differentiable. Default None: no such term.
         chosen_lengths: tokens of the preferred answer, shape (n,) or a number, or None. Counts
             below 1 count as 1. Default None.
         rejected_lengths: tokens of the other answer, given together with chosen_lengths. Default
             None.
-        beta: inverse temperature, > 0. Default 0.1.
         label_smoothing: e in [0, 1], a number or shape (n,). Default 0.
         cpo_alpha: weight of chosen_nll, >= 0. Default 1.
         alpha: shape of the reward; 0 is CPO. Default 0.
         gamma: margin to reach, >= 0. Default 0.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -144,50 +142,30 @@ def cpo_loss(
     Reference:
         Xu et al. 2024, arXiv:2401.08417. Reward shape: Gupta et al. 2025, arXiv:2501.03884.
     """
-    op = "cpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    cpo_alpha = check.number(op, "cpo_alpha", cpo_alpha, at_least=0)
-    alpha = check.number(op, "alpha", alpha)
-    gamma = check.number(op, "gamma", gamma, at_least=0)
-    with_lengths = together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
-    nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
-    constants: dict[str, Row] = {
-        "chosen_lengths": lengths(op, "chosen_lengths", chosen_lengths),
-        "rejected_lengths": lengths(op, "rejected_lengths", rejected_lengths),
-        "label_smoothing": label_after(op, label_smoothing),
-    }
-    params: tuple[float, ...]
-    if alpha != 0:
-        head, params = "alpha_po", (beta, cpo_alpha, alpha, gamma)
-    elif with_lengths or gamma != 0:
-        head, params = "simpo", (beta, gamma, cpo_alpha)
-    else:
-        head, params = "cpo", (beta, cpo_alpha)
-        constants = {"label_smoothing": constants["label_smoothing"]}
-    return pair_loss(
-        op,
-        head,
-        {**policy_pair(op, policy_chosen_logps, policy_rejected_logps), "chosen_nll": nll},
-        constants,
-        params,
-        reduction,
-        impl,
-        lambda: reference.cpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            chosen_nll,
-            chosen_lengths,
-            rejected_lengths,
-            beta=beta,
-            label_smoothing=label_smoothing,
-            cpo_alpha=cpo_alpha,
-            alpha=alpha,
-            gamma=gamma,
-            reduction=reduction,
-        ),
-    )
+
+    def reward(u: Tensor) -> Tensor:
+        return u if alpha == 0 else -torch.expm1(-alpha * u) / alpha
+
+    chosen = reward(policy_chosen_logps / count(chosen_lengths))
+    rejected = reward(policy_rejected_logps / count(rejected_lengths))
+    x = beta * (chosen - rejected) - gamma
+    return logistic(x, 1 - label_smoothing) + cpo_alpha * chosen_nll
 
 
+@pointwise.loss(
+    grad=(*PAIR, "chosen_nll"),
+    row=("chosen_lengths", "rejected_lengths", "label_smoothing"),
+    batch=("chosen_nll",),
+    ranges={
+        "beta": above(0),
+        "gamma": at_least(0),
+        "cpo_alpha": at_least(0),
+        "label_smoothing": probability,
+        "chosen_lengths": tokens,
+        "rejected_lengths": tokens,
+    },
+    together=(("chosen_lengths", "rejected_lengths"),),
+)
 def simpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -212,7 +190,6 @@ def simpo_loss(
     Args:
         policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
             its tokens (or already a mean, without lengths), shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
         chosen_lengths: nc, tokens of the preferred answer, shape (n,) or a number. Counts below 1
             count as 1. Default None: the log-probabilities are means already.
         rejected_lengths: nr, tokens of the other answer, given together with chosen_lengths.
@@ -223,17 +200,6 @@ def simpo_loss(
         gamma: margin to reach, >= 0; the authors start tuning from half of beta. Default 1.25.
         label_smoothing: e in [0, 1], a number or shape (n,). Default 0.
         cpo_alpha: weight of chosen_nll, >= 0. Default 1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -245,37 +211,10 @@ def simpo_loss(
     Reference:
         Meng et al. 2024, arXiv:2405.14734, eq. 6.
     """
-    op = "simpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    gamma = check.number(op, "gamma", gamma, at_least=0)
-    cpo_alpha = check.number(op, "cpo_alpha", cpo_alpha, at_least=0)
-    together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
-    nll = per_row(op, "chosen_nll", chosen_nll, "policy_chosen_logps", policy_chosen_logps)
-    return pair_loss(
-        op,
-        "simpo",
-        {**policy_pair(op, policy_chosen_logps, policy_rejected_logps), "chosen_nll": nll},
-        {
-            "chosen_lengths": lengths(op, "chosen_lengths", chosen_lengths),
-            "rejected_lengths": lengths(op, "rejected_lengths", rejected_lengths),
-            "label_smoothing": label_after(op, label_smoothing),
-        },
-        (beta, gamma, cpo_alpha),
-        reduction,
-        impl,
-        lambda: reference.simpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            chosen_lengths,
-            rejected_lengths,
-            chosen_nll,
-            beta=beta,
-            gamma=gamma,
-            label_smoothing=label_smoothing,
-            cpo_alpha=cpo_alpha,
-            reduction=reduction,
-        ),
+    gap = policy_chosen_logps / count(chosen_lengths) - policy_rejected_logps / count(
+        rejected_lengths
     )
+    return logistic(beta * gap - gamma, 1 - label_smoothing) + cpo_alpha * chosen_nll
 
 
 def _segments(
@@ -299,6 +238,16 @@ def _segments(
     return steps, alpha * x.sum(1)
 
 
+@declare.composed(
+    ranges={
+        "alpha": above(0),
+        "gamma": above(0, at_most=1),
+        "lam": above(0, at_most=1),
+        "bc_coeff": at_least(0),
+        "label": probability,
+    },
+    together=(("ref_logps_1", "ref_logps_2"),),
+)
 def cpl_loss(
     segment_logps_1: Tensor,
     segment_logps_2: Tensor,
@@ -334,17 +283,6 @@ def cpl_loss(
         lam: bias on the loser, in (0, 1]; 0.75 with a reference. Default 0.5.
         bc_coeff: weight of behaviour cloning of both segments, >= 0; needs shape (n, steps).
             Default 0.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -356,11 +294,6 @@ def cpl_loss(
         Hejna et al. 2023, arXiv:2310.13639.
     """
     op = "cpl_loss"
-    alpha = check.number(op, "alpha", alpha, above=0)
-    gamma = check.number(op, "gamma", gamma, above=0, at_most=1)
-    lam = check.number(op, "lam", lam, above=0, at_most=1)
-    bc_coeff = check.number(op, "bc_coeff", bc_coeff, at_least=0)
-    together(op, ref_logps_1=ref_logps_1, ref_logps_2=ref_logps_2)
     names = ("segment_logps_1", "segment_logps_2")
     steps_1, first = _segments(
         op, names[0], segment_logps_1, "ref_logps_1", ref_logps_1, alpha, gamma
@@ -373,19 +306,15 @@ def cpl_loss(
             f"[{op}] bc_coeff: expected 0 for advantages of shape (n,), got {bc_coeff!r}. "
             "Pass log-probabilities (n, steps)."
         )
-
-    def plain() -> Tensor:
-        return reference.cpl_loss(first, second, label=label, lam=lam, reduction=reduction)
-
-    loss = pair_loss(
+    loss = pointwise.run(
         op,
-        "cpl",
+        "preference.cpl",
         {names[0]: first, names[1]: second},
-        {"label": probability(op, "label", label)},
+        {"label": label},
         (lam,),
         reduction,
         impl,
-        plain,
+        lambda a1, a2, y: y * softplus(lam * a1 - a2) + (1 - y) * softplus(lam * a2 - a1),
     )
     if not bc_coeff:
         return loss
@@ -393,6 +322,14 @@ def cpl_loss(
     return loss + (cloning if reduction == "none" else getattr(cloning, reduction)())
 
 
+@declare.composed(
+    ranges={
+        "alpha": above(0),
+        "gamma": above(0, at_most=1),
+        "lam": above(0, at_most=1),
+        "bc_coeff": at_least(0),
+    }
+)
 def cpl_dense_loss(
     segment_logps: Tensor,
     scores: Tensor,
@@ -422,17 +359,10 @@ def cpl_dense_loss(
         lam: bias on the loser, in (0, 1]; 0.75 with a reference. Default 0.5.
         bc_coeff: weight of behaviour cloning, >= 0; needs shape (n, steps) and reduction="mean".
             Default 0.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
 
     Returns:
         Scalar for "mean" and "sum", shape (n * (n - 1) / 2,) for "none"; float32, or float64 if any
         input is float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -444,10 +374,6 @@ def cpl_dense_loss(
         Hejna et al. 2023, arXiv:2310.13639; the dense form: the authors' code.
     """
     op = "cpl_dense_loss"
-    alpha = check.number(op, "alpha", alpha, above=0)
-    gamma = check.number(op, "gamma", gamma, above=0, at_most=1)
-    lam = check.number(op, "lam", lam, above=0, at_most=1)
-    bc_coeff = check.number(op, "bc_coeff", bc_coeff, at_least=0)
     steps, advantage = _segments(
         op, "segment_logps", segment_logps, "ref_logps", ref_logps, alpha, gamma
     )
@@ -470,14 +396,14 @@ def cpl_dense_loss(
         )
     ranked = advantage[torch.argsort(scores, stable=True)]
     worse, better = torch.triu_indices(n, n, offset=1, device=advantage.device)
-    loss = pair_loss(
+    loss = pointwise.run(
         op,
-        "cpl",
+        "preference.cpl",
         {"worse": ranked[worse], "better": ranked[better]},
         {"label": 1.0},
         (lam,),
         reduction,
         impl,
-        lambda: reference.cpl_dense_loss(advantage, scores, lam=lam, reduction=reduction),
+        lambda worse, better, _: softplus(lam * worse - better),
     )
     return loss - bc_coeff * steps.mean() if bc_coeff else loss

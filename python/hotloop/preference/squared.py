@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..core import pointwise
+from ..core.columns import (
+    count,
+    probability,
+    tokens,
+)
+from ..core.pointwise import Reduction, Row
 from ..front import check
 from ..front.impl import Impl
-from ..reference import preference as reference
-from ._arguments import lengths, policy_pair, probability, ref_pair, required, together
-from ._pairs import Reduction, Row, pair_loss
+from ..front.ranges import above, at_least
+from ._pair import PAIR, REF
 
 
+def _inpo_head(eta: float, tau: float) -> tuple[str, tuple[float, ...]]:
+    tau = check.number(
+        "inpo_loss", "tau", tau, at_least=0, at_most=eta, hint="tau may not exceed eta."
+    )
+    return "inpo", (tau / eta, 1.0 / eta)
+
+
+def _srpo_head(
+    beta: float, alpha: float, joint_weight: float | None, improvement_weight: float | None
+) -> tuple[str, tuple[float, ...]]:
+    joint = 1 - alpha if joint_weight is None else joint_weight
+    return "srpo", (beta, joint, alpha if improvement_weight is None else improvement_weight)
+
+
+@pointwise.loss(
+    grad=PAIR,
+    row=(*REF, "chosen_lengths", "rejected_lengths"),
+    head=lambda tau: ("ipo", (1.0 / tau,)),
+    ranges={"tau": above(0), "chosen_lengths": tokens, "rejected_lengths": tokens},
+    together=(("chosen_lengths", "rejected_lengths"),),
+)
 def ipo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -31,27 +58,11 @@ def ipo_loss(
     25 at tau = 0.1.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         chosen_lengths: nc, tokens of the preferred answer, integers or floats, shape (n,) or a
             number, or None. Counts below 1 count as 1. Default None.
         rejected_lengths: nr, tokens of the other answer, given together with chosen_lengths.
             Default None.
         tau: strength of the regularisation, > 0; TRL calls it beta. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -62,35 +73,18 @@ def ipo_loss(
     Reference:
         Azar et al. 2023, arXiv:2310.12036, eq. 17.
     """
-    op = "ipo_loss"
-    tau = check.number(op, "tau", tau, above=0)
-    together(op, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
-    return pair_loss(
-        op,
-        "ipo",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        {
-            **ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-            "chosen_lengths": lengths(op, "chosen_lengths", chosen_lengths),
-            "rejected_lengths": lengths(op, "rejected_lengths", rejected_lengths),
-            "label": 1.0,
-        },
-        (1.0 / tau,),
-        reduction,
-        impl,
-        lambda: reference.ipo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            chosen_lengths,
-            rejected_lengths,
-            tau=tau,
-            reduction=reduction,
-        ),
-    )
+    chosen = (policy_chosen_logps - ref_chosen_logps) / count(chosen_lengths)
+    rejected = (policy_rejected_logps - ref_rejected_logps) / count(rejected_lengths)
+    return (chosen - rejected - 1 / (2 * tau)) ** 2
 
 
+@pointwise.loss(
+    grad=("policy_logps_1", "policy_logps_2"),
+    row=("ref_logps_1", "ref_logps_2", "lengths_1", "lengths_2", "preference"),
+    head=lambda tau: ("online_ipo", (1.0 / tau,)),
+    ranges={"tau": above(0), "preference": probability, "lengths_1": tokens, "lengths_2": tokens},
+    together=(("lengths_1", "lengths_2"),),
+)
 def online_ipo_loss(
     policy_logps_1: Tensor,
     policy_logps_2: Tensor,
@@ -122,17 +116,6 @@ def online_ipo_loss(
         lengths_1: tokens of the first answer, shape (n,) or a number, or None. Default None.
         lengths_2: tokens of the second answer, given together with lengths_1. Default None.
         tau: strength of the regularisation, > 0. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -143,37 +126,17 @@ def online_ipo_loss(
     Reference:
         Calandriello et al. 2024, arXiv:2403.08635.
     """
-    op = "online_ipo_loss"
-    tau = check.number(op, "tau", tau, above=0)
-    together(op, lengths_1=lengths_1, lengths_2=lengths_2)
-    check.tensor(op, "policy_logps_2", policy_logps_2)
-    return pair_loss(
-        op,
-        "ipo",
-        {"policy_logps_1": policy_logps_1, "policy_logps_2": policy_logps_2},
-        {
-            **required(op, ref_logps_1=ref_logps_1, ref_logps_2=ref_logps_2),
-            "lengths_1": lengths(op, "lengths_1", lengths_1),
-            "lengths_2": lengths(op, "lengths_2", lengths_2),
-            "preference": probability(op, "preference", preference),
-        },
-        (1.0 / tau,),
-        reduction,
-        impl,
-        lambda: reference.online_ipo_loss(
-            policy_logps_1,
-            policy_logps_2,
-            ref_logps_1,
-            ref_logps_2,
-            preference,
-            lengths_1,
-            lengths_2,
-            tau=tau,
-            reduction=reduction,
-        ),
-    )
+    first = (policy_logps_1 - ref_logps_1) / count(lengths_1)
+    second = (policy_logps_2 - ref_logps_2) / count(lengths_2)
+    return (first - second - (preference - 0.5) / tau) ** 2
 
 
+@pointwise.loss(
+    grad=PAIR,
+    row=(*REF, "iterate_chosen_logps", "iterate_rejected_logps", "label"),
+    head=_inpo_head,
+    ranges={"eta": above(0), "label": probability},
+)
 def inpo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -197,28 +160,12 @@ def inpo_loss(
     name computes a loss per answer instead (SPPO's): this is the paper's.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         iterate_chosen_logps: log-probability of the preferred answer under the frozen current
             iterate, the policy of the last round, shape (n,).
         iterate_rejected_logps: the same of the other answer, shape (n,).
         label: P(chosen preferred) in [0, 1], shape (n,) or a number. Default 1.
         eta: inverse step of mirror descent, > 0. Default 0.0075.
         tau: strength of the KL to the reference, in [0, eta]. Default 0.0025.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -229,40 +176,16 @@ def inpo_loss(
     Reference:
         Zhang et al. 2024, arXiv:2407.00617.
     """
-    op = "inpo_loss"
-    eta = check.number(op, "eta", eta, above=0)
-    tau = check.number(op, "tau", tau, at_least=0, at_most=eta, hint="tau may not exceed eta.")
-    return pair_loss(
-        op,
-        "inpo",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        {
-            **ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-            **required(
-                op,
-                iterate_chosen_logps=iterate_chosen_logps,
-                iterate_rejected_logps=iterate_rejected_logps,
-            ),
-            "label": probability(op, "label", label),
-        },
-        (tau / eta, 1.0 / eta),
-        reduction,
-        impl,
-        lambda: reference.inpo_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            iterate_chosen_logps,
-            iterate_rejected_logps,
-            label,
-            eta=eta,
-            tau=tau,
-            reduction=reduction,
-        ),
-    )
+    anchor = tau / eta * (ref_chosen_logps - ref_rejected_logps)
+    anchor = anchor + (eta - tau) / eta * (iterate_chosen_logps - iterate_rejected_logps)
+    return (policy_chosen_logps - policy_rejected_logps - anchor - (label - 0.5) / eta) ** 2
 
 
+@pointwise.loss(
+    grad=("policy_logps",),
+    row=("ref_logps", "win_rate"),
+    ranges={"eta": above(0), "win_rate": probability},
+)
 def sppo_loss(
     policy_logps: Tensor,
     ref_logps: Tensor,
@@ -285,17 +208,6 @@ def sppo_loss(
         win_rate: estimate of P(answer beats the previous iterate) in [0, 1], shape (n,) or a
             number. On CUDA the range is read under HOTLOOP_CHECK=1 only.
         eta: step, > 0; the inverse of TRL's beta. Default 1000.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -306,23 +218,12 @@ def sppo_loss(
     Reference:
         Wu et al. 2024, arXiv:2405.00675, eq. 4.7.
     """
-    op = "sppo_loss"
-    eta = check.number(op, "eta", eta, above=0)
-    required(op, win_rate=win_rate)
-    return pair_loss(
-        op,
-        "sppo",
-        {"policy_logps": policy_logps},
-        {**required(op, ref_logps=ref_logps), "win_rate": probability(op, "win_rate", win_rate)},
-        (eta,),
-        reduction,
-        impl,
-        lambda: reference.sppo_loss(
-            policy_logps, ref_logps, win_rate, eta=eta, reduction=reduction
-        ),
-    )
+    return (policy_logps - ref_logps - eta * (win_rate - 0.5)) ** 2
 
 
+@pointwise.loss(
+    grad=PAIR, row=REF, head=lambda beta: ("sppo_hard", (1.0 / beta,)), ranges={"beta": above(0)}
+)
 def sppo_hard_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -339,23 +240,7 @@ def sppo_hard_loss(
     (2 beta))^2: ``sppo_loss`` of both answers with eta = 1 / beta, added.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         beta: inverse of the step eta, > 0. Default 0.001.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -366,27 +251,29 @@ def sppo_hard_loss(
     Reference:
         Wu et al. 2024, arXiv:2405.00675, eq. 4.7.
     """
-    op = "sppo_hard_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    return pair_loss(
-        op,
-        "sppo_hard",
-        policy_pair(op, policy_chosen_logps, policy_rejected_logps),
-        ref_pair(op, ref_chosen_logps, ref_rejected_logps),
-        (1.0 / beta,),
-        reduction,
-        impl,
-        lambda: reference.sppo_hard_loss(
-            policy_chosen_logps,
-            policy_rejected_logps,
-            ref_chosen_logps,
-            ref_rejected_logps,
-            beta=beta,
-            reduction=reduction,
-        ),
-    )
+    chosen = policy_chosen_logps - ref_chosen_logps - 0.5 / beta
+    return chosen**2 + (policy_rejected_logps - ref_rejected_logps + 0.5 / beta) ** 2
 
 
+@pointwise.loss(
+    grad=(
+        "chosen_given_rejected_logratios",
+        "rejected_given_chosen_logratios",
+        "rejected_given_rejected_logratios",
+        "chosen_given_chosen_logratios",
+        "chosen_logratios",
+        "rejected_logratios",
+    ),
+    row=("label",),
+    head=_srpo_head,
+    ranges={
+        "beta": above(0),
+        "alpha": above(0, below=1),
+        "joint_weight": at_least(0),
+        "improvement_weight": at_least(0),
+        "label": probability,
+    },
+)
 def srpo_loss(
     chosen_given_rejected_logratios: Tensor,
     rejected_given_chosen_logratios: Tensor,
@@ -425,17 +312,6 @@ def srpo_loss(
         alpha: share of the improvement term, in (0, 1). Default 0.5.
         joint_weight: weight of the joint term, >= 0. Default 1 - alpha.
         improvement_weight: weight of the improvement term, >= 0. Default alpha.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -446,50 +322,12 @@ def srpo_loss(
     Reference:
         Choi et al. 2024, arXiv:2406.01660.
     """
-    op = "srpo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    alpha = check.number(op, "alpha", alpha, above=0, below=1)
-    weights = (
-        check.number(
-            op, "joint_weight", 1 - alpha if joint_weight is None else joint_weight, at_least=0
-        ),
-        check.number(
-            op,
-            "improvement_weight",
-            alpha if improvement_weight is None else improvement_weight,
-            at_least=0,
-        ),
-    )
-    rows: dict[str, Tensor | None] = {
-        "chosen_given_rejected_logratios": chosen_given_rejected_logratios,
-        "rejected_given_chosen_logratios": rejected_given_chosen_logratios,
-        "rejected_given_rejected_logratios": rejected_given_rejected_logratios,
-        "chosen_given_chosen_logratios": chosen_given_chosen_logratios,
-        "chosen_logratios": chosen_logratios,
-        "rejected_logratios": rejected_logratios,
-    }
-    for name, value in rows.items():
-        check.tensor(op, name, value)
-    return pair_loss(
-        op,
-        "srpo",
-        rows,
-        {"label": probability(op, "label", label)},
-        (beta, *weights),
-        reduction,
-        impl,
-        lambda: reference.srpo_loss(
-            chosen_given_rejected_logratios,
-            rejected_given_chosen_logratios,
-            rejected_given_rejected_logratios,
-            chosen_given_chosen_logratios,
-            chosen_logratios,
-            rejected_logratios,
-            label,
-            beta=beta,
-            alpha=alpha,
-            joint_weight=joint_weight,
-            improvement_weight=improvement_weight,
-            reduction=reduction,
-        ),
-    )
+    y = label - 0.5
+    better = chosen_given_rejected_logratios - rejected_given_rejected_logratios
+    worse = rejected_given_chosen_logratios - chosen_given_chosen_logratios
+    improvement = 0.5 * ((y - beta * better) ** 2 + (y + beta * worse) ** 2)
+    gap = chosen_given_rejected_logratios - rejected_given_chosen_logratios
+    joint = (y - beta / 2 * (gap + chosen_logratios - rejected_logratios)) ** 2
+    w_joint = 1 - alpha if joint_weight is None else joint_weight
+    w_improvement = alpha if improvement_weight is None else improvement_weight
+    return w_joint * joint + w_improvement * improvement

@@ -7,13 +7,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..front import check
+from ..core import pointwise
+from ..core.columns import (
+    check_rows,
+    exact,
+    marks,
+)
+from ..core.pointwise import Reduction, Row, softplus
+from ..front import check, declare
 from ..front.impl import Impl
-from ..reference import preference as reference
-from ._arguments import check_rows, exact, marks, ref_pair, required, together
-from ._pairs import Reduction, Row, pair_loss
+from ..front.ranges import above, at_least
+from ._pair import PAIR, REF
 
 
+@declare.composed(
+    ranges={
+        "beta": above(0),
+        "desirable_weight": at_least(0),
+        "undesirable_weight": at_least(0),
+        "is_desirable": marks,
+    },
+    together=(("policy_kl_logps", "ref_kl_logps"),),
+)
 def kto_loss(
     policy_logps: Tensor,
     ref_logps: Tensor,
@@ -47,21 +62,9 @@ def kto_loss(
         ref_kl_logps: the same under the reference, given together with policy_kl_logps. Default
             None.
         kl: z0 itself, a number or a tensor with one element. Give either this or the two above.
-        beta: inverse temperature, > 0. Default 0.1.
         desirable_weight: weight of good answers, >= 0; the paper keeps the ratio of the two
             classes' total weights between 1 and 4/3. Default 1.
         undesirable_weight: weight of bad answers, >= 0. Default 1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -73,12 +76,7 @@ def kto_loss(
         Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
     """
     op = "kto_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    weights = (
-        check.number(op, "desirable_weight", desirable_weight, at_least=0),
-        check.number(op, "undesirable_weight", undesirable_weight, at_least=0),
-    )
-    with_rows = together(op, policy_kl_logps=policy_kl_logps, ref_kl_logps=ref_kl_logps)
+    with_rows = policy_kl_logps is not None
     if with_rows == (kl is not None):
         raise ValueError(
             f"[{op}] kl: expected either kl or policy_kl_logps with ref_kl_logps, got "
@@ -99,31 +97,29 @@ def kto_loss(
         with torch.no_grad():
             z0 = (exact(policy_kl_logps) - exact(ref_kl_logps)).mean().clamp(min=0)
     assert z0 is not None
-    return pair_loss(
+
+    def body(l: Tensor, r: Tensor, good: Tensor, z0: Tensor) -> Tensor:
+        x = beta * (l - r - z0)
+        pull = desirable_weight * torch.sigmoid(-x)
+        return torch.where(good == 1, pull, undesirable_weight * torch.sigmoid(x))
+
+    return pointwise.run(
         op,
-        "kto",
+        "preference.kto",
         {"policy_logps": policy_logps},
-        {
-            **required(op, ref_logps=ref_logps),
-            "is_desirable": marks(op, "is_desirable", is_desirable),
-            "kl": z0,
-        },
-        (beta, *weights),
+        {"ref_logps": ref_logps, "is_desirable": is_desirable, "kl": z0},
+        (beta, desirable_weight, undesirable_weight),
         reduction,
         impl,
-        lambda: reference.kto_loss(
-            policy_logps,
-            ref_logps,
-            is_desirable,
-            kl=z0,
-            beta=beta,
-            desirable_weight=desirable_weight,
-            undesirable_weight=undesirable_weight,
-            reduction=reduction,
-        ),
+        body,
     )
 
 
+@pointwise.loss(
+    grad=("policy_logps",),
+    row=("ref_logps", "is_desirable", "delta", "density_weights"),
+    ranges={"beta": above(0), "is_desirable": marks},
+)
 def bco_loss(
     policy_logps: Tensor,
     ref_logps: Tensor,
@@ -152,17 +148,6 @@ def bco_loss(
             for prompts that differ between the classes. Default 1.
         delta: shift of the reward, a number or a tensor with one element. Default 0.
         beta: inverse temperature, > 0; the paper uses 0.01 to 0.1. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -173,32 +158,11 @@ def bco_loss(
     Reference:
         Jung et al. 2024, arXiv:2404.04656.
     """
-    op = "bco_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    return pair_loss(
-        op,
-        "bco",
-        {"policy_logps": policy_logps},
-        {
-            **required(op, ref_logps=ref_logps),
-            "is_desirable": marks(op, "is_desirable", is_desirable),
-            **required(op, delta=delta, density_weights=density_weights),
-        },
-        (beta,),
-        reduction,
-        impl,
-        lambda: reference.bco_loss(
-            policy_logps,
-            ref_logps,
-            is_desirable,
-            density_weights,
-            delta=delta,
-            beta=beta,
-            reduction=reduction,
-        ),
-    )
+    x = beta * (policy_logps - ref_logps) - delta
+    return torch.where(is_desirable == 1, softplus(-x), density_weights * softplus(x))
 
 
+@pointwise.loss(grad=PAIR, row=(*REF, "delta"), ranges={"beta": above(0)})
 def bco_pair_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -217,24 +181,7 @@ def bco_pair_loss(
     earlier releases subtracted a running mean.
 
     Args:
-        policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
-            its tokens, shape (n,), nats. Differentiable.
-        policy_rejected_logps: the same of the other answer, shape (n,). Differentiable.
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,).
-        ref_rejected_logps: the same of the other answer, shape (n,).
         delta: shift of the reward, a number or a tensor with one element. Default 0.
-        beta: inverse temperature, > 0. Default 0.1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -245,41 +192,9 @@ def bco_pair_loss(
     Reference:
         Jung et al. 2024, arXiv:2404.04656.
     """
-    op = "bco_pair_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    check_rows(
-        op,
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-        },
-    )
-    refs = ref_pair(op, ref_chosen_logps, ref_rejected_logps)
-
-    def side(chosen: bool) -> Tensor:
-        name = "chosen" if chosen else "rejected"
-        logps = policy_chosen_logps if chosen else policy_rejected_logps
-        ref = refs[f"ref_{name}_logps"]
-        marks = torch.full((1,), chosen, dtype=torch.bool, device=logps.device)
-        return pair_loss(
-            op,
-            "bco",
-            {f"policy_{name}_logps": logps},
-            {
-                f"ref_{name}_logps": ref,
-                "side": float(chosen),
-                **required(op, delta=delta),
-                "rho": 1.0,
-            },
-            (beta,),
-            reduction,
-            impl,
-            lambda: reference.bco_loss(
-                logps, ref, marks, delta=delta, beta=beta, reduction=reduction
-            ),
-        )
-
-    return side(True) + side(False)
+    chosen = beta * (policy_chosen_logps - ref_chosen_logps) - delta
+    rejected = beta * (policy_rejected_logps - ref_rejected_logps) - delta
+    return softplus(-chosen) + softplus(rejected)
 
 
 class RunningRewardMean:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..front import check
+from ..core import pointwise
+from ..core.columns import (
+    add_term,
+    count,
+    exact,
+    tokens,
+)
+from ..core.pointwise import Reduction, Row, softplus
+from ..front import check, declare
 from ..front.impl import Impl
-from ..preference._arguments import add_term, exact, lengths, required
-from ..preference._pairs import Reduction, Row, pair_loss
-from ..reference import unlearn as reference
+from ..front.ranges import above, at_least, number
 
 
+@declare.composed(
+    ranges={
+        "beta": above(0),
+        "gamma": number,
+        "retain_nll_weight": at_least(0),
+        "retain_kl_weight": at_least(0),
+        "sequence_lengths": tokens,
+    }
+)
 def npo_loss(
     policy_logps: Tensor,
     ref_logps: Tensor | None = None,
@@ -43,21 +58,9 @@ def npo_loss(
         retain_kl: KL(reference || policy) on retain sequences, likewise. The authors average it
             over all token rows, padding included; pass the mean you want. Differentiable. Default
             None.
-        beta: inverse temperature, > 0. Default 0.1.
         gamma: margin of SimNPO, added inside the softplus. Default 0.
         retain_nll_weight: weight of retain_nll, >= 0. Default 1.
         retain_kl_weight: weight of retain_kl, >= 0. Default 1.
-        reduction: "mean", "sum" or "none". Default "mean".
-        impl: "auto", "cpu", "cuda" or "reference". Default "auto".
-
-    Returns:
-        Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is
-        float64.
-
-    Raises:
-        TypeError: an argument is not a float tensor, or a number is not a number.
-        ValueError: shapes or devices differ, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Example:
         >>> import torch
@@ -69,39 +72,22 @@ def npo_loss(
         Zhang et al. 2024, arXiv:2404.05868. SimNPO: Fan et al. 2024, arXiv:2410.07163.
     """
     op = "npo_loss"
-    beta = check.number(op, "beta", beta, above=0)
-    gamma = check.number(op, "gamma", gamma)
-    loss = pair_loss(
+    loss = pointwise.run(
         op,
-        "npo",
+        "unlearn.npo",
         {"policy_logps": policy_logps},
         {
-            **required(op, ref_logps=0.0 if ref_logps is None else ref_logps),
-            "sequence_lengths": lengths(op, "sequence_lengths", sequence_lengths),
+            "ref_logps": 0.0 if ref_logps is None else ref_logps,
+            "sequence_lengths": 1.0 if sequence_lengths is None else sequence_lengths,
         },
         (beta, gamma),
         reduction,
         impl,
-        lambda: reference.npo_loss(
-            policy_logps,
-            ref_logps,
-            sequence_lengths,
-            beta=beta,
-            gamma=gamma,
-            reduction=reduction,
-        ),
+        lambda l, r, n: 2 / beta * softplus(beta * (l - r) / count(n) + gamma),
     )
     for name, term, weight in (
-        (
-            "retain_nll",
-            retain_nll,
-            check.number(op, "retain_nll_weight", retain_nll_weight, at_least=0),
-        ),
-        (
-            "retain_kl",
-            retain_kl,
-            check.number(op, "retain_kl_weight", retain_kl_weight, at_least=0),
-        ),
+        ("retain_nll", retain_nll, retain_nll_weight),
+        ("retain_kl", retain_kl, retain_kl_weight),
     ):
         if term is not None:
             value = weight * exact(check.float_tensor(op, name, term))

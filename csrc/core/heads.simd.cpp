@@ -1,0 +1,12 @@
+#include "core/heads.hpp"
+
+#include <atomic>
+
+#include "core/pointwise.hpp"
+
+#include "core/simd_begin.hpp"
+
+#include "core/room_heads.hpp"
+HOTLOOP_ROOM_HEADS(core)
+
+#include "core/simd_end.hpp"

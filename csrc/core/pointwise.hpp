@@ -1,0 +1,86 @@
+// The pointwise loop: one head over n rows; value, gradient and reduced extra values in one pass.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/head.hpp"
+#include "core/simd.hpp"
+#include "core/view.hpp"
+
+namespace hotloop::pointwise {
+
+// A column of any float dtype; stride 0 repeats one value. Group columns have one element per group.
+struct InputColumn {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  std::int64_t stride = 0;
+};
+struct OutputColumn {
+  void* data = nullptr;  // nullptr: not wanted
+  Dtype dtype = Dtype::kFloat32;
+  std::int64_t stride = 0;
+};
+
+// Which group a row belongs to: `rows` neighbouring rows each, or the ranges between `count` + 1 ascending offsets from
+// 0 to n.
+struct Groups {
+  std::int64_t rows = 1;
+  const void* offsets = nullptr;  // int32 or int64, contiguous
+  bool wide = false;              // int64
+  std::int64_t count = 0;
+};
+
+// An extra value over the rows whose weight is not 0. Over no rows: 0, infinity, -infinity. NaN stays.
+struct OutTotal {
+  double sum, least, largest;
+};
+
+struct Call {
+  std::int64_t n = 0;
+  bool double_precision = false;
+  std::array<InputColumn, kMaxInputs> inputs{};  // differentiable, of the row, of the group
+  Groups groups{};
+  // Multiplies the loss and the gradients of its row; a weight of 0 leaves the row out, whatever its inputs are.
+  InputColumn weight{};
+  std::array<double, kMaxParams> params{};
+  std::array<OutputColumn, kMaxInputs> grads{};
+  OutputColumn loss{};        // per row
+  double* total = nullptr;    // sum over rows, added in row order whatever the thread count
+  OutTotal* outs = nullptr;   // one per extra value of the head, reduced in the same order
+  double* counted = nullptr;  // rows whose weight is not 0
+  double grad_scale = 1.0;
+};
+
+// One block of rows of one head, compiled for one instruction set. Columns are dense arrays of kBlock elements.
+inline constexpr std::int64_t kBlock = 256;
+template <class R>
+using Block = void (*)(const R* const* in, const R* params, R scale, R* loss, R* const* grad, R* const* out);
+
+struct Entry {
+  HeadInfo info;
+  Block<float> block_float;
+  Block<double> block_double;
+};
+
+// A head is named by its place in the lists, found once: [room] * kRoomStride + place in the room's list.
+inline constexpr int kRoomStride = 1024;
+const Entry& entry(int handle);  // of the instruction set in force; throws std::invalid_argument
+
+// The heads compiled in, room by room: the place of a room and of a head in its room make the handle.
+struct RoomInfo {
+  const char* name;
+  std::vector<HeadInfo> heads;
+};
+std::vector<RoomInfo> rooms();
+
+}  // namespace hotloop::pointwise
+
+HOTLOOP_FOR_EACH_SIMD(void pointwise_loop(const pointwise::Entry& head, const pointwise::Call& call);)
+
+namespace hotloop::pointwise {
+inline void loop(const Entry& head, const Call& call) { HOTLOOP_SIMD_DISPATCH(pointwise_loop(head, call)) }
+}  // namespace hotloop::pointwise

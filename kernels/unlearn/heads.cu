@@ -1,0 +1,5 @@
+#include "unlearn/heads.hpp"
+
+#include "kernels/core/pointwise.cuh"
+
+HOTLOOP_ROOM_HEADS_CUDA(unlearn)

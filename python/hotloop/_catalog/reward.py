@@ -1,0 +1,15 @@
+"""Losses that train reward models."""
+
+from . import Paper, Room
+
+op = Room(
+    __name__, impls=("reference", "cpu", "cuda"), gradient=True, compiles=True, needs_torch=True
+)
+
+op(
+    "bt_reward_loss",
+    Paper("Rank Analysis of Incomplete Block Designs", "Biometrika 39, 1952"),
+    Paper("Llama 2 (margin)", "2307.09288"),
+    Paper("HelpSteer2-Preference (weight)", "2410.01257"),
+    Paper("Eisenstein et al. (centring)", "2312.09244", "0.01"),
+)

@@ -1,0 +1,137 @@
+"""What a case of the pointwise loop is, and the cases of all rooms: one per loss and variant.
+
+A room writes its cases in ``tests/<room>/cases.py``; the tests of the loop (``tests/core/test_pointwise_*.py``) run
+over all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import hotloop
+import hotloop.reference
+import torch
+from torch import Tensor
+
+Maker = Callable[[int, torch.Generator], Tensor]
+
+
+def logps(n: int, g: torch.Generator) -> Tensor:
+    """Summed log-probabilities of answers of a few dozen tokens."""
+    return -60.0 + 12.0 * torch.randn(n, generator=g, dtype=torch.float64)
+
+
+def near(n: int, g: torch.Generator) -> Tensor:
+    """Log-probabilities close enough to each other for the exponentials of some divergences."""
+    return -20.0 + 1.5 * torch.randn(n, generator=g, dtype=torch.float64)
+
+
+def ratios(n: int, g: torch.Generator) -> Tensor:
+    return 6.0 * torch.randn(n, generator=g, dtype=torch.float64)
+
+
+def mean_logps(n: int, g: torch.Generator) -> Tensor:
+    return -0.05 - 3.0 * torch.rand(n, generator=g, dtype=torch.float64)
+
+
+def nll(n: int, g: torch.Generator) -> Tensor:
+    return 0.2 + torch.rand(n, generator=g, dtype=torch.float64)
+
+
+def probability(n: int, g: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=g, dtype=torch.float64)
+
+
+def smoothing(n: int, g: torch.Generator) -> Tensor:
+    return 0.4 * torch.rand(n, generator=g, dtype=torch.float64)
+
+
+def gap(n: int, g: torch.Generator) -> Tensor:
+    return 2.0 * torch.rand(n, generator=g, dtype=torch.float64) - 1.0
+
+
+def counts(n: int, g: torch.Generator) -> Tensor:
+    return torch.randint(1, 400, (n,), generator=g)
+
+
+def mark(n: int, g: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=g) < 0.6
+
+
+def per(steps: int, make: Maker, scale: float = 1.0) -> Maker:
+    return lambda n, g: scale * make(n * steps, g).reshape(n, steps)
+
+
+def times(k: int, make: Maker) -> Maker:
+    return lambda n, g: make(n * k, g)
+
+
+def fixed(m: int, make: Maker) -> Maker:
+    return lambda n, g: make(m, g)
+
+
+@dataclass(frozen=True)
+class Case:
+    id: str
+    op: str
+    grad: dict[str, Maker]
+    const: dict[str, Maker] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    rowwise: bool = True
+    """reduction="none" gives n values, each of its own row only."""
+    only_mean: bool = False
+    derivative: bool = True
+    """The gradient is the derivative of the value (not so where a weight is detached)."""
+
+    room: str = ""
+    """Filled in from the folder of the case."""
+
+    @property
+    def fn(self) -> Callable[..., Tensor]:
+        return getattr(getattr(hotloop, self.room), self.op)
+
+    @property
+    def reference(self) -> Callable[..., Tensor]:
+        return getattr(getattr(hotloop.reference, self.room), self.op)
+
+    def inputs(
+        self, n: int, dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        g = torch.Generator().manual_seed(seed)
+        grad = {name: make(n, g).to(dtype) for name, make in self.grad.items()}
+        const = {name: make(n, g) for name, make in self.const.items()}
+        return grad, {k: v.to(dtype) if v.is_floating_point() else v for k, v in const.items()}
+
+    @property
+    def reduction(self) -> str:
+        return "mean" if self.only_mean else "none"
+
+
+def _of_room(path: Path) -> list[Case]:
+    room = path.parent.name
+    spec = importlib.util.spec_from_file_location(f"{room}_cases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [replace(case, room=room) for case in getattr(module, "POINTWISE", ())]
+
+
+def _all() -> list[Case]:
+    return [
+        case for path in sorted(Path(__file__).parent.glob("*/cases.py")) for case in _of_room(path)
+    ]
+
+
+def __getattr__(name: str) -> Any:
+    """CASES and BY_ID, collected when first asked for: the rooms' files import this one."""
+    if name in ("CASES", "BY_ID"):
+        globals()["CASES"] = cases = _all()
+        globals()["BY_ID"] = {case.id: case for case in cases}
+        assert len(globals()["BY_ID"]) == len(cases)
+        return globals()[name]
+    raise AttributeError(name)

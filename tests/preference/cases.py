@@ -1,0 +1,258 @@
+"""The losses of this room and their variants, for the tests of the pointwise loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pointwise_cases import (
+    Case,
+    Maker,
+    counts,
+    fixed,
+    gap,
+    logps,
+    mark,
+    mean_logps,
+    near,
+    nll,
+    per,
+    probability,
+    ratios,
+    smoothing,
+    times,
+)  # fmt: skip
+
+PAIR: dict[str, Maker] = {"policy_chosen_logps": logps, "policy_rejected_logps": logps}
+REF: dict[str, Maker] = {"ref_chosen_logps": logps, "ref_rejected_logps": logps}
+NEAR: dict[str, Maker] = dict.fromkeys(PAIR, near)
+NEAR_REF: dict[str, Maker] = dict.fromkeys(REF, near)
+LENGTHS: dict[str, Maker] = {"chosen_lengths": counts, "rejected_lengths": counts}
+ONE_TWO: dict[str, Maker] = {"policy_logps_1": logps, "policy_logps_2": logps}
+REF_ONE_TWO: dict[str, Maker] = {"ref_logps_1": logps, "ref_logps_2": logps}
+
+
+def _pair(id: str, op: str = "", /, **kwargs: Any) -> Case:
+    return Case(id, op or f"{id}_loss", PAIR, REF, kwargs)
+
+
+_OPA_GRAD: dict[str, Maker] = {
+    "truth_logratios": per(5, ratios),
+    "revised_logratios": per(5, ratios),
+    "original_logratios": per(5, ratios),
+    "truth_masked_logratios": per(5, ratios),
+    "revised_masked_logratios": per(5, ratios),
+}
+_OPA_WEIGHTS: dict[str, Maker] = {
+    "revised_weights": per(5, probability),
+    "original_weights": per(5, probability),
+    "image_weights": per(5, probability),
+}
+_SRPO: dict[str, Maker] = dict.fromkeys(
+    (
+        "chosen_given_rejected_logratios",
+        "rejected_given_chosen_logratios",
+        "rejected_given_rejected_logratios",
+        "chosen_given_chosen_logratios",
+        "chosen_logratios",
+        "rejected_logratios",
+    ),
+    ratios,
+)
+_SEGMENTS: dict[str, Maker] = {
+    "segment_logps_1": per(6, ratios),
+    "segment_logps_2": per(6, ratios),
+}
+
+POINTWISE = [
+    _pair("dpo"),
+    Case("dpo-forward_kl", "dpo_loss", NEAR, NEAR_REF, {"f_divergence": "forward_kl"}),
+    _pair("dpo-js", "dpo_loss", f_divergence="js"),
+    Case("dpo-alpha", "dpo_loss", NEAR, NEAR_REF, {"f_divergence": "alpha", "alpha": 0.3}),
+    _pair("dpo-conditional", "dpo_loss", conditional_reference=True),
+    _pair("conservative_dpo", label_smoothing=0.1),
+    Case(
+        "conservative_dpo-rows",
+        "conservative_dpo_loss",
+        PAIR,
+        {**REF, "label_smoothing": smoothing},
+    ),
+    _pair("robust_dpo"),
+    Case("robust_dpo-rows", "robust_dpo_loss", PAIR, {**REF, "label_smoothing": smoothing}),
+    Case("dpo_norm", "dpo_norm_loss", PAIR, {**REF, **LENGTHS}),
+    _pair("flex_dpo", sft_weight=0.01),
+    Case("dno-gap", "dno_loss", ONE_TWO, {**REF_ONE_TWO, "win_rate_gap": gap}, {"gap_scale": 2.0}),
+    Case("dno-label", "dno_loss", ONE_TWO, {**REF_ONE_TWO, "label": probability}),
+    Case(
+        "drift_iterative_dpo",
+        "drift_iterative_dpo_loss",
+        {"policy_fresh_logps": logps, "policy_dissatisfied_logps": logps},
+        {"ref_fresh_logps": logps, "ref_dissatisfied_logps": logps},
+    ),
+    _pair("slic_hinge"),
+    Case(
+        "slic_hinge-free",
+        "slic_hinge_loss",
+        {**PAIR, "target_logps": logps},
+        kwargs={"sft_weight": 0.05, "delta": 2.0},
+    ),
+    _pair("exo_pair"),
+    _pair("apo-zero", "apo_loss"),
+    _pair("apo-down", "apo_loss", variant="down"),
+    Case("aot-paired", "aot_loss", PAIR, REF, {"label_smoothing": 0.1}, rowwise=False),
+    Case("aot-unpaired", "aot_loss", PAIR, REF, {"paired": False}, rowwise=False),
+    _pair("nca"),
+    _pair("bco_pair", delta=0.3),
+    _pair("ipo"),
+    Case("ipo-lengths", "ipo_loss", PAIR, {**REF, **LENGTHS}),
+    Case(
+        "online_ipo",
+        "online_ipo_loss",
+        ONE_TWO,
+        {**REF_ONE_TWO, "preference": probability, "lengths_1": counts, "lengths_2": counts},
+    ),
+    Case(
+        "inpo",
+        "inpo_loss",
+        PAIR,
+        {**REF, "iterate_chosen_logps": logps, "iterate_rejected_logps": logps},
+    ),
+    Case(
+        "sppo", "sppo_loss", {"policy_logps": logps}, {"ref_logps": logps, "win_rate": probability}
+    ),
+    _pair("sppo_hard"),
+    Case("srpo", "srpo_loss", _SRPO, {"label": probability}, {"beta": 0.1, "alpha": 0.3}),
+    Case(
+        "kto",
+        "kto_loss",
+        {"policy_logps": logps},
+        {"ref_logps": logps, "is_desirable": mark},
+        {"kl": 1.5, "undesirable_weight": 1.3},
+    ),
+    Case(
+        "kto-rows",
+        "kto_loss",
+        {"policy_logps": logps},
+        {
+            "ref_logps": logps,
+            "is_desirable": mark,
+            "policy_kl_logps": fixed(9, logps),
+            "ref_kl_logps": fixed(9, logps),
+        },
+    ),
+    Case(
+        "bco",
+        "bco_loss",
+        {"policy_logps": logps},
+        {"ref_logps": logps, "is_desirable": mark, "density_weights": nll},
+        {"delta": 0.4},
+    ),
+    Case(
+        "orpo",
+        "orpo_loss",
+        {"policy_chosen_logps": mean_logps, "policy_rejected_logps": mean_logps, "chosen_nll": nll},
+    ),
+    Case("cpo", "cpo_loss", {**PAIR, "chosen_nll": nll}, {"label_smoothing": smoothing}),
+    Case("cpo-no_nll", "cpo_loss", PAIR),
+    Case(
+        "cpo-alpha", "cpo_loss", {**PAIR, "chosen_nll": nll}, LENGTHS, {"alpha": 0.3, "gamma": 0.2}
+    ),
+    Case("cpo-lengths", "cpo_loss", PAIR, LENGTHS),
+    Case("simpo", "simpo_loss", PAIR, LENGTHS),
+    Case(
+        "simpo-means",
+        "simpo_loss",
+        {
+            "policy_chosen_logps": mean_logps,
+            "policy_rejected_logps": mean_logps,
+            "chosen_nll": nll,
+        },
+        kwargs={"cpo_alpha": 0.5, "label_smoothing": 0.1},
+    ),
+    Case("cpl", "cpl_loss", _SEGMENTS, {"label": probability}, {"gamma": 0.9, "bc_coeff": 0.1}),
+    Case(
+        "cpl-ref",
+        "cpl_loss",
+        _SEGMENTS,
+        {"ref_logps_1": per(6, ratios), "ref_logps_2": per(6, ratios)},
+        {"alpha": 0.2, "lam": 0.75},
+    ),
+    Case("cpl-advantage", "cpl_loss", {"segment_logps_1": ratios, "segment_logps_2": ratios}),
+    Case(
+        "cpl_dense",
+        "cpl_dense_loss",
+        {"segment_logps": fixed(7, ratios)},
+        {"scores": fixed(7, ratios)},
+        rowwise=False,
+    ),
+    Case(
+        "vpo-rows",
+        "vpo_loss",
+        {**PAIR, "policy_calibration_logps": logps},
+        {**REF, "ref_calibration_logps": logps},
+        {"alpha": 0.05, "mode": "online"},
+    ),
+    Case(
+        "vpo-calibration",
+        "vpo_loss",
+        {**PAIR, "policy_calibration_logps": fixed(11, logps)},
+        {**REF, "ref_calibration_logps": fixed(11, logps)},
+        {"alpha": 0.05},
+        only_mean=True,
+        rowwise=False,
+    ),
+    Case(
+        "selm",
+        "selm_loss",
+        {**PAIR, "policy_generated_logps": logps},
+        {**REF, "ref_generated_logps": logps},
+    ),
+    Case("xpo", "xpo_loss", {**PAIR, "policy_ref_sample_logps": logps}, REF, {"alpha": 0.01}),
+    Case("xpo-ipo", "xpo_loss", {**PAIR, "policy_ref_sample_logps": logps}, REF, {"link": "ipo"}),
+    _pair("rpo_sft"),
+    Case(
+        "rpo_sft-average", "rpo_sft_loss", PAIR, {**REF, "chosen_lengths": counts}, {"alpha": 0.2}
+    ),
+    Case(
+        "hypo",
+        "hypo_loss",
+        {**PAIR, "policy_online_logps": times(2, logps)},
+        {**REF, "ref_online_logps": times(2, logps)},
+        {"kl_weight": 0.02},
+        derivative=False,
+    ),
+    Case(
+        "hypo-single",
+        "hypo_loss",
+        {**PAIR, "policy_online_logps": fixed(9, logps)},
+        {**REF, "ref_online_logps": fixed(9, logps)},
+        {"kl_weight": 0.02, "num_samples": 1, "weight_clip": 10.0},
+        only_mean=True,
+        rowwise=False,
+        derivative=False,
+    ),
+    Case(
+        "modpo",
+        "modpo_loss",
+        PAIR,
+        {
+            **REF,
+            "chosen_margin_rewards": per(2, ratios, 0.2),
+            "rejected_margin_rewards": per(2, ratios, 0.2),
+        },
+        {"weights": (0.5, 0.3, 0.2)},
+    ),
+    Case(
+        "modpo-hinge",
+        "modpo_loss",
+        PAIR,
+        {
+            **REF,
+            "chosen_margin_rewards": per(1, ratios, 0.2),
+            "rejected_margin_rewards": per(1, ratios, 0.2),
+        },
+        # A beta off the grid of bfloat16, so that no row sits exactly on the kink.
+        {"weights": (0.6, 0.4), "link": "hinge", "beta": 0.1037},
+    ),
+    Case("opa_dpo", "opa_dpo_loss", _OPA_GRAD, _OPA_WEIGHTS, {"anchor_target": 0.1}),
+    Case("opa_dpo-released", "opa_dpo_loss", _OPA_GRAD, _OPA_WEIGHTS, {"mode": "released"}),
+]
