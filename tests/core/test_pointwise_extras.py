@@ -12,6 +12,8 @@ import pytest
 import torch
 from helpers import with_threads
 from hotloop.core import pointwise
+from hotloop.core.pointwise_loop import handles
+from hotloop.front import native
 from torch import Tensor
 
 LENGTHS = (3, 0, 1, 300, 0, 256, 17)  # empty groups, one longer than a block, one as long
@@ -89,7 +91,7 @@ def test_groups_weights_and_extra_values(kind: str, weighted: bool, dtype: torch
         atol=1e-6,
     )  # fmt: skip
     counts = w != 0
-    assert outs.count.item() == counts.sum()
+    assert outs.rows.item() == counts.sum()
     for k in range(3):
         v = extra[k][counts]
         np.testing.assert_allclose(outs.sum[k].item(), v.sum(), rtol=1e-5, atol=1e-4)
@@ -108,7 +110,7 @@ def test_a_row_of_weight_zero_is_left_out_whatever_it_holds() -> None:
     assert torch.equal(loss, clean)
     assert grad[1] == grad[4] == 0
     assert bool(grad.isfinite().all())
-    assert outs.count.item() == 6
+    assert outs.rows.item() == 6
     assert bool(torch.stack(outs[1:]).isfinite().all())
 
 
@@ -119,7 +121,7 @@ def test_nan_stays_in_the_extra_values_and_no_rows_have_their_own() -> None:
     _, outs = call(logp, old, advantage, groups=300)
     assert all(bool(values[0].isnan()) for values in outs[1:])
     _, outs = call(logp[:0], old[:0], advantage[:0], groups=300)
-    assert outs.count == 0
+    assert outs.rows == 0
     assert (outs.sum[0], outs.least[0], outs.largest[0]) == (0, float("inf"), -float("inf"))
 
 
@@ -128,7 +130,7 @@ def test_the_same_bits_on_one_and_on_two_threads() -> None:
 
     def all_of_it() -> Tensor:
         loss, outs = call(logp, old, advantage, groups=100, weight=weight)
-        return torch.cat([loss.detach().double()[None], outs.count[None], *outs[1:]])
+        return torch.cat([loss.detach().double()[None], outs.rows[None], *outs[1:]])
 
     one, two, three = (with_threads(threads, all_of_it) for threads in (1, 2, 3))
     assert torch.equal(one, two)
@@ -175,8 +177,8 @@ def test_a_head_without_a_gradient() -> None:
     g = torch.Generator().manual_seed(5)
     p, q = -torch.rand(2, 1000, generator=g, dtype=torch.float64)
     out = torch.empty(1000, dtype=torch.float64)
-    handle = pointwise.handles("cpu")["core.k3"]
-    run = pointwise.native.core.pointwise.run
+    handle = handles("cpu")["core.k3"]
+    run = native.core.pointwise.run
     total = run(handle, 1000, [p, q], [], out, [], 1.0, True, True)
     expected = np.expm1((q - p).numpy()) - (q - p).numpy()
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-12, atol=1e-15)

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from hotloop.core.pointwise import handles
+from hotloop.core.pointwise_loop import handles
 from hotloop.front import native as _native
 
 LEVELS = tuple(name for name, runs in _native.core.simd_levels().items() if runs)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import with_threads
 from hotloop import core
-from hotloop.core.pointwise import handles
+from hotloop.core.pointwise_loop import handles
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -4,9 +4,9 @@ import collections.abc
 import typing
 
 def are_marks(rows: typing.Any) -> bool: ...
-def pair_heads() -> dict[str, typing.Any]: ...
-def pair_loop(
-    head: str,
+def heads() -> dict[str, typing.Any]: ...
+def run(
+    head: int,
     n: int,
     inputs: list[typing.Any],
     params: collections.abc.Sequence[float],
@@ -15,5 +15,8 @@ def pair_loop(
     grad_scale: float,
     total: bool,
     double_precision: bool,
-) -> float: ...
+    weight: typing.Any = None,
+    groups: typing.Any = None,
+    outs: bool = False,
+) -> typing.Any: ...
 def within(rows: typing.Any, high: float, open: bool) -> bool: ...

@@ -15,7 +15,7 @@ from ..core.columns import (
     probability,
     tokens,
 )
-from ..core.pointwise import Reduction, Row, logistic, softplus
+from ..core.pointwise import Reduction, Row, given, logistic, softplus
 from ..front import check, declare
 from ..front.impl import Impl
 from ..front.ranges import above, at_least, number
@@ -149,7 +149,7 @@ def cpo_loss(
     chosen = reward(policy_chosen_logps / count(chosen_lengths))
     rejected = reward(policy_rejected_logps / count(rejected_lengths))
     x = beta * (chosen - rejected) - gamma
-    return logistic(x, 1 - label_smoothing) + cpo_alpha * chosen_nll
+    return logistic(x, 1 - label_smoothing) + cpo_alpha * given(chosen_nll)
 
 
 @pointwise.loss(
@@ -214,7 +214,7 @@ def simpo_loss(
     gap = policy_chosen_logps / count(chosen_lengths) - policy_rejected_logps / count(
         rejected_lengths
     )
-    return logistic(beta * gap - gamma, 1 - label_smoothing) + cpo_alpha * chosen_nll
+    return logistic(beta * gap - gamma, 1 - label_smoothing) + cpo_alpha * given(chosen_nll)
 
 
 def _segments(

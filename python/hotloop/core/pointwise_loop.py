@@ -1,0 +1,350 @@
+"""From checked columns to the compiled pointwise loop: its autograd function and its registered operator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..front import buffers, native
+
+Row = Tensor | float
+
+_NO_SECOND = "[pointwise] create_graph: expected False, got True. Use impl='reference' for second derivatives."
+
+
+class Outs(NamedTuple):
+    """How many rows count, and the extra values of a head over them: shape (values,), float64."""
+
+    rows: Tensor
+    sum: Tensor
+    least: Tensor
+    largest: Tensor
+
+
+class Extras:
+    """The columns that few losses have: group columns with their groups, a weight per row, extra values."""
+
+    def __init__(
+        self,
+        columns: Sequence[Tensor] = (),
+        groups: int | Tensor = 1,
+        weight: Tensor | None = None,
+        outs: int = 0,
+    ) -> None:
+        self.columns, self.groups, self.weight, self.outs = list(columns), groups, weight, outs
+        self.found: Outs | None = None
+
+
+# -- the compiled loops --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def handles(device: str) -> dict[str, int]:
+    """The handle of every head of the module for ``device``, by ``room.name``."""
+    found = (native.core if device == "cpu" else native.cuda).pointwise.heads()
+    return {
+        f"{room}.{name}": facts[0] for room, heads in found.items() for name, facts in heads.items()
+    }
+
+
+def _run(
+    head: str,
+    n: int,
+    device: torch.device,
+    inputs: list[Any],
+    params: Sequence[float],
+    loss: Tensor | None,
+    grads: list[Tensor | None],
+    grad_scale: float,
+    total: Tensor | None,
+    double: bool,
+    divisor: int,
+    extras: Extras | None,
+) -> None:
+    """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses / ``divisor``."""
+    if extras is not None:
+        inputs = inputs + extras.columns
+    if device.type == "cpu":
+        loop = native.core.pointwise
+        handle = handles("cpu")[head]
+        if extras is None:
+            value = loop.run(
+                handle, n, inputs, params, loss, grads, grad_scale, total is not None, double
+            )
+        else:
+            value, counted, outs = loop.run(
+                handle, n, inputs, params, loss, grads, grad_scale, total is not None, double, extras.weight,
+                extras.groups, True,
+            )  # fmt: skip
+            stats = torch.tensor(outs, dtype=torch.float64).reshape(-1, 3)
+            extras.found = Outs(torch.tensor(counted, dtype=torch.float64), *stats.unbind(1))
+        if total is not None:
+            total.fill_(
+                value / divisor if divisor else float("nan")
+            )  # the mean of nothing, as in torch
+        return
+    _run_cuda(head, n, device, inputs, params, loss, grads, grad_scale, total, double, extras)
+    if total is not None and divisor != 1:
+        total /= divisor
+
+
+def _run_cuda(
+    head: str,
+    n: int,
+    device: torch.device,
+    inputs: list[Any],
+    params: Sequence[float],
+    loss: Tensor | None,
+    grads: list[Tensor | None],
+    grad_scale: float,
+    total: Tensor | None,
+    double: bool,
+    extras: Extras | None,
+) -> None:
+    loop = native.cuda.pointwise
+    index, stream = native.stream_of(inputs[0])
+
+    def numbers(count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.float64, device=device)
+
+    sums = None if total is None else total.reshape(1)
+    if extras is None:
+        partials = None if total is None else numbers(loop.PARTIALS)
+        loop.run(
+            handles("cuda")[head], n, inputs, params, loss, grads, grad_scale, sums, partials, double, index, stream
+        )  # fmt: skip
+        return
+    partials = numbers(loop.PARTIALS * (2 + 3 * loop.MAX_OUTS))
+    found, counted = numbers(3 * loop.MAX_OUTS), numbers(1)
+    outs = loop.run(
+        handles("cuda")[head], n, inputs, params, loss, grads, grad_scale, sums, partials, double, index, stream,
+        extras.weight, extras.groups, found, counted,
+    )  # fmt: skip
+    extras.found = Outs(counted[0], *found.reshape(-1, 3)[:outs].unbind(1))
+
+
+def _losses(
+    head: str,
+    inputs: list[Any],
+    params: Sequence[float],
+    reduction: str,
+    first: Tensor,
+    grads: list[Tensor | None],
+    double: bool,
+    extras: Extras | None,
+) -> Tensor:
+    """Fill ``grads`` and return the loss: a scalar, or one value per row for reduction "none"."""
+    n = first.shape[0]
+    dtype = torch.float64 if double else torch.float32
+    scale = 1.0 / n if reduction == "mean" and n > 0 else 1.0
+    if reduction == "none":
+        loss = torch.empty(n, dtype=dtype, device=first.device)
+        _run(head, n, first.device, inputs, params, loss, grads, 1.0, None, double, 1, extras)
+        return loss
+    total = torch.empty((), dtype=dtype, device=first.device)
+    divisor = n if reduction == "mean" else 1
+    _run(head, n, first.device, inputs, params, None, grads, scale, total, double, divisor, extras)
+    return total
+
+
+def _gradient_like(x: Tensor) -> Tensor:
+    """Memory for a gradient. Of a half input it is float32, rounded once in backward: dividing by n first would
+    round it before a loss scale can save it."""
+    if x.dtype.itemsize == 2:
+        gradient = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    elif x.is_contiguous():
+        gradient = torch.empty_like(x)
+    else:
+        gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
+    large = x.shape[0] >= 2**19 and x.device.type == "cpu"
+    return buffers.advised(gradient) if large else gradient
+
+
+def _always() -> bool:
+    return True
+
+
+# Whether the backward that runs may be followed by another one over the same graph; torch's own name for it is private.
+_graph_is_kept: Callable[[], bool] = getattr(
+    torch._C._autograd, "_get_current_graph_task_keep_graph", _always
+)
+
+
+class Pointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: str,
+        rows: list[Row],
+        params: tuple[float, ...],
+        reduction: str,
+        double: bool,
+        grad_enabled: bool,
+        extras: Extras | None,
+        *inputs: Tensor | None,
+    ) -> Tensor:
+        needed = ctx.needs_input_grad[7:] if grad_enabled else (False,) * len(inputs)
+        grads = [
+            _gradient_like(x) if x is not None and need else None for x, need in zip(inputs, needed)
+        ]
+        first = inputs[0]
+        assert first is not None
+        columns = [0.0 if x is None else x for x in (*inputs, *rows)]
+        loss = _losses(head, columns, params, reduction, first, grads, double, extras)
+        # Saved, not kept on ctx: autograd then lets go of them before the gradients are accumulated, which can
+        # take the memory over instead of copying it.
+        ctx.save_for_backward(*grads)
+        half = any(x is not None and x.dtype.itemsize == 2 for x in inputs)
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs] if half else None
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        # once_differentiable says the same, for 3 us more.
+        if torch.is_grad_enabled():
+            raise RuntimeError(_NO_SECOND)
+        # On the CPU reading a scalar is free, and most losses are the root of the graph.
+        scaled = ctx.saved_tensors
+        if not (grad_loss.ndim == 0 and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0):
+            scaled = [None if g is None else (g * grad_loss).to(g.dtype) for g in scaled]
+        elif _graph_is_kept():
+            # Another backward will want them, and whoever gets a gradient may change it.
+            scaled = [None if g is None else g.clone() for g in scaled]
+        if ctx.dtypes is not None:
+            scaled = [None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes)]
+        return (None, None, None, None, None, None, None, *scaled)
+
+
+# -- registered form, for torch.compile -------------------------------------------------------------------
+
+# Loss, stacked gradients (G, n) of the G inputs, and the extra values (1 + values, 3): count, then sum, least, largest.
+_Found = tuple[Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("hotloop::pointwise", mutates_args=())
+def _pointwise_op(
+    inputs: list[Tensor],
+    rows: list[Tensor],
+    head: str,
+    params: list[float],
+    reduction: str,
+    group_columns: list[Tensor],
+    group_rows: int,
+    cu_seqlens: Tensor | None,
+    weight: Tensor | None,
+    outs: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first = inputs[0]
+    double = any(x.dtype == torch.float64 for x in (*inputs, *rows))
+    dtype = torch.float64 if double else torch.float32
+    stacked = torch.empty((len(inputs), first.shape[0]), dtype=dtype, device=first.device)
+    grads: list[Tensor | None] = list(stacked.unbind(0))
+    extras = None
+    if outs >= 0:
+        groups = group_rows if cu_seqlens is None else cu_seqlens
+        extras = Extras(group_columns, groups, weight, outs)
+    loss = _losses(head, [*inputs, *rows], params, reduction, first, grads, double, extras)
+    if extras is None or extras.found is None:
+        return loss, stacked, first.new_empty((0, 3), dtype=torch.float64)
+    rows_that_count, *stats = extras.found
+    return loss, stacked, torch.cat((rows_that_count.expand(1, 3), torch.stack(stats, 1)))
+
+
+@_pointwise_op.register_fake
+def _(
+    inputs: list[Tensor],
+    rows: list[Tensor],
+    head: str,
+    params: list[float],
+    reduction: str,
+    group_columns: list[Tensor],
+    group_rows: int,
+    cu_seqlens: Tensor | None,
+    weight: Tensor | None,
+    outs: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    first = inputs[0]
+    double = any(x.dtype == torch.float64 for x in (*inputs, *rows))
+    dtype = torch.float64 if double else torch.float32
+    n = first.shape[0]
+    loss = first.new_empty((n,) if reduction == "none" else (), dtype=dtype)
+    stacked = first.new_empty((len(inputs), n), dtype=dtype)
+    return loss, stacked, first.new_empty((outs + 1, 3), dtype=torch.float64)
+
+
+# The inputs take part so that AOTAutograd sees that the gradient depends on them: where they are inputs of its graph it
+# then refuses a second derivative, instead of leaving it out.
+@torch.library.custom_op("hotloop::pointwise_backward", mutates_args=())
+def _pointwise_backward_op(
+    stacked: Tensor, grad_loss: Tensor, inputs: list[Tensor]
+) -> list[Tensor]:
+    """Return the gradients of the inputs from the stacked ones (G, n) and the gradient of the loss."""
+    return [(g * grad_loss).to(x.dtype) for g, x in zip(stacked.unbind(0), inputs)]
+
+
+@_pointwise_backward_op.register_fake
+def _(stacked: Tensor, grad_loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in inputs]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Found) -> None:
+    ctx.save_for_backward(output[1], *inputs[0])
+    ctx.n_rows, ctx.n_groups = len(inputs[1]), len(inputs[5])
+
+
+def _backward(ctx: Any, grad_loss: Tensor, _stacked: Tensor, _outs: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(_NO_SECOND)
+    stacked, *inputs = ctx.saved_tensors
+    grads = torch.ops.hotloop.pointwise_backward(stacked, grad_loss, inputs)
+    return (
+        grads,
+        [None] * ctx.n_rows,
+        None,
+        None,
+        None,
+        [None] * ctx.n_groups,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_pointwise_op.register_autograd(_backward, setup_context=_setup)
+
+
+def registered(
+    head: str,
+    inputs: list[Tensor | None],
+    rows: list[Row],
+    params: tuple[float, ...],
+    reduction: str,
+    first: Tensor,
+    double: bool,
+    extras: Extras | None,
+) -> Tensor:
+    present = [torch.zeros_like(first) if x is None else x for x in inputs]
+    dtype = torch.float64 if double else torch.float32
+    columns = [
+        c if isinstance(c, Tensor) else torch.full((1,), c, dtype=dtype, device=first.device)
+        for c in rows
+    ]
+    if extras is None:
+        loss, _, _ = torch.ops.hotloop.pointwise(
+            present, columns, head, list(params), reduction, [], 1, None, None, -1
+        )
+    else:
+        offsets = extras.groups if isinstance(extras.groups, Tensor) else None
+        width = 1 if isinstance(extras.groups, Tensor) else extras.groups
+        loss, _, found = torch.ops.hotloop.pointwise(
+            present, columns, head, list(params), reduction, extras.columns, width, offsets, extras.weight,
+            extras.outs,
+        )  # fmt: skip
+        extras.found = Outs(found[0, 0], *found[1:].unbind(1))
+    result: Tensor = loss
+    return result
