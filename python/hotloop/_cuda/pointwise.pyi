@@ -3,9 +3,9 @@ from __future__ import annotations
 import collections.abc
 import typing
 
-def pair_heads() -> dict[str, typing.Any]: ...
-def pair_loop(
-    head: str,
+def heads() -> dict[str, typing.Any]: ...
+def run(
+    head: int,
     n: int,
     inputs: list[typing.Any],
     params: collections.abc.Sequence[float],
@@ -17,6 +17,11 @@ def pair_loop(
     double_precision: bool,
     device: int,
     stream: int,
-) -> None: ...
+    weight: typing.Any = None,
+    groups: typing.Any = None,
+    outs: typing.Any = None,
+    counted: typing.Any = None,
+) -> int: ...
 
-PAIR_PARTIALS: int = 1024
+MAX_OUTS: int = 8
+PARTIALS: int = 1024
