@@ -94,8 +94,8 @@ class _Marks:
 
     def wrong(self) -> Iterator[tuple[Any, type[Exception]]]:
         yield from (
-            (torch.tensor([-1, 1]), ValueError),
-            (torch.tensor([math.nan, 1.0]), ValueError),
+            (torch.tensor([-1, 1], device="cpu"), ValueError),
+            (torch.tensor([math.nan, 1.0], device="cpu"), ValueError),
             (1, TypeError),
         )
 
@@ -135,7 +135,7 @@ class Probability:
         high = 1.1 if self.below is None else self.below
         for value in (-0.1, high, math.nan):
             yield value, ValueError
-            yield torch.tensor([0.0, value]), ValueError
+            yield torch.tensor([0.0, value], device="cpu"), ValueError
         yield "1", TypeError
 
 
