@@ -12,7 +12,8 @@
 
 namespace hotloop {
 
-inline int max_threads() { return omp_in_parallel() || lost_threads() ? 1 : omp_get_max_threads(); }
+// Static, as all that a *.simd.cpp shares (see simd_begin.hpp).
+static inline int max_threads() { return omp_in_parallel() || lost_threads() ? 1 : omp_get_max_threads(); }
 
 // Calls body(begin, end) on disjoint ranges that cover [0, n). Ranges are contiguous and as equal as
 // can be, so a fixed n and thread count give a fixed split. `grain`: fewest items worth a thread.

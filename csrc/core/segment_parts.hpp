@@ -9,7 +9,6 @@
 #include "core/dtype.hpp"
 #include "core/macros.hpp"
 #include "core/segments.hpp"
-#include "core/vmath.hpp"
 
 namespace hotloop::segments {
 
@@ -75,14 +74,5 @@ template <class R>
 HOTLOOP_INLINE R shifted(R x, R lse) {
   return x - (lse == -std::numeric_limits<R>::infinity() ? R(0) : lse);
 }
-
-#if !defined(__CUDACC__)
-// A function of its own: over an array of the caller GCC does not vectorise the exponential.
-template <class R>
-__attribute__((noinline)) static void weigh(R* x, std::int64_t count) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) x[i] = vexp_weight(x[i]);
-}
-#endif
 
 }  // namespace hotloop::segments
