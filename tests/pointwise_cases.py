@@ -111,26 +111,24 @@ class Case:
         return "mean" if self.only_mean else "none"
 
 
-def _of_room(path: Path) -> list[Case]:
-    room = path.parent.name
-    spec = importlib.util.spec_from_file_location(f"{room}_cases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return [replace(case, room=room) for case in getattr(module, "POINTWISE", ())]
-
-
-def _all() -> list[Case]:
-    return [
-        case for path in sorted(Path(__file__).parent.glob("*/cases.py")) for case in _of_room(path)
-    ]
+def of_rooms(file: str, name: str) -> list[Any]:
+    """The entries of the list ``name`` in ``tests/<room>/<file>.py`` of all rooms, each with its room."""
+    found: list[Any] = []
+    for path in sorted(Path(__file__).parent.glob(f"*/{file}.py")):
+        room = path.parent.name
+        spec = importlib.util.spec_from_file_location(f"{room}_{file}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += [replace(entry, room=room) for entry in getattr(module, name, ())]
+    return found
 
 
 def __getattr__(name: str) -> Any:
     """CASES and BY_ID, collected when first asked for: the rooms' files import this one."""
     if name in ("CASES", "BY_ID"):
-        globals()["CASES"] = cases = _all()
+        globals()["CASES"] = cases = of_rooms("cases", "POINTWISE")
         globals()["BY_ID"] = {case.id: case for case in cases}
         assert len(globals()["BY_ID"]) == len(cases)
         return globals()[name]

@@ -80,8 +80,10 @@ def _run(
                 handle, n, inputs, params, loss, grads, grad_scale, total is not None, double, extras.weight,
                 extras.groups, True,
             )  # fmt: skip
-            stats = torch.tensor(outs, dtype=torch.float64).reshape(-1, 3)
-            extras.found = Outs(torch.tensor(counted, dtype=torch.float64), *stats.unbind(1))
+            stats = torch.tensor(outs, dtype=torch.float64, device="cpu").reshape(-1, 3)
+            extras.found = Outs(
+                torch.tensor(counted, dtype=torch.float64, device="cpu"), *stats.unbind(1)
+            )
         if total is not None:
             total.fill_(
                 value / divisor if divisor else float("nan")

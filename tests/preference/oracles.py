@@ -1,60 +1,11 @@
-"""Every loss against its paper's formula, written here once more in mpmath at 40 digits, values and gradients.
-
-Nothing here imports ``hotloop.reference``: sign conventions, factors and halves come from the papers' equations. The
-gradients are mpmath's numerical derivatives of these formulas. docs/oracles.md is the list by loss.
-"""
+"""The losses of this room as their papers write them, for tests/core/test_pointwise_oracles.py."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import hotloop.preference
-import hotloop.unlearn
-import mpmath
-import pytest
-import torch
-from hotloop import catalog
-from torch import Tensor
-
-ROOT = Path(__file__).resolve().parents[2]
-mp = mpmath.mp.clone()
-mp.dps = 40
-mpf = mp.mpf
-
-Numbers = dict[str, Any]
-
-
-def softplus(x: Any) -> Any:
-    return mp.log1p(mp.exp(x))
-
-
-def sigmoid(x: Any) -> Any:
-    return 1 / (1 + mp.exp(-x))
-
-
-def mean(values: Any) -> Any:
-    values = list(values)
-    return sum(values) / len(values)
-
-
-@dataclass(frozen=True)
-class Oracle:
-    op: str
-    grad: dict[str, Any]
-    """Inputs with a gradient."""
-    const: dict[str, Any]
-    options: dict[str, Any]
-    formula: Callable[[Numbers], Any]
-    detached: tuple[str, ...] = ()
-    """Names under which the formula also finds inputs that it must not differentiate."""
-    id: str = ""
-    room: str = "preference"
-    extra: dict[str, Any] = field(default_factory=dict)
-
+from pointwise_oracles import Numbers, Oracle, mean, mp, mpf, sigmoid, softplus
 
 PC, PR, RC, RR = (
     [-31.0, -8.5, -12.25],
@@ -281,13 +232,6 @@ def vpo(v: Numbers) -> Any:
     return h - mpf("0.05") * mpf("0.3") * mean(a - b for a, b in gaps)
 
 
-def npo(v: Numbers) -> Any:
-    beta = mpf("0.3")
-    return (
-        2 / beta * mean(softplus(beta * (a - b)) for a, b in zip(v["policy_logps"], v["ref_logps"]))
-    )
-
-
 B = mpf("0.3")
 ORACLES = [
     pair("dpo_loss", lambda dw, dl, *_: softplus(-B * (dw - dl)), beta=0.3),
@@ -429,85 +373,4 @@ ORACLES = [
         },
         {"beta": 0.3, "image_coeff": 0.2, "anchor_coeff": 1.0, "anchor_target": 0.1}, opa,
     ),
-    Oracle("npo_loss", ONE, REF_ONE, {"beta": 0.3}, npo, room="unlearn"),
 ]  # fmt: skip
-
-
-def exact(x: Any) -> Any:
-    """Nested lists of floats as numbers of 40 digits; marks stay marks."""
-    if isinstance(x, list):
-        return [exact(y) for y in x]
-    return x if isinstance(x, bool) else mpf(x)
-
-
-def flat(x: Any) -> list[Any]:
-    return [z for y in x for z in flat(y)] if isinstance(x, list) else [x]
-
-
-def put(x: Any, values: list[Any]) -> Any:
-    """The same nesting with other numbers, which are taken from the front of ``values``."""
-    return [put(y, values) for y in x] if isinstance(x, list) else values.pop(0)
-
-
-def worked(case: Oracle) -> tuple[Any, dict[str, list[Any]]]:
-    """Value and gradients by mpmath."""
-    numbers = {name: exact(x) for name, x in {**case.grad, **case.const}.items()}
-    numbers |= {f"fixed {name}": numbers[name] for name in case.detached}
-    gradients = {}
-    for name in case.grad:
-        values = flat(numbers[name])
-
-        def moved(x: Any, at: int, name: str = name, values: list[Any] = values) -> Any:
-            other = [*values[:at], x, *values[at + 1 :]]
-            return case.formula({**numbers, name: put(numbers[name], other)})
-
-        gradients[name] = [
-            mp.diff(lambda x, at=at: moved(x, at), value) for at, value in enumerate(values)
-        ]
-    return case.formula(numbers), gradients
-
-
-def tensor(x: Any) -> Tensor:
-    kind = torch.float64 if isinstance(flat(x)[0], float) else None
-    return torch.tensor(x, dtype=kind)
-
-
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
-@pytest.mark.parametrize("case", ORACLES, ids=lambda c: f"{c.op}-{c.id}".strip("-"))
-def test_value_and_gradients_of_the_paper(case: Oracle, impl: str) -> None:
-    function = getattr(getattr(hotloop, case.room), case.op)
-    leaves = {name: tensor(x).requires_grad_() for name, x in case.grad.items()}
-    const = {name: tensor(x) for name, x in case.const.items()}
-    loss = function(**leaves, **const, **case.options, impl=impl)
-    value, gradients = worked(case)
-    assert float(loss.detach()) == pytest.approx(float(value), rel=1e-12, abs=1e-14)
-    found = torch.autograd.grad(loss, list(leaves.values()))
-    for (name, wanted), got in zip(gradients.items(), found, strict=True):
-        expected = torch.tensor([float(x) for x in wanted], dtype=torch.float64)
-        torch.testing.assert_close(
-            got.reshape(-1),
-            expected,
-            rtol=1e-10,
-            atol=1e-12,
-            msg=lambda m, name=name: f"{name}: {m}",
-        )
-
-
-def test_a_wrong_sign_is_found_out() -> None:
-    """The comparison itself: DPO's formula with the answers swapped is not DPO's."""
-    value, _ = worked(pair("dpo_loss", lambda dw, dl, *_: softplus(B * (dw - dl)), beta=0.3))
-    right, _ = worked(ORACLES[0])
-    assert abs(value - right) > 0.05
-
-
-def test_every_loss_is_here_and_listed() -> None:
-    losses = {
-        op.name
-        for op in catalog()
-        if op.room in ("preference", "unlearn")
-        and not op.is_class
-        and op.name not in ("preference_metrics", "linear_preference_loss")
-    }
-    assert {case.op for case in ORACLES} == losses
-    page = (ROOT / "docs" / "oracles.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(?:preference|unlearn)\.(\w+)` \|", page, re.M)) >= losses
