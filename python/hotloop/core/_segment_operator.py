@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..front import arrays, check, native
-from .segments import Groups, SortedKeys, forward, sort
+from .segment_loops import Groups, SortedKeys, forward, sort
 
 
 def reduce(op: str, reduction: str, values: Tensor, groups: Groups) -> Tensor:
