@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from catalog_cases import Call, calls_of
+from hotloop._catalog import rooms_with_torch
 from hotloop.preference import (
     RunningRewardMean,
     bco_loss,
@@ -23,9 +24,11 @@ from hotloop.preference import (
 )
 from torch import Tensor
 
-ROOMS = ("logprob", "preference", "unlearn")
 LINEAR = "linear_preference_loss"
-EVERY = [(op, call) for op, call in calls_of(lambda op: op.room in ROOMS and op.name != LINEAR)]
+EVERY = [
+    (op, call)
+    for op, call in calls_of(lambda op: op.room in rooms_with_torch() and op.name != LINEAR)
+]
 
 
 def numbers(call: Call) -> list[str]:
@@ -40,11 +43,8 @@ def numbers(call: Call) -> list[str]:
 NUMBERS = [(op, call, name) for op, call in EVERY for name in numbers(call)]
 
 
-NOT_READ = {
-    *((f"dpo{way}", "alpha") for way in ("", "-forward_kl", "-js", "-conditional")),
-    ("rpo_sft", "chosen_lengths"),
-}
-"""The order of a divergence that is not the alpha divergence; lengths of a loss that does not average."""
+NOT_READ = {("rpo_sft", "chosen_lengths")}
+"""Lengths of a loss that does not average."""
 
 
 @pytest.mark.parametrize(

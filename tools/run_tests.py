@@ -25,7 +25,10 @@ SLOW = "slow and not gpu and not big and not peer"
 # Tests that measure time run after the others, one by one.
 ALONE = "alone"
 WORKERS = min(len(os.sched_getaffinity(0)), 8)
-DOCTESTS = ("core", "decode", "logprob", "preference", "table", "unlearn")
+# Every room: a file of the catalogue.
+DOCTESTS = tuple(
+    sorted(path.stem for path in (ROOT / "python" / "hotloop" / "_catalog").glob("[a-z]*.py"))
+)
 
 
 @dataclass

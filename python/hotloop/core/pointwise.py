@@ -25,6 +25,7 @@ Reduction = Literal["none", "mean", "sum"]
 REDUCTIONS = get_args(Reduction)
 F = TypeVar("F", bound=Callable[..., Any])
 
+_DTYPES = {getattr(torch, name) for name in arrays.FLOATS}
 _CANDIDATES = {"cuda": on_cuda, "cpu": on_cpu, "reference": everywhere}
 
 
@@ -151,8 +152,16 @@ def _call(
 ) -> Tensor:
     if reduction not in REDUCTIONS:
         check.choice(op, "reduction", reduction, REDUCTIONS)
-    like = names[0]
-    first = check.float_tensor(op, like, inputs[0], ndim=1)
+    like, first = names[0], inputs[0]
+    # What check.float_tensor looks at, without its calls.
+    if not (
+        type(first) is Tensor
+        and first.dtype in _DTYPES
+        and first.ndim == 1
+        and first.layout is torch.strided
+        and not first.is_nested
+    ):
+        first = check.float_tensor(op, like, first, ndim=1)
     shape, dtype, device = first.shape, first.dtype, first.device
     double = dtype is torch.float64
     # One comparison per column says that nothing is wrong; what it is, if something is, comes after.
@@ -209,7 +218,7 @@ def _call(
         return registered(head, inputs, rows, params, reduction, first, double, extras)
     check.untransformed(op, *inputs)
     loss: Tensor = Pointwise.apply(
-        head, rows, params, reduction, double, torch.is_grad_enabled(), extras, *inputs
+        (head, rows, params, reduction, double, torch.is_grad_enabled(), extras), *inputs
     )
     return loss
 
@@ -287,14 +296,14 @@ def loss(
             if name not in (*grad, *row, "reduction", "impl")
         )
         absent = tuple(n for n in grad if declare.parameters(body)[n].default is None)
+        batched = tuple(grad.index(name) for name in batch)
         fixed = f"{room}.{head or op.removesuffix('_loss')}"
 
         def call(
             inputs: list[Any], rows: list[Any], numbers: tuple[Any, ...], reduction: str, impl: str
         ) -> Tensor:
-            for k, name in enumerate(grad):
-                if name in batch:
-                    inputs[k] = _per_row(op, name, inputs[k], grad[0], inputs[0])
+            for k in batched:
+                inputs[k] = _per_row(op, grad[k], inputs[k], grad[0], inputs[0])
             chosen, params = fixed, numbers
             if callable(head):
                 name, params = head(*numbers)

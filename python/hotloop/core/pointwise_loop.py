@@ -180,16 +180,12 @@ class Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        head: str,
-        rows: list[Row],
-        params: tuple[float, ...],
-        reduction: str,
-        double: bool,
-        grad_enabled: bool,
-        extras: Extras | None,
+        call: tuple[str, list[Row], Sequence[float], str, bool, bool, Extras | None],
         *inputs: Tensor | None,
     ) -> Tensor:
-        needed = ctx.needs_input_grad[7:] if grad_enabled else (False,) * len(inputs)
+        # One argument for all that is no input: torch looks at each of them on the way.
+        head, rows, params, reduction, double, grad_enabled, extras = call
+        needed = ctx.needs_input_grad[1:] if grad_enabled else (False,) * len(inputs)
         grads = [
             _gradient_like(x) if x is not None and need else None for x, need in zip(inputs, needed)
         ]
@@ -218,7 +214,7 @@ class Pointwise(torch.autograd.Function):
             scaled = [None if g is None else g.clone() for g in scaled]
         if ctx.dtypes is not None:
             scaled = [None if g is None else g.to(dtype) for g, dtype in zip(scaled, ctx.dtypes)]
-        return (None, None, None, None, None, None, None, *scaled)
+        return (None, *scaled)
 
 
 # -- registered form, for torch.compile -------------------------------------------------------------------
