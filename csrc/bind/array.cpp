@@ -1,6 +1,7 @@
-// How each kind of Python object becomes a View. A DLPack capsule is read as it is; a buffer (NumPy) through the buffer
-// protocol; a torch tensor through torch_tensor.cpp; anything else through its __dlpack__. What a View cannot say
-// (another device or dtype, strides inside an element, more dimensions) raises with op and argument.
+// How each kind of Python object becomes a View. A DLPack capsule is read as it is, a NumPy array through the buffer
+// protocol, a torch tensor through torch_tensor.cpp, anything else through its `__dlpack__`. An array that a View
+// cannot describe (another device or dtype, strides that are no multiple of an element, more dimensions) raises an
+// error with op and argument.
 #include "bind/array.hpp"
 
 #include "bind/torch_tensor.hpp"

@@ -1,6 +1,6 @@
-// The bindings of the decode room: verification of drafts, sampling, probabilities and temperatures. Each fills the
-// call of its loop from checked arrays (decode_arguments.hpp) and runs it without the GIL. Loops over probabilities
-// return which input held a number that is none; Python finds the number and raises.
+// The bindings of the decode room: verification of drafts, sampling, probabilities and temperatures. Each function
+// fills the call of its loop from checked arrays (decode_arguments.hpp) and runs the loop without the GIL. A loop over
+// probabilities says which input held a number outside [0, 1]; Python then looks for the number and raises.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,4 +1,5 @@
-// What the CPU and the CUDA bindings of the room take from Python alike: laws, seeds, per-request numbers.
+// Arguments that the CPU and the CUDA bindings of the decode room both take from Python: laws, seeds, numbers per
+// request, and the rows of an array.
 #pragma once
 
 #include <pybind11/pybind11.h>

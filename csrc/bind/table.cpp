@@ -1,5 +1,6 @@
-// The table on the CPU: the backend for table_methods.hpp, the methods that only it has (find, find_or_insert, upsert,
-// updates, trim), and two reductions over arrays. Calls work without the GIL and count as work that a fork waits for.
+// The table on the CPU: the backend for table_methods.hpp, the methods that the table on a device does not have (find,
+// find_or_insert, upsert, updates, trim), and two reductions over arrays. Offsets of bags are checked here, since the
+// loops trust them. A call runs without the GIL and is counted while it runs, so that a fork waits for it.
 #include <algorithm>
 #include <memory>
 #include <string>

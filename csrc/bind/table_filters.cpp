@@ -1,5 +1,6 @@
-// Hashing of keys and strings, admission filters and the eviction of managed slots. A CountFilter is shared between
-// Python and the tables that ask it; its saved cells travel as bytes.
+// Hashing of keys and strings, admission filters, and the eviction of managed slots. A CountFilter is an object of
+// Python that tables hold by reference: a filter and all tables that use it count the same sightings. Its saved cells
+// are passed as bytes.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,9 +1,9 @@
 // The methods of `_core.table.Table` and of `_cuda.table.Table`, written once over a backend.
 //
 // `Backend` names the types of its table (Table, Rows, Moment, Export, Pooled, Update), the memory its arrays lie in
-// (kDevice, kHost where exports and imports are), what holds while it works without the GIL (Unlocked), and does in
-// its own way what differs: pool, export_rows, states. A method checks each array against the number of keys `n` and
-// the settings of the table, releases the GIL and calls the table. What only one backend has is in table.cpp and
+// (kDevice; exports and imports lie on the host), and the guard under which it works without the GIL (Unlocked). It
+// writes pool, export_rows and states in its own way. A method checks each array against the number of keys `n` and the
+// settings of the table, releases the GIL and calls the table. Methods that only one backend has are in table.cpp and
 // cuda_table.cpp.
 #pragma once
 

@@ -1,3 +1,6 @@
+// The bindings of multiplexed lookups: forward and the two backwards. The layout of features, chunks and tables comes
+// as a tuple; arrays are checked against it before a loop runs. `Hits` lists the hits of a
+// batch once, sorted by row, for the backwards.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,6 @@
-// Row updates of dense tensors, merging of duplicate ids, int8 quantization and the shape of an optimizer's state.
-// Row numbers are compared with the weight before a loop sees them: the loops write where they say.
+// Row updates of dense tensors, merging of duplicate ids, int8 quantization, and the shape of an optimizer's state. Row
+// numbers are compared with the number of rows of the weight before a loop runs, since the loop writes to any row
+// number it is given.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,7 +1,8 @@
-// One stable pass is: every thread counts the digits of its range, the counts are summed over digits and then over
-// threads, and every thread writes its range to where the sums say. Up to kMostBins keys one pass over the keys
-// themselves does; above that, least significant digits first, passes of 11 bits move items that carry their key, in 8
-// bytes where key and position fit in them, else in 16.
+// A stable counting sort in passes. In one pass every thread counts the digits of its range, the counts are summed over
+// digits and then over threads, and every thread moves the items of its range to the places that the sums give.
+//
+// Up to kMostBins keys one pass over the keys themselves is enough. Above, passes of 11 bits go from the lowest digit
+// to the highest and move items that carry their key: 8 bytes each if key and position fit in them, else 16.
 #include "core/counting_sort.hpp"
 
 #include <algorithm>

@@ -1,4 +1,7 @@
-// Storage types and their conversion to the type the maths is done in.
+// Storage types (float32, float64, float16, bfloat16, integers) and their conversion to the type in which a loop
+// computes: float32 for the half types. On the CPU, conversions of half types are integer arithmetic with masks instead
+// of branches, so that GCC vectorises the loops around them. `dispatch_float` calls a template with the storage type of
+// a floating dtype.
 #pragma once
 
 #include <bit>

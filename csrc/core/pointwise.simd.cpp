@@ -1,8 +1,8 @@
-// CPU pointwise loop. Rows are taken in blocks that stay in L1: columns of another type or stride, and group columns,
-// are brought into dense arrays first; the head's block function (core/pointwise_rooms.hpp) runs over the block as one
-// SIMD loop on dual numbers; weights are multiplied in; what the caller wants in another type or stride is converted
-// back. The loop is compiled once per instruction set and not once per head. Bytes per pair for DPO in float32: 16
-// read, 8 (gradients) or 12 (and losses) written.
+// The CPU pointwise loop, compiled once per instruction set and not once per head. Rows are taken in blocks of 256 that
+// stay in L1. First, columns of another type or stride and group columns are copied into dense arrays. Then the head's
+// block function (core/pointwise_rooms.hpp) runs over the block as one SIMD loop on dual numbers. Then losses and
+// gradients are multiplied by the weights of the rows and stored in the types and strides that the caller asked for.
+// Bytes per row for DPO in float32: 16 read, 8 (gradients) or 12 (and losses) written.
 #include "core/pointwise.hpp"
 
 #include <atomic>

@@ -48,7 +48,7 @@ namespace detail {
 HOTLOOP_INLINE float log_normal(float x, std::int32_t e_shift) {
   constexpr float kLn2High = 0.693359375f;
   constexpr float kLn2Low = -2.12194440e-4f;
-  // In unsigned arithmetic, where the bits of a negative x (whose result nobody uses) may wrap around.
+  // In unsigned arithmetic, where the bits of a negative x (whose result is not used) may wrap around.
   const auto bits = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(x) - 0x3f3504f3u);  // sqrt(1/2)
   const float e = static_cast<float>((bits >> 23) + e_shift);
   const float f = std::bit_cast<float>((bits & 0x007fffff) + 0x3f3504f3) - 1.0f;

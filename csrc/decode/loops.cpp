@@ -1,9 +1,9 @@
-// The loops that Python calls: each checks nothing, splits the batch over threads and runs one walk per request, or one
-// question per row.
+// The loops that Python calls. Each splits the batch over threads and runs one walk per request, or answers one
+// question per logits row; arguments were checked by the binding.
 //
 // A thread owns one `CpuRows` and reuses it, so a batch allocates its buffers once per thread. Requests share nothing,
-// so the number of threads changes no output. A number among the probabilities that is none sets a flag of the law that
-// the binding returns; the loop itself goes on, and Python looks for the number and raises.
+// so the number of threads changes no output. A number outside [0, 1] among the probabilities sets a flag of the law,
+// which the binding returns; the loop itself goes on, and Python looks for the number and raises.
 #include "decode/loops.hpp"
 
 #include <algorithm>

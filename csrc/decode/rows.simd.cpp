@@ -1,6 +1,7 @@
-// The passes over a row. A chunk of the row is brought to logits in an L1 buffer (half types widened, second model
-// mixed in, bias added, temperature divided out); the weights follow from the buffer. Sums are of multiples of one
-// unit and small enough for a double, hence exact: lanes, threads and chunks may add in any order.
+// The passes over a logits row. A chunk of the row is converted to logits in an L1 buffer: half types widened, the
+// second model mixed in, the bias added, divided by the temperature. The weights are computed from the buffer. Sums are
+// of multiples of one unit and small enough for a double, hence exact, so lanes, threads and chunks may add in any
+// order.
 #include "decode/rows.hpp"
 
 #include <atomic>

@@ -1,7 +1,7 @@
 // The counting filter: probes, the ring of splits that forgets, batches over threads, marks and deltas of its cells.
 //
 // A batch prefetches the cells of sixteen keys ahead. A key has its cell in the newest split; if it has none there, it
-// takes the first free cell of its probe and the count that the newest older split has for it. When the newest split
+// takes the first free cell of its probe, with the count that the newest older split has for it. When the newest split
 // holds its share of keys, the ring advances: the next split, which is empty, becomes the newest, and the oldest is
 // cleared. `Trial` notes the cells and splits that change, so that the sightings of a refused batch can be taken back;
 // `mark` numbers the lines that change, for deltas.

@@ -1,5 +1,8 @@
-// Admission: which unknown keys may enter a table. A filter that counts sightings in two bytes per key, and a
-// probabilistic one that keeps nothing.
+// Admission: which unknown keys may enter a table. CountFilter counts the sightings of a key in two bytes and admits it
+// after a number of them; probabilistic_admits draws a number and keeps nothing.
+//
+// CountFilter is one open-addressed array, or a ring of them that forgets by clearing the oldest; filter.cpp says how a
+// batch goes through it.
 #pragma once
 
 #include <cmath>

@@ -46,7 +46,7 @@ struct SeededHash {
   std::size_t operator()(std::uint64_t key) const { return static_cast<std::size_t>(mix64(key ^ seed)); }
 };
 
-// Of hash tables that live for one call, whose results do not depend on it: drawn once per process.
+// The seed of hash tables that live for one call, drawn once per process. Results do not depend on it.
 std::uint64_t process_seed();
 
 // floor(h * buckets / 2^64): no division, and the high bits of h decide.

@@ -1,9 +1,10 @@
-// One round of managed eviction: known ids are found through a hash table of the incoming ones, the rest are ranked.
+// One round of managed eviction: known ids are found through a hash table of the incoming ones, the unknown ones are
+// ranked.
 //
-// New ids are sorted, best first; free slots go to the first of them. Of the used slots only those whose score is below
-// the best new id's can lose: nth_element finds as many of the weakest as there are new ids left, and only these are
-// sorted. The k-th new id then takes the k-th weakest slot while it beats it. Scores of "lfu" and "lru" are integers,
-// those of "distance_lfu" float64; ties are broken by ids, not by the order of memory.
+// Unknown ids are sorted, best first; free slots go to the first of them. Of the used slots only those whose score is
+// below the best unknown id's can lose: nth_element finds as many of the weakest as there are unknown ids left, and
+// only these are sorted. The k-th unknown id then takes the k-th weakest slot if it beats it. Scores of "lfu" and "lru"
+// are integers, those of "distance_lfu" float64; ties are broken by ids, not by the order of memory.
 #include "table/managed_slots.hpp"
 
 #include <algorithm>
@@ -97,7 +98,7 @@ void compete(const MchCall& call, std::vector<std::int64_t>& newcomers, MchResul
     losers.resize(rest);
   }
   std::sort(losers.begin(), losers.end(), weaker);
-  // The k-th newcomer after those for whom a slot is free needs the k-th weakest slot: incumbents win ties.
+  // After the free slots are given out, the k-th new id needs the k-th weakest slot; on a tie the old id stays.
   std::size_t won = 0;
   while (won < losers.size() && free.size() + won < fresh.size() &&
          losers[won].score < fresh[free.size() + won].score) {
@@ -105,7 +106,7 @@ void compete(const MchCall& call, std::vector<std::int64_t>& newcomers, MchResul
   }
   std::vector<std::int64_t> slots;
   for (std::size_t k = won; k-- > 0;) slots.push_back(losers[k].at);
-  // Of equal evicted slots the smaller id comes first, as in a stable descending sort: `losers` is its reverse.
+  // Evicted slots of equal score come by smaller id, as in a stable descending sort: `losers` is its reverse.
   slots.insert(slots.end(), free.begin(), free.end());
   for (std::size_t k = 0; k < slots.size(); ++k) {
     const std::int64_t s = slots[k], i = fresh[k].at;

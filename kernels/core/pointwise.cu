@@ -1,4 +1,7 @@
 // The launcher of the CUDA pointwise loop and the second pass of its sums; the kernels are in kernels/<room>/heads.cu.
+//
+// A handle names a room and a place in its list of heads. A launch allocates nothing: each block leaves its sums in a
+// buffer of the caller, and a second kernel of one block adds them in a fixed order.
 #include "kernels/core/pointwise.cuh"
 
 #include <stdexcept>

@@ -1,12 +1,15 @@
-// A team: the blocks that serve one request together, in step with each other. Its one collective
-// is a reduction of several numbers at once (lanes): warps leave partial results in shared memory,
-// a warp per lane brings them together and sends its block's to the mailbox of that block, and the
-// same warp of every block reads the mailboxes of all blocks. Every block thus ends with the result
-// and nobody waits for an answer: one trip through L2, where a counter and its release would be
-// three. Numbers are whole, so the result does not depend on who is first. Mailboxes need no
-// clearing: letters carry an epoch that only grows, within a launch and from launch to launch, and
-// two sets of them in turn are enough, for nobody can be two exchanges ahead of a block that has
-// not read the first. A team of one block sends nothing.
+// A team: the thread blocks that serve one request together, in step with each other. Its one collective, `reduce`,
+// brings several numbers (lanes) together over all threads of the team, each by sum or maximum. Numbers are integers,
+// so the result does not depend on the order.
+//
+// Warps leave partial results in shared memory. For each lane one warp combines those of its block and writes the
+// result to the block's mailbox in device memory; then the same warp of every block reads the mailboxes of all blocks.
+// So every block has the result after one trip through L2, where a counter and its release take three. A team of one
+// block sends nothing.
+//
+// Mailboxes are not cleared: a letter carries an epoch that only grows, within a launch and from launch to launch, and
+// a reader waits for the epoch it expects. Two sets of mailboxes in turn are enough: a block writes into a set again
+// only after all blocks have sent the exchange in between, hence have read that set.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,7 @@
-// What the threads of a block, and the blocks of a group, do to each other: barrier, shuffle,
-// fence, atomic, and a letter of 16 bytes that is read whole or not at all. Code written on these
-// names also compiles for the host, where a test defines the functions of `emulated` and runs every
-// thread as a fiber: collective code is then executed, and not only compiled, on a machine without
-// a GPU.
+// The collective operations of the threads of a block and of the blocks of a team: barrier, shuffle, ballot, fence,
+// atomic, and a letter of 16 bytes that is read whole or not at all. Code written on these names also compiles for the
+// host, where a test defines the functions of `emulated` and runs every thread as a fiber. So collective code is
+// executed in tests, and not only compiled, on a machine without a GPU.
 #pragma once
 
 #include <bit>
@@ -217,7 +216,7 @@ HOTLOOP_INLINE void max_global(std::uint32_t* at, std::uint32_t x) {
 }
 
 // A number and when it was sent. One 128-bit access each way, which the memory model promises to be
-// whole (PTX ISA 8.3, sm_70): who sees the epoch sees the number, without a fence between the two.
+// whole (PTX ISA 8.3, sm_70): a reader that sees the epoch sees the number, without a fence between the two.
 struct alignas(16) Letter {
   std::uint64_t number;
   std::uint64_t epoch;

@@ -1,10 +1,10 @@
-// What one warp does with a stretch of a row: the passes of rows.simd.cpp, with the arithmetic of
-// heads.hpp and hence the same numbers. Tokens come in packs of eight that start at a 16-byte
-// boundary of the row's memory, wherever that lies: a pack is one access of 16 bytes in half types,
-// two in float32, four in float64, and only the two at the ends of a row, or those of a second row
-// that lies differently, are read token by token. Nothing of a row is kept; what is read again
-// comes from L2. Passes are functions of their own and not inlined: the three walks and their turns
-// share them.
+// What one warp does with a stretch of a logits row: the passes of rows.simd.cpp, with the arithmetic of heads.hpp and
+// hence the same numbers.
+//
+// Tokens come in packs of eight that start at a 16-byte boundary of memory: a pack is one access of 16 bytes in half
+// types, two in float32, four in float64. Only the packs at the two ends of a row, and those of a second row with
+// another alignment, are read token by token. Nothing of a row is kept; a second pass reads it from L2. The passes are
+// not inlined, since the three walks share them.
 #pragma once
 
 #include <bit>

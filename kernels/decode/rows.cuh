@@ -1,14 +1,15 @@
-// Rows as a team of thread blocks reads them. Every thread of every block of the team takes the
-// same steps of a walk; a question about a single token is answered by each thread for itself, a
-// question about a row by all together. A row's packs are dealt out to the blocks and, inside a
-// block, to its warps, in stretches that lie side by side, so that the masses of the stretches lead
-// a draw to the block, the warp and at last the token that holds the wanted unit.
+// `Rows` (decode/walks.hpp) as a team of thread blocks reads them. Every thread of every block of the team takes the
+// same steps of a walk. A question about one token is answered by each thread for itself, a question about a whole row
+// by all threads together.
 //
-// Opening a row costs two exchanges: the largest logit, then the mass under it (or the first token
-// that has it, for a greedy request). What the walk is about to open takes part in the same two
-// exchanges: the draft's row, and, where the team is large and a row is a small thing to read, the
-// next rows too (the window). Truncation adds three exchanges for each of top-k and top-p (six in
-// float64): a histogram over 11 bits of the order-preserving key at a time, of counts or of masses.
+// The packs of a row are dealt out to the blocks, and inside a block to its warps, in neighbouring stretches. A draw
+// finds the stretch whose mass contains the wanted unit: first the block, then the warp, then the token.
+//
+// Opening a row costs two exchanges of the team: the largest logit, then the mass under it (for a greedy request, the
+// first token that has it). Rows that the walk will probably open next take part in the same two exchanges: the draft's
+// row, and, where the team is large and a row is small, the next rows too (the window). Truncation adds three exchanges
+// for each of top-k and top-p (six in float64), each a histogram of counts or masses over 11 bits of the
+// order-preserving key.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +40,7 @@ struct Places {
   BiasList target, draft;  // the block's: the request's bias by ascending id
 };
 
-// Steps of all threads leave them together: whatever a step read of shared memory, all have read
-// when it ends.
+// Every step that reads shared memory ends with a block-wide barrier, so the next step may overwrite it.
 template <class Team>
 class GpuRows {
  public:

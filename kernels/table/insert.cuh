@@ -1,6 +1,6 @@
-// Insertion: unknown keys, sorted by hash, so that equal keys are neighbours and so are the keys of a bucket. One warp
-// then owns a bucket and needs no lock, and what it decides depends on nothing but the batch. It decides slots only;
-// rows are written afterwards, a warp for each.
+// Insertion of unknown keys. They are sorted by hash, so equal keys are neighbours, and so are the keys of a bucket.
+// One warp owns a bucket and needs no lock, and its decisions depend on nothing but the batch. This step decides slots
+// only; rows are written afterwards, one warp each.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Lookups: rows of keys copied out, pooled over bags, or multiplied with gradients.
 //
 // Every body here and in the files beside it is called as body(warp, lane, scratch) by the 32 lanes of each warp of a
-// launch; a launch runs `warps()` of them.
+// launch; `warps()` says how many warps it wants.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,8 @@
-// The CUDA device under a table: memory, the sorts and selections of cub, and launches whose warps stride over the
-// work.
+// The CUDA device under a table: the `Machine` that basic_table.cuh is written over. It allocates memory, copies, sorts
+// and selects with cub, and launches bodies whose warps stride over the work.
+//
+// Everything runs on one stream at a time. A verb that comes on another stream waits for the last one by an event. A
+// stream that is being captured in a CUDA graph is refused, since a table reads numbers back.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,7 +1,7 @@
-// Writes to rows that are there. Positions are sorted by slot, so that those of one row are a run, in the order of the
-// batch; one warp owns it. The id that half of a batch asks for must not be one serial loop: runs are cut where the
-// sorted batch is, every kTile positions, the sums of the pieces are left in memory, and a second pass adds them in
-// order. Where it is cut depends on the batch alone, so results do not depend on the machine.
+// Writes to rows that exist. Positions of the batch are sorted by slot, so the positions of one row are a run, in the
+// order of the batch, and one warp owns the run. A run may be half of the batch, which one warp would take long to add.
+// So runs are cut every kTile positions of the sorted batch: the sums of the pieces are left in memory, and a second
+// pass adds them in order. The cuts depend on the batch alone, so results do not depend on the device.
 #pragma once
 
 #include <cstdint>

@@ -1,11 +1,11 @@
 // A table in device memory, and how a warp looks into it.
 //
-// Arrays over buckets x 128 slots: `digests` holds one byte of the hash per slot, 0 in a free one; keys, scores,
-// times, versions and rows are addressed by the number of the slot, so that behind one line of digests there is no
-// further indirection. A key lives in the bucket that the upper bits of its hash name, in any slot of it. The digest
-// says whether a slot is used, so no key is reserved.
+// Arrays run over buckets x 128 slots. `digests` has one byte of the hash per slot, 0 in a free one: a digest says
+// whether a slot is used, so no key is reserved. Keys, scores, times, versions and rows are addressed by the number of
+// the slot, so after the one line of digests there is no further indirection. The upper bits of a key's hash name its
+// bucket; the key may lie in any slot of it.
 //
-// Nothing here is locked: what is written by one kernel is read by the next one on the same stream.
+// Nothing here is locked: a kernel reads what the kernel before it on the stream has written.
 #pragma once
 
 #include <cstdint>

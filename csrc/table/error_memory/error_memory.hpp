@@ -1,7 +1,7 @@
-// The error memory of ReLoop2 in one pass: cosine similarity of every query to
-// every slot, a running top-k, and softmax-weighted sums over it. Slots are taken in blocks that are normalised and
-// transposed into panels, which stay in L2; a tile of eight queries by a block of similarities stays in L1, and of it
-// only what beats a query's k-th best so far is written down. Nothing of size queries x slots is ever in memory.
+// The error memory of ReLoop2 in one pass: cosine similarity of every query to every slot, a running top-k, and sums
+// over the k slots weighted by a softmax. Slots are taken in blocks that are normalised and transposed into panels,
+// which stay in L2. A tile of eight queries by one block of similarities stays in L1; only similarities above a query's
+// k-th best so far are written to memory. The queries x slots matrix is never stored.
 #pragma once
 
 #include <bit>

@@ -1,5 +1,7 @@
-// The loops of the row optimizers. Float32 rows are worked on where they lie; half rows pass through a buffer of
-// float32 in L1, a chunk at a time, so that the arithmetic sees only float32 and each weight is rounded once.
+// The loops of the row optimizers: one rule (core/rules.hpp) over the rows of a batch, each with its gradient and
+// state. Float32 rows are updated in place. Half rows pass through a float32 buffer in L1, 256 elements at a time, so
+// the arithmetic sees only float32 and each weight is rounded once, to nearest or stochastically. Sums over a row have
+// sixteen fixed lanes: every instruction set gives the same bits.
 #include "table/rows/row_rules.hpp"
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// Whom to evict: the row with the lowest (score, key), exactly, at the price of one scan in many evictions.
+// Which row to evict: the one with the lowest (score, key) of the table, at the price of one scan in many evictions.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace hotloop::table {
 
-// What a row's score becomes. `at`: position in the batch, or -1 for an update that is no use of its own.
+// The next score of a row. `at`: position in the batch, or -1 for an update, which does not count as a use.
 inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int64_t at, bool fresh,
                                 std::uint64_t before) {
   const bool counts = at >= 0, stated = stamp.scores != nullptr && counts;
@@ -22,8 +22,8 @@ inline std::uint64_t next_score(Strategy strategy, const Stamp& stamp, std::int6
 
 // The lowest rows of one scan, in order, beside a heap of rows that came to lie among them since. An entry taken
 // from either is looked up again: a row that was used meanwhile has another score and is passed over. The heap takes
-// an entry for every use that leaves a low score, so it is cleared of what is no longer true, and of the highest
-// entries, before it holds more than a few 64ths of the rows.
+// an entry for every use that leaves a low score, so entries that are out of date, and then the highest ones, are
+// removed before it holds more than a few 64ths of the rows.
 class Evictor {
  public:
   explicit Evictor(Table& table) : table_(table) {}

@@ -1,12 +1,11 @@
 // From keys to rows: buckets of one cache line, probed in order.
 //
-// A bucket has twelve slots, each a byte of the hash (the tag) and the number of a row; the row holds the key, so
-// nothing is reserved among keys and two keys never share a row. A key lives in its home bucket or, when that was
-// full, in one of the next; every bucket counts the keys that went past it, and a search ends at a bucket that no key
-// went past.
-// No key ever moves, so readers need no lock: what they find is proved by the key in the row.
+// A bucket has twelve slots, each a byte of the hash (the tag) and a row number. The row holds the key, so no key is
+// reserved and two keys never share a row. A key lives in its home bucket or, if that was full, in one of the next.
+// Every bucket counts the keys that went past it, and a search ends at a bucket with a count of 0. No key ever moves,
+// so readers need no lock: the key in the row proves what they found.
 //
-// Bytes per key at a load of 0.85: 64 / 12 / 0.85 = 6.3, and 8 for the key and 1/8 for its live bit in the row.
+// Bytes per key at a load of 0.85: 64 / 12 / 0.85 = 6.3, and in the row 8 for the key and 1/8 for its live bit.
 #pragma once
 
 #include <bit>

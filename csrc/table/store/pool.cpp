@@ -1,9 +1,9 @@
 // Pooling: rows of the keys of a bag are looked up, converted to float32 and added while they are in the cache.
 //
-// `visit_rows` runs the lookup pipeline of the table over all positions of a thread's bags; `Sums` collects the rows of
+// `visit_rows` runs the lookup pipeline of the table over all positions of a thread's bags. `Sums` collects the rows of
 // one bag, twelve at a time, adds them under their sequence locks, and adds them again one by one if a row was written
-// meanwhile. `pool_or_insert` first pools what is there, then enters the keys that had no row and pools their bags once
-// more: most batches of most tables hold known keys only.
+// meanwhile. `pool_or_insert` first pools the rows that exist, then inserts the unknown keys and pools their bags once
+// more: most batches hold known keys only.
 #include "table/store/pool.hpp"
 
 #include <algorithm>
@@ -309,7 +309,7 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
     if (call.found != nullptr) call.found[missing[i]] = found[i];
     if (rows[i] != kNoRow) changed.push_back(missing[i]);
   }
-  if (evicts) {  // what is pooled is what is there after the batch: a known key may have had to leave for another
+  if (evicts) {  // pools the rows after the batch: a known key may have been evicted for an unknown one
     std::vector<std::uint32_t> now(static_cast<std::size_t>(call.keys.count));
     table.locate(call.keys, now.data());
     for (std::int64_t i = 0; i < call.keys.count; ++i) {

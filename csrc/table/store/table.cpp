@@ -1,8 +1,8 @@
-// A table as a whole: construction, growth, lookups that change nothing, and what is written into one row (first values,
-// score, time, version). insert.cpp holds what changes the keys of a table; scan.cpp exports and the changes since a mark.
+// A table as a whole: construction, growth, lookups that change nothing, and writes to one row (first values, score,
+// time, version). insert.cpp changes the keys of a table; scan.cpp exports rows and the changes since a mark.
 //
-// Growth builds a new index beside the old one, under the exclusive lock of the structure, and swaps the pointer:
-// lookups keep the index that they started with, and no row moves.
+// Growth builds a new index beside the old one, under the exclusive lock of the structure, and swaps the pointer.
+// Lookups keep the index that they started with, and no row moves.
 #include "table/store/table.hpp"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 // A table from 64-bit keys to rows, made of an index (where a key is), an arena (the rows) and sequence locks.
 //
-// Calls take batches, run on the threads of OpenMP, and may overlap in any mixture. Lookups take no lock and never
-// wait for growth: they keep the index they started with. Insertions, erasures and evictions share `structure_`,
-// growth has it alone. A key is inserted and erased under the lock of its home bucket, a row is written under its
-// sequence lock. Of a batch, one thread meets all occurrences of a key, in order: results do not depend on threads.
+// Calls take batches, run on the threads of OpenMP, and may overlap in any mixture. Lookups take no lock and never wait
+// for growth: they keep the index they started with. Insertions, erasures and evictions share the lock `structure_`;
+// growth takes it alone. A key is inserted and erased under the lock of its home bucket, a row is written under its
+// sequence lock. One thread meets all occurrences of a key in a batch, in order, so results do not depend on threads.
 #pragma once
 
 #include <algorithm>
@@ -117,7 +117,7 @@ class Table {
   // Whether a use leaves anything in a row.
   bool keeps_uses() const { return layout_.score >= 0 || layout_.time >= 0; }
 
-  // Throws TableFull, before anything is written or counted, if no strategy says whom to evict.
+  // Throws TableFull, before anything is written or counted, if the table has no eviction strategy.
   void upsert(const Upsert& call);
   // Only keys that are there. accumulate: values are added.
   void assign(Keys keys, Values values, Stamp stamp, bool accumulate, std::uint8_t* found);
@@ -143,7 +143,7 @@ class Table {
   // Puts rows back with state, score and time as exported. beyond: for a replica, whose source decides which rows stay:
   // the bound is ignored, and rows above it stay until the next key is entered, or `trim`.
   void import_rows(Keys keys, const Export& rows, bool beyond = false);
-  // Evicts the lowest rows above the bound; says how many. Throws TableFull if no strategy says whom.
+  // Evicts the lowest rows above the bound; says how many. Throws TableFull without an eviction strategy.
   std::int64_t trim();
 
   // Later changes are told from earlier ones by the number that is returned.
