@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ._options import Options
 
+Roof = Callable[[], Callable[[], object]]
+"""Allocates for a plain copy or product and returns it."""
 Role = Literal["ours", "rival", "plain", "compiled", "floor", "roof"]
 ROLES = ("ours", "rival", "plain", "compiled", "floor", "roof")
 
@@ -107,25 +109,26 @@ class Target:
     what: Literal["time", "memory"] = "time"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One op at one shape and dtype on one device."""
 
     op: str
-    mode: Literal["fwd", "fwd+bwd", "step"]
+    mode: Literal["fwd", "fwd+bwd", "step"] = "fwd"
     """"step": ``forward`` is a whole training step, its own backward included."""
-    label: str
+    label: str = ""
     shape: tuple[int, ...]
-    dtype: str
-    device: str
+    dtype: str = "float32"
+    device: str = "cpu"
     make_inputs: Callable[[int], Inputs]
-    truth: Callable[[Inputs], list[Tensor]] | None
+    truth: Callable[[Inputs], list[Tensor]] | None = None
     """Value and gradients in higher precision, from ``hotloop.reference``; None with a judge."""
     contenders: Sequence[Entry]
     cost: Cost
-    roof: Callable[[], Callable[[], object]] | None
-    """Allocates for a plain copy or product of the same shape and returns it; None for no roof."""
-    roof_amount: float = 0.0
+    roof: Roof | None = None
+    """A plain copy or product of the same shape; None for no roof."""
+    roof_amount: float | None = None
+    """What the roof does, in the unit of the cost; None for as much as the cost."""
     targets: tuple[Target, ...] = ()
     sets: int = 3
     threads: int | None = None
@@ -145,6 +148,11 @@ class Bench:
     op: str
     summary: str
     cases: Callable[[Options], list[Case]]
+
+
+def on_cpu(cases: Callable[[Options], list[Case]]) -> Callable[[Options], list[Case]]:
+    """No cases on other devices."""
+    return lambda options: cases(options) if options.device == "cpu" else []
 
 
 def step(contender: Contender, inputs: Inputs, mode: str) -> list[Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from hotloop.reference import logprob as reference
 from torch import Tensor
 
-from ._case import Inputs
+from . import _roofs
+from ._case import Cost, Inputs
 
 IGNORE = -100
 Masking = Literal["scattered", "padding"]
@@ -125,18 +126,21 @@ def token_statistic(inputs: Inputs, name: str) -> Callable[[Tensor, Tensor, slic
     return value
 
 
-def product_roof(
-    n: int, width: int, vocabulary: int, dtype: str, device: str
-) -> Callable[[], Callable[[], object]]:
-    """A plain torch.mm of the forward's shape."""
-
-    def allocate() -> Callable[[], object]:
-        like = {"dtype": getattr(torch, dtype), "device": device}
-        a, b = torch.randn(n, width, **like), torch.randn(vocabulary, width, **like)
-        out = torch.zeros(n, vocabulary, **like)
-        return lambda: torch.mm(a, b.T, out=out)
-
-    return allocate
+def step(
+    products: int, valid: int, size: tuple[int, ...], dtype: str, device: str
+) -> dict[str, Any]:
+    """What the ``Case`` of a head's forward and backward says of its size, (..., D, V): the cost is so many products
+    over the tokens that count, the roof is one."""
+    width, vocabulary = size[-2:]
+    return {
+        "mode": "fwd+bwd",
+        "shape": size,
+        "dtype": dtype,
+        "device": device,
+        "cost": Cost("flops", f"{2 * products}*n*d*v", {"n": valid, "d": width, "v": vocabulary}),
+        "roof": _roofs.product(valid, width, vocabulary, dtype, device),
+        "roof_amount": 2.0 * valid * width * vocabulary,
+    }
 
 
 def bare_products(inputs: Inputs, count: int = 4) -> None:

@@ -1,38 +1,45 @@
-"""All benches, by op. Modules are imported when asked for, so that ``list`` needs no rival."""
+"""All benches, by op, found by file: modules are imported when asked for, so that ``list`` needs no rival."""
 
 from __future__ import annotations
 
 import fnmatch
 import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from ._case import Bench
 
-_MODULES = (
-    "bench.core.segments",
-    "bench.logprob.linear_logprob",
-    "bench.logprob.linear_cross_entropy",
-    "bench.logprob.linear_divergence",
-    "bench.preference.linear_preference_loss",
-    "bench.preference.pair_losses",
-    "bench.decode.speculative",
-    "bench.decode.tree",
-    "bench.decode.sampling",
-    "bench.decode.search",
-    "bench.table.lookup",
-    "bench.table.train",
-    "bench.table.device",
-    "bench.table.error_memory",
-)
+HERE = Path(__file__).parent
+
+
+def modules(name: str = "[!_]*") -> Iterator[tuple[str, ModuleType]]:
+    """The files ``bench/<room>/<name>.py`` as modules, each with its room; ``name`` is a glob."""
+    for path in sorted(HERE.glob(f"*/{name}.py")):
+        room = path.parent.name
+        if room != "contenders":
+            yield room, importlib.import_module(f"{__package__}.{room}.{path.stem}")
+
+
+def attribute_of_rooms(file: str, name: str) -> Iterator[tuple[str, Any]]:
+    """The entries of the tuple ``name`` in ``bench/<room>/<file>.py`` of all rooms, each with its room."""
+    for room, module in modules(file):
+        for entry in getattr(module, name):
+            yield room, entry
 
 
 def benches(room: str | None = None) -> list[Bench]:
+    """What the modules name ``BENCHES``, or return from ``benches()``; room by room."""
     found: list[Bench] = []
-    for name in _MODULES:
-        if room is not None and name.split(".")[1] != room:
-            continue
-        module = importlib.import_module(name)
-        found += module.BENCHES if hasattr(module, "BENCHES") else [module.BENCH]
-    return found
+    for _, module in modules():
+        found += module.benches() if hasattr(module, "benches") else getattr(module, "BENCHES", ())
+    found.sort(key=room_of)
+    return [bench for bench in found if room in (None, room_of(bench))]
+
+
+def room_of(bench: Bench) -> str:
+    return bench.op.split(".")[0]
 
 
 def select(pattern: str) -> list[Bench]:
@@ -60,6 +67,4 @@ def select(pattern: str) -> list[Bench]:
 
 
 def _matches(bench: Bench, pattern: str) -> bool:
-    return pattern in ("all", bench.op, bench.op.split(".")[0]) or fnmatch.fnmatch(
-        bench.op, pattern
-    )
+    return pattern in ("all", bench.op, room_of(bench)) or fnmatch.fnmatch(bench.op, pattern)

@@ -26,12 +26,13 @@ def case_rows(
 ) -> list[_row.Row]:
     """One row per contender with at least one whole round, the roof included."""
     spreads = {name: Spread.of(rounds) for name, rounds in samples.items() if rounds}
-    roof_rate = case.roof_amount / spreads[ROOF].median if ROOF in spreads else None
+    roof_amount = case.cost.amount if case.roof_amount is None else case.roof_amount
+    roof_rate = roof_amount / spreads[ROOF].median if ROOF in spreads else None
     roles = {c.name: c.role for c in timed} | {ROOF: "roof"}
     now = _machine.now()
     rows: list[_row.Row] = []
     for name, spread in spreads.items():
-        amount = case.roof_amount if name == ROOF else case.cost.amount
+        amount = roof_amount if name == ROOF else case.cost.amount
         rate = amount / spread.median
         peak = peaks.get(name)
         flops = case.cost.unit == "flops"

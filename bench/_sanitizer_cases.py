@@ -7,9 +7,9 @@ import torch
 from . import _registry
 from ._case import Contender, step
 from ._options import Options
-from .preference import pair_losses
+from .core import pointwise
 
-_PAIRS = (1, 31, 257, 4099)
+_ROWS = (1, 31, 257, 4099)
 
 
 def main() -> None:
@@ -27,9 +27,9 @@ def main() -> None:
                         print(f"{case.key}: not checked, {error}")
                         continue
                     steps += 1
-    for loss in pair_losses.LOSSES:
-        for n in _PAIRS:
-            case = pair_losses.case(loss, n, "cuda", ())
+    for row in pointwise.rows():
+        for n in _ROWS:
+            case = pointwise.case(row, n, "cuda")
             for contender in case.contenders:
                 if isinstance(contender, Contender) and contender.role == "ours":
                     step(contender, case.make_inputs(0), case.mode)

@@ -14,17 +14,17 @@ from . import _registry
 from ._case import Case, Contender, Missing, resolve
 from ._check import check
 from ._options import Options
-from .preference import pair_losses
+from .core import pointwise
 
-_PAIRS = 4099
+_ROWS = 4099
 
 
 def cases(room: str, device: str) -> Iterator[Case]:
     for bench in _registry.benches(room):
         yield from bench.cases(Options(device=device, quick=True))
-    if room == "preference":
-        for loss in pair_losses.LOSSES:
-            yield pair_losses.case(loss, _PAIRS, device, ())
+    for row in pointwise.rows():
+        if row.room == room:
+            yield pointwise.case(row, _ROWS, device)
 
 
 def wrong(case: Case) -> str:

@@ -30,10 +30,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         dtype=config.getoption("hotloop_dtype"),
         quick=config.getoption("hotloop_quick"),
     )
-    room = Path(str(metafunc.definition.path)).parent.name
     contests = [
         (case, entry)
-        for bench in _registry.benches(room)
+        for bench in _registry.benches()
         for case in bench.cases(options)
         if options.dtype in (None, case.dtype)
         for entry in case.contenders

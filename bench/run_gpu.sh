@@ -194,7 +194,8 @@ fi
 step info 40 "$loads && $python -m hotloop info"
 
 # 2. Every kernel once against the reference, a process per room: Triton compiles while others run.
-step smoke 90 "pids=(); for room in logprob preference decode table; do
+rooms="$(find bench -mindepth 2 -name '[!_]*.py' -not -path '*/contenders/*' -printf '%h\n' | sort -u | sed 's,.*/,,' | tr '\n' ' ')"
+step smoke 90 "pids=(); for room in $rooms; do
   env --default-signal=INT $python -m bench._smoke \$room & pids+=(\$!); done
   rc=0; for pid in \"\${pids[@]}\"; do wait \"\$pid\" || rc=1; done; exit \$rc"
 

@@ -57,5 +57,5 @@ def head_impls(device: str) -> tuple[str, ...]:
     return ("triton",) if device == "cuda" else ("cpu",)
 
 
-def pair_impls(device: str) -> tuple[str, ...]:
+def loop_impls(device: str) -> tuple[str, ...]:
     return ("cuda",) if device == "cuda" else ("cpu",)

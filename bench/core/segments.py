@@ -10,6 +10,7 @@ import torch
 from hotloop.reference import core as reference
 from torch import Tensor
 
+from .. import _roofs
 from .._case import Bench, Case, Contender, Cost, Inputs
 from .._options import Options
 from ..contenders import ours
@@ -118,7 +119,6 @@ def case(reduction: str, shape: Shape, by_ids: bool, device: str) -> Case:
         mode="fwd+bwd",
         label=f"{shape.label}{', ids' if by_ids else ''}",
         shape=(shape.rows, shape.columns),
-        dtype="float32",
         device=device,
         make_inputs=lambda seed: _inputs(seed, shape, device),
         truth=truth,
@@ -126,27 +126,16 @@ def case(reduction: str, shape: Shape, by_ids: bool, device: str) -> Case:
             *ours.contenders(
                 "hotloop.core",
                 f"segment_{reduction}",
-                ours.pair_impls(device),
+                ours.loop_impls(device),
                 lambda function, x: finite(function(x["values"], **arguments(x))),
             ),
             *rivals,
             Contender(name, "plain", plain),
         ),
         cost=cost,
-        roof=_copy(int(cost.amount), device),
-        roof_amount=cost.amount,
+        roof=_roofs.copy(int(cost.amount), device),
         threads=1,
     )
-
-
-def _copy(nbytes: int, device: str) -> Callable[[], Callable[[], object]]:
-    """A plain copy that reads half the bytes and writes the other half."""
-
-    def allocate() -> Callable[[], object]:
-        source, to = (torch.ones(nbytes // 8, device=device) for _ in range(2))
-        return lambda: to.copy_(source)
-
-    return allocate
 
 
 def sort_case(n: int, num_keys: int, device: str) -> Case:
@@ -160,10 +149,8 @@ def sort_case(n: int, num_keys: int, device: str) -> Case:
     cost = Cost("bytes", "n*16", {"n": n})
     return Case(
         op="core.counting_sort",
-        mode="fwd",
         label=f"{num_keys} keys",
         shape=(n,),
-        dtype="float32",
         device=device,
         make_inputs=make,
         truth=lambda x: [torch.sort(x["keys"], stable=True).indices],
@@ -171,7 +158,7 @@ def sort_case(n: int, num_keys: int, device: str) -> Case:
             *ours.contenders(
                 "hotloop.core",
                 "counting_sort",
-                ours.pair_impls(device),
+                ours.loop_impls(device),
                 lambda function, x: (
                     function(x["keys"], num_keys, order_only=num_keys > 2**20).order
                 ),
@@ -180,8 +167,7 @@ def sort_case(n: int, num_keys: int, device: str) -> Case:
             *((Contender("numpy.argsort", "rival", numpy),) if device == "cpu" else ()),
         ),
         cost=cost,
-        roof=_copy(int(cost.amount), device),
-        roof_amount=cost.amount,
+        roof=_roofs.copy(int(cost.amount), device),
         threads=1,
     )
 

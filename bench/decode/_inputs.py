@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._case import Inputs
+from .. import _roofs
+from .._case import Cost, Inputs
 
 ACCEPTED = 0.7
 """Share of draft tokens that are accepted; the noise of the draft is set to it."""
@@ -41,6 +43,14 @@ def logits(generator: torch.Generator, shape: Sequence[int], vocabulary: int) ->
     raised += z.logsumexp(-1, keepdim=True)
     places = torch.rand(rows, vocabulary, generator=generator, device=device).topk(likely).indices
     return z.scatter_(-1, places, raised).reshape(*shape, vocabulary)
+
+
+def rows_read(dtype: str, device: str, **sizes: int) -> dict[str, Any]:
+    """Dtype, device, cost and roof of a ``Case`` that reads the product of ``sizes`` logits once."""
+    item = torch.finfo(getattr(torch, dtype)).bits // 8
+    cost = Cost("bytes", "*".join([*sizes, "item"]), {**sizes, "item": item})
+    roof = _roofs.read(int(cost.amount), device)
+    return {"dtype": dtype, "device": device, "cost": cost, "roof": roof}
 
 
 def chain(
@@ -159,13 +169,3 @@ def _as_many_rows(made: dict[str, object], depth: int, dtype: str) -> object:
                 ids[b, n], lengths[b] = 1, n + 1
         chains.append((ids, lengths))
     return {"rows": rows, "chains": itertools.cycle(chains)}
-
-
-def read(nbytes: int, device: str) -> Callable[[], Callable[[], object]]:
-    """A plain sum that reads as many bytes."""
-
-    def allocate() -> Callable[[], object]:
-        source = torch.ones(max(nbytes // 4, 1), device=device)
-        return source.sum
-
-    return allocate

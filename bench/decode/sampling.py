@@ -10,7 +10,7 @@ import torch
 from hotloop import decode
 from hotloop.reference import decode as reference
 
-from .._case import Bench, Case, Contender, Cost, Entry, Inputs, Target
+from .._case import Bench, Case, Contender, Entry, Inputs, Target
 from .._options import Options
 from ..contenders import decode_plain, huggingface, ours, plain
 from . import _inputs, _judge
@@ -71,26 +71,18 @@ def _case(
                 lambda x: decode_plain.sample_topk_first(x["logits"], cut.top_k, cut.top_p),
             )
         )
-    item = 2 if dtype == "bfloat16" else 4
-    # Rows read once.
-    cost = Cost("bytes", "b*v*item", {"b": batch, "v": vocabulary, "item": item})
     return Case(
         op=f"decode.{OP}",
-        mode="fwd",
         label=cut.name,
         shape=size,
-        dtype=dtype,
-        device=device,
+        # Rows read once.
+        **_inputs.rows_read(dtype, device, b=batch, v=vocabulary),
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
-            *ours.contenders("hotloop.decode", OP, ours.pair_impls(device), forward),
+            *ours.contenders("hotloop.decode", OP, ours.loop_impls(device), forward),
             *eager,
             *rivals,
         ),
-        cost=cost,
-        roof=_inputs.read(int(cost.amount), device),
-        roof_amount=cost.amount,
         targets=targets,
         judge=_judge.draws(_judge.truncated(cut.top_k, cut.top_p), by_reference),
     )
@@ -120,4 +112,4 @@ def cases(options: Options) -> list[Case]:
     return found
 
 
-BENCH = Bench(f"decode.{OP}", "a token of every row of logits", cases)
+BENCHES = (Bench(f"decode.{OP}", "a token of every row of logits", cases),)

@@ -11,8 +11,8 @@ from hotloop.decode import BeamState
 from hotloop.reference.decode import search as reference
 from torch import Tensor
 
-from .. import _heads
-from .._case import Bench, Case, Contender, Cost, Inputs, Target, Verdict
+from .. import _roofs
+from .._case import Bench, Case, Contender, Cost, Inputs, Target, Verdict, on_cpu
 from .._options import Options
 from ..contenders import decode_plain, ours, plain
 from . import _inputs
@@ -48,25 +48,17 @@ def _beam_case(
     def eager_arguments(x: Inputs) -> tuple[object, ...]:
         return x["logits"], x["state"].scores.float(), x["state"].token_ids
 
-    item = 2 if dtype == "bfloat16" else 4
-    # Logits of every beam read once.
-    cost = Cost("bytes", "b*k*v*item", {"b": batch, "k": beams, "v": vocabulary, "item": item})
     return Case(
         op=f"decode.{BEAM}",
-        mode="fwd",
         label=f"{_TOKENS} tokens so far",
         shape=size,
-        dtype=dtype,
-        device=device,
+        # Logits of every beam read once.
+        **_inputs.rows_read(dtype, device, b=batch, k=beams, v=vocabulary),
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.decode.search", BEAM, ("cpu",), forward),
             *plain.eager_and_compiled(decode_plain.beam_step, eager_arguments),
         ),
-        cost=cost,
-        roof=_inputs.read(int(cost.amount), device),
-        roof_amount=cost.amount,
         targets=targets,
         judge=_judge_beams,
     )
@@ -91,9 +83,8 @@ def _judge_beams(contender: Contender, inputs: Inputs) -> Verdict:
     return Verdict(off)
 
 
+@on_cpu
 def beam_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_beam_case("cpu", dtype, (2, 3, 1000)) for dtype in ("float32", "bfloat16")]
     targets = (Target("C3.5", "torch", 0.30),)
@@ -138,13 +129,9 @@ def _neighbors_case(size: tuple[int, int], k: int, targets: tuple[Target, ...] =
 
     return Case(
         op=f"decode.{NEIGHBORS}",
-        mode="fwd",
         label=f"{k} neighbours",
         shape=size,
-        dtype="float32",
-        device="cpu",
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.decode.search", NEIGHBORS, ("cpu",), forward),
             Contender(
@@ -153,7 +140,7 @@ def _neighbors_case(size: tuple[int, int], k: int, targets: tuple[Target, ...] =
         ),
         # One product of the codebook with itself.
         cost=Cost("flops", "2*v*v*d", {"v": codes, "d": width}),
-        roof=_heads.product_roof(codes, width, codes, "float32", "cpu"),
+        roof=_roofs.product(codes, width, codes, "float32", "cpu"),
         roof_amount=2.0 * codes * codes * width,
         targets=targets,
         sets=1,
@@ -161,9 +148,8 @@ def _neighbors_case(size: tuple[int, int], k: int, targets: tuple[Target, ...] =
     )
 
 
+@on_cpu
 def neighbor_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_neighbors_case((300, 8), 40)]
     return [_neighbors_case((16384, 8), 1000, (Target("C3.6", "torch", 1.0),))]

@@ -11,12 +11,11 @@ from typing import Any
 from hotloop import decode
 from hotloop.reference import decode as reference
 
-from .._case import Bench, Case, Contender, Cost, Entry, Inputs, Target
+from .._case import Bench, Case, Contender, Entry, Inputs, Target
 from .._options import Options
 from ..contenders import decode_plain, huggingface, ours, plain
 from . import _inputs, _judge
 
-_ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 _K = 4
 _SMALL, _LARGE, _GPU_VOCABULARY = 32000, 151936, 128256
 # Input sets of one request are small: more of them, so that their acceptance averages out.
@@ -71,26 +70,19 @@ def _case(
         rivals.append(Contender("chain, as many rows", "floor", _chain_of_all))
     elif batch == 1 and not probabilities:
         rivals.append(huggingface.speculative_sampling())
-    # Rows read once: target and draft up to the first rejection; given probabilities, only the rows
-    # that a token is drawn from; for a block all rows.
-    cost = Cost("bytes", "rows*v*item", {"rows": rows, "v": vocabulary, "item": _ITEM[dtype]})
     return Case(
         op=f"decode.{op}",
-        mode="fwd",
         label=f"{'probabilities' if probabilities else 'logits'}, 70% accepted",
         shape=size,
-        dtype=dtype,
-        device=device,
+        # Rows read once: target and draft up to the first rejection; given probabilities, only the rows
+        # that a token is drawn from; for a block all rows.
+        **_inputs.rows_read(dtype, device, rows=rows, v=vocabulary),
         make_inputs=lambda seed: _inputs.chain(seed, size, dtype, device, probabilities),
-        truth=None,
         contenders=(
-            *ours.contenders("hotloop.decode", op, ours.pair_impls(device), forward),
+            *ours.contenders("hotloop.decode", op, ours.loop_impls(device), forward),
             *plain.eager_and_compiled(eager, _arguments),
             *rivals,
         ),
-        cost=cost,
-        roof=_inputs.read(int(cost.amount), device),
-        roof_amount=cost.amount,
         targets=targets,
         sets=_SETS.get(batch, 3),
         judge=_judge.verification(exact, by_reference),

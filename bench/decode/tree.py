@@ -7,7 +7,7 @@ from typing import Any
 from hotloop import decode
 from hotloop.reference import decode as reference
 
-from .._case import Bench, Case, Contender, Cost, Inputs, Target
+from .._case import Bench, Case, Contender, Inputs, Target
 from .._options import Options
 from ..contenders import decode_plain, ours
 from . import _inputs, _judge
@@ -44,27 +44,18 @@ def _case(
             x["tokens"], x["parents"], law, max_depth=depth, seed=seed
         )
 
-    item = 2 if dtype == "bfloat16" else 4
-    rows = round(batch * _ROWS)
-    # Rows on the path read once.
-    cost = Cost("bytes", "rows*v*item", {"rows": rows, "v": vocabulary, "item": item})
     return Case(
         op=f"decode.{OP}",
-        mode="fwd",
         label=f"depth {depth}, {_CHILDREN} children",
         shape=size,
-        dtype=dtype,
-        device=device,
+        # Rows on the path read once.
+        **_inputs.rows_read(dtype, device, rows=round(batch * _ROWS), v=vocabulary),
         make_inputs=lambda seed: _inputs.tree(seed, size, _CHILDREN, depth, dtype, device),
-        truth=None,
         contenders=(
-            *ours.contenders("hotloop.decode", OP, ours.pair_impls(device), forward),
+            *ours.contenders("hotloop.decode", OP, ours.loop_impls(device), forward),
             Contender("torch", "plain", decode_plain.tree),
             Contender(_AS_MANY_ROWS, "floor", _chain),
         ),
-        cost=cost,
-        roof=_inputs.read(int(cost.amount), device),
-        roof_amount=cost.amount,
         targets=targets,
         judge=_judge.verification(_judge.tree, by_reference),
     )
@@ -87,4 +78,4 @@ def cases(options: Options) -> list[Case]:
     return [_case(device, dtype, (16, 64, 32000), 8, targets) for dtype in ("float32", "bfloat16")]
 
 
-BENCH = Bench(f"decode.{OP}", "verification of a drafted tree", cases)
+BENCHES = (Bench(f"decode.{OP}", "verification of a drafted tree", cases),)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .. import _heads
-from .._case import Bench, Case, Contender, Cost, Inputs
+from .._case import Bench, Case, Contender, Inputs
 from .._options import Options
 from ..contenders import cce, liger, ours, plain, torch_linear, trl
 
@@ -52,11 +52,9 @@ def _case(
 
     return Case(
         op=OP,
-        mode="fwd+bwd",
         label=f"{masked:.0%} masked",
-        shape=size,
-        dtype=dtype,
-        device=device,
+        # Logits, d hidden and d weight: three products over the tokens that count.
+        **_heads.step(3, valid, size, dtype, device),
         make_inputs=make_inputs,
         truth=truth,
         contenders=(
@@ -74,10 +72,6 @@ def _case(
             Contender("three products", "floor", lambda x: _heads.bare_products(x, 3)),
             *([] if device == "cuda" else [ours.in_small_pages(_through_the_front_door)]),
         ),
-        # Logits, d hidden and d weight: three products over the tokens that count.
-        cost=Cost("flops", "6*n*d*v", {"n": valid, "d": width, "v": vocabulary}),
-        roof=_heads.product_roof(valid, width, vocabulary, dtype, device),
-        roof_amount=2.0 * valid * width * vocabulary,
         sets=sets,
     )
 
@@ -100,4 +94,4 @@ def cases(options: Options) -> list[Case]:
     return found
 
 
-BENCH = Bench(OP, "mean cross-entropy of a head, from hidden states", cases)
+BENCHES = (Bench(OP, "mean cross-entropy of a head, from hidden states", cases),)

@@ -9,7 +9,7 @@ from hotloop.reference import logprob as reference
 from torch import Tensor
 
 from .. import _heads
-from .._case import Bench, Case, Contender, Cost, Inputs, Target
+from .._case import Bench, Case, Contender, Inputs, Target
 from .._options import Options
 from ..contenders import liger, ours, plain, trl
 
@@ -69,11 +69,9 @@ def _case(
 
     return Case(
         op=KL if direction else JSD,
-        mode="fwd+bwd",
         label=f"{direction or f'beta {beta:g}'}, {masked:.0%} masked",
-        shape=size,
-        dtype=dtype,
-        device=device,
+        # Two logits, d hidden and d weight: four products over the tokens that count.
+        **_heads.step(4, valid, size, dtype, device),
         make_inputs=make_inputs,
         truth=truth,
         contenders=(
@@ -98,10 +96,6 @@ def _case(
             *liger.divergence(device, beta),
             Contender("six products", "floor", _bare_products),
         ),
-        # Two logits, d hidden and d weight: four products over the tokens that count.
-        cost=Cost("flops", "8*n*d*v", {"n": valid, "d": width, "v": vocabulary}),
-        roof=_heads.product_roof(valid, width, vocabulary, dtype, device),
-        roof_amount=2.0 * valid * width * vocabulary,
         targets=targets,
         sets=sets,
     )

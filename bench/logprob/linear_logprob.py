@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import _heads
-from .._case import Bench, Case, Contender, Cost, Inputs, Target
+from .._case import Bench, Case, Contender, Inputs, Target
 from .._options import Options
 from ..contenders import cce, liger, ours, plain, torch_linear, trl
 
@@ -55,11 +55,9 @@ def _case(
 
     return Case(
         op=OP,
-        mode="fwd+bwd",
         label=f"{masked:.0%} masked{', entropy' if entropy else ''}",
-        shape=size,
-        dtype=dtype,
-        device=device,
+        # Logits, d hidden and d weight: three products over the tokens that count.
+        **_heads.step(3, valid, size, dtype, device),
         make_inputs=lambda seed: _heads.token_inputs(
             seed, n, width, vocabulary, dtype, device, masked
         ),
@@ -79,10 +77,6 @@ def _case(
             ),
             Contender("four products", "floor", _heads.bare_products),
         ),
-        # Logits, d hidden and d weight: three products over the tokens that count.
-        cost=Cost("flops", "6*n*d*v", {"n": valid, "d": width, "v": vocabulary}),
-        roof=_heads.product_roof(valid, width, vocabulary, dtype, device),
-        roof_amount=2.0 * valid * width * vocabulary,
         targets=targets,
         sets=sets,
     )
@@ -113,4 +107,4 @@ def cases(options: Options) -> list[Case]:
     return found
 
 
-BENCH = Bench(OP, "log-probability of labels under a head, from hidden states", cases)
+BENCHES = (Bench(OP, "log-probability of labels under a head, from hidden states", cases),)

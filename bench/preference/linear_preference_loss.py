@@ -7,7 +7,7 @@ from hotloop.reference import preference as reference
 from torch import Tensor
 
 from .. import _heads
-from .._case import Bench, Case, Contender, Cost, Inputs, Target
+from .._case import Bench, Case, Contender, Inputs, Target
 from .._options import Options
 from ..contenders import liger, ours, plain
 
@@ -74,11 +74,9 @@ def _case(
     valid = int((_some_labels(size, padding) != _heads.IGNORE).sum())
     return Case(
         op=OP,
-        mode="fwd+bwd",
         label=f"dpo, {padding:.0%} padding",
-        shape=size,
-        dtype=dtype,
-        device=device,
+        # Logits of policy and reference, d hidden, d weight: four products over valid tokens.
+        **_heads.step(4, valid, size, dtype, device),
         make_inputs=make_inputs,
         truth=truth,
         contenders=(
@@ -99,10 +97,6 @@ def _case(
             *liger.dpo(BETA),
             Contender("five products", "floor", _bare_products),
         ),
-        # Logits of policy and reference, d hidden, d weight: four products over valid tokens.
-        cost=Cost("flops", "8*n*d*v", {"n": valid, "d": width, "v": vocabulary}),
-        roof=_heads.product_roof(valid, width, vocabulary, dtype, device),
-        roof_amount=2.0 * valid * width * vocabulary,
         targets=targets,
         sets=sets,
     )
@@ -143,4 +137,4 @@ def cases(options: Options) -> list[Case]:
     return found
 
 
-BENCH = Bench(OP, "DPO with a reference head, from hidden states", cases)
+BENCHES = (Bench(OP, "DPO with a reference head, from hidden states", cases),)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._case import Inputs
+from .._case import Inputs, Roof
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ def bags(seed: int, stored: World, batch: int, length: int, law: str) -> Inputs:
     )
 
 
-def gather_roof(count: int, nbytes: int, dim: int) -> Callable[[], Callable[[], object]]:
+def gather_roof(count: int, nbytes: int, dim: int) -> Roof:
     """Reads ``count`` random rows of ``dim`` float32 out of ``nbytes`` in plain torch.
 
     They lie in huge pages where the system has them, as ours do: in small ones the translation of addresses
@@ -128,6 +128,6 @@ def gather_roof(count: int, nbytes: int, dim: int) -> Callable[[], Callable[[], 
     return allocate
 
 
-def line_roof(count: int, nbytes: int) -> Callable[[], Callable[[], object]]:
+def line_roof(count: int, nbytes: int) -> Roof:
     """Reads as many random cache lines."""
     return gather_roof(count, nbytes, _LINE // 4)

@@ -89,20 +89,16 @@ def _case(op: str, slots: int, queries: int, dim: int, load: float) -> Case:
     cost = Cost("bytes", "q*(8+128+32+2*4*d+1)", {"q": queries, "d": dim})
     return Case(
         op=f"table.{op}",
-        mode="fwd",
         label=f"{load:.2f} full",
         shape=(slots, queries, dim),
-        dtype="float32",
         device="cuda",
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.table", "Table", ("cuda",), forward),
             Contender("torch", "plain", plain),
         ),
         cost=cost,
         roof=lambda: _roof(queries, slots, dim),
-        roof_amount=cost.amount,
         judge=judge,
     )
 

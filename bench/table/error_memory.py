@@ -10,8 +10,8 @@ from hotloop.reference import table as reference
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .. import _heads
-from .._case import Bench, Case, Contender, Cost, Inputs, Target, Verdict
+from .. import _roofs
+from .._case import Bench, Case, Contender, Cost, Inputs, Target, Verdict, on_cpu
 from .._options import Options
 from ..contenders import ours, plain
 
@@ -119,13 +119,10 @@ def _memory_case(
     cost = Cost("flops", "2*b*n*d", {"b": batch, "n": slots, "d": dim})
     return Case(
         op=f"table.{MEMORY}",
-        mode="fwd",
         label=f"{k} neighbours",
         shape=size,
         dtype=dtype,
-        device="cpu",
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.table", MEMORY, ("cpu",), forward),
             Contender("torch", "plain", lambda x: full_matrix(*arguments(x))),  # type: ignore[arg-type]
@@ -133,17 +130,15 @@ def _memory_case(
             Contender("numpy", "rival", lambda x: numpy_matrix(*arguments(x))),  # type: ignore[arg-type]
         ),
         cost=cost,
-        roof=_heads.product_roof(batch, dim, slots, "float32", "cpu"),
-        roof_amount=cost.amount,
+        roof=_roofs.product(batch, dim, slots, "float32", "cpu"),
         targets=targets,
         sets=1,
         judge=judge,
     )
 
 
+@on_cpu
 def memory_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_memory_case((64, 2000, 16), 20), _memory_case((8, 999, 16), 20, "bfloat16")]
     cases = [
@@ -205,28 +200,22 @@ def _sketch_case(size: tuple[int, int, int, int], written: int) -> Case:
     cost = Cost("flops", "2*b*d*r*l", {"b": batch, "d": dim, "r": repeats, "l": bits})
     return Case(
         op=f"table.{SKETCH}",
-        mode="fwd",
         label=f"hash and read, {written} written",
         shape=size,
-        dtype="float32",
-        device="cpu",
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.table", SKETCH, ("cpu",), forward),
             *plain.eager_and_compiled(plain_sketch, arguments),
         ),
         cost=cost,
-        roof=_heads.product_roof(batch, dim, repeats * bits, "float32", "cpu"),
-        roof_amount=cost.amount,
+        roof=_roofs.product(batch, dim, repeats * bits, "float32", "cpu"),
         sets=1,
         judge=judge,
     )
 
 
+@on_cpu
 def sketch_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_sketch_case((64, 16, 20, 8), 500)]
     return [_sketch_case((1024, 64, 180, 16), 20000)]

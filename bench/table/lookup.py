@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .._case import Bench, Case, Contender, Cost, Entry, Inputs, Target, Verdict
+from .._case import Bench, Case, Contender, Cost, Entry, Inputs, Target, Verdict, on_cpu
 from .._options import Options
 from ..contenders import hash_maps, ours, tfra, torchrec
 from . import _inputs
@@ -138,13 +138,9 @@ def _find_case(
     cost = Cost("bytes", "q*(8+64+4*d+1)", {"q": queries, "d": _PAIR})
     return Case(
         op=f"table.{FIND}",
-        mode="fwd",
         label=f"{load:.2f} full, {hits:.0%} stored, {_threads(threads)}",
         shape=(n, queries),
-        dtype="float32",
-        device="cpu",
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.table", "Table", ("cpu",), forward),
             _finds("torch", "plain", Sorted),
@@ -156,7 +152,6 @@ def _find_case(
         cost=cost,
         # As many random lines out of as many bytes as key and value take.
         roof=_inputs.line_roof(queries, slots * (8 + 4 * _PAIR)),
-        roof_amount=cost.amount,
         targets=targets,
         threads=threads,
         judge=_judge_find(load),
@@ -167,9 +162,8 @@ def _threads(threads: int) -> str:
     return f"{threads} thread{'' if threads == 1 else 's'}"
 
 
+@on_cpu
 def find_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_find_case(2**12, 1000, threads, hits=0.75) for threads in (1, 2)]
     found = [
@@ -211,13 +205,9 @@ def _insert_case(
     cost = Cost("bytes", "n*(8+4*d+2*64)", {"n": n, "d": _PAIR})
     return Case(
         op=f"table.{INSERT}",
-        mode="fwd",
         label=f"until {load:.2f} full, {_threads(threads)}",
         shape=(n,),
-        dtype="float32",
-        device="cpu",
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders(
                 "hotloop.table", "Table", ("cpu",), lambda f, x: filled(f, x["world"])
@@ -226,7 +216,6 @@ def _insert_case(
             *map(rival, names),
         ),
         cost=cost,
-        roof=None,
         targets=targets,
         sets=1,
         threads=threads,
@@ -234,9 +223,8 @@ def _insert_case(
     )
 
 
+@on_cpu
 def insert_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_insert_case(2**12, threads) for threads in (1, 2)]
     found = [
@@ -270,13 +258,9 @@ def _gather_case(
     cost = Cost("bytes", "q*(8+64+2*4*d)", {"q": queries, "d": dim})
     return Case(
         op=f"table.{GATHER}",
-        mode="fwd",
         label="every id stored",
         shape=(rows, queries, dim),
-        dtype="float32",
-        device="cpu",
         make_inputs=make_inputs,
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.table", "Table", ("cpu",), forward),
             _finds("torch", "plain", Sorted),
@@ -291,7 +275,6 @@ def _gather_case(
         ),
         cost=cost,
         roof=_inputs.gather_roof(queries, 4 * rows * dim, dim),
-        roof_amount=cost.amount,
         targets=targets,
         sets=5,
         threads=2,
@@ -299,9 +282,8 @@ def _gather_case(
     )
 
 
+@on_cpu
 def gather_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_gather_case(1000, 2**11, 300, dim=16)]
     targets = (

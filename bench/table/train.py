@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._case import Bench, Case, Contender, Cost, Entry, Inputs, Target, Verdict
+from .._case import Bench, Case, Contender, Cost, Entry, Inputs, Target, Verdict, on_cpu
 from .._check import relative_error
 from .._options import Options
 from ..contenders import fbgemm, ours, torchrec
@@ -177,23 +177,18 @@ def _step_case(
         mode="step",
         label=f"{rule.replace('_', ' ')}, {law} ids",
         shape=size,
-        dtype="float32",
-        device="cpu",
         make_inputs=_make_inputs(rows, batch, length, dim, law, f"{rule} {law}"),
-        truth=None,
         contenders=(*_ours(rule, "ids"), _plain(rule), *rivals, *_dense_turn(rule)),
         cost=cost,
         roof=_inputs.gather_roof(int(cost.amount / 4 / dim), 4 * rows * dim, dim),
-        roof_amount=cost.amount,
         targets=targets,
         threads=2,
         judge=_judge_step(rule),
     )
 
 
+@on_cpu
 def step_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     rules: tuple[Rule, ...] = ("rowwise_adagrad", "adam")
     if options.quick:
         size = (1000, 32, 4, 16)
@@ -242,10 +237,7 @@ def _forward_case(
         mode="step",
         label=f"training, {law} ids, all stored",
         shape=size,
-        dtype="float32",
-        device="cpu",
         make_inputs=_make_inputs(rows, batch, length, dim, law, f"forward {law}"),
-        truth=None,
         contenders=(
             *ours.contenders("hotloop.table", "HashEmbeddingBag", ("cpu",), forward),
             Contender("torch", "plain", plain),
@@ -253,16 +245,14 @@ def _forward_case(
         ),
         cost=cost,
         roof=_inputs.gather_roof(batch * length, 4 * rows * dim, dim),
-        roof_amount=cost.amount,
         targets=targets,
         threads=2,
         judge=judge,
     )
 
 
+@on_cpu
 def forward_cases(options: Options) -> list[Case]:
-    if options.device != "cpu":
-        return []
     if options.quick:
         return [_forward_case("zipf", (1000, 32, 4, 16))]
     targets = (Target("C4.3", torchrec.NAME, 0.25),)

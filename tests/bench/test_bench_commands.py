@@ -10,16 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hotloop
 import pytest
 import torch
 
+import bench
 from bench import __main__ as command
 from bench import _heads, _options, _registry
 from bench._case import Bench, Contender
 from bench._check import check
 from bench._options import Options
 from bench._timing import percentile
-from bench.preference import pair_losses
+from bench.core import pointwise
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "run_gpu.sh"
@@ -48,7 +50,7 @@ def test_select_takes_ops_rooms_and_globs() -> None:
         "preference.dpo_loss",
         "preference.ipo_loss",
     }
-    with pytest.raises(ValueError, match=r"\[bench\] op: expected one of logprob.*got 'nothing'"):
+    with pytest.raises(ValueError, match=r"\[bench\] op: expected one of core\..*got 'nothing'"):
         _registry.select("nothing")
 
 
@@ -96,13 +98,33 @@ def _agree(bench: Bench) -> None:
         assert (checked.broken, checked.disagree) == ({}, {}), case.key
 
 
-@pytest.mark.parametrize("loss", pair_losses.LOSSES, ids=lambda loss: loss.name)
-def test_every_pair_loss_agrees_with_its_eager_form(loss: pair_losses.Loss) -> None:
-    case = pair_losses.case(loss, 258, "cpu", ())
+@pytest.mark.parametrize("row", pointwise.rows(), ids=lambda row: row.op)
+def test_every_pointwise_loss_agrees_with_its_eager_form(row: pointwise.Row) -> None:
+    case = pointwise.case(row, 258, "cpu")
     ready = [c for c in case.contenders if isinstance(c, Contender) and c.role in ("ours", "plain")]
     checked = check(case, ready, case.make_inputs(0))
     assert (checked.broken, checked.disagree) == ({}, {})
     assert set(checked.errors) == {"hotloop cpu", "torch"}
+
+
+def test_a_file_of_rows_is_all_that_a_new_room_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "rows.py").write_text(
+        "from bench.core.pointwise import Row\nROWS = (Row('toy_loss', lambda x: x, ('pc',), quick=True),)"
+    )
+    monkeypatch.setattr(_registry, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "__path__", [*bench.__path__, str(tmp_path)])
+    monkeypatch.setattr(hotloop, "toy", None, raising=False)
+    (row,) = pointwise.rows()
+    (found,) = pointwise.benches()
+    assert (row.op, found.op) == ("toy.toy_loss", "toy.toy_loss")
+    assert [case.key for case in found.cases(QUICK)] == [
+        "toy.toy_loss fwd+bwd 4096 float32",
+        "toy.toy_loss fwd+bwd 8 float32",
+    ]
+    monkeypatch.delitem(sys.modules, "bench.toy.rows")
 
 
 def test_full_sizes_have_distinct_keys_and_known_rivals_in_targets() -> None:

@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from bench import _registry
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "run_gpu.sh"
+ROOMS = {bench.op.split(".")[0] for bench in _registry.benches()}
 pytestmark = [
     pytest.mark.source,
     pytest.mark.skipif(
@@ -83,7 +86,8 @@ def test_a_run_in_which_all_goes_well(tmp_path: Path) -> None:
     rest = {k: v for k, v in found.items() if k not in ("environment", "memcheck", "racecheck")}
     assert set(rest.values()) == {"ok"}, found
     smoke = [line for line in asked if "bench._smoke" in line]
-    assert len(smoke) == 4  # a process per room
+    assert {line.split()[-1] for line in smoke} == ROOMS  # a process per room
+    assert len(smoke) == len(ROOMS)
     first_number = next(i for i, line in enumerate(asked) if "bench run" in line)
     tests = next(i for i, line in enumerate(asked) if "-m pytest" in line)
     assert asked.index(smoke[-1]) < first_number < tests
@@ -102,7 +106,7 @@ def test_a_step_out_of_time_is_interrupted_and_can_write_what_it_has(tmp_path: P
 def test_a_smoke_in_the_background_is_interrupted_too(tmp_path: Path) -> None:
     summary, asked, _ = play(tmp_path, PLAYED_SLOW="bench._smoke", HOTLOOP_BUDGET_S="13")
     assert status(summary)["smoke"] == "timed out"
-    assert len([line for line in asked if line.startswith("interrupted")]) == 4
+    assert len([line for line in asked if line.startswith("interrupted")]) == len(ROOMS)
 
 
 def test_one_wrong_room_makes_the_smoke_red(tmp_path: Path) -> None:

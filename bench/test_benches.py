@@ -1,4 +1,4 @@
-"""The benches of this room under pytest-benchmark; contenders come from ``bench/conftest.py``."""
+"""The benches of all rooms under pytest-benchmark, a room by `-k preference`; contenders come from conftest.py."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""Preference losses as TRL's trainers write them, in eager torch, up to the mean."""
+"""Losses on pairs and on marked answers, each beside what TRL's trainers compute in eager torch, up to the mean."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..core.pointwise import Row
 
 
 def dpo(pc: Tensor, pr: Tensor, rc: Tensor, rr: Tensor, beta: float) -> Tensor:
@@ -100,3 +102,28 @@ def kto(
     bad = logps.index_select(0, rejected) - ref.index_select(0, rejected)
     losses = torch.cat((1 - F.sigmoid(beta * (good - kl)), 1 - F.sigmoid(beta * (kl - bad))), 0)
     return losses.mean()
+
+
+_POLICY, _REF, _LENGTHS = ("pc", "pr"), ("rc", "rr"), ("nc", "nr")
+_SMOOTHED = {"beta": 0.1, "label_smoothing": 0.1}
+
+ROWS = (
+    Row("dpo_loss", dpo, _POLICY, _REF, {"beta": 0.1}, quick=True),
+    Row("ipo_loss", ipo, _POLICY, (*_REF, *_LENGTHS), {"tau": 0.1}),
+    Row("simpo_loss", simpo, _POLICY, _LENGTHS, {"beta": 2.5, "gamma": 1.25}),
+    Row("orpo_loss", orpo, ("mc", "mr", "nll"), (), {"beta": 0.1}, quick=True),
+    Row(
+        "kto_loss",
+        kto,
+        ("pc",),
+        ("rc", "good", "kl", "ref_kl"),
+        {"beta": 0.1},
+        rival_const=("rc", "chosen", "rejected", "kl", "ref_kl"),
+        quick=True,
+    ),
+    Row("robust_dpo_loss", robust_dpo, _POLICY, _REF, _SMOOTHED),
+    Row("exo_pair_loss", exo_pair, _POLICY, _REF, {"beta": 0.1, "label_smoothing": 1e-3}),
+    Row("nca_loss", nca, _POLICY, _REF, {"beta": 0.1}),
+    Row("sppo_hard_loss", sppo_hard, _POLICY, _REF, {"beta": 0.01}),
+    Row("apo_loss", apo_zero, _POLICY, _REF, {"beta": 0.1, "variant": "zero"}),
+)
