@@ -1,4 +1,4 @@
-"""Language-model heads: statistics, cross-entropy, divergences."""
+"""The lm_head of a language model, fused: statistics, cross-entropy, divergences."""
 
 from . import Paper, Room
 
