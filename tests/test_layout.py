@@ -3,9 +3,12 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import hotloop
 import pytest
+from hotloop._catalog import IMPLS
+from pointwise_cases import CASES
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.source
@@ -17,26 +20,66 @@ def sources(*patterns: str) -> list[Path]:
     return found
 
 
+POINTWISE = {(case.room, case.op) for case in CASES}
+# Ops that run through the compiled loop of another room.
+BORROWED = {"preference.linear_preference_loss": "logprob"}
+
+
+def wings(op: Any) -> dict[str, tuple[str, ...]]:
+    """By wing, the places of which one has to hold a file for what the entry of the catalogue promises."""
+    room, loop = op.room, BORROWED.get(op.full_name, op.room)
+    found: dict[str, tuple[str, ...]] = {
+        "front": (f"python/hotloop/{room}/__init__.py",),
+        "tests": (f"tests/{room}/test_*.py",),
+        "reference": tuple(f"python/hotloop/reference/{room}{end}" for end in (".py", "/*.py")),
+        "cpu": (f"csrc/{loop}/**/*.cpp",),
+        "cuda": (f"kernels/{loop}/*.cu",),
+        "triton": (f"kernels/{loop}/[!_]*.py",),
+    }
+    if (room, op.name) in POINTWISE:
+        found |= {
+            "head": (f"csrc/{room}/heads.hpp",),
+            "cpu": (f"csrc/{room}/heads.simd.cpp",),
+            "cuda": (f"kernels/{room}/heads.cu",),
+            "cases": (f"tests/{room}/cases.py",),
+            "oracles": (f"tests/{room}/oracles.py",),
+            "bench": (f"bench/{room}/rows.py",),
+        }
+    if room == "core" and op.name.startswith("segment_"):
+        found |= {"cpu": ("csrc/core/segments*.cpp",), "cuda": ("kernels/core/segments*.cu",)}
+    return {wing: files for wing, files in found.items() if wing in op.impls or wing not in IMPLS}
+
+
+def missing(op: Any, root: Path) -> list[str]:
+    """The wings of an op that lack a file."""
+    return [
+        wing
+        for wing, places in wings(op).items()
+        if not any(path.is_file() for place in places for path in root.glob(place))
+    ]
+
+
 @pytest.mark.parametrize("op", hotloop.catalog(), ids=lambda op: op.full_name)
 def test_every_op_has_its_place_in_every_wing(op):
-    front = ROOT / "python" / "hotloop"
-    assert (front / f"{op.room}.py").exists() or (front / op.room / "__init__.py").exists()
-    reference = front / "reference"
-    assert (reference / f"{op.room}.py").exists() or (reference / op.room).is_dir()
-    assert (ROOT / "tests" / op.room).is_dir()
-    if "cpu" in op.impls and op.name != "linear_preference_loss":
-        assert (ROOT / "csrc" / op.room).is_dir()
-    loops = {
-        "unlearn": "preference",
-        "preference": "logprob",
-    }  # whose loop of this kind a room uses
-    if "cuda" in op.impls:
-        kernels = ROOT / "kernels"
-        assert list((kernels / op.room).glob("*.cu")) or list(
-            (kernels / loops[op.room]).glob("*.cu")
-        )
-    if "triton" in op.impls:
-        assert list((ROOT / "kernels" / loops.get(op.room, op.room)).glob("*.py"))
+    assert missing(op, ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "wing"), sorted({(op.room, wing) for op in hotloop.catalog() for wing in wings(op)})
+)
+def test_a_room_without_a_wing_is_found(room, wing, tmp_path):
+    """A tree with the names of all files that ops need, less those of one wing of one room."""
+    ops = [op for op in hotloop.catalog() if op.room == room and wing in wings(op)]
+    taken = {place for op in ops for place in wings(op)[wing]}
+    places = {place for op in hotloop.catalog() for each in wings(op).values() for place in each}
+    for path in {path for place in places for path in ROOT.glob(place)}:
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.touch()
+    assert [missing(op, tmp_path) for op in ops] == [[]] * len(ops)
+    for path in {path for place in taken for path in tmp_path.glob(place)}:
+        path.unlink()
+    assert all(wing in missing(op, tmp_path) for op in ops)
 
 
 def test_loops_and_heads_know_neither_python_nor_torch():

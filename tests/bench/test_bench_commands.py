@@ -129,8 +129,8 @@ def test_a_file_of_rows_is_all_that_a_new_room_needs(
 
 def test_full_sizes_have_distinct_keys_and_known_rivals_in_targets() -> None:
     for device in ("cpu", "cuda"):
-        for bench in _registry.benches():
-            cases = bench.cases(Options(device=device, sweep=True))
+        for each in _registry.benches():
+            cases = each.cases(Options(device=device, sweep=True))
             assert len({case.key for case in cases}) == len(cases)
             for case in cases:
                 names = {entry.name for entry in case.contenders}
