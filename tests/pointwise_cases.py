@@ -6,15 +6,14 @@ over all of them.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import hotloop
 import hotloop.reference
 import torch
+from rooms import of_rooms
 from torch import Tensor
 
 Maker = Callable[[int, torch.Generator], Tensor]
@@ -109,20 +108,6 @@ class Case:
     @property
     def reduction(self) -> str:
         return "mean" if self.only_mean else "none"
-
-
-def of_rooms(file: str, name: str) -> list[Any]:
-    """The entries of the list ``name`` in ``tests/<room>/<file>.py`` of all rooms, each with its room."""
-    found: list[Any] = []
-    for path in sorted(Path(__file__).parent.glob(f"*/{file}.py")):
-        room = path.parent.name
-        spec = importlib.util.spec_from_file_location(f"{room}_{file}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found += [replace(entry, room=room) for entry in getattr(module, name, ())]
-    return found
 
 
 def __getattr__(name: str) -> Any:

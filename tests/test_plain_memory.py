@@ -1,6 +1,6 @@
 """Every array argument of every op: what is not plain memory gives the right result or a TypeError, never a wrong one.
 
-Ops come from the catalogue and calls from their docstrings (catalogue_calls.py), so a new op is here by itself.
+Ops come from the catalogue and calls from their docstrings (docstring_calls.py), so a new op is here by itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import catalogue_calls
+import docstring_calls
 import hostile_arrays
 import numpy as np
 import pytest
@@ -54,8 +54,8 @@ def as_numpy(_: Any, x: Any) -> np.ndarray:
 def outcome(op: Any, arguments: dict[str, Any]) -> list[Any]:
     """Every array that the call gives back or wrote to, as plain tensors."""
     result = op.load()(**arguments)
-    found = [x for _, x in catalogue_calls.leaves((result,))]
-    found += [x for _, x in catalogue_calls.leaves(arguments)]
+    found = [x for _, x in docstring_calls.leaves((result,))]
+    found += [x for _, x in docstring_calls.leaves(arguments)]
     return [plain(x) for x in found]
 
 
@@ -83,7 +83,7 @@ def fresh(arguments: dict[str, Any], convert: Callable[[Any, Any], Any]) -> dict
         name: copy.deepcopy(x) if hasattr(x, "load_state_dict") else x
         for name, x in arguments.items()
     }
-    made: dict[str, Any] = catalogue_calls.mapped(plain, convert)
+    made: dict[str, Any] = docstring_calls.mapped(plain, convert)
     return made
 
 
@@ -115,9 +115,9 @@ def sweep(
 ) -> list[str]:
     """Replace each array in turn by each kind; a line for every wrong result, other error, or silent acceptance."""
     wrong = []
-    for arguments in catalogue_calls.calls(op):
+    for arguments in docstring_calls.calls(op):
         wanted = outcome(op, fresh(arguments, convert))
-        for path, _ in catalogue_calls.leaves(arguments):
+        for path, _ in docstring_calls.leaves(arguments):
             for kind, make in kinds.items():
                 call = fresh(arguments, replacing(path, convert, make))
                 if any(x is hostile_arrays.NONE for x in flat(call)):

@@ -13,8 +13,9 @@ from typing import Any
 import hotloop
 import pytest
 import torch
-from pointwise_cases import CASES, of_rooms
+from pointwise_cases import CASES
 from pointwise_oracles import Oracle, mp, mpf
+from rooms import of_rooms
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]

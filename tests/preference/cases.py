@@ -1,9 +1,14 @@
-"""The losses of this room and their variants, for the tests of the pointwise loop."""
+"""The losses of this room and their variants, for the tests of the pointwise loop; valid calls of its other ops."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
+from catalog_cases import Arguments, Call, D, V, normal, tokens
+from hotloop.preference import LOSSES
+from hotloop.preference.linear import FORMS
 from pointwise_cases import (
     Case,
     Maker,
@@ -255,4 +260,44 @@ POINTWISE = [
     ),
     Case("opa_dpo", "opa_dpo_loss", _OPA_GRAD, _OPA_WEIGHTS, {"anchor_target": 0.1}),
     Case("opa_dpo-released", "opa_dpo_loss", _OPA_GRAD, _OPA_WEIGHTS, {"mode": "released"}),
+]
+
+
+def answers(loss: str, n: int) -> Arguments:
+    """n answers of each role, three tokens each."""
+    roles = len(FORMS[loss].roles) + (loss == "hypo")
+    reference = (roles * n, 3) if FORMS[loss].tokens else (roles * n,)
+    labels = tokens(roles * n, 3)
+    labels[:, 0] = -100
+    marks = torch.arange(n, device="cpu") % 2
+    half = torch.full((n,), 0.5, dtype=torch.float32, device="cpu")
+    options = {
+        "sppo": {"win_rate": half},
+        "kto": {"is_desirable": marks, "kl": 0.1},
+        "bco": {"is_desirable": marks},
+        "hypo": {"kl_weight": 0.1},
+        "vpo": {"alpha": 0.1},
+        "inpo": {"iterate_chosen_logps": -half, "iterate_rejected_logps": half},
+        "srpo": {"beta": 0.1},
+        "modpo": {
+            "chosen_margin_rewards": normal(n, 1), "rejected_margin_rewards": normal(n, 1), "weights": (0.5, 0.5),
+        },
+        "dno": {"win_rate_gap": 0.7},
+        "rpo_sft": {"alpha": 0.1},
+        "ipo": {"length_normalized": True},
+    }  # fmt: skip
+    return {
+        "hidden": normal(roles * n, 3, D, leaf=True), "weight": normal(V, D, leaf=True), "labels": labels,
+        "loss": loss, "ref_logps": -4.0 + normal(*reference), "options": options.get(loss),
+    }  # fmt: skip
+
+
+def four_logps(n: int) -> Arguments:
+    names = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
+    return {f"{name}_logps": normal(n) for name in names}
+
+
+CALLS = [
+    *(Call("linear_preference_loss", partial(answers, name), f"linear-{name}") for name in LOSSES),
+    Call("preference_metrics", four_logps),
 ]

@@ -51,6 +51,7 @@ def typical_accept(
 
     Example:
         >>> import numpy as np
+        >>> from hotloop.decode import Logits
         >>> z = np.log(np.array([[[[0.1, 0.9], [0.2, 0.8]]]]))
         >>> typical_accept(np.array([[[0, 1]]]), Logits(z), seed=1).num_accepted.tolist()
         [1]

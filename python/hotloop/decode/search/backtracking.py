@@ -65,6 +65,7 @@ def retrospective_backtrack(
 
     Example:
         >>> import numpy as np
+        >>> from hotloop.decode import ACTIONS
         >>> p, ends = np.array([[0.001, 0.2]]), np.array([[3, 8]])
         >>> n = np.array([10]), np.array([0]), np.array([0])
         >>> done = retrospective_backtrack(p, ends, *n, BacktrackState.start(1))
