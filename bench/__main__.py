@@ -109,8 +109,6 @@ def _run(op: str, options: _options.Options, out: Path) -> int:
             notes += [f"{case.key}: skipped {n}: {why}" for n, why in outcome.skipped.items()]
             notes += [f"{case.key}: FAILED {n}: {why}" for n, why in outcome.failed.items()]
             bad = bad or bool(outcome.failed)
-    if not options.quiet:
-        print(file=sys.stderr)
     if rows:
         _report.show(rows)
         print(f"\nrows in {out}")

@@ -6,9 +6,8 @@ import contextlib
 import gc
 import os
 import random
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,14 +19,13 @@ from ._check import CheckFailed, check, first_line
 from ._options import Options
 from ._rows import ROOF, case_rows
 from ._timing import Call, Sampler, cpu_samplers, cuda_samplers, warm_up
+from .progress import Progress
 
 _LEAST_ROUNDS, _MOST_ROUNDS, _QUICK_ROUNDS = 7, 201, 3
 _WARM_UP_S, _QUICK_WARM_UP_S = 0.5, 0.02
 
 # torch 2.13, bfloat16: code generated under ATEN_CPU_CAPABILITY=avx2 ends in a segmentation fault.
 _NO_COMPILE = "torch.compile is left out below the native instruction set: its code crashes there"
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -50,7 +48,6 @@ def run_case(case: Case, options: Options, out: Path | None) -> Outcome:
         KeyboardInterrupt: passed on after the rounds finished so far were written.
     """
     outcome = Outcome(case.key)
-    say: Say = (lambda _: None) if options.quiet else _progress
     entries = [resolve(e) for e in case.contenders if options.wants(e.name) or _always(e)]
     outcome.skipped = {c.name: c.reason for c in entries if isinstance(c, Missing)}
     present = [c for c in entries if isinstance(c, Contender)]
@@ -59,25 +56,25 @@ def run_case(case: Case, options: Options, out: Path | None) -> Outcome:
         present = [c for c in present if not c.compiles]
     if not any(c.role == "ours" for c in present):
         return outcome
-    with _threads(case):
+    with _threads(case), Progress(quiet=options.quiet) as progress:
         torch.compiler.reset()  # shapes of earlier cases must not make this one dynamic
-        say(f"{case.key}: inputs and check")
+        progress.stage(f"{case.key}: inputs and check")
         inputs = [case.make_inputs(seed) for seed in range(case.sets)]
         timed, errors = _checked(case, present, inputs[0], options, outcome)
         if not any(c.role == "ours" for c in timed):
             return outcome
-        samplers = _prepare(case, timed, inputs, options, outcome, say)
+        samplers = _prepare(case, timed, inputs, options, outcome, progress)
         timers = {name: sampler.timer for name, sampler in samplers.items()}
         samples: dict[str, list[float]] = {name: [] for name in samplers}
         peaks: dict[str, _memory.Peak | None] = {}
         try:
-            _measure(samplers, samples, options, say, case.key)
+            _measure(samplers, samples, options, progress, case.key)
             samplers.clear()  # and with them the input sets
             inputs.clear()
             if options.measures_memory:
                 measured = [c for c in timed if c.checked and not c.elsewhere]
                 for contender in (c for c in measured if c.name in samples):
-                    say(f"{case.key}: memory of {contender.name}")
+                    progress.stage(f"{case.key}: memory of {contender.name}")
                     peaks[contender.name] = _memory.peak(case, contender, options)
         finally:
             outcome.rows = case_rows(case, timed, samples, timers, errors, peaks, options)
@@ -117,7 +114,7 @@ def _prepare(
     inputs: list[Inputs],
     options: Options,
     outcome: Outcome,
-    say: Say,
+    progress: Progress,
 ) -> dict[str, Sampler]:
     """Warm up every contender by time, and build its clock."""
     calls: dict[str, Call] = {c.name: _call(c, inputs, case.mode) for c in timed}
@@ -128,7 +125,7 @@ def _prepare(
     seconds = _QUICK_WARM_UP_S if options.quick else _WARM_UP_S
     per_step: dict[str, float] = {}
     for name, call in calls.items():
-        say(f"{case.key}: warm-up of {name}")
+        progress.stage(f"{case.key}: warm-up of {name}")
         try:
             per_step[name] = warm_up(call, case.sets, seconds, synchronise)
         except Exception as error:  # a rival that breaks on one input set must not end the run
@@ -146,7 +143,7 @@ def _measure(
     samplers: dict[str, Sampler],
     samples: dict[str, list[float]],
     options: Options,
-    say: Say,
+    progress: Progress,
     title: str,
 ) -> None:
     """Rounds in which every contender has one turn, in an order drawn anew for each.
@@ -159,15 +156,16 @@ def _measure(
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()
-    begin, next_line = time.perf_counter(), 1
+    begin, next_step = time.perf_counter(), 1
+    progress.stage(title, total=None if options.quick else options.seconds)
     try:
         for round_ in range(_MOST_ROUNDS):
             spent = time.perf_counter() - begin
             if round_ >= least and (options.quick or spent > options.seconds):
                 break
-            if round_ >= next_line:
-                say(f"{title}: {round_} rounds, {spent:.0f} s of {options.seconds:.0f} s")
-                next_line *= 2
+            if round_ >= next_step:
+                progress.step(spent, f"{round_} rounds")
+                next_step *= 2
             order.shuffle(names)
             turn = {name: samplers[name].sample(round_) for name in names}
             for name, seconds in turn.items():  # whole rounds only
@@ -192,16 +190,3 @@ def _threads(case: Case) -> Iterator[None]:
         torch.set_num_threads(before)
         if cores:
             os.sched_setaffinity(0, cores)
-
-
-_last_width = 0
-
-
-def _progress(text: str) -> None:
-    """One line that changes on a terminal, plain lines in a log."""
-    global _last_width
-    if sys.stderr.isatty():
-        print("\r" + text.ljust(_last_width), end="", file=sys.stderr, flush=True)
-        _last_width = len(text)
-    else:
-        print(text, file=sys.stderr, flush=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.progress import Progress
+
 from . import checkpoint, data, report
-from .progress import Reporter
 from .run import Run
 from .settings import DEFAULT_MINUTES, DemoError, Settings, settings_for
 
@@ -59,42 +60,40 @@ def main(arguments: Sequence[str] | None = None, settings: Settings | None = Non
 
 
 def run_or_resume(given: argparse.Namespace, settings: Settings) -> None:
-    console = Console()
+    console = Console(quiet=given.quiet)
     folder: Path = given.out
     corpus = data.load(given.text, settings)
     fingerprint = settings.fingerprint(corpus.digest)
     found = None if given.restart else report.read(folder)
     if found is not None and found.get("finished"):
         _same_run(folder, str(found.get("fingerprint")), fingerprint)
-        if not given.quiet:
-            report.show(console, found)
-            console.print(
-                f"\nThis run was finished before; --restart begins anew. {_places(folder)}"
-            )
+        report.show(console, found)
+        console.print(f"\nThis run was finished before; --restart begins anew. {_places(folder)}")
         return
-    with Reporter(console, quiet=given.quiet) as reporter:
-        run = Run(corpus, settings, folder, reporter)  # raises before anything is written
+    with Progress(quiet=given.quiet, keep=True) as progress:
+        run = Run(corpus, settings, folder, progress)  # raises before anything is written
         _prepare(folder, restart=given.restart)
         saved = checkpoint.load(folder)
         if saved is not None:
             _same_run(folder, str(saved.get("fingerprint")), fingerprint)
             run.restore(saved)
             done = sum(run.state["seconds"].values())
-            reporter.say(
-                f"Going on from {folder / checkpoint.NAME}: {done:.0f} s of work are done."
+            console.out(
+                f"Going on from {folder / checkpoint.NAME}: {done:.0f} s of work are done.",
+                highlight=False,
             )
         facts = corpus.facts()
         skipped = "".join(f", {n} {reason} skipped" for reason, n in corpus.skipped.items())
-        reporter.say(
+        console.out(
             f"{facts['folder']}: {facts['train_files']} files to learn from, "
-            f"{facts['heldout_files']} held out{skipped}; answers are judged as {corpus.kind}."
+            f"{facts['heldout_files']} held out{skipped}; answers are judged as {corpus.kind}.",
+            highlight=False,
         )
         run.go()
     results = report.build(run)
     report.write(folder, results)
-    if not given.quiet:
-        report.show(console, results)
-        console.print(f"\n{_places(folder)}")
+    report.show(console, results)
+    console.print(f"\n{_places(folder)}")
 
 
 def _same_run(folder: Path, found: str, expected: str) -> None:

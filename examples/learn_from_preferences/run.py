@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.progress import Progress
+
 from . import checkpoint, data, evaluate, generate, head_comparison, serve, train
 from .data import Corpus, Prompt
 from .judge import judge_for
 from .model import Decoder
-from .progress import Reporter
 from .settings import Settings, seed_of
 
 
@@ -41,9 +42,9 @@ class Run:
     """
 
     def __init__(
-        self, corpus: Corpus, settings: Settings, folder: Path, reporter: Reporter
+        self, corpus: Corpus, settings: Settings, folder: Path, progress: Progress
     ) -> None:
-        self.corpus, self.settings, self.folder, self.reporter = corpus, settings, folder, reporter
+        self.corpus, self.settings, self.folder, self.progress = corpus, settings, folder, progress
         self.judge = judge_for(corpus)
         self.train_tokens, self.heldout_tokens = corpus.train_tokens, corpus.heldout_tokens
         self.feedback_prompts = data.prompts(
@@ -116,11 +117,11 @@ class Run:
             if self.state["position"] == 0:
                 stage.begin()
             total = stage.total()
-            self.reporter.stage(stage.name, total, self.state["position"])
+            self.progress.stage(stage.name, total, self.state["position"])
             while self.state["position"] < total:
                 note = stage.step(self.state["position"])
                 self.state["position"] += 1
-                self.reporter.step(self.state["position"], note)
+                self.progress.step(self.state["position"], note)
                 clock = self._count(stage.name, clock)
                 if clock - saved_at > self.settings.checkpoint_seconds:
                     self.save()
