@@ -40,7 +40,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def stage(self, name: str, total: float | None = None, done: float = 0) -> None:
+    def stage(self, name: str, total: float | None = None, done: int = 0) -> None:
         """Begin a stage of ``total`` steps, None where nobody knows."""
         if self._bar is None:
             return
