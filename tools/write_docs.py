@@ -263,20 +263,20 @@ def page_results(room: str) -> str:
 
 
 def results() -> str:
-    """docs/results.md: heads and pair losses; rooms with a page of their own have their results there."""
+    """docs/results.md: lm_head ops and pair losses; rooms with a page of their own have their results there."""
     rows = [row for row in rows_of("cpu.jsonl") if room_of(row) not in PAGES]
     slow_halves = (
         []
         if any(row["dtype"] == "bfloat16" for row in rows)
         else [
-            "This machine multiplies bfloat16 in software: of bfloat16 heads only the memory is measured."
+            "This machine multiplies bfloat16 in software: of bfloat16 lm_heads only the memory is measured."
         ]
     )
     return "\n".join(
         [
             "# Results",
             "",
-            "Heads and losses of pairs; decoding is in [decode.md](decode.md), tables are in [table.md](table.md).",
+            "lm_head ops and losses of pairs; decoding is in [decode.md](decode.md), tables are in [table.md](table.md).",
             "Written by `make docs` from `bench/results`.",
             "",
             "## Time",
@@ -284,7 +284,7 @@ def results() -> str:
             *results_table(rows, SHOWN, "forward + backward"),
             "",
             *conditions(rows, "two threads, pair losses one"),
-            "Products are nearly all of a head, so ratios against rivals that do the same products stay near 1.",
+            "Products are nearly all of an lm_head step, so ratios against rivals that do the same products stay near 1.",
             *slow_halves,
             "",
             "## Memory",

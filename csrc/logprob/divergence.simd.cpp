@@ -20,7 +20,7 @@ namespace {
 
 using namespace hotloop::logprob;
 
-// Both heads' chunks as z, through one interface for the loops below.
+// The chunks of both lm_heads as z, through one interface for the loops below.
 template <class Storage, bool kCap>
 struct TwoHeads {
   using R = typename Accumulate<Storage>::type;

@@ -1,5 +1,5 @@
-// What one logit contributes: the map from the matrix product to the scaled logit z, and the gradients of
-// the row statistics and of the two-head divergences with respect to z. No loop, no memory.
+// Formulas of one logit: the map from the matrix product to the scaled logit z, and the gradients of the row
+// statistics and of the divergences between two lm_heads with respect to z. No loop, no memory.
 #pragma once
 
 #include "core/macros.hpp"

@@ -1,4 +1,4 @@
-// What the one-head and the two-head row loops share.
+// Shared by the row loops of one lm_head and of two.
 #pragma once
 
 #include <cstdint>

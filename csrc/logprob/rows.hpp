@@ -12,7 +12,8 @@ namespace hotloop::logprob {
 // Rows of the statistics matrix [kStatistics, n]. kSumZExp is the sum of (z - max) exp(z - max).
 enum Statistic : int { kMax, kSumExp, kSumZExp, kSumExp2, kSumZ, kLabelZ, kStatistics };
 
-// Rows of the two-head statistics matrix [kDivergenceStatistics, n]; `Exp` sums are relative to the max of their head.
+// Rows of the statistics matrix of two lm_heads [kDivergenceStatistics, n]; `Exp` sums are relative to the max of their
+// lm_head.
 enum DivergenceStatistic : int {
   kStudentMax,
   kStudentSumExp,

@@ -1,4 +1,4 @@
-"""Divergences between the heads of a student and a teacher, and their gradient, without the logits.
+"""Divergences between the lm_heads of a student and a teacher, and their gradient, without the logits.
 
 Idea: the two lm_heads share rows and vocabulary, not width. A program owns BLOCK_ROWS rows and one
 split of the vocabulary; for each tile it makes the student's product, then the teacher's, both kept
@@ -49,18 +49,18 @@ from .tiles import (
 STATISTICS = 8
 
 # By counting for Hopper. Two float32 tiles of 128 x 128 are 128 registers per thread of 8 warps,
-# what one head spends on 128 x 256; four stages of (128 + 128) * 64 * 2 B are 128 KiB.
+# what one lm_head spends on 128 x 256; four stages of (128 + 128) * 64 * 2 B are 128 KiB.
 HALF = Config(128, 128, 64, num_warps=8, num_stages=4)
 HALF_FEW_ROWS = Config(64, 128, 64, num_warps=4, num_stages=4)
 # Consumer cards have 99 KiB of shared memory.
 HALF_SMALL_SHARED = Config(128, 128, 64, num_warps=8, num_stages=2)
 FLOAT = Config(64, 64, 32, num_warps=4, num_stages=2)
-# Two rows per program: half the columns of the one-head kernels for the same registers.
+# Two rows per program: half the columns of the kernels of one lm_head for the same registers.
 ROW = RowConfig(block_columns=2048)
 
 
 class Head(NamedTuple):
-    """One model's head: hidden [n, D], weight [V, D], bias [V] float32 or None."""
+    """One model's lm_head: hidden [n, D], weight [V, D], bias [V] float32 or None."""
 
     hidden: Tensor
     weight: Tensor

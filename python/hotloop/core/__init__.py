@@ -1,4 +1,4 @@
-"""What every room stands on: elementary functions, exponentials of few operations, random numbers, ragged groups."""
+"""What all rooms are built on: elementary functions, exponentials of few operations, random numbers, ragged groups."""
 
 from __future__ import annotations
 

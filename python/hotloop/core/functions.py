@@ -1,4 +1,4 @@
-"""What every room stands on, for NumPy arrays: elementary functions, exponentials of few operations, random numbers."""
+"""Elementary functions, exponentials of few operations and random numbers, for NumPy arrays."""
 
 from __future__ import annotations
 

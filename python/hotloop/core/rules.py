@@ -1,4 +1,4 @@
-"""What rule moves a row of a table: frozen settings, shared by the tables and by ``sparse_dedup_optimize``.
+"""The rules of row optimizers: frozen settings, shared by tables and by ``sparse_dedup_optimize``.
 
 ``state_layout(dim)`` names the float32 numbers a rule keeps per row, in the order of memory; ``init_state`` makes them.
 """

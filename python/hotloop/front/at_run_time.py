@@ -1,7 +1,7 @@
-"""Looks at values in a compiled graph.
+"""Checks of values in a compiled graph.
 
-Where Dynamo traces there are no values to look at, and a label out of range or a mark of -1 would pass without a word.
-The look becomes an operator of the graph, which gets the real tensor and raises the error of the eager call.
+While Dynamo traces there are no values to check, so a label out of range or a mark of -1 would pass in silence. The
+check (a look) becomes an operator of the graph, which gets the real tensor and raises the error of the eager call.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def _load(name: str) -> ModuleType:
 
 
 def _one_thread_in_a_child() -> None:
-    """Keep the matrix products of the heads from waiting for threads that the fork left behind.
+    """Keep the matrix products of lm_head ops from waiting for threads that the fork left behind.
 
     The compiled loops look after themselves (csrc/core/fork.cpp). torch's products take their number of threads from
     the last ``torch.set_num_threads``, and hang after a fork unless that is 1.

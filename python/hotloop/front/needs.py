@@ -1,4 +1,4 @@
-"""What is said where torch is not installed. Only the standard library is imported here."""
+"""Errors of rooms that need torch, where torch is not installed. Only the standard library is imported here."""
 
 from __future__ import annotations
 

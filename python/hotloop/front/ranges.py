@@ -1,4 +1,4 @@
-"""What an argument may be: a range that checks it, and that knows values outside itself, so that its errors are tested.
+"""Ranges of arguments: a range checks a value, and lists values outside itself, so that its errors are tested.
 
 A range is called with (op, argument, value) and returns the value in the form that the loops take.
 """

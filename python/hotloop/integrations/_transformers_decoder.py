@@ -111,7 +111,7 @@ class Decoder:
         return logits[:, -keep:].to(self.home)
 
     def _known(self, tokens: Tensor) -> Tensor:
-        """The target's own tokens, of which its head has more than its embedding."""
+        """The target's own tokens, of which its lm_head has more than its embedding."""
         if tokens.numel() and int(tokens.max()) >= self.embedded:
             raise ValueError(
                 f"[{self.op}] {self.name}: expected tokens below its {self.embedded} input embeddings, got "

@@ -1,4 +1,4 @@
-"""What ``model.generate`` takes and hotloop does not: answered with the way out instead of Python's bare TypeError."""
+"""Keywords that ``model.generate`` takes and hotloop does not: the error names the way out."""
 
 from __future__ import annotations
 

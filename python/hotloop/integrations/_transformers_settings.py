@@ -1,4 +1,4 @@
-"""What a transformers.GenerationConfig asks for, as far as it can be done here; the rest is refused, not ignored."""
+"""Sampling settings of a transformers.GenerationConfig; what hotloop does not support is refused, not ignored."""
 
 from __future__ import annotations
 

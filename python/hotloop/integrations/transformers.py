@@ -253,7 +253,7 @@ class _Batch:
             rows, seeds = rows[going], seeds[going.to(device)]
 
     def _as_wide(self, laws: Tensor, logits: Tensor) -> Tensor:
-        """The draft's laws over the target's tokens, of which a padded head has more than its configuration says."""
+        """The draft's laws over the target's tokens, of which a padded lm_head has more than its configuration says."""
         if laws.shape[-1] > logits.shape[-1]:
             raise NotImplementedError(
                 f"[{self.op}] model: expected logits of config.vocab_size = {laws.shape[-1]} tokens or more, got "

@@ -94,7 +94,7 @@ Head = tuple[Tensor, Tensor, Tensor | None]
 
 
 class DivergenceCall(NamedTuple):
-    """The heads of student and teacher over one vocabulary; labels say which rows count."""
+    """The lm_heads of student and teacher over one vocabulary; labels say which rows count."""
 
     hidden: Tensor
     weight: Tensor

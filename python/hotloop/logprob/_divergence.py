@@ -19,11 +19,11 @@ from ._ops import fake_gradients
 from ._two_heads import KINDS, Given, Heads, Rows
 from .head import IGNORE_INDEX
 
-# -- heads ---------------------------------------------------------------------------------------------------
+# -- lm_heads -----------------------------------------------------------------------------------------------
 
 
 class _LinearDivergence(torch.autograd.Function):
-    """A ``DivergenceCall`` and grad mode -> the loss [N] of each row; gradient for the student's head."""
+    """A ``DivergenceCall`` and grad mode -> the loss [N] of each row; gradient for the student's lm_head."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -75,7 +75,7 @@ def _linear_backward(
 def _linear_differentiable(
     call: DivergenceCall, need: Sequence[bool], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the student's head as a graph, by the reference."""
+    """The gradients of the student's lm_head as a graph, by the reference."""
 
     def rows(*student: Any) -> tuple[Tensor]:
         return (_reference_of_heads(DivergenceCall._make((*student, *call[3:]))),)

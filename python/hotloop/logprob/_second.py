@@ -1,7 +1,7 @@
 """Gradients that can be differentiated again.
 
-The fused backward is a number, not a graph. Asked for a graph (``create_graph=True``, which autograd says by grad mode
-inside backward), an operator recomputes its forward by the reference and differentiates that: logits exist then.
+The fused backward returns numbers without a graph. If a graph is asked for (``create_graph=True``, seen as grad mode
+inside backward), an operator recomputes its forward by the reference, with all logits, and differentiates that.
 """
 
 from __future__ import annotations

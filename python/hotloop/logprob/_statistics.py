@@ -1,4 +1,4 @@
-"""From running sums to the statistics people ask for, and from their gradients to row coefficients."""
+"""From running sums to the requested statistics, and from their gradients to row coefficients."""
 
 from __future__ import annotations
 

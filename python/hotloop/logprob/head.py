@@ -24,7 +24,7 @@ HINTS = {
     "lin_weight": "Pass it as weight.",
     "input": "Pass it as hidden.",
 }
-"""What other libraries call the arguments of the heads (CCE, Liger, torch)."""
+"""What other libraries call the arguments of lm_head ops (CCE, Liger, torch)."""
 
 
 @known(HINTS)

@@ -45,13 +45,13 @@ def linear_logprob_partial(
     softcap: float | None = None,
     impl: Impl = "auto",
 ) -> LogprobPartial:
-    """Statistics of the columns [first_column, first_column + rows of ``weight``) of a larger head. No gradient.
+    """Statistics of the columns [first_column, first_column + rows of ``weight``) of a larger lm_head. No gradient.
 
     Args:
         hidden: shape (N, D).
         weight: rows of the lm_head on this device, shape (V_part, D).
         labels: shape (N,), indices into the whole vocabulary; an index outside this part belongs to another part.
-        first_column: index of the first row of ``weight`` in the whole head, >= 0.
+        first_column: index of the first row of ``weight`` in the whole lm_head, >= 0.
         bias: the part's bias, shape (V_part,). Default None.
         temperature: > 0 (1e-18 to 1e18). Default 1.
         logit_scale: as in ``linear_logprob``. Default 1.

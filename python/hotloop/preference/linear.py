@@ -1,7 +1,7 @@
-"""Every loss of this room in one call from hidden states, over the fused head.
+"""Every loss of this room in one call from hidden states, over the fused lm_head.
 
 A loss is described by its roles: the answers it compares, in the order in which their rows stand in the batch.
-What a loss function is given follows from its signature: ``policy_<role>_logps`` is the sum over the tokens of
+The arguments of a loss function follow from its signature: ``policy_<role>_logps`` is the sum over the tokens of
 that answer, ``ref_<role>_logps`` the reference's, ``<role>_lengths`` the number of tokens; everything else comes
 from ``options``. A new loss needs a line in ``FORMS`` only if its roles are not (chosen, rejected).
 """
@@ -160,7 +160,7 @@ def linear_preference_loss(
     shift_labels: bool = False,
     impl: Impl = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A preference loss from hidden states and a language-model head, with a bounded part of the logits in memory.
+    """A preference loss from hidden states and an lm_head, with a bounded part of the logits in memory.
 
     Rows of the batch are answers, grouped by role: for a pair loss the n chosen answers first, then the n
     rejected ones. The log-probability of an answer is the sum over its labels that are not ``ignore_index``;
@@ -168,7 +168,7 @@ def linear_preference_loss(
 
     Args:
         hidden: shape (answers, T, D), or (tokens, D) with ``cu_seqlens``. Differentiable.
-        weight: head, shape (V, D). Differentiable.
+        weight: the lm_head, shape (V, D). Differentiable.
         labels: shape (answers, T) or (tokens,); ``ignore_index`` on prompt and padding. Labels of Hugging Face are not
             shifted: see ``shift_labels``.
         loss: a name from ``hotloop.preference.LOSSES``, or your own function of (policy_chosen_logps,
@@ -179,7 +179,7 @@ def linear_preference_loss(
             ``labels``, each at the position of the hidden state that predicts it. Where both shapes are the same
             (as many packed tokens as answers) it is one per answer. Default None.
         ref_hidden: hidden states under the reference, instead of ``ref_logps``; no gradient.
-        ref_weight: its head; default ``weight``, without gradient.
+        ref_weight: its lm_head; default ``weight``, without gradient.
         ref_bias: its bias.
         cu_seqlens: offsets (answers + 1,) of packed answers. Default None.
         logit: ``hotloop.logprob.LogitMap`` with temperature, logit_scale and softcap, of policy and reference.
@@ -189,7 +189,7 @@ def linear_preference_loss(
         ignore_index: label of tokens that do not count. Default -100.
         shift_labels: labels stand beside their own tokens, as Hugging Face stores them: position t is asked about
             labels[t + 1], and the last one of every answer about nothing. Default False: already shifted.
-        impl: of the head: "auto", "cpu", "triton" or "reference". Default "auto".
+        impl: of the lm_head: "auto", "cpu", "triton" or "reference". Default "auto".
 
     Returns:
         The loss, a scalar, and metrics under TRL's names, detached scalars: logps/chosen, logps/rejected,

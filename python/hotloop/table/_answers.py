@@ -1,4 +1,4 @@
-"""What a hash module says to arguments of ``nn.Embedding``, to misspelt ones, and to training that teaches nothing."""
+"""Errors and warnings of hash modules: arguments of ``nn.Embedding``, misspelt ones, training that teaches nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The table in the memory of a CUDA device, with the methods of ``_core.table.Table``.
 
-Arrays come as the front door exports them; the stream is the one that ``on`` was told last, the current one of the
-library whose keys a call was given.
+Arrays come as the front door exports them. Work runs on the stream that ``on`` was given last: the current stream of
+the library that the keys of a call belong to.
 """
 
 from __future__ import annotations

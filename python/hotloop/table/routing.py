@@ -1,7 +1,7 @@
 """Mixtures of embeddings: experts weighed by a router (OmniBind), soft buckets of a pair of returns (DT4IER).
 
-Both are composed of torch operators and run wherever torch does. What is saved is passes over memory and flops: see the
-functions. torch.compile fuses what is left.
+Both are composed of torch operators and run wherever torch does. They save passes over memory and flops; each function
+says how many. torch.compile fuses the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hash modules among dense parameters: schedulers, loss scaling and clipping of what ``update="step"`` keeps."""
+"""Hash modules among dense parameters: schedulers, and loss scaling and clipping with ``update="step"``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row of numbers means: probabilities as they are, or logits with temperature, truncation and bias."""
+"""The law of a row of numbers: probabilities as they are, or logits with temperature, truncation and bias."""
 
 from __future__ import annotations
 

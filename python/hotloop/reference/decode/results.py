@@ -1,4 +1,4 @@
-"""What the ops of this room give back, and the states that searches keep between steps."""
+"""Results of the ops of this room, and the states that searches keep between steps."""
 
 from __future__ import annotations
 

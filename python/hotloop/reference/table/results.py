@@ -1,4 +1,4 @@
-"""What the error memory and its sketch give back, and how they read arrays; the front doors import it from here."""
+"""Results that an op and its reference both make, and how the error memory reads arrays; front doors import them."""
 
 from __future__ import annotations
 

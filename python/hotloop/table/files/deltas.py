@@ -1,6 +1,6 @@
 """What changed in a table between two positions: one container per delta, and a directory that carries them.
 
-A position counts what has happened to a table; a delta leads from ``since`` to ``until``. A replica applies the delta
+A position counts the marks of a table; a delta leads from ``since`` to ``until``. A replica applies the delta
 that starts where it stands, and ``admit`` is the one place that decides it.
 """
 

@@ -1,7 +1,7 @@
-"""The manifest of a snapshot: which parts there are, and what it takes for its entries to be believed.
+"""The manifest of a snapshot: which parts there are, and the checks of its entries.
 
-Nothing is opened, allocated or made of an entry before it was found to be of the right type and within the bytes that
-the files are known to have.
+Nothing is opened, allocated or built from an entry before the entry is known to have the right type and to fit the
+bytes that the files have.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a table's replicas are told, and how a replica follows: deltas made and applied, counters that go with the rows.
+"""Deltas made and applied, and the counters that go with the rows: how replicas follow a table.
 
-A table stands at one position. Up to ``Table._position`` its history is its source's: there it was loaded, or a delta
-brought it there. What it marked since is its own, and only a delta of its own ends at such a mark.
+A table stands at one position. Up to ``Table._position`` its history is its source's: the table was loaded there, or a
+delta brought it there. Later marks are its own, and only a delta of its own ends at such a mark.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a file says a table is, checked before anything is made or allocated of it.
+"""The settings of a table as a file states them, checked before anything is built or allocated.
 
-A manifest may be another program's, or written to do harm, with a checksum that is right: names are looked up in the
-lists below, numbers are of the types and in the ranges that a table has, and what they would make the table allocate is
-known to be in the file.
+A manifest with a right checksum may still come from another program, or be written to do harm. So names are looked up
+in the lists below, numbers must have the types and ranges of a table, and the memory that they would make the table
+allocate must be in the file.
 """
 
 from __future__ import annotations

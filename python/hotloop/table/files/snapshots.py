@@ -1,8 +1,8 @@
 """A table on disk: a directory of parts that are written first, and a manifest whose rename is the commit.
 
-Every save names its parts by a token of its own, so it never touches the snapshot in place. Savers do not wait for
-each other: the snapshot in place is that of the save that finished last, whole. Part 0 is created first, deleted last
-and carries the lock of its snapshot: the writer holds it until the commit, readers while they read, and who tidies
+Every save names its parts by a token of its own, so it never touches the snapshot in place. Savers do not wait for each
+other: the snapshot in place is that of the save that finished last, whole. Part 0 is created first, deleted last and
+carries the lock of its snapshot: the writer holds it until the commit, readers while they read. A process that tidies
 up deletes a snapshot only if no process holds it and the manifest, read after the lock was taken, names another one.
 """
 
