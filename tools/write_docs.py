@@ -276,7 +276,7 @@ def results() -> str:
         [
             "# Results",
             "",
-            "lm_head ops and losses of pairs; decoding is in [decode.md](decode.md), tables are in [table.md](table.md).",
+            "lm_head ops and pair losses; decoding is in [decode.md](decode.md), tables are in [table.md](table.md).",
             "Written by `make docs` from `bench/results`.",
             "",
             "## Time",
@@ -284,7 +284,7 @@ def results() -> str:
             *results_table(rows, SHOWN, "forward + backward"),
             "",
             *conditions(rows, "two threads, pair losses one"),
-            "Products are nearly all of an lm_head step, so ratios against rivals that do the same products stay near 1.",
+            "Products are nearly all of an lm_head step: ratios against rivals with the same products stay near 1.",
             *slow_halves,
             "",
             "## Memory",

@@ -22,7 +22,7 @@ using namespace hotloop::logprob;
 
 // The chunks of both lm_heads as z, through one interface for the loops below.
 template <class Storage, bool kCap>
-struct TwoHeads {
+struct TwoLmHeads {
   using R = typename Accumulate<Storage>::type;
   Matrix<const Storage> student, teacher;
   const R* student_bias;
@@ -30,7 +30,7 @@ struct TwoHeads {
   LogitMap<R> student_map, teacher_map;
 
   template <class Call>
-  explicit TwoHeads(const Call& call)
+  explicit TwoLmHeads(const Call& call)
       : student(as_matrix<const Storage>(call.student, "divergence", "student", false)),
         teacher(as_matrix<const Storage>(call.teacher, "divergence", "teacher", false)),
         student_bias(static_cast<const R*>(call.student_bias.data)),
@@ -63,7 +63,7 @@ HOTLOOP_INLINE R floor_log(R x) {
 
 template <class Storage, bool kCap>
 void statistics_rows(const DivergenceCall& call) {
-  const TwoHeads<Storage, kCap> heads(call);
+  const TwoLmHeads<Storage, kCap> heads(call);
   using R = typename Accumulate<Storage>::type;
   const std::int64_t n = heads.student.rows, cols = heads.student.cols;
   R* statistics = static_cast<R*>(call.statistics);
@@ -120,7 +120,7 @@ void statistics_rows(const DivergenceCall& call) {
 
 template <class Storage, bool kCap>
 void mixture_rows(const DivergenceCall& call) {
-  const TwoHeads<Storage, kCap> heads(call);
+  const TwoLmHeads<Storage, kCap> heads(call);
   using R = typename Accumulate<Storage>::type;
   const std::int64_t n = heads.student.rows, cols = heads.student.cols;
   const R* coefficients = static_cast<const R*>(call.coefficients);
@@ -159,7 +159,7 @@ void mixture_rows(const DivergenceCall& call) {
 
 template <class Storage, bool kCap, bool kJsd>
 void gradient_rows(const DivergenceCall& call) {
-  const TwoHeads<Storage, kCap> heads(call);
+  const TwoLmHeads<Storage, kCap> heads(call);
   using R = typename Accumulate<Storage>::type;
   const auto out = as_matrix<Storage>(call.student, "divergence_gradient", "student", true);
   const std::int64_t n = out.rows, cols = out.cols;
@@ -188,7 +188,7 @@ void gradient_rows(const DivergenceCall& call) {
 
 template <class Storage, bool kCap>
 void log_cosh_rows(const LogCoshCall& call) {
-  const TwoHeads<Storage, kCap> heads(call);
+  const TwoLmHeads<Storage, kCap> heads(call);
   using R = typename Accumulate<Storage>::type;
   const std::int64_t n = heads.student.rows, cols = heads.student.cols;
   const bool write = call.weights != nullptr;

@@ -59,7 +59,7 @@ FLOAT = Config(64, 64, 32, num_warps=4, num_stages=2)
 ROW = RowConfig(block_columns=2048)
 
 
-class Head(NamedTuple):
+class LmHead(NamedTuple):
     """One model's lm_head: hidden [n, D], weight [V, D], bias [V] float32 or None."""
 
     hidden: Tensor
@@ -76,7 +76,7 @@ class Logits(NamedTuple):
     transform: Transform = Transform()
 
 
-def default_config(student: Head, teacher: Head) -> Config:
+def default_config(student: LmHead, teacher: LmHead) -> Config:
     n, device = student.hidden.shape[0], student.hidden.device
     if torch.float32 in (student.hidden.dtype, teacher.hidden.dtype):
         return FLOAT
@@ -428,7 +428,7 @@ def _logits_divergence_bwd_kernel(
 
 
 def _prepare(
-    student: Head | Logits, teacher: Head | Logits, config: Config | RowConfig, vocabulary: int
+    student: LmHead | Logits, teacher: LmHead | Logits, config: Config | RowConfig, vocabulary: int
 ) -> tuple[list[Any], dict[str, Any]]:
     """What every kernel over two lm_heads takes: arguments, and constants by name."""
     arguments: list[Any] = []
@@ -438,7 +438,7 @@ def _prepare(
     else:
         constants = {"BLOCK_COLUMNS": config.columns(vocabulary), "num_warps": config.num_warps}
     for head, name in ((student, "S"), (teacher, "T")):
-        if isinstance(head, Head) and isinstance(config, Config):
+        if isinstance(head, LmHead) and isinstance(config, Config):
             x, weight = tiles.aligned(head.hidden), tiles.aligned(head.weight)
             inner = x.shape[1]
             arguments += [x, weight, head.bias, x.stride(0), weight.stride(0), inner]
@@ -452,7 +452,7 @@ def _prepare(
     return arguments, constants
 
 
-def _group(config: Config, student: Head, teacher: Head) -> int:
+def _group(config: Config, student: LmHead, teacher: LmHead) -> int:
     return config.group(
         sum(h.hidden.shape[1] * h.hidden.element_size() for h in (student, teacher))
     )
@@ -469,7 +469,7 @@ def _merge(partial: Tensor, rows: Rows) -> Tensor:
 
 
 def _forward(
-    student: Head | Logits, teacher: Head | Logits, valid: Tensor | None, lses: Tensor | None,
+    student: LmHead | Logits, teacher: LmHead | Logits, valid: Tensor | None, lses: Tensor | None,
     beta: float, config: Config | RowConfig | None,
 ) -> Tensor:  # fmt: skip
     n, device = student[0].shape[0], student[0].device
@@ -478,7 +478,7 @@ def _forward(
         return torch.empty((2 if is_mixture else STATISTICS, 0), dtype=torch.float32, device=device)
     blocks: list[int] = []
     kernel: Any
-    if isinstance(student, Head) and isinstance(teacher, Head):
+    if isinstance(student, LmHead) and isinstance(teacher, LmHead):
         kernel, vocabulary = _linear_divergence_fwd_kernel, student.weight.shape[0]
         chosen = config or default_config(student, teacher)
         assert isinstance(chosen, Config)
@@ -510,7 +510,7 @@ def _forward(
 
 @torch.no_grad()
 def statistics(
-    student: Head | Logits, teacher: Head | Logits, *,
+    student: LmHead | Logits, teacher: LmHead | Logits, *,
     valid: Tensor | None = None, config: Config | RowConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """[8, n] in the order of DivergenceStatistic, from two lm_heads or from two tensors of logits.
@@ -523,7 +523,7 @@ def statistics(
 
 @torch.no_grad()
 def mixture(
-    student: Head | Logits, teacher: Head | Logits, coefficients: Tensor, *,
+    student: LmHead | Logits, teacher: LmHead | Logits, coefficients: Tensor, *,
     beta: float = 0.5, valid: Tensor | None = None, config: Config | RowConfig | None = None,
 ) -> Tensor:  # fmt: skip
     """[2, n]: KL(p||M) and KL(q||M), M = beta p + (1 - beta) q, 0 where a row is not `valid`.
@@ -535,7 +535,7 @@ def mixture(
 
 @torch.no_grad()
 def gradient(
-    student: Head, teacher: Head, coefficients: Tensor, *,
+    student: LmHead, teacher: LmHead, coefficients: Tensor, *,
     beta: float = 0.5, jsd: bool = False, valid: Tensor | None = None,
     need_hidden: bool = True, need_weight: bool = True, need_bias: bool = False,
     workspace_bytes: int = WORKSPACE_BYTES, config: Config | None = None,

@@ -21,39 +21,39 @@ EPS = {torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6, torch.flo
 
 
 @dataclass
-class Head:
+class LmHead:
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
     labels: Tensor
 
-    def to(self, dtype: torch.dtype) -> Head:
+    def to(self, dtype: torch.dtype) -> LmHead:
         bias = None if self.bias is None else self.bias.to(dtype)
-        return Head(self.hidden.to(dtype), self.weight.to(dtype), bias, self.labels)
+        return LmHead(self.hidden.to(dtype), self.weight.to(dtype), bias, self.labels)
 
-    def on(self, device: str) -> Head:
+    def on(self, device: str) -> LmHead:
         moved = [None if x is None else x.to(device) for x in (self.hidden, self.weight, self.bias)]
         hidden, weight, bias = moved
         assert hidden is not None
         assert weight is not None
-        return Head(hidden, weight, bias, self.labels.to(device))
+        return LmHead(hidden, weight, bias, self.labels.to(device))
 
-    def leaves(self) -> Head:
+    def leaves(self) -> LmHead:
         bias = None if self.bias is None else self.bias.detach().clone().requires_grad_()
         hidden, weight = (x.detach().clone().requires_grad_() for x in (self.hidden, self.weight))
-        return Head(hidden, weight, bias, self.labels)
+        return LmHead(hidden, weight, bias, self.labels)
 
     def tensors(self) -> list[Tensor]:
         return [x for x in (self.hidden, self.weight, self.bias) if x is not None]
 
-    def with_labels(self, labels: Tensor) -> Head:
+    def with_labels(self, labels: Tensor) -> LmHead:
         return replace(self, labels=labels)
 
 
 def make_head(
     n: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float32, *, bias: bool = True, ignore: bool = True,
     seed: int = 0, size: float = 2.0,
-) -> Head:  # fmt: skip
+) -> LmHead:  # fmt: skip
     """Logits with a standard deviation of about ``size``; every third label ignored."""
     g = torch.Generator().manual_seed(1000 * n + 10 * width + vocabulary + seed)
     hidden = torch.randn(n, width, generator=g, dtype=torch.float64)
@@ -62,7 +62,7 @@ def make_head(
     labels = torch.randint(0, vocabulary, (n,), generator=g)
     if ignore and n > 1:
         labels[::3] = -100
-    return Head(hidden, weight, b, labels).to(dtype)
+    return LmHead(hidden, weight, b, labels).to(dtype)
 
 
 def upstream(n: int, with_entropy: bool = True) -> Tensor:
@@ -85,7 +85,7 @@ def differentiable(out: LogprobStatistics) -> list[Tensor]:
 
 
 def ours(
-    head: Head, *, with_entropy: bool = True, **options: Any
+    head: LmHead, *, with_entropy: bool = True, **options: Any
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The five statistics, the gradients with weights that are all different, and the argmax hits."""
     h = head.leaves()
@@ -100,7 +100,7 @@ def ours(
 
 
 def plain(
-    head: Head, *, with_entropy: bool = True, ignore_index: int = -100, **options: Any
+    head: LmHead, *, with_entropy: bool = True, ignore_index: int = -100, **options: Any
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     """The same by plain torch: the truth for a float64 head, the contender for the others."""
     h = head.leaves()
@@ -115,7 +115,7 @@ def plain(
 
 
 def check(
-    head: Head, call: Callable[..., tuple[list[Tensor], list[Tensor], Tensor]] = ours, *, impl: str = "cpu",
+    head: LmHead, call: Callable[..., tuple[list[Tensor], list[Tensor], Tensor]] = ours, *, impl: str = "cpu",
     ignore_index: int = -100, k: float = 2.0, with_entropy: bool = True, **options: Any,
 ) -> None:  # fmt: skip
     """Statistics and gradients of ``call`` are no worse than plain torch's at the dtype of the head."""

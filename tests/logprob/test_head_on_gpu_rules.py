@@ -96,7 +96,7 @@ def test_nothing_is_traced_that_torch_2_11_cannot_trace(
 
         return call
 
-    assert not any(is_dataclass(made) for made in (LogitMap, _call.HeadCall, _call.Divergence))
+    assert not any(is_dataclass(made) for made in (LogitMap, _call.LmHeadCall, _call.Divergence))
     monkeypatch.setattr(importlib.util, "find_spec", refuse("find_spec", importlib.util.find_spec))
     torch.compiler.reset()
     head = HALF.leaves()
@@ -152,7 +152,7 @@ def test_a_head_reads_nothing_back(reduction: str, monkeypatch: pytest.MonkeyPat
     w = torch.zeros(v, 4, device="meta", requires_grad=True)
     y = torch.zeros(n, dtype=torch.int64, device="meta")
     with kernels_that_answer(monkeypatch, n, v):
-        head = _call.HeadCall(h, w, None, y, -100, LogitMap(), "triton")
+        head = _call.LmHeadCall(h, w, None, y, -100, LogitMap(), "triton")
         rows = _ops.LinearLogprob.apply(*head, frozenset(_statistics.STATISTICS), True)
         sum(r.sum() for r in rows[:5]).backward()
         loss = _ops.CrossEntropy.apply(*head, 0.1, 0.1, reduction)

@@ -7,7 +7,7 @@ import torch
 from helpers import assert_no_worse_than_torch
 from hotloop.front import impl as _impl
 from hotloop.logprob import linear_cross_entropy
-from logprob_cases import DTYPES, EPS, Head, make_head
+from logprob_cases import DTYPES, EPS, LmHead, make_head
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,7 +20,7 @@ def loss_and_gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad((weights * loss).sum(), inputs)]
 
 
-def ours(head: Head, **options: object) -> list[Tensor]:
+def ours(head: LmHead, **options: object) -> list[Tensor]:
     h = head.leaves()
     return loss_and_gradients(
         linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias, **options), h.tensors()
@@ -28,7 +28,7 @@ def ours(head: Head, **options: object) -> list[Tensor]:
 
 
 def torchs(
-    head: Head, *, z_loss: float = 0.0, reduction: str = "mean", **options: object
+    head: LmHead, *, z_loss: float = 0.0, reduction: str = "mean", **options: object
 ) -> list[Tensor]:
     h = head.leaves()
     wide = torch.float64 if h.weight.dtype == torch.float64 else torch.float32

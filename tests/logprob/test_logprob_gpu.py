@@ -19,7 +19,7 @@ from hotloop.logprob import (
     linear_logprob,
     token_logprob,
 )
-from logprob_cases import EPS, Head, check, make_head
+from logprob_cases import EPS, LmHead, check, make_head
 from test_divergence import OF_LOGITS, gaussians, oracle
 from torch import Tensor
 
@@ -40,7 +40,7 @@ by_size = pytest.mark.parametrize(
 
 def head(
     n: int, width: int, vocabulary: int, dtype: torch.dtype = torch.float32, **how: Any
-) -> Head:
+) -> LmHead:
     return make_head(n, width, vocabulary, dtype, **how).on(DEVICE)
 
 
@@ -99,7 +99,7 @@ def close(found: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> No
     )
 
 
-def loss_and_gradients(call: Callable[[Head], Tensor], h: Head) -> list[Tensor]:
+def loss_and_gradients(call: Callable[[LmHead], Tensor], h: LmHead) -> list[Tensor]:
     leaves = h.leaves()
     loss = call(leaves)
     return [loss.detach(), *torch.autograd.grad(loss, leaves.tensors())]
@@ -134,7 +134,7 @@ def test_losses_of_one_and_two_heads(
 ) -> None:
     student = head(n, 64, vocabulary, dtype, ignore=n > 1)
     teacher = head(n, 48, vocabulary, dtype, seed=1)
-    wide = Head(teacher.hidden.double(), teacher.weight.double(), None, teacher.labels)
+    wide = LmHead(teacher.hidden.double(), teacher.weight.double(), None, teacher.labels)
     found = loss_and_gradients(lambda h: LOSSES[name](h, teacher, IMPL), student)
     plain = loss_and_gradients(lambda h: LOSSES[name](h, teacher, "reference"), student)
     truth = loss_and_gradients(
@@ -204,7 +204,7 @@ def test_float64_is_left_to_the_reference() -> None:
         )
 
 
-def step_of(h: Head) -> Callable[[], list[Tensor]]:
+def step_of(h: LmHead) -> Callable[[], list[Tensor]]:
     def step() -> list[Tensor]:
         out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, statistics=("entropy",))
         assert out.entropy is not None

@@ -12,7 +12,7 @@ from hotloop.logprob import _cpu, linear_logprob
 from logprob_cases import (
     DTYPES,
     OPTIONAL,
-    Head,
+    LmHead,
     backward,
     check,
     differentiable,
@@ -73,13 +73,13 @@ def test_layouts(case: str, dtype: torch.dtype) -> None:
     head = make_head(20, 8, 700, dtype)
     rows, grads, _ = ours(head)
     change = {
-        "hidden": lambda h: Head(strided(h.hidden), h.weight, strided(h.bias), strided(h.labels)),
-        "weight": lambda h: Head(h.hidden, strided(h.weight), h.bias, h.labels),
-        "transposed weight": lambda h: Head(h.hidden, h.weight.t().contiguous().t(), h.bias, h.labels),
-        "misaligned": lambda h: Head(
+        "hidden": lambda h: LmHead(strided(h.hidden), h.weight, strided(h.bias), strided(h.labels)),
+        "weight": lambda h: LmHead(h.hidden, strided(h.weight), h.bias, h.labels),
+        "transposed weight": lambda h: LmHead(h.hidden, h.weight.t().contiguous().t(), h.bias, h.labels),
+        "misaligned": lambda h: LmHead(
             misaligned(h.hidden), misaligned(h.weight), misaligned(h.bias), misaligned(h.labels)
         ),
-        "sliced": lambda h: Head(
+        "sliced": lambda h: LmHead(
             torch.nn.functional.pad(h.hidden, (2, 3))[:, 2:-3], torch.nn.functional.pad(h.weight, (1, 4))[:, 1:-4],
             h.bias, h.labels,
         ),
@@ -237,7 +237,7 @@ def test_bfloat16_hidden_gradient_is_summed_in_float32_over_tiles() -> None:
 def test_a_bias_of_another_dtype() -> None:
     head = make_head(20, 8, 37, torch.bfloat16)
     assert head.bias is not None
-    wide = Head(head.hidden, head.weight, head.bias.float(), head.labels).leaves()
+    wide = LmHead(head.hidden, head.weight, head.bias.float(), head.labels).leaves()
     out = linear_logprob(wide.hidden, wide.weight, wide.labels, bias=wide.bias)
     assert out.logps.dtype == torch.float32
     found = torch.autograd.grad(out.logps.sum(), wide.tensors())
@@ -246,7 +246,7 @@ def test_a_bias_of_another_dtype() -> None:
     assert (found[2].double() - exact).abs().max() <= 20 * torch.finfo(torch.bfloat16).eps
 
 
-def _logp_only(head: Head) -> tuple[None, list[torch.Tensor], None]:
+def _logp_only(head: LmHead) -> tuple[None, list[torch.Tensor], None]:
     h = head.leaves()
     out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, impl="reference")
     return None, list(torch.autograd.grad(out.logps.sum(), h.tensors())), None

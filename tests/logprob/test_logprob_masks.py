@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hotloop.logprob import linear_cross_entropy, linear_kl, linear_logprob, token_logprob
-from logprob_cases import DTYPES, OPTIONAL, Head, check, make_head, ours
+from logprob_cases import DTYPES, OPTIONAL, LmHead, check, make_head, ours
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,10 +33,10 @@ class ProductRows(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def poisoned(head: Head) -> Head:
+def poisoned(head: LmHead) -> LmHead:
     """NaN hidden states in every ignored row."""
     hidden = torch.where((head.labels == -100).unsqueeze(1), torch.nan, head.hidden)
-    return Head(hidden, head.weight, head.bias, head.labels)
+    return LmHead(hidden, head.weight, head.bias, head.labels)
 
 
 @by_impl

@@ -10,7 +10,7 @@ import torch
 from helpers import with_threads
 from hotloop.logprob import _cpu, linear_cross_entropy, linear_jsd, linear_kl, linear_logprob
 from hotloop.logprob._cpu import Products
-from logprob_cases import Head, backward, check, differentiable, make_head, ours, upstream
+from logprob_cases import LmHead, backward, check, differentiable, make_head, ours, upstream
 
 N, V = 48, 2100  # five tiles of 512 columns, the last of 52; a column takes 192 bytes in float32
 # MiB: no tile beside the one in use; one kept; all kept.
@@ -80,7 +80,7 @@ def test_divergences_with_every_workspace(
 ) -> None:
     student, teacher = make_head(N, 8, V, torch.float64), make_head(N, 5, V, torch.float64, seed=1)
 
-    def call(h: Head, impl: str) -> torch.Tensor:
+    def call(h: LmHead, impl: str) -> torch.Tensor:
         heads = (h.hidden, h.weight, teacher.hidden, teacher.weight)
         options = {"student_bias": h.bias, "labels": h.labels, "reduction": "none", "impl": impl}
         if divergence == "jsd":

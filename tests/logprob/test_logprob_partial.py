@@ -11,7 +11,7 @@ from hotloop.logprob import (
     linear_logprob_partial,
 )
 from hotloop.logprob import merge_logprob_partials as merge
-from logprob_cases import DTYPES, OPTIONAL, Head, make_head
+from logprob_cases import DTYPES, OPTIONAL, LmHead, make_head
 from torch import Tensor
 
 V = 700
@@ -20,7 +20,7 @@ SPLITS = ((V,), (350, 350), (1, 600, 99), (511, 189), (100,) * 7)
 LOGIT = {"temperature": 0.7, "softcap": 9.0, "logit_scale": 1.1}
 
 
-def parts_of(head: Head, sizes: tuple[int, ...]) -> list[LogprobPartial]:
+def parts_of(head: LmHead, sizes: tuple[int, ...]) -> list[LogprobPartial]:
     parts, first = [], 0
     for size in sizes:
         rows = slice(first, first + size)
@@ -38,7 +38,7 @@ def parts_of(head: Head, sizes: tuple[int, ...]) -> list[LogprobPartial]:
     return parts
 
 
-def whole_of(head: Head) -> LogprobStatistics:
+def whole_of(head: LmHead) -> LogprobStatistics:
     return linear_logprob(
         head.hidden,
         head.weight,

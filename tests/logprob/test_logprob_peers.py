@@ -13,7 +13,7 @@ from hotloop.logprob import (
     linear_kl,
     linear_logprob,
 )
-from logprob_cases import Head, make_head
+from logprob_cases import LmHead, make_head
 from torch import Tensor
 
 pytestmark = [
@@ -156,7 +156,7 @@ def test_cut_cross_entropy(softcap: float | None, reduction: str) -> None:
     module = pytest.importorskip("cut_cross_entropy")
     head = make_head(N, D, V, bias=False)
 
-    def run(call: Any, h: Head, **options: Any) -> list[Tensor]:
+    def run(call: Any, h: LmHead, **options: Any) -> list[Tensor]:
         loss = call(h.hidden, h.weight, h.labels, softcap=softcap, reduction=reduction, **options)
         weights = torch.linspace(0.5, 1.5, loss.numel()).reshape(loss.shape)
         return [loss.detach(), *torch.autograd.grad((loss * weights).sum(), h.tensors())]

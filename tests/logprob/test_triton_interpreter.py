@@ -470,8 +470,8 @@ else:
                 )
                 config = SMALL_ROWS
             else:
-                student = two.Head(hidden, weight, bias, st)
-                teacher = two.Head(teacher_hidden, teacher_weight, None, tt)
+                student = two.LmHead(hidden, weight, bias, st)
+                teacher = two.LmHead(teacher_hidden, teacher_weight, None, tt)
                 truth_pair = logits_pair(torch.float64, x, weight, bias)
                 torch_pair = logits_pair(torch.float32, x, weight, bias)
                 config = SMALL if form == "linear" else None
@@ -524,7 +524,7 @@ else:
 
     def test_equal_heads_do_not_diverge() -> None:
         hidden, weight, bias, _ = make(5, 8, 130, torch.float32)
-        head = two.Head(hidden, weight, bias)
+        head = two.LmHead(hidden, weight, bias)
         d = two.statistics(head, head, config=SMALL)
         lse_s, lse_t, forward, reverse = kls_from_statistics(d)
         assert torch.equal(lse_s, lse_t)

@@ -17,7 +17,7 @@ from .distill import (
     log_cosh_logit_distill,
     reverse_kl_distill,
 )
-from .head import linear_cross_entropy, linear_logprob, token_logprob
+from .lm_head import linear_cross_entropy, linear_logprob, token_logprob
 from .mutual_information import mi_alpha_bound
 from .partial import LogprobPartial, linear_logprob_partial, merge_logprob_partials
 

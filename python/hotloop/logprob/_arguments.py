@@ -12,7 +12,7 @@ from ..front import arrays, at_run_time, check, environment, plain
 from ..front.impl import choose, everywhere, on_cpu
 from ..vocabulary import documented
 from . import _triton
-from ._call import HeadCall, LogitMap
+from ._call import LmHeadCall, LogitMap
 from ._statistics import STATISTICS
 
 TEXTS = {
@@ -85,7 +85,7 @@ def wanted_statistics(op: str, statistics: Any) -> frozenset[str]:
     return frozenset(statistics)
 
 
-def head(
+def lm_head(
     op: str,
     hidden: Any,
     weight: Any,
@@ -137,7 +137,7 @@ def head(
 CANDIDATES = {"triton": _triton.refuses, "cpu": on_cpu, "reference": everywhere}
 
 
-def head_call(
+def lm_head_call(
     op: str,
     hidden: Any,
     weight: Any,
@@ -146,13 +146,13 @@ def head_call(
     logit: LogitMap,
     ignore_index: int,
     impl: str,
-) -> HeadCall:
+) -> LmHeadCall:
     """Check hidden states, lm_head and labels, and choose the implementation."""
     shape = check.tensor(op, "hidden", hidden).shape[:-1]
-    flat, w, b = head(op, hidden, weight, bias)
+    flat, w, b = lm_head(op, hidden, weight, bias)
     y = labels(op, labels_, shape, w.shape[0], ignore_index, "hidden", flat.device)
     chosen = choose(op, impl, "hidden", hidden, CANDIDATES, vocabulary=w.shape[0])
-    return HeadCall(flat, w, b, y, ignore_index, logit, chosen)
+    return LmHeadCall(flat, w, b, y, ignore_index, logit, chosen)
 
 
 def rows_of(x: Tensor) -> Tensor:

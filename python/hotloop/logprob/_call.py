@@ -35,7 +35,7 @@ class LogitMap(NamedTuple):
         return (self.logit_scale, self.softcap or 0.0, self.temperature)
 
 
-class HeadCall(NamedTuple):
+class LmHeadCall(NamedTuple):
     """Hidden states [N, D] under an lm_head [V, D], and the label of each row."""
 
     hidden: Tensor
@@ -50,7 +50,7 @@ class HeadCall(NamedTuple):
     @classmethod
     def of(
         cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, ignore_index: int, *rest: Any
-    ) -> HeadCall:  # fmt: skip
+    ) -> LmHeadCall:  # fmt: skip
         """From the arguments of an operator: the three numbers of a ``LogitMap``, then the implementation."""
         return cls(hidden, weight, bias, labels, ignore_index, LogitMap.of(*rest[:3]), rest[3])
 
@@ -66,7 +66,7 @@ class LogitsCall(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, ignore_index: int, *rest: Any) -> LogitsCall:
-        """As ``HeadCall.of``."""
+        """As ``LmHeadCall.of``."""
         return cls(logits, labels, ignore_index, LogitMap.of(*rest[:3]), rest[3])
 
 
@@ -89,7 +89,7 @@ class Divergence(NamedTuple):
         return (*self[:3], [*self.student.numbers(), *self.teacher.numbers()])
 
 
-Head = tuple[Tensor, Tensor, Tensor | None]
+LmHead = tuple[Tensor, Tensor, Tensor | None]
 """Hidden states, lm_head, bias."""
 
 
@@ -113,9 +113,9 @@ class DivergenceCall(NamedTuple):
         return cls._make((*arguments[:8], Divergence.of(*arguments[8:12]), arguments[12]))
 
     @property
-    def student(self) -> Head:
+    def student(self) -> LmHead:
         return self[:3]
 
     @property
-    def teacher(self) -> Head:
+    def teacher(self) -> LmHead:
         return self[3:6]

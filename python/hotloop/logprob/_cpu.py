@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..front import buffers, environment, native
-from ._call import HeadCall, LogitsCall
+from ._call import LmHeadCall, LogitsCall
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -196,7 +196,7 @@ def select_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
     return None if bool(valid.all()) else valid.nonzero().squeeze(1)
 
 
-def _wide_bias(call: HeadCall) -> Tensor | None:
+def _wide_bias(call: LmHeadCall) -> Tensor | None:
     """The bias in the dtype of sums."""
     if call.bias is None:
         return None
@@ -210,7 +210,7 @@ def part_of(bias: Tensor | None, first: int, tile: Tensor) -> Tensor | None:
 
 @in_the_dtype_given
 def forward(
-    call: HeadCall, everything: bool, argmax: bool, keep: bool = True
+    call: LmHeadCall, everything: bool, argmax: bool, keep: bool = True
 ) -> tuple[Tensor, Tensor | None, HeadState]:
     """Return (statistics [6, N], index of the largest logit [N] or None, state for backward).
 
@@ -245,7 +245,7 @@ def forward(
 
 @in_the_dtype_given
 def backward(
-    call: HeadCall, coefficients: Tensor, state: HeadState | None, need: tuple[bool, bool, bool]
+    call: LmHeadCall, coefficients: Tensor, state: HeadState | None, need: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return d hidden, d weight, d bias (None where not needed) from the row coefficients [6, N].
 

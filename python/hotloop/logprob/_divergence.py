@@ -12,12 +12,12 @@ from torch import Tensor
 from ..front import arrays, check
 from ..front.impl import Impl, Refuses, choose
 from ..reference import logprob as reference
-from . import _arguments, _second, _two_heads, _two_heads_triton
+from . import _arguments, _second, _two_lm_heads, _two_lm_heads_triton
 from ._call import Divergence, DivergenceCall
 from ._cpu import accumulate_dtype, select_rows
 from ._ops import fake_gradients
-from ._two_heads import KINDS, Given, Heads, Rows
-from .head import IGNORE_INDEX
+from ._two_lm_heads import KINDS, Given, LmHeads, Rows
+from .lm_head import IGNORE_INDEX
 
 # -- lm_heads -----------------------------------------------------------------------------------------------
 
@@ -49,11 +49,11 @@ class _LinearDivergence(torch.autograd.Function):
 
 def _linear_forward(call: DivergenceCall) -> tuple[Rows, Tensor | None]:
     if call.impl == "triton":
-        return _two_heads_triton.forward(call), None
+        return _two_lm_heads_triton.forward(call), None
     index = select_rows(call.labels, call.ignore_index)
     n = call.hidden.shape[0] if index is None else index.shape[0]
-    source = Heads.of(call, index)
-    return _two_heads.forward(
+    source = LmHeads.of(call, index)
+    return _two_lm_heads.forward(
         call.divergence, source, n, accumulate_dtype(call.weight.dtype)
     ), index
 
@@ -62,14 +62,14 @@ def _linear_backward(
     call: DivergenceCall, rows: Rows, index: Tensor | None, grad: Tensor, need: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     if call.impl == "triton":
-        return _two_heads_triton.backward(call, rows, grad, need)
+        return _two_lm_heads_triton.backward(call, rows, grad, need)
     source = rows.source
-    if not isinstance(source, Heads):
-        source = Heads.of(call, index)
+    if not isinstance(source, LmHeads):
+        source = LmHeads.of(call, index)
         for _ in source.tiles():  # fills what the workspace keeps
             pass
     chosen = grad if index is None else grad.index_select(0, index)
-    return _two_heads.head_gradients(call, source, rows, chosen.contiguous(), index, need)
+    return _two_lm_heads.lm_head_gradients(call, source, rows, chosen.contiguous(), index, need)
 
 
 def _linear_differentiable(
@@ -201,18 +201,18 @@ class _LogitDivergence(torch.autograd.Function):
 
 def _logit_forward(impl: str, d: Divergence, student: Tensor, teacher: Tensor) -> Rows:
     if impl == "triton":
-        return _two_heads_triton.logit_forward(d, student, teacher)
+        return _two_lm_heads_triton.logit_forward(d, student, teacher)
     dtype = accumulate_dtype(student.dtype)
-    return _two_heads.forward(d, Given(student, teacher), student.shape[0], dtype)
+    return _two_lm_heads.forward(d, Given(student, teacher), student.shape[0], dtype)
 
 
 def _logit_backward(
     impl: str, d: Divergence, student: Tensor, teacher: Tensor, rows: Rows, grad: Tensor
 ) -> Tensor:
     if impl == "triton":
-        return _two_heads_triton.logit_backward(d, student, teacher, rows, grad)
+        return _two_lm_heads_triton.logit_backward(d, student, teacher, rows, grad)
     out = student.clone(memory_format=torch.contiguous_format)
-    for _ in _two_heads.overwrite_student(d, Given(out, teacher), rows, grad.contiguous()):
+    for _ in _two_lm_heads.overwrite_student(d, Given(out, teacher), rows, grad.contiguous()):
         pass
     return out
 
@@ -382,12 +382,12 @@ def of_heads(
     impl: Impl,
 ) -> Tensor:
     shape = check.tensor(op, "student_hidden", student[0]).shape[:-1]
-    hidden, weight, bias = _arguments.head(
+    hidden, weight, bias = _arguments.lm_head(
         op, *student, ("student_hidden", "student_weight", "student_bias")
     )
     _not_too_hot(op, d, hidden)
     with torch.no_grad():
-        teacher_head = _arguments.head(
+        teacher_head = _arguments.lm_head(
             op, *teacher, ("teacher_hidden", "teacher_weight", "teacher_bias")
         )
     if teacher_head[1].shape[0] != weight.shape[0] or teacher_head[0].shape[0] != hidden.shape[0]:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..reference.logprob import cross_entropy, head_statistics
 from . import _cpu, _second, _statistics, _triton
-from ._call import HeadCall
+from ._call import LmHeadCall
 
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels"
 _NUMBERS = "SymInt ignore_index, float temperature, float logit_scale, float softcap, str impl"
 
 
 def forward(
-    call: HeadCall, everything: bool, argmax: bool, keep: bool = True
+    call: LmHeadCall, everything: bool, argmax: bool, keep: bool = True
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Return (statistics [6, N], argmax [N] or None, state). Masked rows: log-sum-exp 0, the rest 0, argmax -1."""
     if call.impl == "triton":
@@ -30,7 +30,7 @@ def forward(
 
 
 def _backward(
-    call: HeadCall, coefficients: Tensor, state: Any, need: Sequence[bool]
+    call: LmHeadCall, coefficients: Tensor, state: Any, need: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """d hidden, d weight, d bias from the row coefficients [6, N]."""
     needed = (need[0], need[1], need[2] and call.bias is not None)
@@ -39,28 +39,28 @@ def _backward(
     return _cpu.backward(call, coefficients, state, needed)
 
 
-def _reference(call: HeadCall) -> dict[str, Tensor]:
+def _reference(call: LmHeadCall) -> dict[str, Tensor]:
     return head_statistics(*call[:5], *call.logit)
 
 
 def _differentiable(
-    call: HeadCall, need: Sequence[bool], grads: Sequence[Tensor | None]
+    call: LmHeadCall, need: Sequence[bool], grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """The gradients as a graph, by the reference."""
 
     def rows(*head: Any) -> list[Tensor]:
-        found = _reference(HeadCall._make((*head, *call[3:])))
+        found = _reference(LmHeadCall._make((*head, *call[3:])))
         return [found[name] for name in _statistics.FIELDS]
 
     return _second.gradients(rows, call[:3], need, grads)
 
 
 class LinearLogprob(torch.autograd.Function):
-    """A ``HeadCall``, the statistics wanted, grad mode -> the five statistics [N] each, and the argmax hit."""
+    """A ``LmHeadCall``, the statistics wanted, grad mode -> the five statistics [N] each, and the argmax hit."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-        call, wanted, grad_enabled = HeadCall(*arguments[:-2]), *arguments[-2:]
+        call, wanted, grad_enabled = LmHeadCall(*arguments[:-2]), *arguments[-2:]
         needs_gradient = grad_enabled and any(ctx.needs_input_grad[:3])
         everything = bool(wanted - {"lse", "argmax_hit"})
         sums, largest, state = forward(call, everything, "argmax_hit" in wanted, needs_gradient)
@@ -74,7 +74,7 @@ class LinearLogprob(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         *inputs, statistics = ctx.saved_tensors
-        call, need = HeadCall(*inputs, *ctx.rest), ctx.needs_input_grad[:3]
+        call, need = LmHeadCall(*inputs, *ctx.rest), ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
             d = _differentiable(call, need, grads[:5])
         else:
@@ -83,7 +83,7 @@ class LinearLogprob(torch.autograd.Function):
         return (*d, *([None] * 7))
 
 
-def _hit(call: HeadCall, largest: Tensor) -> Tensor:
+def _hit(call: LmHeadCall, largest: Tensor) -> Tensor:
     """Where the label is the largest logit. -1, the argmax of a masked row, may be the ignore_index itself."""
     return (call.labels != call.ignore_index) & (largest == call.labels)
 
@@ -93,7 +93,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        call, label_smoothing, z_loss, reduction = HeadCall(*arguments[:-3]), *arguments[-3:]
+        call, label_smoothing, z_loss, reduction = LmHeadCall(*arguments[:-3]), *arguments[-3:]
         sums, _, state = forward(call, label_smoothing > 0, False)
         statistics = _statistics.finish(sums, call.weight.shape[0])
         options: dict[str, Any] = {"label_smoothing": label_smoothing, "z_loss": z_loss}
@@ -106,11 +106,11 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, statistics = ctx.saved_tensors
-        call, options, need = HeadCall(*inputs, *ctx.rest), ctx.options, ctx.needs_input_grad[:3]
+        call, options, need = LmHeadCall(*inputs, *ctx.rest), ctx.options, ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
 
             def loss(*head: Any) -> tuple[Tensor]:
-                rows = _reference(HeadCall._make((*head, *call[3:])))
+                rows = _reference(LmHeadCall._make((*head, *call[3:])))
                 return (cross_entropy(rows, call.labels, **options),)
 
             d = _second.gradients(loss, call[:3], need, (grad_loss,))
@@ -137,7 +137,7 @@ class CrossEntropy(torch.autograd.Function):
 )
 def _linear_logprob(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Return the statistics [5, N] and the argmax hits [N]."""
-    call = HeadCall.of(*arguments)
+    call = LmHeadCall.of(*arguments)
     sums, largest, _ = forward(call, True, True, keep=False)
     assert largest is not None
     return _statistics.finish(sums, call.weight.shape[0]), _hit(call, largest)
@@ -155,7 +155,7 @@ def _(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 )
 def _linear_logprob_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Return d hidden, d weight, d bias (empty where there is no bias)."""
-    call = HeadCall.of(*arguments[:4], *arguments[5:])
+    call = LmHeadCall.of(*arguments[:4], *arguments[5:])
     d_hidden, d_weight, d_bias = _backward(call, arguments[4], None, (True,) * 3)
     assert d_hidden is not None and d_weight is not None
     return d_hidden, d_weight, call.weight.new_empty(0) if d_bias is None else d_bias
@@ -183,7 +183,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _registered_backward(ctx: Any, grad_statistics: Tensor, _grad_hit: Tensor) -> tuple[Any, ...]:
     *head, statistics = ctx.saved_tensors
     if torch.is_grad_enabled():
-        call = HeadCall.of(*head, *ctx.rest)
+        call = LmHeadCall.of(*head, *ctx.rest)
         d = _differentiable(call, ctx.needs_input_grad[:3], grad_statistics.unbind(0))
         return *d, *([None] * 6)
     packed = _statistics.coefficients(statistics, list(grad_statistics.unbind(0)), head[1].shape[0])

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ._call import HeadCall, LogitMap, LogitsCall
+from ._call import LmHeadCall, LogitMap, LogitsCall
 
 # Looked up once, at import: Dynamo does not trace find_spec.
 _INSTALLED = importlib.util.find_spec("triton") is not None
@@ -50,7 +50,7 @@ def _relative_to_maximum(statistics: Tensor) -> Tensor:
 
 
 def forward(
-    call: HeadCall, everything: bool, argmax: bool, keep: bool = True
+    call: LmHeadCall, everything: bool, argmax: bool, keep: bool = True
 ) -> tuple[Tensor, Tensor | None, None]:
     """As ``_cpu.forward``; nothing is kept."""
     statistics, largest = kernels().forward(
@@ -65,7 +65,7 @@ def forward(
 
 
 def backward(
-    call: HeadCall, coefficients: Tensor, state: None, need: tuple[bool, bool, bool]
+    call: LmHeadCall, coefficients: Tensor, state: None, need: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     d_hidden, d_weight, d_bias = kernels().backward(
         call.hidden, call.weight, None if call.bias is None else call.bias.float(), call.labels, coefficients,

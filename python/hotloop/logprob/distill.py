@@ -13,7 +13,7 @@ from ..front.impl import Impl
 from ..front.keywords import known
 from . import _arguments
 from ._divergence import of_heads, of_logits, options
-from .head import HINTS, IGNORE_INDEX, token_logprob
+from .lm_head import HINTS, IGNORE_INDEX, token_logprob
 
 DIRECTIONS = ("forward", "reverse")
 

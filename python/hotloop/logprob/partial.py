@@ -15,10 +15,10 @@ from torch import Tensor
 from ..front import check
 from ..front.impl import Impl, choose
 from . import _arguments, _ops, _statistics
-from ._call import HeadCall
+from ._call import LmHeadCall
 from ._cpu import STATISTICS
 from ._statistics import LogprobStatistics
-from .head import IGNORE_INDEX
+from .lm_head import IGNORE_INDEX
 
 
 class LogprobPartial(NamedTuple):
@@ -78,7 +78,7 @@ def linear_logprob_partial(
     if isinstance(first_column, bool) or not isinstance(first_column, int) or first_column < 0:
         raise ValueError(f"[{op}] first_column: expected an int >= 0, got {first_column!r}.")
     logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
-    flat, weight, bias = _arguments.head(op, hidden, weight, bias)
+    flat, weight, bias = _arguments.lm_head(op, hidden, weight, bias)
     check.tensor(op, "labels", labels)
     if labels.shape != (flat.shape[0],):
         raise ValueError(
@@ -90,7 +90,7 @@ def linear_logprob_partial(
             f"[{op}] impl: expected 'cpu' or 'triton', got 'reference'. Use linear_logprob."
         )
     # No row is masked here: every device must merge the same rows.
-    call = HeadCall(
+    call = LmHeadCall(
         flat.detach(), weight.detach(), bias, labels.to(torch.int64), torch.iinfo(torch.int64).min, logit, chosen,
         first_column,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from ..front.impl import Impl
 from ..front.keywords import known
 from ..logprob import _arguments, _statistics
 from ..logprob._call import LogitMap
-from ..logprob.head import IGNORE_INDEX, linear_logprob
+from ..logprob.lm_head import IGNORE_INDEX, linear_logprob
 from ..unlearn.losses import npo_loss
 from . import links, multi_term, optimistic, pairs, reference_free, squared, unpaired
 from .metrics import preference_metrics

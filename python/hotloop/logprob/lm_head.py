@@ -10,7 +10,7 @@ from ..front.impl import Impl, choose
 from ..front.keywords import known
 from ..reference import logprob as reference
 from . import _arguments, _from_logits, _ops, _statistics
-from ._call import HeadCall, LogitsCall
+from ._call import LmHeadCall, LogitsCall
 from ._statistics import LogprobStatistics
 
 IGNORE_INDEX = -100
@@ -91,7 +91,7 @@ def linear_logprob(
         offsets = _arguments.cu_seqlens(op, cu_seqlens, tokens, hidden.device)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels, offsets)
     logit = _arguments.logit_map(op, temperature, logit_scale, softcap)
-    call = _arguments.head_call(op, hidden, weight, labels, bias, logit, ignore_index, impl)
+    call = _arguments.lm_head_call(op, hidden, weight, labels, bias, logit, ignore_index, impl)
     rows = _rows(op, call, wanted)
     if offsets is None:
         shape = hidden.shape[:-1]
@@ -105,7 +105,7 @@ def linear_logprob(
     return LogprobStatistics(*sums)  # type: ignore[arg-type]
 
 
-def _rows(op: str, call: HeadCall, wanted: frozenset[str]) -> tuple[Tensor | None, ...]:
+def _rows(op: str, call: LmHeadCall, wanted: frozenset[str]) -> tuple[Tensor | None, ...]:
     """The five statistics and the argmax hit, each [N] or None."""
     if call.impl == "reference":
         return _statistics.selected(reference.head_statistics(*call[:5], *call.logit), wanted)
@@ -239,7 +239,7 @@ def linear_cross_entropy(
     check.number(op, "z_loss", z_loss, at_least=0)
     logit = _arguments.logit_map(op, 1.0, logit_scale, softcap)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
-    call = _arguments.head_call(op, hidden, weight, labels, bias, logit, ignore_index, impl)
+    call = _arguments.lm_head_call(op, hidden, weight, labels, bias, logit, ignore_index, impl)
     fused = reduction != "none" and call.impl != "reference" and torch.is_grad_enabled()
     if fused and not torch.compiler.is_compiling() and _differentiable(*call[:3]):
         check.untransformed(op, *call[:3])

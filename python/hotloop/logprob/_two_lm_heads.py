@@ -39,7 +39,7 @@ class Given:
 
 
 @dataclass
-class Heads:
+class LmHeads:
     """Logits that exist only as tiles of two products."""
 
     student_products: Products
@@ -48,7 +48,7 @@ class Heads:
     teacher_bias: Tensor | None = None
 
     @classmethod
-    def of(cls, call: DivergenceCall, rows: Tensor | None) -> Heads:
+    def of(cls, call: DivergenceCall, rows: Tensor | None) -> LmHeads:
         half = environment.workspace_bytes() // 2
         products = [
             Products(h if rows is None else h.index_select(0, rows), w, half)
@@ -81,11 +81,11 @@ class Rows:
     lse: Tensor  # [2, n]: student, teacher
     weights: Tensor  # [3, n]: of KL(p||q), KL(q||p), JSD in the loss
     inner: Tensor  # [2, n]: KL(q||p), KL(q||M)
-    source: Given | Heads | None = None
+    source: Given | LmHeads | None = None
 
 
 def _shared(
-    d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor
+    d: Divergence, source: Given | LmHeads, first: int, s: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, _Numbers, _Numbers]:
     """What both loops take first: tiles, biases, transforms."""
     biases = (part_of(source.student_bias, first, s), part_of(source.teacher_bias, first, t))
@@ -94,7 +94,7 @@ def _shared(
 
 def _call(
     d: Divergence,
-    source: Given | Heads,
+    source: Given | LmHeads,
     first: int,
     s: Tensor,
     t: Tensor,
@@ -110,14 +110,14 @@ def _call(
 
 
 def _log_cosh(
-    d: Divergence, source: Given | Heads, first: int, s: Tensor, t: Tensor, *, sums: Tensor | None = None,
+    d: Divergence, source: Given | LmHeads, first: int, s: Tensor, t: Tensor, *, sums: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> None:  # fmt: skip
     native.core.logprob.log_cosh(*_shared(d, source, first, s, t), sums, weights)
 
 
 @in_the_dtype_given
-def forward(d: Divergence, source: Given | Heads, n: int, dtype: torch.dtype) -> Rows:
+def forward(d: Divergence, source: Given | LmHeads, n: int, dtype: torch.dtype) -> Rows:
     if d.kind == "log_cosh":
         sums = torch.zeros(n, dtype=dtype, device="cpu")
         for first, s, t in source.tiles():
@@ -132,7 +132,7 @@ def forward(d: Divergence, source: Given | Heads, n: int, dtype: torch.dtype) ->
     return combine(d, statistics, lambda lse: mixture_of(d, source, lse), source)
 
 
-def mixture_of(d: Divergence, source: Given | Heads, lse: Tensor) -> Tensor:
+def mixture_of(d: Divergence, source: Given | LmHeads, lse: Tensor) -> Tensor:
     """KL(p||M) and KL(q||M), [2, n], by a second pass over the tiles."""
     n = lse.shape[1]
     coefficients = torch.zeros(7, n, dtype=lse.dtype, device="cpu")
@@ -144,7 +144,7 @@ def mixture_of(d: Divergence, source: Given | Heads, lse: Tensor) -> Tensor:
 
 
 def combine(
-    d: Divergence, statistics: Tensor, mixture_of_lse: object, source: Given | Heads | None = None
+    d: Divergence, statistics: Tensor, mixture_of_lse: object, source: Given | LmHeads | None = None
 ) -> Rows:
     """From the eight running sums to the loss of each row and what backward needs; the same on every device."""
     s_max, s_sum, s_z, t_max, t_sum, t_z, t_gap, s_gap = statistics.unbind(0)
@@ -187,7 +187,7 @@ def coefficients(rows: Rows, grad: Tensor) -> Tensor:
 
 
 def overwrite_student(
-    d: Divergence, source: Given | Heads, rows: Rows, grad: Tensor
+    d: Divergence, source: Given | LmHeads, rows: Rows, grad: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
     """Turn the student's tiles into their gradient, one after the other."""
     if d.kind == "log_cosh":
@@ -208,8 +208,8 @@ def overwrite_student(
 
 
 @in_the_dtype_given
-def head_gradients(
-    call: DivergenceCall, source: Heads, rows: Rows, grad: Tensor, index: Tensor | None, need: tuple[bool, bool, bool]
+def lm_head_gradients(
+    call: DivergenceCall, source: LmHeads, rows: Rows, grad: Tensor, index: Tensor | None, need: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     gradients = Gradients(source.student_products, call.weight.dtype, *need)
     for first, tile in overwrite_student(call.divergence, source, rows, grad):

@@ -1,4 +1,4 @@
-"""Two lm_heads over one vocabulary on the GPU: the Triton kernels behind the interface of ``_two_heads``."""
+"""Two lm_heads over one vocabulary on the GPU: the Triton kernels behind the interface of ``_two_lm_heads``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _two_heads
+from . import _two_lm_heads
 from ._call import Divergence, DivergenceCall, LogitMap
-from ._two_heads import Rows
+from ._two_lm_heads import Rows
 
 
 def _kernels() -> Any:
@@ -23,7 +23,7 @@ def _transform(m: LogitMap) -> Any:
 def _heads(call: DivergenceCall) -> tuple[Any, Any]:
     d = call.divergence
     return tuple(
-        _kernels().Head(h, w, None if b is None else b.float(), _transform(m))
+        _kernels().LmHead(h, w, None if b is None else b.float(), _transform(m))
         for (h, w, b), m in ((call.student, d.student), (call.teacher, d.teacher))
     )
 
@@ -37,7 +37,7 @@ def _logits(d: Divergence, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
 
 def _forward(d: Divergence, s: Any, t: Any, **valid: Tensor) -> Rows:
     k = _kernels()
-    return _two_heads.combine(
+    return _two_lm_heads.combine(
         d, k.statistics(s, t, **valid), lambda lse: k.mixture(s, t, lse, beta=d.beta, **valid)
     )
 
@@ -51,7 +51,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     d = call.divergence
     result: tuple[Tensor | None, Tensor | None, Tensor | None] = _kernels().gradient(
-        *_heads(call), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.kind == "jsd",
+        *_heads(call), _two_lm_heads.coefficients(rows, grad), beta=d.beta, jsd=d.kind == "jsd",
         valid=call.labels != call.ignore_index, need_hidden=need[0], need_weight=need[1], need_bias=need[2],
     )  # fmt: skip
     return result
@@ -65,6 +65,6 @@ def logit_backward(
     d: Divergence, student: Tensor, teacher: Tensor, rows: Rows, grad: Tensor
 ) -> Tensor:
     gradient: Tensor = _kernels().logits_gradient(
-        *_logits(d, student, teacher), _two_heads.coefficients(rows, grad), beta=d.beta, jsd=d.kind == "jsd"
+        *_logits(d, student, teacher), _two_lm_heads.coefficients(rows, grad), beta=d.beta, jsd=d.kind == "jsd"
     )  # fmt: skip
     return gradient
