@@ -1,12 +1,4 @@
 #include "core/heads.hpp"
 
-#include <atomic>
-
-#include "core/pointwise.hpp"
-
-#include "core/simd_begin.hpp"
-
+#define HOTLOOP_ROOM core
 #include "core/room_heads.hpp"
-HOTLOOP_ROOM_HEADS(core)
-
-#include "core/simd_end.hpp"

@@ -1,12 +1,16 @@
-// The body of <room>/heads.simd.cpp: instantiates the heads of a room for one instruction set. Included after
-// core/simd_begin.hpp, inside the namespace of the instruction set, whose target must be in force.
-#ifndef HOTLOOP_SIMD_NAMESPACE
-#error "include core/simd_begin.hpp before core/room_heads.hpp"
-#endif
+// The body of <room>/heads.simd.cpp, which includes "<room>/heads.hpp", defines HOTLOOP_ROOM as the room's name and
+// then includes this file: instantiates the list `hotloop::<room>::Heads` for one instruction set.
+#include <atomic>
+#include <cstdint>
+#include <span>
+
+#include "core/pointwise.hpp"
+
+#include "core/simd_begin.hpp"
 
 namespace {
 
-// Every column is a dense array of R.
+// Every column is a dense array of R. Stands after simd_begin.hpp: the target of the instruction set must be in force.
 template <class H, class R>
 void run_block(const R* const* in, const R* params, R scale, R* loss, R* const* grad, R* const* out) {
   // Not `omp simd`: that would give every lane its own copy of the inputs in memory, and nothing vectorises.
@@ -34,6 +38,9 @@ std::span<const pointwise::Entry> entries(pointwise::HeadList<Heads...>) {
 
 }  // namespace
 
-// `hotloop::<room>::Heads` is the room's list.
-#define HOTLOOP_ROOM_HEADS(room) \
+#define HOTLOOP_HEADS_OF(room) \
   std::span<const pointwise::Entry> room##_heads() { return entries(::hotloop::room::Heads{}); }
+#define HOTLOOP_HEADS_OF_ROOM(room) HOTLOOP_HEADS_OF(room)
+HOTLOOP_HEADS_OF_ROOM(HOTLOOP_ROOM)
+
+#include "core/simd_end.hpp"

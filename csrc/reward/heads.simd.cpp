@@ -1,12 +1,4 @@
 #include "reward/heads.hpp"
 
-#include <atomic>
-
-#include "core/pointwise.hpp"
-
-#include "core/simd_begin.hpp"
-
+#define HOTLOOP_ROOM reward
 #include "core/room_heads.hpp"
-HOTLOOP_ROOM_HEADS(reward)
-
-#include "core/simd_end.hpp"

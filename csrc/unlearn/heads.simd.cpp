@@ -1,12 +1,4 @@
 #include "unlearn/heads.hpp"
 
-#include <atomic>
-
-#include "core/pointwise.hpp"
-
-#include "core/simd_begin.hpp"
-
+#define HOTLOOP_ROOM unlearn
 #include "core/room_heads.hpp"
-HOTLOOP_ROOM_HEADS(unlearn)
-
-#include "core/simd_end.hpp"

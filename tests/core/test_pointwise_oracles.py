@@ -5,9 +5,7 @@ The gradients are mpmath's numerical derivatives of the formulas of ``tests/<roo
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import hotloop
@@ -18,7 +16,6 @@ from pointwise_oracles import Oracle, mp, mpf
 from rooms import of_rooms
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
 ORACLES = of_rooms("oracles", "ORACLES")
 
 
@@ -91,8 +88,6 @@ def test_a_wrong_sign_is_found_out() -> None:
     assert abs(wrong - right) > 0.05
 
 
-def test_every_loss_is_here_and_listed() -> None:
+def test_every_loss_is_here() -> None:
     losses = {f"{case.room}.{case.op}" for case in CASES}
     assert {f"{case.room}.{case.op}" for case in ORACLES} == losses
-    page = (ROOT / "docs" / "oracles.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `(\w+\.\w+)` \|", page, re.M)) >= losses

@@ -1,5 +1,4 @@
-"""NPO and its retain terms. The grid, the gradients and the errors run with the preference losses,
-whose loop it shares: tests/preference/preference_cases.py."""
+"""NPO and its retain terms. The grid, the gradients and the errors run with all pointwise losses (tests/core)."""
 
 from __future__ import annotations
 

@@ -96,6 +96,12 @@ class Room:
         self.entries.append(Op(name, self.name, papers, **{**self.common, **facts}))
 
 
+def pointwise_room(module: str) -> Room:
+    """A room of losses over the pointwise loop."""
+    impls = ("reference", "cpu", "cuda")
+    return Room(module, impls=impls, gradient=True, compiles=True, needs_torch=True)
+
+
 def rooms() -> tuple[str, ...]:
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 

@@ -2,10 +2,9 @@
 
 from functools import partial
 
-from . import Paper, Room
+from . import Paper, pointwise_room
 
-PAIR = ("reference", "cpu", "cuda")
-op = Room(__name__, impls=PAIR, gradient=True, compiles=True, needs_torch=True)
+op = pointwise_room(__name__)
 experimental = partial(op, maturity="experimental")
 
 DPO = Paper("Direct Preference Optimization", "2305.18290", "beta = 0.1 to 0.5")

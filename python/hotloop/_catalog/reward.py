@@ -1,10 +1,8 @@
 """Losses that train reward models."""
 
-from . import Paper, Room
+from . import Paper, pointwise_room
 
-op = Room(
-    __name__, impls=("reference", "cpu", "cuda"), gradient=True, compiles=True, needs_torch=True
-)
+op = pointwise_room(__name__)
 
 op(
     "bt_reward_loss",

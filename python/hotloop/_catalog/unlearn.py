@@ -1,9 +1,8 @@
 """Losses that make a model forget."""
 
-from . import Paper, Room
+from . import Paper, pointwise_room
 
-PAIR = ("reference", "cpu", "cuda")
-op = Room(__name__, impls=PAIR, gradient=True, compiles=True, needs_torch=True)
+op = pointwise_room(__name__)
 
 NPO = Paper("Negative Preference Optimization", "2404.05868", "beta = 0.1")
 

@@ -12,7 +12,6 @@ import linecache
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args, get_origin
 
 from .. import vocabulary
@@ -134,11 +133,11 @@ def composed(
     return declared
 
 
-def references(room: ModuleType) -> dict[str, Callable[..., Any]]:
-    """The declared ops of a room as their own references, by name."""
-    prefix = f"{room.__name__.rpartition('.')[2]}."
-    names = [name for name in room.__all__ if prefix + name in OPS]
-    return {name: _reference(getattr(room, name)) for name in names}
+def references(room: str, names: dict[str, Any]) -> list[str]:
+    """Put the declared ops of a room, as their own references, into ``names``; return what they are called."""
+    found = [name for op, name in (full.split(".") for full in OPS) if op == room]
+    names.update({name: _reference(OPS[f"{room}.{name}"].function) for name in found})
+    return found
 
 
 def _reference(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,22 +8,26 @@ from ``options``. A new loss needs a line in ``FORMS`` only if its roles are not
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..front import check
+from ..front.declare import OPS, parameters
 from ..front.impl import Impl
 from ..front.keywords import known
 from ..logprob import _arguments, _statistics
 from ..logprob._call import LogitMap
 from ..logprob.lm_head import IGNORE_INDEX, linear_logprob
 from ..unlearn.losses import npo_loss
-from . import links, multi_term, optimistic, pairs, reference_free, squared, unpaired
+from . import multi_term, optimistic, pairs, reference_free, squared, unpaired
 from .metrics import preference_metrics
 
 PAIR = ("chosen", "rejected")
@@ -58,19 +62,13 @@ class Form:
         object.__setattr__(self, "beta", beta if isinstance(beta, float) else 0.1)
 
 
-FORMS: dict[str, Form] = {
-    "dpo": Form(pairs.dpo_loss),
-    "conservative_dpo": Form(pairs.conservative_dpo_loss),
-    "robust_dpo": Form(pairs.robust_dpo_loss),
-    "dpo_norm": Form(pairs.dpo_norm_loss),
-    "flex_dpo": Form(pairs.flex_dpo_loss),
+# What a loss is fed, where that is not (chosen, rejected) and their sums.
+_SPECIAL: dict[str, Form] = {
     "dno": Form(pairs.dno_loss, ("1", "2")),
     "drift_iterative_dpo": Form(pairs.drift_iterative_dpo_loss, ("fresh", "dissatisfied")),
     "ipo": Form(squared.ipo_loss, lengths="length_normalized"),
     "online_ipo": Form(squared.online_ipo_loss, ("1", "2"), lengths="length_normalized"),
-    "inpo": Form(squared.inpo_loss),
     "sppo": Form(squared.sppo_loss, ("",)),
-    "sppo_hard": Form(squared.sppo_hard_loss),
     "srpo": Form(
         squared.srpo_loss,
         (
@@ -82,14 +80,8 @@ FORMS: dict[str, Form] = {
             "rejected",
         ),
     ),
-    "slic_hinge": Form(links.slic_hinge_loss),
-    "exo_pair": Form(links.exo_pair_loss),
-    "apo": Form(links.apo_loss),
-    "aot": Form(links.aot_loss),
-    "nca": Form(links.nca_loss),
     "kto": Form(unpaired.kto_loss, ("",)),
     "bco": Form(unpaired.bco_loss, ("",)),
-    "bco_pair": Form(unpaired.bco_pair_loss),
     "orpo": Form(reference_free.orpo_loss, means=True, nll="always"),
     "cpo": Form(reference_free.cpo_loss, nll="always", lengths="length_normalized"),
     "simpo": Form(reference_free.simpo_loss, nll="cpo_alpha"),
@@ -99,7 +91,6 @@ FORMS: dict[str, Form] = {
     "selm": Form(optimistic.selm_loss, (*PAIR, "generated")),
     "hypo": Form(optimistic.hypo_loss, (*PAIR, "online")),
     "rpo_sft": Form(optimistic.rpo_sft_loss, lengths="alpha"),
-    "modpo": Form(multi_term.modpo_loss),
     "opa_dpo": Form(
         multi_term.opa_dpo_loss,
         ("truth", "revised", "original", "truth_masked", "revised_masked"),
@@ -107,6 +98,23 @@ FORMS: dict[str, Form] = {
     ),
     "npo": Form(npo_loss, ("",), lengths="length_normalized"),
 }
+
+
+def _forms() -> dict[str, Form]:
+    """Every declared loss of chosen and rejected answers, and the special ones, by name without ``_loss``."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if module.name != "linear":
+            importlib.import_module(f"{__package__}.{module.name}")
+    pairs_of_answers = [
+        op.function
+        for op in OPS.values()
+        if op.room == "preference" and "policy_chosen_logps" in parameters(op.function)
+    ]
+    plain = {f.__name__.removesuffix("_loss"): Form(f) for f in pairs_of_answers}
+    return plain | _SPECIAL
+
+
+FORMS = _forms()
 LOSSES = tuple(FORMS)
 
 # Names of other libraries that are not ours.
