@@ -38,12 +38,12 @@ def wings(op: Any) -> dict[str, tuple[str, ...]]:
     }
     if (room, op.name) in POINTWISE:
         found |= {
+            "tests": (f"tests/{room}/*.py",),
             "head": (f"csrc/{room}/heads.hpp",),
             "cpu": (f"csrc/{room}/heads.simd.cpp",),
             "cuda": (f"kernels/{room}/heads.cu",),
             "cases": (f"tests/{room}/cases.py",),
             "oracles": (f"tests/{room}/oracles.py",),
-            "bench": (f"bench/{room}/rows.py",),
         }
     if room == "core" and op.name.startswith("segment_"):
         found |= {"cpu": ("csrc/core/segments*.cpp",), "cuda": ("kernels/core/segments*.cu",)}
