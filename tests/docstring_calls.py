@@ -131,7 +131,8 @@ MADE: dict[str, Callable[[dict[str, Any]], Any]] = {
         "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0, "policy_kl_logps": -1.0, "ref_kl_logps": -1.5,
         "delta": 0.1, "chosen_nll": 0.5, "ref_logps_1": -1.0, "ref_logps_2": -2.0, "ref_logps": -1.0,
         "ref_calibration_logps": -1.0, "ref_generated_logps": -1.0,
-        "sequence_lengths": 4.0, "retain_nll": 0.5, "retain_kl": 0.25, "kl": 0.1,
+        "sequence_lengths": 4.0, "margin": 0.25, "bt_reward_loss.weight": 0.5,
+        "retain_nll": 0.5, "retain_kl": 0.25, "kl": 0.1,
     }.items()
 }  # fmt: skip
 """By name, an array for an argument that examples leave out."""

@@ -169,6 +169,7 @@ def _call(
         if (
             type(value) is Tensor
             and value.dtype is dtype
+            and not value.is_nested  # which has no shape to ask for
             and value.shape == shape
             and value.device == device
         ) or (value is None and names[k] in absent):
@@ -180,6 +181,7 @@ def _call(
         if (
             type(row) is Tensor
             and row.dtype is dtype
+            and not row.is_nested
             and row.shape == shape
             and row.device == device
         ):

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..front import arrays
 from ..front.check import choice, integer, number
+from ..front.check import kind as kind_of
 
 WEIGHT_DECAY_MODES = ("l2", "decoupled")
 EPS_MODES = ("torch", "tensorflow")
@@ -139,12 +140,16 @@ def of_arguments(
 ) -> tuple[RowOptimizer, dict[str, Any], int]:
     """Rule, state and Adam's common step (or 0) of an update of gathered rows, from its arguments by name."""
     if kind is Adam:
-        one, wide = (getattr(given[name], "shape", ()) for name in ("exp_avg_sq", "weight"))
+        for name in ("exp_avg_sq", "weight"):
+            kind_of(op, name, given[name])  # a nested tensor has no shape to ask for
+        one, wide = given["exp_avg_sq"].shape, given["weight"].shape
         given = {**given, "rowwise": len(one) == 1 or (one[1:] == (1,) and wide[1:] != (1,))}
     rule = settings(op, kind, **given)
     scalars, vectors = rule._state()
     state = {name: given[name] for name in (*vectors, *scalars) if name in given}
     step = state.get("step")
+    if step is not None and hasattr(step, "dtype"):
+        kind_of(op, "step", step)
     if step is None or len(getattr(step, "shape", ())):
         return rule, state, 0
     del state["step"]

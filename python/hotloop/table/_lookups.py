@@ -359,10 +359,9 @@ def _refuse_second_derivative() -> None:
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     _refuse_second_derivative()
-    of_weights = ctx.saved_tensors[3] is not None and ctx.needs_input_grad[3]
-    grad_anchor, grad_weights = _update_op(
-        grad, *ctx.saved_tensors, ctx.number, ctx.call, of_weights
-    )
+    saved = ctx.saved_tensors  # once: a checkpoint unpacks each of them once
+    of_weights = saved[3] is not None and ctx.needs_input_grad[3]
+    grad_anchor, grad_weights = _update_op(grad, *saved, ctx.number, ctx.call, of_weights)
     return grad_anchor, None, None, grad_weights if of_weights else None, None, None, None
 
 
@@ -382,10 +381,11 @@ class Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         _refuse_second_derivative()
-        of_weights = ctx.saved_tensors[2] is not None and ctx.needs_input_grad[3]
+        saved = ctx.saved_tensors  # once: a checkpoint unpacks each of them once
+        of_weights = saved[2] is not None and ctx.needs_input_grad[3]
         # Not where only gradients of others were asked for, by torch.autograd.grad or backward(inputs=...).
         end = ctx.next_functions[0][0]
         of_rows = end is not None and torch._C._will_engine_execute_node(end)
-        args = (*ctx.saved_tensors, ctx.number, of_weights, of_rows)
+        args = (*saved, ctx.number, of_weights, of_rows)
         grad_weights = _backward(grad, *args)
         return None, None, None, grad_weights if of_weights else None, None, None, None

@@ -281,7 +281,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     features = len(ctx.ragged)
-    values, rest = list(ctx.saved_tensors[:features]), iter(ctx.saved_tensors[features:])
+    saved = ctx.saved_tensors
+    values, rest = list(saved[:features]), iter(saved[features:])
     offsets = [next(rest) if ragged else None for ragged in ctx.ragged]
     stacked = torch.ops.hotloop.multiplexed_lookup_backward(
         grad, values, offsets, *ctx.rest, ctx.tables, ctx.rows
