@@ -86,6 +86,9 @@ class Case:
     derivative: bool = True
     """The gradient is the derivative of the value (not so where a weight is detached)."""
 
+    formula: Callable[..., Any] | None = None
+    """The paper's loss of one row in mpmath, of the inputs and kwargs by name: an oracle (pointwise_oracles.py)."""
+
     room: str = ""
     """Filled in from the folder of the case."""
 

@@ -1,7 +1,8 @@
 """What a paper's formula is, written once more in mpmath at 40 digits, and the formulas of all rooms.
 
-A room writes them in ``tests/<room>/oracles.py``; ``tests/core/test_pointwise_oracles.py`` compares. Nothing here
-imports ``hotloop``: sign conventions, factors and halves come from the papers' equations. docs/oracles.md is the list.
+A case brings the formula of one row along (``Case.formula``); what one row cannot say stands in
+``tests/<room>/oracles.py``. ``tests/core/test_pointwise_oracles.py`` compares. Nothing here imports ``hotloop``: sign
+conventions, factors and halves come from the papers' equations. docs/oracles.md is the list.
 """
 
 from __future__ import annotations

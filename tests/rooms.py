@@ -1,7 +1,8 @@
 """What rooms say about themselves to the tests that run over all of them, in files of equal names.
 
 ``tests/<room>/cases.py`` names lists: ``POINTWISE``, the losses of the pointwise loop (``pointwise_cases.Case``), and
-``CALLS``, valid calls of every other op (``catalog_cases.Call``). ``tests/<room>/oracles.py`` names ``ORACLES``.
+``CALLS``, valid calls of every other op (``catalog_cases.Call``). A case brings its paper's formula along, or
+``tests/<room>/oracles.py`` names ``ORACLES``.
 """
 
 from __future__ import annotations

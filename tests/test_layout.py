@@ -43,7 +43,6 @@ def wings(op: Any) -> dict[str, tuple[str, ...]]:
             "cpu": (f"csrc/{room}/heads.simd.cpp",),
             "cuda": (f"kernels/{room}/heads.cu",),
             "cases": (f"tests/{room}/cases.py",),
-            "oracles": (f"tests/{room}/oracles.py",),
         }
     if room == "core" and op.name.startswith("segment_"):
         found |= {"cpu": ("csrc/core/segments*.cpp",), "cuda": ("kernels/core/segments*.cu",)}

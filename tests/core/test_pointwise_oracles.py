@@ -1,6 +1,6 @@
 """Every pointwise loss against its paper's formula in mpmath at 40 digits, values and gradients.
 
-The gradients are mpmath's numerical derivatives of the formulas of ``tests/<room>/oracles.py``.
+The gradients are mpmath's numerical derivatives of the formulas that rooms write (``pointwise_oracles``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,28 @@ from typing import Any
 import hotloop
 import pytest
 import torch
-from pointwise_cases import CASES
-from pointwise_oracles import Oracle, mp, mpf
+from pointwise_cases import CASES, Case
+from pointwise_oracles import Oracle, mean, mp, mpf
 from rooms import of_rooms
 from torch import Tensor
 
-ORACLES = of_rooms("oracles", "ORACLES")
+
+def of_case(case: Case) -> Oracle:
+    """Three rows of a case, with the formula that it brings along."""
+    grad, const = (
+        {name: x.tolist() for name, x in inputs.items()}
+        for inputs in case.inputs(3, torch.float64, seed=5)
+    )
+    options = {n: mpf(x) if type(x) is float else x for n, x in case.kwargs.items()}
+
+    def formula(v: Any) -> Any:
+        rows = (dict(zip(v, row)) for row in zip(*(v[name] for name in (*grad, *const))))
+        return mean(case.formula(**row, **options) for row in rows)
+
+    return Oracle(case.op, grad, const, case.kwargs, formula, id=case.id, room=case.room)
+
+
+ORACLES = [*of_rooms("oracles", "ORACLES"), *(of_case(c) for c in CASES if c.formula is not None)]
 
 
 def exact(x: Any) -> Any:
