@@ -2,7 +2,7 @@
 
 A case brings the formula of one row along (``Case.formula``); what one row cannot say stands in
 ``tests/<room>/oracles.py``. ``tests/core/test_pointwise_oracles.py`` compares. Nothing here imports ``hotloop``: sign
-conventions, factors and halves come from the papers' equations. docs/oracles.md is the list.
+conventions, factors and halves come from the papers' equations. docs/oracles.md lists the rivals.
 """
 
 from __future__ import annotations
