@@ -1,6 +1,6 @@
 // The CPU pointwise loop, compiled once per instruction set and not once per head. Rows are taken in blocks of 256 that
 // stay in L1. First, columns of another type or stride and group columns are copied into dense arrays. Then the head's
-// block function (core/pointwise_rooms.hpp) runs over the block as one SIMD loop on dual numbers. Then losses and
+// block function (core/room_heads.hpp) runs over the block as one SIMD loop on dual numbers. Then losses and
 // gradients are multiplied by the weights of the rows and stored in the types and strides that the caller asked for.
 // Bytes per row for DPO in float32: 16 read, 8 (gradients) or 12 (and losses) written.
 #include "core/pointwise.hpp"
@@ -19,7 +19,6 @@ namespace {
 
 using namespace hotloop::pointwise;
 
-// 256 rows x at most 24 float columns = 24 KiB: the block stays in a 32 KiB L1.
 // A block of DPO takes about 1 us; below sixteen blocks a second thread costs more than it brings.
 constexpr std::int64_t kGrainBlocks = 16;
 
@@ -142,21 +141,20 @@ OutTotal reduce(const R* x, const R* weight, std::int64_t count) {
   return total;
 }
 
-struct BlockTotals {
-  double loss = 0.0, counted = 0.0;
-  std::array<OutTotal, kMaxOuts> outs;
-};
-
 template <class R>
 void run(const HeadInfo& info, Block<R> block, const Call& call) {
   const auto columns = [](int k) { return static_cast<std::size_t>(k); };
   const int plain = info.grads + info.rows, inputs = plain + info.groups;
   const bool weighted = call.weight.data != nullptr;
-  const bool reduced = call.total != nullptr || call.outs != nullptr || call.counted != nullptr;
+  const bool extra = call.outs != nullptr || call.counted != nullptr;
+  const auto kept = static_cast<std::size_t>(info.outs);
   R params[kMaxParams];
   for (int k = 0; k < kMaxParams; ++k) params[k] = static_cast<R>(call.params[columns(k)]);
   const std::int64_t blocks = (call.n + kBlock - 1) / kBlock;
-  std::vector<BlockTotals> totals(reduced ? static_cast<std::size_t>(blocks) : 0);
+  // By block, added up afterwards: a number per 256 rows, and what extra values take only where they are wanted.
+  std::vector<double> totals(call.total != nullptr ? static_cast<std::size_t>(blocks) : 0);
+  std::vector<double> counted(extra ? static_cast<std::size_t>(blocks) : 0);
+  std::vector<OutTotal> extras(extra ? static_cast<std::size_t>(blocks) * kept : 0);
   parallel_for(blocks, kGrainBlocks, [&](std::int64_t begin, std::int64_t end) {
     alignas(64) R in_buffer[kMaxInputs][kBlock];
     alignas(64) R grad_buffer[kMaxInputs][kBlock];
@@ -198,12 +196,13 @@ void run(const HeadInfo& info, Block<R> block, const Call& call) {
         multiply(weight, loss, count);
         for (int k = 0; k < info.grads; ++k) multiply(weight, grad[k], count);
       }
-      if (reduced) {
-        BlockTotals& total = totals[static_cast<std::size_t>(b)];
-        total.loss = sum_in_lanes(loss, count);
-        for (int k = 0; k < info.outs; ++k) total.outs[columns(k)] = reduce(out[k], weighted ? weight : nullptr, count);
-        if (!weighted) total.counted = static_cast<double>(count);
-        for (std::int64_t i = 0; weighted && i < count; ++i) total.counted += weight[i] != R(0) ? 1.0 : 0.0;
+      if (call.total != nullptr) totals[static_cast<std::size_t>(b)] = sum_in_lanes(loss, count);
+      if (extra) {
+        double& rows = counted[static_cast<std::size_t>(b)];
+        if (!weighted) rows = static_cast<double>(count);
+        for (std::int64_t i = 0; weighted && i < count; ++i) rows += weight[i] != R(0) ? 1.0 : 0.0;
+        OutTotal* const mine = extras.data() + static_cast<std::size_t>(b) * kept;
+        for (int k = 0; k < info.outs; ++k) mine[k] = reduce(out[k], weighted ? weight : nullptr, count);
       }
       if (call.loss.data != nullptr) store_any(call.loss, first, count, loss);
       for (int k = 0; k < info.grads; ++k) {
@@ -212,17 +211,20 @@ void run(const HeadInfo& info, Block<R> block, const Call& call) {
       }
     }
   });
-  if (!reduced) return;
-  BlockTotals all;
-  all.outs.fill(kNothing);
-  for (const BlockTotals& part : totals) {
-    all.loss += part.loss;
-    all.counted += part.counted;
-    for (int k = 0; k < info.outs; ++k) add(all.outs[columns(k)], part.outs[columns(k)]);
+  if (call.total != nullptr) {
+    double total = 0.0;
+    for (double part : totals) total += part;
+    *call.total = total;
   }
-  if (call.total != nullptr) *call.total = all.loss;
-  if (call.counted != nullptr) *call.counted = all.counted;
-  for (int k = 0; call.outs != nullptr && k < info.outs; ++k) call.outs[k] = all.outs[columns(k)];
+  if (call.counted != nullptr) {
+    double rows = 0.0;
+    for (double part : counted) rows += part;
+    *call.counted = rows;
+  }
+  for (int k = 0; call.outs != nullptr && k < info.outs; ++k) {
+    call.outs[k] = kNothing;
+    for (std::size_t b = 0; b < counted.size(); ++b) add(call.outs[k], extras[b * kept + columns(k)]);
+  }
 }
 
 }  // namespace

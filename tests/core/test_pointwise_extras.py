@@ -153,6 +153,20 @@ def test_compiled_equals_eager(dynamic: bool) -> None:
     assert torch.equal(a, b)
 
 
+def test_an_advantage_or_a_weight_in_float64_is_not_narrowed() -> None:
+    logp, old, advantage, weight = tensors(8, 2, torch.float32)
+    fine = 1 + 2.0**-40
+    for wide in ("advantage", "weight"):
+        a, w = advantage.double(), torch.ones(8, dtype=torch.float64)
+        (a if wide == "advantage" else w)[0] *= fine
+        given = (a, weight) if wide == "advantage" else (advantage, w)
+        loss, _ = call(logp, old, given[0], groups=4, weight=given[1])
+        assert loss.dtype == torch.float64
+        x = [t.detach().double().numpy() for t in (logp, old, *given)]
+        rows, _, _ = surrogate_in_numpy(x[0], x[1], np.repeat(x[2], 4), 0.2, 0.28)
+        np.testing.assert_allclose(loss.item(), (x[3] * rows).sum(), rtol=1e-14)
+
+
 def test_opcheck_with_groups() -> None:
     offsets, of_row = ragged()
     logp, old, advantage, weight = tensors(len(of_row), len(LENGTHS), torch.float64)

@@ -163,7 +163,7 @@ def _call(
     ):
         first = check.float_tensor(op, like, first, ndim=1)
     shape, dtype, device = first.shape, first.dtype, first.device
-    double = dtype is torch.float64
+    double = dtype is torch.float64 or (extras is not None and extras.double)
     # One comparison per column says that nothing is wrong; what it is, if something is, comes after.
     for k, value in enumerate(inputs):
         if (

@@ -37,6 +37,7 @@ class Extras:
     ) -> None:
         self.columns, self.groups, self.weight, self.outs = list(columns), groups, weight, outs
         self.found: Outs | None = None
+        self.double = any(x.dtype is torch.float64 for x in (*columns, weight) if x is not None)
 
 
 # -- the compiled loops --------------------------------------------------------------------------------------
@@ -237,7 +238,8 @@ def _pointwise_op(
     outs: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     first = inputs[0]
-    double = any(x.dtype == torch.float64 for x in (*inputs, *rows))
+    given = (*inputs, *rows, *group_columns, *(() if weight is None else (weight,)))
+    double = any(x.dtype == torch.float64 for x in given)
     dtype = torch.float64 if double else torch.float32
     stacked = torch.empty((len(inputs), first.shape[0]), dtype=dtype, device=first.device)
     grads: list[Tensor | None] = list(stacked.unbind(0))
@@ -266,7 +268,8 @@ def _(
     outs: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     first = inputs[0]
-    double = any(x.dtype == torch.float64 for x in (*inputs, *rows))
+    given = (*inputs, *rows, *group_columns, *(() if weight is None else (weight,)))
+    double = any(x.dtype == torch.float64 for x in given)
     dtype = torch.float64 if double else torch.float32
     n = first.shape[0]
     loss = first.new_empty((n,) if reduction == "none" else (), dtype=dtype)
