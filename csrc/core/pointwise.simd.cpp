@@ -164,31 +164,41 @@ void run(const HeadInfo& info, Block<R> block, const Call& call) {
     const R* in[kMaxInputs];
     R* grad[kMaxInputs];
     R* outs[kMaxOuts];
+    // Columns whose whole blocks are read and written where they lie; nullptr: through a buffer.
+    const R* in_place[kMaxInputs] = {};
+    R* grad_in_place[kMaxInputs] = {};
     for (int k = 0; k < info.outs; ++k) outs[k] = out[k];
+    for (int k = 0; k < info.grads; ++k) {
+      const OutputColumn& column = call.grads[columns(k)];
+      if (column.stride == 1 && column.dtype == DtypeOf<R>::value) grad_in_place[k] = static_cast<R*>(column.data);
+    }
     for (int k = 0; k < inputs; ++k) {
       const InputColumn& column = call.inputs[columns(k)];
+      if (k < plain && column.stride == 1 && column.dtype == DtypeOf<R>::value) {
+        in_place[k] = static_cast<const R*>(column.data);
+      }
       for (R& x : in_buffer[k]) x = R(1);  // the unused tail of the last block
       if (k < plain && column.stride == 0) load_any(column, 0, kBlock, in_buffer[k]);
     }
     for (std::int64_t b = begin; b < end; ++b) {
       const std::int64_t first = b * kBlock;
       const std::int64_t count = call.n - first < kBlock ? call.n - first : kBlock;
+      const bool whole = count == kBlock;
       for (int k = 0; k < inputs; ++k) {
+        if (whole && in_place[k] != nullptr) {
+          in[k] = in_place[k] + first;
+          continue;
+        }
         const InputColumn& column = call.inputs[columns(k)];
         in[k] = in_buffer[k];
         if (k >= plain) {
           load_groups(column, call.groups, first, count, in_buffer[k]);
-        } else if (column.stride == 1 && column.dtype == DtypeOf<R>::value && count == kBlock) {
-          in[k] = static_cast<const R*>(column.data) + first;
         } else if (column.stride != 0) {
           load_any(column, first, count, in_buffer[k]);
         }
       }
       for (int k = 0; k < info.grads; ++k) {
-        const OutputColumn& column = call.grads[columns(k)];
-        const bool direct =
-            column.data != nullptr && column.stride == 1 && column.dtype == DtypeOf<R>::value && count == kBlock;
-        grad[k] = direct ? static_cast<R*>(column.data) + first : grad_buffer[k];
+        grad[k] = whole && grad_in_place[k] != nullptr ? grad_in_place[k] + first : grad_buffer[k];
       }
       block(in, params, static_cast<R>(call.grad_scale), loss, grad, outs);
       if (weighted) {

@@ -13,6 +13,9 @@ namespace {
 // Every column is a dense array of R. Stands after simd_begin.hpp: the target of the instruction set must be in force.
 template <class H, class R>
 void run_block(const R* const* in, const R* params, R scale, R* loss, R* const* grad, R* const* out) {
+  // Of the function's own, so that a store to the loss cannot change them and they stay in registers.
+  R p[H::kCall > 0 ? H::kCall : 1];
+  for (int k = 0; k < H::kCall; ++k) p[k] = params[k];
   // Not `omp simd`: that would give every lane its own copy of the inputs in memory, and nothing vectorises.
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < pointwise::kBlock; ++i) {
@@ -21,7 +24,7 @@ void run_block(const R* const* in, const R* params, R scale, R* loss, R* const* 
     R o[H::kOut > 0 ? H::kOut : 1];
     HOTLOOP_UNROLL
     for (int k = 0; k < H::kInputs; ++k) x[k] = in[k][i];
-    pointwise::evaluate<H>(x, params, &loss[i], g, o);
+    pointwise::evaluate<H>(x, p, &loss[i], g, o);
     HOTLOOP_UNROLL
     for (int k = 0; k < H::kGrad; ++k) grad[k][i] = g[k] * scale;
     HOTLOOP_UNROLL
