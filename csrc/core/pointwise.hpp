@@ -55,11 +55,12 @@ struct Call {
   double grad_scale = 1.0;
 };
 
-// One block of rows of one head, compiled for one instruction set. Columns are dense arrays of kBlock elements;
-// 24 of float32 are 24 KiB, which stay in an L1 of 32.
+// Blocks of rows of one head, compiled for one instruction set. Columns are dense arrays of blocks * kBlock elements;
+// 24 of float32 are 24 KiB a block, which stay in an L1 of 32.
 inline constexpr std::int64_t kBlock = 256;
 template <class R>
-using Block = void (*)(const R* const* in, const R* params, R scale, R* loss, R* const* grad, R* const* out);
+using Block = void (*)(const R* const* in, const R* params, std::int64_t blocks, R scale, R* loss, R* const* grad,
+                       R* const* out);
 
 struct Entry {
   HeadInfo info;

@@ -21,6 +21,9 @@ using namespace hotloop::pointwise;
 
 // A block of DPO takes about 1 us; below sixteen blocks a second thread costs more than it brings.
 constexpr std::int64_t kGrainBlocks = 16;
+// Blocks in one call of a head whose columns all lie in place: the constants of a formula are loaded once for them.
+constexpr std::int64_t kMostBlocks = 4;
+constexpr std::int64_t kL1 = 28 * 1024;
 
 template <class Storage, class R>
 void load(const InputColumn& column, std::int64_t first, std::int64_t count, R* out) {
@@ -159,7 +162,7 @@ void run(const HeadInfo& info, Block<R> block, const Call& call) {
     alignas(64) R in_buffer[kMaxInputs][kBlock];
     alignas(64) R grad_buffer[kMaxInputs][kBlock];
     alignas(64) R out[kMaxOuts][kBlock];
-    alignas(64) R loss[kBlock];
+    alignas(64) R loss[kMostBlocks * kBlock];
     alignas(64) R weight[kBlock];
     const R* in[kMaxInputs];
     R* grad[kMaxInputs];
@@ -180,10 +183,17 @@ void run(const HeadInfo& info, Block<R> block, const Call& call) {
       for (R& x : in_buffer[k]) x = R(1);  // the unused tail of the last block
       if (k < plain && column.stride == 0) load_any(column, 0, kBlock, in_buffer[k]);
     }
-    for (std::int64_t b = begin; b < end; ++b) {
-      const std::int64_t first = b * kBlock;
-      const std::int64_t count = call.n - first < kBlock ? call.n - first : kBlock;
-      const bool whole = count == kBlock;
+    bool all_in_place = !weighted && !extra;
+    for (int k = 0; k < inputs; ++k) all_in_place = all_in_place && in_place[k] != nullptr;
+    for (int k = 0; k < info.grads; ++k) all_in_place = all_in_place && grad_in_place[k] != nullptr;
+    const std::int64_t fit = kL1 / ((inputs + info.grads + 1) * kBlock * std::int64_t{sizeof(R)});
+    const std::int64_t most = !all_in_place || fit < 1 ? 1 : fit < kMostBlocks ? fit : kMostBlocks;
+    for (std::int64_t b = begin, blocks_here; b < end; b += blocks_here) {
+      const std::int64_t first = b * kBlock, left = call.n - first;
+      const std::int64_t in_range = end - b < most ? end - b : most;
+      blocks_here = left < in_range * kBlock ? 1 : in_range;
+      const std::int64_t count = left < blocks_here * kBlock ? left : blocks_here * kBlock;
+      const bool whole = count == blocks_here * kBlock;
       for (int k = 0; k < inputs; ++k) {
         if (whole && in_place[k] != nullptr) {
           in[k] = in_place[k] + first;
@@ -200,13 +210,15 @@ void run(const HeadInfo& info, Block<R> block, const Call& call) {
       for (int k = 0; k < info.grads; ++k) {
         grad[k] = whole && grad_in_place[k] != nullptr ? grad_in_place[k] + first : grad_buffer[k];
       }
-      block(in, params, static_cast<R>(call.grad_scale), loss, grad, outs);
+      block(in, params, blocks_here, static_cast<R>(call.grad_scale), loss, grad, outs);
       if (weighted) {
         load_any(call.weight, first, count, weight);
         multiply(weight, loss, count);
         for (int k = 0; k < info.grads; ++k) multiply(weight, grad[k], count);
       }
-      if (call.total != nullptr) totals[static_cast<std::size_t>(b)] = sum_in_lanes(loss, count);
+      for (std::int64_t j = 0; call.total != nullptr && j < blocks_here; ++j) {
+        totals[static_cast<std::size_t>(b + j)] = sum_in_lanes(loss + j * kBlock, whole ? kBlock : count);
+      }
       if (extra) {
         double& rows = counted[static_cast<std::size_t>(b)];
         if (!weighted) rows = static_cast<double>(count);
