@@ -47,8 +47,7 @@ def assert_compiles(op: Any, call: Call, dynamic: bool) -> None:
             step(run, op, {**call.arguments(n), **numbers}) for run in (compiled, call.function)
         )
         assert len(found) == len(expected)
-        for a, b in zip(found, expected):
-            torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -71,8 +70,7 @@ def test_compiles_inside_a_checkpoint(op: Any, call: Call) -> None:
     compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
     found, expected = (step(run, op, call.arguments(4)) for run in (compiled, call.function))
     assert len(found) == len(expected)
-    for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.slow

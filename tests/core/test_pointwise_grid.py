@@ -101,8 +101,7 @@ def test_reductions_agree(case: Case) -> None:
             per_row = case.fn(**{**call, **leaves}, reduction="none")
             ours = torch.autograd.grad(3 * total, list(leaves.values()))
             theirs = torch.autograd.grad(3 * weight * per_row.sum(), list(leaves.values()))
-            for a, b in zip(ours, theirs):
-                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @by_case
@@ -114,8 +113,7 @@ def test_strides_and_alignment_do_not_matter(case: Case) -> None:
         other = forward_backward(case.fn, case, *moved, reduction=case.reduction, impl="cpu")
         # Sums over tokens may be taken in another order; everything else is the same arithmetic.
         torch.testing.assert_close(plain[0], other[0], rtol=3e-6, atol=3e-6)
-        for a, b in zip(plain[1], other[1]):
-            torch.testing.assert_close(a, b, rtol=3e-6, atol=3e-6)
+        torch.testing.assert_close(plain[1], other[1], rtol=3e-6, atol=3e-6)
 
 
 @by_case

@@ -165,8 +165,7 @@ def test_second_derivatives_are_those_of_the_reference(name: str, way: str) -> N
         (first,) = torch.autograd.grad((out**2).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad((first**3).sum(), x)
         found.append((first.detach(), second))
-    for a, b in zip(*found):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*found)
 
 
 def test_groups_without_values() -> None:

@@ -9,148 +9,63 @@ import numpy as np
 import pytest
 import torch
 from hotloop import core
+from refusals import Table, assert_refused, refused
 from segment_cases import NAMES, WAYS, generator, ours, ways
 from torch import Tensor
 
 X, IDS, CUTS = torch.zeros(3), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 3])
-WRONG: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
-    "list": (
-        TypeError,
-        "values: expected a NumPy, torch or CuPy array, got list",
-        {"values": [1.0]},
+RISE = "expected offsets that rise from 0 to 3, the number of values, got"
+
+
+def by_ids(ids: Any, count: Any) -> dict[str, Any]:
+    return {"cu_seqlens": None, "segment_ids": ids, "num_segments": count}
+
+
+WRONG: Table = {
+    r"values: expected 1 or 2 or 3 dimension\(s\), got shape \(\)": X[0],
+    r"values: expected 1 or 2 dimension\(s\) beside cu_seqlens or segment_ids, got shape ": X[
+        None, None
+    ],
+    "segment_ids: expected None beside cu_seqlens, got an array": IDS,
+    "cu_seqlens: expected offsets, or segment_ids, or a mask over": None,
+    "num_segments: expected None without segment_ids, got 2": 2,
+    "num_segments: expected the number of groups beside segment_ids, got None": by_ids(IDS, None),
+    "num_segments: expected an integer >= 0 and <= 4611686018427387904, got -1": by_ids(IDS, -1),
+    r"segment_ids: expected shape \(3,\) like the rows of values, got \(2,\)": by_ids(IDS[:2], 2),
+    r"segment_ids: expected 0 to 0, got 1 at \[1\] \(2 of 3\)": by_ids(IDS, 1),
+    r"segment_ids: expected 0 to 1, got -1 at \[0\] \(1 of 3\)": by_ids(
+        IDS - torch.tensor([1, 0, 0]), 2
     ),
-    "integers": (TypeError, "values: expected dtype float32", {"values": IDS}),
-    "number": (
-        ValueError,
-        r"values: expected 1 or 2 or 3 dimension\(s\), got shape \(\)",
-        {"values": X[0]},
-    ),
-    "cube": (
-        ValueError,
-        r"values: expected 1 or 2 dimension\(s\) beside cu_seqlens or segment_ids, got shape \(1, 1, 3\)",
-        {"values": X[None, None]},
-    ),
-    "two ways": (
-        ValueError,
-        "segment_ids: expected None beside cu_seqlens, got an array",
-        {"segment_ids": IDS},
-    ),
-    "no way": (
-        ValueError,
-        "cu_seqlens: expected offsets, or segment_ids, or a mask over",
-        {"cu_seqlens": None},
-    ),
-    "count alone": (
-        ValueError,
-        "num_segments: expected None without segment_ids, got 2",
-        {"num_segments": 2},
-    ),
-    "no count": (
-        ValueError,
-        "num_segments: expected the number of groups beside segment_ids, got None",
-        {"cu_seqlens": None, "segment_ids": IDS},
-    ),
-    "count": (
-        ValueError,
-        "num_segments: expected an integer >= 0 and <= 4611686018427387904, got -1",
-        {"cu_seqlens": None, "segment_ids": IDS, "num_segments": -1},
-    ),
-    "float ids": (
-        TypeError,
-        "segment_ids: expected dtype int64, int32, got float32",
-        {"cu_seqlens": None, "segment_ids": X, "num_segments": 2},
-    ),
-    "short ids": (
-        ValueError,
-        r"segment_ids: expected shape \(3,\) like the rows of values, got \(2,\)",
-        {"cu_seqlens": None, "segment_ids": IDS[:2], "num_segments": 2},
-    ),
-    "id": (
-        ValueError,
-        r"segment_ids: expected 0 to 0, got 1 at \[1\] \(2 of 3\)",
-        {"cu_seqlens": None, "segment_ids": IDS, "num_segments": 1},
-    ),
-    "id below": (
-        ValueError,
-        r"segment_ids: expected 0 to 1, got -1 at \[0\] \(1 of 3\)",
-        {"cu_seqlens": None, "segment_ids": IDS - torch.tensor([1, 0, 0]), "num_segments": 2},
-    ),
-    "no groups": (
-        ValueError,
-        r"segment_ids: expected 0 to -1, got 0 at \[0\]",
-        {"cu_seqlens": None, "segment_ids": IDS, "num_segments": 0},
-    ),
-    "float offsets": (
-        TypeError,
-        "cu_seqlens: expected dtype int64, int32, got float32",
-        {"cu_seqlens": X},
-    ),
-    "flat": (
-        ValueError,
-        r"cu_seqlens: expected 1 dimension\(s\), got shape \(1, 3\)",
-        {"cu_seqlens": CUTS[None]},
-    ),
-    "no offset": (
-        ValueError,
-        r"cu_seqlens: expected shape \(segments \+ 1,\), got \(0,\)",
-        {"cu_seqlens": CUTS[:0]},
-    ),
-    "falling": (
-        ValueError,
-        r"cu_seqlens: expected offsets that rise from 0 to 3, the number of values, got \[0, 2, 1, 3\]",
-        {"cu_seqlens": torch.tensor([0, 2, 1, 3])},
-    ),
-    "start": (
-        ValueError,
-        r"rise from 0 to 3, the number of values, got \[1, 3\]",
-        {"cu_seqlens": CUTS[1:]},
-    ),
-    "end": (
-        ValueError,
-        r"rise from 0 to 3, the number of values, got \[0, 1\]",
-        {"cu_seqlens": CUTS[:2]},
-    ),
-    "many": (
-        ValueError,
-        r"got \[0, 0, 0, 0, 0, 0, 0, 0, '...', 0, 0, 0, 0\]",
-        {"cu_seqlens": torch.zeros(30, dtype=torch.int64)},
-    ),
-    "float mask": (
-        TypeError,
-        "mask: expected dtype bool, uint8, int32, int64, got float32",
-        {"mask": X},
-    ),
-    "short mask": (
-        ValueError,
-        r"mask: expected shape \(3,\) like the rows of values, got \(2,\)",
-        {"mask": IDS[:2]},
-    ),
-    "mask alone": (
-        ValueError,
-        r"mask: expected values \(B, T\) or \(B, T, d\) and a mask \(B, T\), got values \(3,\) and mask \(3,\)",
-        {"cu_seqlens": None, "mask": IDS},
-    ),
-    "other library": (
-        TypeError,
-        "cu_seqlens: expected a torch array like values, got numpy",
-        {"cu_seqlens": CUTS.numpy()},
-    ),
-    "impl": (
-        ValueError,
-        "impl: expected one of auto, reference, cpu, cuda, triton, got 'gpu'",
-        {"impl": "gpu"},
-    ),
+    r"segment_ids: expected 0 to -1, got 0 at \[0\]": by_ids(IDS, 0),
+    r"cu_seqlens: expected 1 dimension\(s\), got shape \(1, 3\)": CUTS[None],
+    r"cu_seqlens: expected shape \(segments \+ 1,\), got \(0,\)": CUTS[:0],
+    rf"cu_seqlens: {RISE} \[0, 2, 1, 3\]": torch.tensor([0, 2, 1, 3]),
+    rf"cu_seqlens: {RISE} \[1, 3\]": CUTS[1:],
+    rf"cu_seqlens: {RISE} \[0, 1\]": CUTS[:2],
+    rf"cu_seqlens: {RISE} \[{'0, ' * 8}'...', 0, 0, 0, 0\]": torch.zeros(30, dtype=torch.int64),
+    r"mask: expected shape \(3,\) like the rows of values, got \(2,\)": IDS[:2],
+    r"mask: expected values \(B, T\) or \(B, T, d\) and a mask \(B, T\), got values \(3,\) and mask \(3,\)": {
+        "cu_seqlens": None,
+        "mask": IDS,
+    },
+    "impl: expected one of auto, reference, cpu, cuda, triton, got 'gpu'": "gpu",
+}
+WRONG_TYPES: Table = {
+    "values: expected a NumPy, torch or CuPy array, got list": [1.0],
+    "values: expected dtype float32": IDS,
+    "segment_ids: expected dtype int64, int32, got float32": by_ids(X, 2),
+    "cu_seqlens: expected dtype int64, int32, got float32": X,
+    "mask: expected dtype bool, uint8, int32, int64, got float32": X,
+    "cu_seqlens: expected a torch array like values, got numpy": CUTS.numpy(),
 }
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize("case", WRONG)
-def test_errors(case: str, impl: str) -> None:
-    kind, text, changed = WRONG[case]
-    arguments: dict[str, Any] = {"values": X, "cu_seqlens": CUTS, "impl": impl} | changed
+@refused(WRONG, WRONG_TYPES)
+def test_errors(changes: dict[str, Any], kind: type[Exception], text: str, impl: str) -> None:
+    arguments = {"values": X, "cu_seqlens": CUTS, "impl": impl, **changes}
     for name in NAMES:
-        with pytest.raises(kind, match=rf"^\[segment_{name}\] .*{text}"):
-            ours(name)(**arguments)
+        assert_refused(ours(name), arguments, kind, text)
 
 
 def test_impl_that_cannot_run() -> None:
@@ -208,10 +123,9 @@ def test_compiled_equals_eager(name: str, way: str, dynamic: bool) -> None:
     torch.compiler.reset()
     compiled = torch.compile(ours(name), fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for n in (12, 17) if dynamic else (12,):
-        for a, b in zip(
+        torch.testing.assert_close(
             compiled_steps(compiled, name, n, way), compiled_steps(ours(name), name, n, way)
-        ):
-            torch.testing.assert_close(a, b)
+        )
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -252,8 +166,7 @@ def test_a_compiled_graph_raises_what_eager_raises(dynamic: bool) -> None:
 def test_inductor_equals_eager(name: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(ours(name), fullgraph=True)
-    for a, b in zip(
+    torch.testing.assert_close(
         compiled_steps(compiled, name, 12, "offsets"),
         compiled_steps(ours(name), name, 12, "offsets"),
-    ):
-        torch.testing.assert_close(a, b)
+    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import hotloop.decode as d
 import numpy as np
 import pytest
 import torch
 from decode_calls import CALLS, NEAR, PARENTS, PATHS, B, K, P, X, Z, refused
+from refusals import Table, each
 
 LAWS = {
     "chain_speculative_sampling": ("target_probs", "draft_probs"),
@@ -18,106 +17,50 @@ LAWS = {
     "top_logprobs": ("law",),
     "law_probs": ("law",),
 }
-BAD_LAWS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    (
-        {"filter_order": "min_p_first"},
-        ValueError,
-        "filter_order: expected one of top_k_first, joint, got 'min_p_first'",
-    ),
-    ({"top_k": -2}, ValueError, "top_k: expected a number >= -1, got -2"),
-    ({"top_k": 2.5}, ValueError, r"top_k: expected an integer, got 2\.5"),
-    ({"top_k": "3"}, TypeError, "top_k: expected a NumPy, torch or CuPy array, got str"),
-    ({"top_k": True}, TypeError, "top_k: expected a NumPy, torch or CuPy array, got bool"),
-    ({"top_k": np.ones(B)}, TypeError, "top_k: expected dtype int64, int32, got float64"),
-    ({"top_k": np.array([1, -5])}, ValueError, r"top_k\[1\]: expected a number >= -1, got -5"),
-    (
-        {"top_k": np.ones(B + 1, np.int64)},
-        ValueError,
-        r"top_k: expected a number or shape \(2,\), got shape \(3,\)",
-    ),
-    ({"top_p": 0.0}, ValueError, "top_p: expected a number > 0 and <= 1, got 0"),
-    ({"top_p": 1.5}, ValueError, "top_p: expected a number > 0 and <= 1, got 1.5"),
-    ({"top_p": float("nan")}, ValueError, "top_p: expected a finite number, got nan"),
-    (
-        {"top_p": np.array([0.5, 0.0])},
-        ValueError,
-        r"top_p\[1\]: expected a number > 0 and <= 1, got 0",
-    ),
-    (
-        {"top_p": np.array([np.nan, 1.0])},
-        ValueError,
-        r"top_p: expected finite numbers, got nan at \[0\]",
-    ),
-    ({"min_p": -0.1}, ValueError, "min_p: expected a number >= 0 and <= 1, got -0.1"),
-    ({"min_p": 1.1}, ValueError, "min_p: expected a number >= 0 and <= 1, got 1.1"),
-    (
-        {"min_p": np.array([[0.1], [0.2]])},
-        ValueError,
-        r"min_p: expected a number or shape \(2,\), got shape \(2, 1\)",
-    ),
-]
-BAD_LOGITS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"temperature": -1.0}, ValueError, "temperature: expected a number >= 0, got -1"),
-    ({"temperature": float("inf")}, ValueError, "temperature: expected a finite number, got inf"),
-    (
-        {"temperature": np.array([1.0, -2.0])},
-        ValueError,
-        r"temperature\[1\]: expected a number >= 0, got -2",
-    ),
-    (
-        {"temperature": [1.0, 2.0]},
-        TypeError,
-        "temperature: expected a NumPy, torch or CuPy array, got list",
-    ),
-    ({"mixture": 1.5}, ValueError, "mixture: expected a number >= 0 and <= 1, got 1.5"),
-    (
-        {"reference": Z[:1]},
-        ValueError,
-        r"reference: expected float32 .* like .*, got float32 \(1, ",
-    ),
-    (
-        {"reference": Z.astype(np.float64)},
-        ValueError,
-        r"reference: expected float32 .*, got float64",
-    ),
-    ({"reference": [0.0]}, TypeError, "reference: expected a NumPy, torch or CuPy array, got list"),
-    ({"reference": torch.zeros(1)}, TypeError, "reference: expected a numpy array"),
-    (
-        {"bias": np.zeros((B, 2), np.float32)},
-        ValueError,
-        "bias: expected bias_ids and bias together, got only one",
-    ),
-    (
-        {"bias_ids": np.zeros((B, 2), np.int64)},
-        ValueError,
-        "bias: expected bias_ids and bias together, got only one",
-    ),
-    (
-        {"bias_ids": np.zeros((B, 2), np.int32), "bias": np.zeros((B, 2), np.float32)},
-        TypeError,
-        "bias_ids: expected dtype int64, got int32",
-    ),
-    (
-        {"bias_ids": np.zeros((B, 2), np.int64), "bias": np.zeros((B, 2))},
-        TypeError,
-        "bias: expected dtype float32, got float64",
-    ),
-    (
-        {"bias_ids": np.zeros((B, 2), np.int64), "bias": np.zeros((B, 3), np.float32)},
-        ValueError,
-        r"bias: expected shape \(2, 2\), got \(2, 3\)",
-    ),
-    (
-        {"bias_ids": np.zeros((1, 2), np.int64), "bias": np.zeros((1, 2), np.float32)},
-        ValueError,
-        r"bias_ids: expected shape \(2, 2\), got \(1, 2\)",
-    ),
-    (
-        {"bias_ids": np.zeros(2, np.int64), "bias": np.zeros((1, 2), np.float32)},
-        ValueError,
-        r"bias_ids: expected 2 dimension\(s\)",
-    ),
-]
+IDS, BIAS = np.zeros((B, 2), np.int64), np.zeros((B, 2), np.float32)
+LAW_VALUES: Table = {
+    "filter_order: expected one of top_k_first, joint, got 'min_p_first'": "min_p_first",
+    "top_k: expected a number >= -1, got -2": -2,
+    r"top_k: expected an integer, got 2\.5": 2.5,
+    r"top_k\[1\]: expected a number >= -1, got -5": {"top_k": np.array([1, -5])},
+    r"top_k: expected a number or shape \(2,\), got shape \(3,\)": np.ones(B + 1, np.int64),
+    "top_p: expected a number > 0 and <= 1, got 0": 0.0,
+    "top_p: expected a number > 0 and <= 1, got 1.5": 1.5,
+    "top_p: expected a finite number, got nan": float("nan"),
+    r"top_p\[1\]: expected a number > 0 and <= 1, got 0": {"top_p": np.array([0.5, 0.0])},
+    r"top_p: expected finite numbers, got nan at \[0\]": np.array([np.nan, 1.0]),
+    "min_p: expected a number >= 0 and <= 1, got -0.1": -0.1,
+    "min_p: expected a number >= 0 and <= 1, got 1.1": 1.1,
+    r"min_p: expected a number or shape \(2,\), got shape \(2, 1\)": np.array([[0.1], [0.2]]),
+}
+LAW_TYPES: Table = {
+    "top_k: expected a NumPy, torch or CuPy array, got str": "3",
+    "top_k: expected a NumPy, torch or CuPy array, got bool": True,
+    "top_k: expected dtype int64, int32, got float64": np.ones(B),
+}
+LOGIT_VALUES: Table = {
+    "temperature: expected a number >= 0, got -1": -1.0,
+    "temperature: expected a finite number, got inf": float("inf"),
+    r"temperature\[1\]: expected a number >= 0, got -2": {"temperature": np.array([1.0, -2.0])},
+    "mixture: expected a number >= 0 and <= 1, got 1.5": 1.5,
+    r"reference: expected float32 .* like .*, got float32 \(1, ": Z[:1],
+    r"reference: expected float32 .*, got float64": Z.astype(np.float64),
+    "bias: expected bias_ids and bias together, got only one": BIAS,
+    "bias: expected bias_ids and bias together, got only one of": {"bias_ids": IDS},
+    r"bias: expected shape \(2, 2\), got \(2, 3\)": {
+        "bias_ids": IDS,
+        "bias": np.zeros((B, 3), np.float32),
+    },
+    r"bias_ids: expected shape \(2, 2\), got \(1, 2\)": {"bias_ids": IDS[:1], "bias": BIAS[:1]},
+    r"bias_ids: expected 2 dimension\(s\)": {"bias_ids": IDS[0], "bias": BIAS[:1]},
+}
+LOGIT_TYPES: Table = {
+    "temperature: expected a NumPy, torch or CuPy array, got list": [1.0, 2.0],
+    "reference: expected a NumPy, torch or CuPy array, got list": [0.0],
+    "reference: expected a numpy array": torch.zeros(1),
+    "bias_ids: expected dtype int64, got int32": {"bias_ids": IDS.astype(np.int32), "bias": BIAS},
+    "bias: expected dtype float32, got float64": {"bias_ids": IDS, "bias": BIAS.astype(np.float64)},
+}
 
 
 @pytest.mark.parametrize("op", LAWS)
@@ -125,10 +68,12 @@ def test_laws(op: str) -> None:
     for name in LAWS[op]:
         values = CALLS[op][1][name]
         rows = Z[:, : values.shape[1]]
-        for bad, error, text in BAD_LAWS:
+        for row in each(LAW_VALUES, LAW_TYPES):
+            text, bad, error = row.values
             for law in (d.Probs(values, **bad), d.Logits(rows, **bad)):
                 refused(op, error, rf"^\[{op}\] {name}\.{text}", {name: law})
-        for bad, error, text in BAD_LOGITS:
+        for row in each(LOGIT_VALUES, LOGIT_TYPES):
+            text, bad, error = row.values
             bad = {k: x[:, : rows.shape[1]] if x is Z else x for k, x in bad.items()}
             refused(op, error, rf"^\[{op}\] {name}\.{text}", {name: d.Logits(rows, **bad)})
         empty = values[..., :0]
@@ -139,207 +84,107 @@ def test_laws(op: str) -> None:
         refused(op, ValueError, rf"^\[{op}\] {name}: {text}", {name: wide})
 
 
-# (op, what is changed, error, its text after the op)
-SPECIFIC: list[tuple[str, dict[str, Any], type[Exception], str]] = [
-    (
-        "chain_speculative_sampling",
-        {"target_probs": P[:, :K]},
-        ValueError,
-        r"target_probs: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)",
-    ),
-    (
-        "block_speculative_sampling",
-        {"draft_probs": P[:, :1]},
-        ValueError,
-        r"draft_probs: expected shape \(2, 3, 5\), got \(2, 1, 5\)",
-    ),
-    (
-        "block_speculative_sampling",
-        {"draft_probs": P[:, :K, :4]},
-        ValueError,
-        r"draft_probs: expected shape \(2, 3, 5\), got \(2, 3, 4\)",
-    ),
-    (
-        "speculative_streaming_verify",
-        {"stream_probs": P[:, :1, None]},
-        ValueError,
-        r"stream_probs: expected at least 3 tokens in steps \* S, got shape \(2, 1, 1, 5\)",
-    ),
-    (
-        "tree_speculative_verify",
-        {"target_probs": P[:, :K]},
-        ValueError,
-        r"target_probs: expected shape \(2, 4, 5\) for that many nodes, got \(2, 3, 5\)",
-    ),
-    (
-        "tree_speculative_verify",
-        {"draft_probs": P[:, :K]},
-        ValueError,
-        r"draft_probs: expected shape \(2, 4, 5\), got \(2, 3, 5\)",
-    ),
-    (
-        "tree_speculative_verify",
-        {"parents": PARENTS[:, :2]},
-        ValueError,
-        r"parents: expected shape \(2, 3\) like draft_token_ids, got \(2, 2\)",
-    ),
-    (
-        "tree_speculative_verify",
-        {"max_depth": K + 1},
-        ValueError,
-        "max_depth: expected an integer >= 0 and <= 3, got 4",
-    ),
-    (
-        "tree_speculative_verify",
-        {"max_depth": -1},
-        ValueError,
-        "max_depth: expected an integer >= 0 and <= 3, got -1",
-    ),
-    (
-        "tree_speculative_verify",
-        {"max_depth": 1.0},
-        TypeError,
-        "max_depth: expected an integer, got float",
-    ),
-    (
-        "lantern_relaxed_accept",
-        {"neighbors": NEAR[:4]},
-        ValueError,
-        r"neighbors: expected shape \(5, 4\) for that vocabulary, got \(4, 4\)",
-    ),
-    (
-        "lantern_relaxed_accept",
-        {"neighbors": NEAR.astype(np.int64)},
-        TypeError,
-        "neighbors: expected dtype int32, got int64",
-    ),
-    ("lantern_relaxed_accept", {"k": -1}, ValueError, "k: expected an integer >= 0, got -1"),
-    ("lantern_relaxed_accept", {"k": 1.5}, TypeError, "k: expected an integer, got float"),
-    (
-        "lantern_relaxed_accept",
-        {"delta": -0.1},
-        ValueError,
-        "delta: expected a number >= 0, got -0.1",
-    ),
-    (
-        "lantern_relaxed_accept",
-        {"delta": None},
-        TypeError,
-        "delta: expected a number >= 0, got NoneType",
-    ),
-    (
-        "greedy_speculative_accept",
-        {"target_logits": Z[:, :K]},
-        ValueError,
-        r"target_logits: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)",
-    ),
-    (
-        "greedy_speculative_accept",
-        {"draft_token_ids": PATHS},
-        ValueError,
-        r"target_logits: expected 4 dimension\(s\)",
-    ),
-    (
-        "greedy_speculative_accept",
-        {"draft_token_ids": PATHS, "target_logits": Z[:, None]},
-        ValueError,
-        r"target_logits: expected shape \(2, 2, 4, 5\) for those paths, got \(2, 1, 4, 5\)",
-    ),
-    (
-        "typical_accept",
-        {"draft_token_ids": PATHS[:, :0], "target_logits": Z[:, :0, None]},
-        ValueError,
-        r"draft_token_ids: expected at least one path of at least one token, got shape \(2, 0, 4\)",
-    ),
-    (
-        "typical_accept",
-        {"epsilon": 1.5},
-        ValueError,
-        "epsilon: expected a number >= 0 and <= 1, got 1.5",
-    ),
-    ("typical_accept", {"alpha": -1}, ValueError, "alpha: expected a number >= 0, got -1"),
-    (
-        "typical_accept",
-        {"entropy_eps": -1},
-        ValueError,
-        "entropy_eps: expected a number >= 0 and <= 1, got -1",
-    ),
-    ("typical_accept", {"alpha": "x"}, TypeError, "alpha: expected a number >= 0, got str"),
-    ("top_logprobs", {"k": -1}, ValueError, "k: expected an integer >= 0 and <= 2097152, got -1"),
-    ("top_logprobs", {"k": None}, TypeError, "k: expected an integer, got NoneType"),
-    ("entropy_adaptive_temperature", {"std": 0.0}, ValueError, "std: expected a number > 0, got 0"),
-    (
-        "entropy_adaptive_temperature",
-        {"maximum": 0.0},
-        ValueError,
-        "maximum: expected a number > 0, got 0",
-    ),
-    (
-        "entropy_adaptive_temperature",
-        {"minimum": 0.5},
-        ValueError,
-        "minimum: expected a number < 0, got 0.5",
-    ),
-    (
-        "entropy_adaptive_temperature",
-        {"median": "x"},
-        TypeError,
-        "median: expected a number, got str",
-    ),
-    (
-        "entropy_adaptive_temperature",
-        {"temperature": 0.0},
-        ValueError,
-        "temperature: expected a number > 0, got 0",
-    ),
-    (
-        "entropy_adaptive_temperature",
-        {"tau": 1.0},
-        ValueError,
-        "tau: expected a number >= 0 and < 1, got 1",
-    ),
-    (
-        "geometric_mixture_logits",
-        {"mixture": -0.1},
-        ValueError,
-        "logits.mixture: expected a number >= 0 and <= 1, got -0.1",
-    ),
-    (
-        "geometric_mixture_logits",
-        {"ref_logits": Z[:, :2]},
-        ValueError,
-        r"logits.reference: expected float32 \(2, 4, 5\) like logits, got float32 \(2, 2, 5\)",
-    ),
-    (
-        "mirror_sd_branch_reuse",
-        {"num_accepted": np.zeros(B, np.int32)},
-        TypeError,
-        "num_accepted: expected dtype int64, got int32",
-    ),
-    (
-        "mirror_sd_branch_reuse",
-        {"num_accepted": np.zeros(B + 1, np.int64)},
-        ValueError,
-        r"num_accepted: expected shape \(2,\) like output_token_ids, got \(3,\)",
-    ),
-    (
-        "mirror_sd_branch_reuse",
-        {"branch_root_ids": np.zeros((B, K + 1, 2), np.int32)},
-        TypeError,
-        "branch_root_ids: expected dtype int64, got int32",
-    ),
-    (
-        "mirror_sd_branch_reuse",
-        {"branch_token_ids": np.zeros((B, K + 1, 1, 3), np.int64)},
-        ValueError,
-        r"branch_token_ids: expected shape \(2, 4, 2, 3\), got \(2, 4, 1, 3\)",
-    ),
-]
+VALUES: dict[str, Table] = {
+    "chain_speculative_sampling": {
+        r"target_probs: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)": P[
+            :, :K
+        ],
+    },
+    "block_speculative_sampling": {
+        r"draft_probs: expected shape \(2, 3, 5\), got \(2, 1, 5\)": P[:, :1],
+        r"draft_probs: expected shape \(2, 3, 5\), got \(2, 3, 4\)": P[:, :K, :4],
+    },
+    "speculative_streaming_verify": {
+        r"stream_probs: expected at least 3 tokens in steps \* S, got shape \(2, 1, 1, 5\)": P[
+            :, :1, None
+        ],
+    },
+    "tree_speculative_verify": {
+        r"target_probs: expected shape \(2, 4, 5\) for that many nodes, got \(2, 3, 5\)": P[:, :K],
+        r"draft_probs: expected shape \(2, 4, 5\), got \(2, 3, 5\)": P[:, :K],
+        r"parents: expected shape \(2, 3\) like draft_token_ids, got \(2, 2\)": PARENTS[:, :2],
+        "max_depth: expected an integer >= 0 and <= 3, got 4": K + 1,
+        "max_depth: expected an integer >= 0 and <= 3, got -1": -1,
+    },
+    "lantern_relaxed_accept": {
+        r"neighbors: expected shape \(5, 4\) for that vocabulary, got \(4, 4\)": NEAR[:4],
+        "k: expected an integer >= 0, got -1": -1,
+        "delta: expected a number >= 0, got -0.1": -0.1,
+    },
+    "greedy_speculative_accept": {
+        r"target_logits: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)": Z[
+            :, :K
+        ],
+        r"target_logits: expected 4 dimension\(s\)": {"draft_token_ids": PATHS},
+        r"target_logits: expected shape \(2, 2, 4, 5\) for those paths, got \(2, 1, 4, 5\)": {
+            "draft_token_ids": PATHS,
+            "target_logits": Z[:, None],
+        },
+    },
+    "typical_accept": {
+        r"draft_token_ids: expected at least one path of at least one token, got shape \(2, 0, 4\)": {
+            "draft_token_ids": PATHS[:, :0],
+            "target_logits": Z[:, :0, None],
+        },
+        "epsilon: expected a number >= 0 and <= 1, got 1.5": 1.5,
+        "alpha: expected a number >= 0, got -1": -1,
+        "entropy_eps: expected a number >= 0 and <= 1, got -1": -1,
+    },
+    "top_logprobs": {
+        "k: expected an integer >= 0 and <= 2097152, got -1": -1,
+    },
+    "entropy_adaptive_temperature": {
+        "std: expected a number > 0, got 0": 0.0,
+        "maximum: expected a number > 0, got 0": 0.0,
+        "minimum: expected a number < 0, got 0.5": 0.5,
+        "temperature: expected a number > 0, got 0": 0.0,
+        "tau: expected a number >= 0 and < 1, got 1": 1.0,
+    },
+    "geometric_mixture_logits": {
+        "logits.mixture: expected a number >= 0 and <= 1, got -0.1": {"mixture": -0.1},
+        r"logits.reference: expected float32 \(2, 4, 5\) like logits, got float32 \(2, 2, 5\)": {
+            "ref_logits": Z[:, :2]
+        },
+    },
+    "mirror_sd_branch_reuse": {
+        r"num_accepted: expected shape \(2,\) like output_token_ids, got \(3,\)": np.zeros(
+            B + 1, np.int64
+        ),
+        r"branch_token_ids: expected shape \(2, 4, 2, 3\), got \(2, 4, 1, 3\)": np.zeros(
+            (B, K + 1, 1, 3), np.int64
+        ),
+    },
+}
+TYPES: dict[str, Table] = {
+    "tree_speculative_verify": {
+        "max_depth: expected an integer, got float": 1.0,
+    },
+    "lantern_relaxed_accept": {
+        "neighbors: expected dtype int32, got int64": NEAR.astype(np.int64),
+        "k: expected an integer, got float": 1.5,
+        "delta: expected a number >= 0, got NoneType": None,
+    },
+    "typical_accept": {
+        "alpha: expected a number >= 0, got str": "x",
+    },
+    "top_logprobs": {
+        "k: expected an integer, got NoneType": None,
+    },
+    "entropy_adaptive_temperature": {
+        "median: expected a number, got str": "x",
+    },
+    "mirror_sd_branch_reuse": {
+        "num_accepted: expected dtype int64, got int32": np.zeros(B, np.int32),
+        "branch_root_ids: expected dtype int64, got int32": np.zeros((B, K + 1, 2), np.int32),
+    },
+}
 
 
-@pytest.mark.parametrize(("op", "changes", "error", "text"), SPECIFIC)
-def test_specific(op: str, changes: dict[str, Any], error: type[Exception], text: str) -> None:
-    refused(op, error, rf"^\[{op}\] {text}", changes)
+@pytest.mark.parametrize("op", VALUES)
+def test_specific(op: str) -> None:
+    for row in each(VALUES[op], TYPES.get(op, {})):
+        text, changes, kind = row.values
+        refused(op, kind, rf"^\[{op}\] {text}", changes)
 
 
 def test_value_augmentation() -> None:

@@ -46,6 +46,9 @@ class LmHead:
     def tensors(self) -> list[Tensor]:
         return [x for x in (self.hidden, self.weight, self.bias) if x is not None]
 
+    def run(self, op: Callable[..., Any] = linear_logprob, **options: Any) -> Any:
+        return op(self.hidden, self.weight, self.labels, bias=self.bias, **options)
+
     def with_labels(self, labels: Tensor) -> LmHead:
         return replace(self, labels=labels)
 

@@ -153,8 +153,7 @@ def test_biases_shapes_and_reductions(reduction: str, impl: str) -> None:
         ]
         torch.testing.assert_close(found, expected)
         grads = [torch.autograd.grad(x.sum(), s.tensors()) for x in (found, expected)]
-        for a, b in zip(*grads):
-            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(*grads)
 
 
 @by_impl
@@ -351,8 +350,7 @@ def test_any_subset_of_inputs_may_require_grad(kind: str, wanted: tuple[bool, bo
         return list(torch.autograd.grad(loss, [x for x, f in zip(inputs, flags) if f]))
 
     whole = run((True, True))
-    for a, b in zip(run(wanted), [g for g, f in zip(whole, wanted) if f]):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(run(wanted), [g for g, f in zip(whole, wanted) if f])
 
 
 @by_impl

@@ -16,7 +16,6 @@ from hotloop.logprob import (
     linear_cross_entropy,
     linear_jsd,
     linear_kl,
-    linear_logprob,
     token_logprob,
 )
 from logprob_cases import EPS, LmHead, check, make_head
@@ -106,12 +105,8 @@ def loss_and_gradients(call: Callable[[LmHead], Tensor], h: LmHead) -> list[Tens
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "cross_entropy": lambda h, _, impl: linear_cross_entropy(
-        h.hidden, h.weight, h.labels, bias=h.bias, impl=impl
-    ),
-    "smoothed": lambda h, _, impl: linear_cross_entropy(
-        h.hidden, h.weight, h.labels, bias=h.bias, label_smoothing=0.1, z_loss=1e-2, impl=impl
-    ),
+    "cross_entropy": lambda h, _, impl: h.run(linear_cross_entropy, impl=impl),
+    "smoothed": lambda h, _, impl: h.run(linear_cross_entropy, label_smoothing=0.1, z_loss=1e-2, impl=impl),
     "forward_kl": lambda h, t, impl: linear_kl(
         h.hidden, h.weight, t.hidden, t.weight, student_bias=h.bias, labels=h.labels, impl=impl
     ),
@@ -194,10 +189,10 @@ def test_token_logprob(dtype: torch.dtype) -> None:
 
 def test_float64_is_left_to_the_reference() -> None:
     h = head(7, 64, 130, torch.float64)
-    linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias)
+    h.run()
     assert _impl.last_impl("linear_logprob") == "reference"
     with pytest.raises(NotImplementedError, match=r"triton +refused: .*float64"):
-        linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, impl="triton")
+        h.run(impl="triton")
     with pytest.raises(NotImplementedError, match=r"triton +refused: .*float64"):
         token_logprob(
             torch.randn(3, 5, device=DEVICE).double(), h.labels[:3].abs() % 5, impl="triton"
@@ -206,9 +201,9 @@ def test_float64_is_left_to_the_reference() -> None:
 
 def step_of(h: LmHead) -> Callable[[], list[Tensor]]:
     def step() -> list[Tensor]:
-        out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, statistics=("entropy",))
+        out = h.run(statistics=("entropy",))
         assert out.entropy is not None
-        loss = linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias)
+        loss = h.run(linear_cross_entropy)
         total = out.logps.sum() + out.entropy.sum() + loss
         return [out.logps, loss, *torch.autograd.grad(total, h.tensors())]
 
@@ -222,8 +217,7 @@ def test_nothing_waits_for_the_device(dtype: torch.dtype) -> None:
     torch.cuda.synchronize()
     with no_waiting():
         found = step()
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 @by_dtype
@@ -237,8 +231,7 @@ def test_a_captured_step_follows_its_inputs(dtype: torch.dtype) -> None:
             h.labels.copy_(head(65, 64, 1030, dtype, seed=seed).labels)
         graph.replay()
         found = [x.clone() for x in filled]
-        for a, b in zip(found, step(), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
+        torch.testing.assert_close(found, step(), rtol=0, atol=0)
 
 
 def test_compiled_heads_are_the_eager_ones() -> None:
@@ -254,5 +247,4 @@ def test_compiled_heads_are_the_eager_ones() -> None:
         torch.autograd.grad(call(h.hidden, h.weight), (h.hidden, h.weight))
         for call in (compiled, loss)
     )
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)

@@ -87,14 +87,11 @@ def test_layouts(case: str, dtype: torch.dtype) -> None:
     changed = change(head)
     for x in changed.tensors():
         x.requires_grad_()
-    out = linear_logprob(
-        changed.hidden, changed.weight, changed.labels, bias=changed.bias, statistics=OPTIONAL
-    )
+    out = changed.run(statistics=OPTIONAL)
     again = differentiable(out)
     found = backward(again, upstream(20), changed.tensors())
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    for a, b in zip([*again, *found], [*rows, *grads]):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close([*again, *found], [*rows, *grads], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
@@ -132,12 +129,8 @@ def test_int32_labels(impl: str) -> None:
 def test_what_is_asked_for_and_nothing_else(wanted: int, impl: str) -> None:
     names = tuple(name for k, name in enumerate(OPTIONAL) if wanted >> k & 1)
     head = make_head(5, 4, 9)
-    whole = linear_logprob(
-        head.hidden, head.weight, head.labels, bias=head.bias, statistics=OPTIONAL, impl=impl
-    )
-    out = linear_logprob(
-        head.hidden, head.weight, head.labels, bias=head.bias, statistics=names, impl=impl
-    )
+    whole = head.run(statistics=OPTIONAL, impl=impl)
+    out = head.run(statistics=names, impl=impl)
     for name in OPTIONAL:
         value = getattr(out, name)
         assert (value is not None) == (name in names)
@@ -153,7 +146,7 @@ def test_any_subset_of_inputs_may_require_grad(subset: int, impl: str) -> None:
     h = head.leaves()
     for k, x in enumerate(h.tensors()):
         x.requires_grad_(bool(subset >> k & 1))
-    out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, statistics=OPTIONAL, impl=impl)
+    out = h.run(statistics=OPTIONAL, impl=impl)
     assert out.logps.requires_grad == (subset != 0)
     assert out.argmax_hit is not None
     assert not out.argmax_hit.requires_grad
@@ -189,8 +182,7 @@ def test_the_gradient_of_one_statistic_alone(name: str) -> None:
                 }[name]
             )
         grads.append(backward([row], upstream(20), h.tensors()))
-    for a, b in zip(*grads):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
 
 
 def test_gradcheck_of_both_implementations() -> None:
@@ -238,7 +230,7 @@ def test_a_bias_of_another_dtype() -> None:
     head = make_head(20, 8, 37, torch.bfloat16)
     assert head.bias is not None
     wide = LmHead(head.hidden, head.weight, head.bias.float(), head.labels).leaves()
-    out = linear_logprob(wide.hidden, wide.weight, wide.labels, bias=wide.bias)
+    out = wide.run()
     assert out.logps.dtype == torch.float32
     found = torch.autograd.grad(out.logps.sum(), wide.tensors())
     assert [g.dtype for g in found] == [torch.bfloat16, torch.bfloat16, torch.float32]
@@ -248,7 +240,7 @@ def test_a_bias_of_another_dtype() -> None:
 
 def _logp_only(head: LmHead) -> tuple[None, list[torch.Tensor], None]:
     h = head.leaves()
-    out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, impl="reference")
+    out = h.run(impl="reference")
     return None, list(torch.autograd.grad(out.logps.sum(), h.tensors())), None
 
 

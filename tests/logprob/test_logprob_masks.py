@@ -44,8 +44,9 @@ def poisoned(head: LmHead) -> LmHead:
 def test_nan_in_ignored_rows_poisons_nothing(dtype: torch.dtype, impl: str) -> None:
     head = make_head(20, 8, 37, dtype)
     clean, dirty = (ours(h, impl=impl) for h in (head, poisoned(head)))
-    for a, b in zip([*clean[0], *clean[1], clean[2]], [*dirty[0], *dirty[1], dirty[2]]):
-        assert torch.equal(a, b)
+    torch.testing.assert_close(
+        [*clean[0], *clean[1], clean[2]], [*dirty[0], *dirty[1], dirty[2]], rtol=0, atol=0
+    )
     ignored = head.labels == -100
     for row in dirty[0]:
         assert not row[ignored].any()
@@ -56,7 +57,7 @@ def test_nan_in_ignored_rows_poisons_nothing(dtype: torch.dtype, impl: str) -> N
 def test_ignored_rows_never_reach_a_product() -> None:
     head = poisoned(make_head(20, 8, 37)).leaves()
     with ProductRows(37) as seen:
-        out = linear_logprob(head.hidden, head.weight, head.labels, bias=head.bias)
+        out = head.run()
         assert seen.forward == int((head.labels != -100).sum()) == 13
         out.logps.sum().backward()
     assert seen.weight_gradient == 13
@@ -68,12 +69,8 @@ def test_nan_in_ignored_rows_of_the_other_ops(impl: str) -> None:
     head = poisoned(make_head(20, 8, 37)).leaves()
     teacher = poisoned(make_head(20, 5, 37, seed=1))
     losses = (
-        linear_cross_entropy(
-            head.hidden, head.weight, head.labels, bias=head.bias, z_loss=0.1, impl=impl
-        ),
-        linear_cross_entropy(
-            head.hidden, head.weight, head.labels, bias=head.bias, reduction="none", impl=impl
-        ).sum(),
+        head.run(linear_cross_entropy, z_loss=0.1, impl=impl),
+        head.run(linear_cross_entropy, reduction="none", impl=impl).sum(),
         linear_kl(
             head.hidden, head.weight, teacher.hidden, teacher.weight, labels=head.labels, impl=impl
         ),
@@ -94,7 +91,7 @@ def test_nan_from_above_does_not_enter_through_an_ignored_row() -> None:
     """A loss that divides by a masked length of 0 sends NaN back to the tokens it ignores."""
     head = make_head(20, 8, 37).leaves()
     ignored = head.labels == -100
-    out = linear_logprob(head.hidden, head.weight, head.labels, bias=head.bias)
+    out = head.run()
     for g in torch.autograd.grad(out.logps, head.tensors(), torch.where(ignored, torch.nan, 1.0)):
         assert bool(g.isfinite().all())
     z = torch.randn(20, 37, requires_grad=True)
@@ -157,8 +154,7 @@ def test_cu_seqlens_sums_over_sequences(impl: str) -> None:
     found = torch.autograd.grad((sums.logps * weights).sum(), [h.hidden, h.weight])
     token_weights = weights.repeat_interleave(offsets.diff())
     expected_grads = torch.autograd.grad((rows.logps * token_weights).sum(), [h.hidden, h.weight])
-    for a, b in zip(found, expected_grads):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(found, expected_grads)
 
 
 def test_cu_seqlens_of_no_sequence_and_of_no_token() -> None:

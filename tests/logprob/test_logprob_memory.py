@@ -64,12 +64,11 @@ def test_a_second_backward_computes_the_spent_tiles_again(
     monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(WORKSPACES[workspace]))
     head = make_head(N, 8, V)
     h = head.leaves()
-    out = linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias, statistics=("entropy",))
+    out = h.run(statistics=("entropy",))
     total = (out.logps * upstream(N)[0]).sum() + (out.entropy * upstream(N)[1]).sum()
     results = [torch.autograd.grad(total, h.tensors(), retain_graph=True) for _ in range(3)]
     for again in results[1:]:
-        for a, b in zip(again, results[0]):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(again, results[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -98,8 +97,7 @@ def test_divergences_with_every_workspace(
     expected = torch.autograd.grad(other, r.tensors(), weights)
     torch.testing.assert_close(rows, other, rtol=1e-10, atol=1e-12)
     for grads in found:
-        for a, b in zip(grads, expected):
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(grads, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -110,7 +108,7 @@ def test_cross_entropy_with_every_workspace(monkeypatch: pytest.MonkeyPatch) -> 
     for megabytes in WORKSPACES.values():
         monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(megabytes))
         h = head.leaves()
-        loss = linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias, **options)
+        loss = h.run(linear_cross_entropy, **options)
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, h.tensors())])
     for a, *others in zip(*results):
         for b in others:
@@ -125,7 +123,7 @@ def test_cross_entropy_takes_three_products(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("HOTLOOP_WORKSPACE_MB", str(megabytes))
         calls.clear()
         h = make_head(N, 8, V).leaves()
-        linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias).backward()
+        h.run(linear_cross_entropy).backward()
         assert len(calls) == products
 
 

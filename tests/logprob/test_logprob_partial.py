@@ -7,7 +7,6 @@ import torch
 from hotloop.logprob import (
     LogprobPartial,
     LogprobStatistics,
-    linear_logprob,
     linear_logprob_partial,
 )
 from hotloop.logprob import merge_logprob_partials as merge
@@ -39,14 +38,7 @@ def parts_of(head: LmHead, sizes: tuple[int, ...]) -> list[LogprobPartial]:
 
 
 def whole_of(head: LmHead) -> LogprobStatistics:
-    return linear_logprob(
-        head.hidden,
-        head.weight,
-        head.labels,
-        bias=head.bias,
-        statistics=OPTIONAL,
-        **LOGIT,
-    )
+    return head.run(statistics=OPTIONAL, **LOGIT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,8 +47,9 @@ def whole_of(head: LmHead) -> LogprobStatistics:
 def test_parts_merge_into_the_whole(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     head = make_head(21, 8, V, dtype)
     head.labels[1] = 650  # in the last part only
-    for a, b in zip(merge(parts_of(head, sizes), head.labels), whole_of(head)):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(
+        merge(parts_of(head, sizes), head.labels), whole_of(head), rtol=1e-5, atol=2e-5
+    )
 
 
 def test_each_part_knows_only_its_own_labels() -> None:
@@ -88,8 +81,7 @@ def test_a_part_of_minus_infinity_adds_nothing() -> None:
     assert head.bias is not None
     head.bias[100:400] = -torch.inf
     head.labels.clamp_(max=99)
-    for a, b in zip(merge(parts_of(head, (100, 300, 300)), head.labels), whole_of(head)):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(merge(parts_of(head, (100, 300, 300)), head.labels), whole_of(head))
 
 
 def test_ignored_tokens_are_zero_and_no_row_is_left_out_of_a_part() -> None:

@@ -56,10 +56,8 @@ def test_trl_chunked_logprob(
         (theirs[0] * weights[0] + theirs[1] * weights[1]).sum(), h.tensors()
     )
     r = head.leaves()
-    ours = linear_logprob(
-        r.hidden, r.weight, r.labels, bias=r.bias, temperature=temperature, softcap=softcap, logit_scale=scale,
-        statistics=("entropy", "sum_p2", "mean_logit", "argmax_hit"),
-    )  # fmt: skip
+    ours = r.run(temperature=temperature, softcap=softcap, logit_scale=scale,
+        statistics=("entropy", "sum_p2", "mean_logit", "argmax_hit"))  # fmt: skip
     found = torch.autograd.grad(
         (ours.logps * weights[0] + ours.entropy * weights[1]).sum(), r.tensors()
     )

@@ -132,8 +132,7 @@ def test_gradients_that_were_edited(name: str, hidden_from_autograd: bool) -> No
         (g.data if hidden_from_autograd else g).fill_(7.0)
     for retain in (True, False):
         again = torch.autograd.grad(loss, inputs, retain_graph=retain)
-        for a, b in zip(again, kept):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(again, kept, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,8 +166,7 @@ def test_two_threads_over_one_graph(name: str) -> None:
             worker.join()
         assert len(found) == 2
         for grads in found:
-            for a, b in zip(grads, expected):
-                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -219,8 +219,7 @@ def test_gradient_penalties(name: str) -> None:
         z = logits_of(head.hidden, head.weight, head.bias).detach().requires_grad_()
         found = penalised(call(z, head.labels), [z])
         expected = penalised(plain(z, head.labels), [z])
-    for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -263,8 +262,9 @@ def test_any_subset_of_inputs(name: str, subset: int) -> None:
     needed = [x for x in head.tensors() if x.requires_grad]
     found = penalised(call(head.hidden, head.weight, head.bias, head.labels), needed)
     z = logits_of(head.hidden, head.weight, head.bias)
-    for a, b in zip(found, penalised(plain(z, head.labels), needed)):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        found, penalised(plain(z, head.labels), needed), rtol=1e-8, atol=1e-10
+    )
 
 
 def test_masked_rows_of_nan_poison_no_second_derivative() -> None:
@@ -272,8 +272,8 @@ def test_masked_rows_of_nan_poison_no_second_derivative() -> None:
     head.hidden[head.labels == -100] = torch.nan
     h = head.leaves()
     for loss in (
-        linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias),
-        linear_logprob(h.hidden, h.weight, h.labels, bias=h.bias).logps.sum(),
+        h.run(linear_cross_entropy),
+        h.run().logps.sum(),
         linear_kl(h.hidden, h.weight, h.hidden, h.weight.flip(0), labels=h.labels),
     ):
         for g in penalised(loss, [h.hidden, h.weight]):
@@ -284,7 +284,7 @@ def test_masked_rows_of_nan_poison_no_second_derivative() -> None:
 def test_lower_precision(dtype: torch.dtype) -> None:
     head = make_head(N, D, V).to(dtype).leaves()
     wide = make_head(N, D, V).to(dtype).to(torch.float64).leaves()
-    loss = linear_cross_entropy(head.hidden, head.weight, head.labels, bias=head.bias)
+    loss = head.run(linear_cross_entropy)
     found = penalised(loss, head.tensors())
     z = logits_of(wide.hidden, wide.weight, wide.bias)
     expected = penalised(cross_entropy(z, wide.labels), wide.tensors())
@@ -300,7 +300,7 @@ def test_autocast_around_a_differentiable_gradient_narrows_nothing() -> None:
     for enabled in (False, True):
         h = head.leaves()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = linear_cross_entropy(h.hidden, h.weight, h.labels, bias=h.bias)
+            loss = h.run(linear_cross_entropy)
             results.append(torch.autograd.grad(loss, h.tensors(), create_graph=True))
     for a, b in zip(*results):
         assert torch.equal(a, b)
@@ -349,8 +349,7 @@ def test_registered_operators(name: str) -> None:
     else:
         z = logits_of(head.hidden, head.weight, head.bias).detach().requires_grad_()
         found, expected = (penalised(f(z, head.labels), [z]) for f in (call, plain))
-    for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
 # What the operator is given are inputs of the graph. Of values made inside it AOTAutograd leaves the second derivative
