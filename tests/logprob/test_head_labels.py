@@ -115,71 +115,48 @@ class Lora(nn.Module):
         return self.base_layer.weight
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "text"),
-    [
-        (
-            lambda: linear_cross_entropy(H, W, Y, shift_labels=1),
-            TypeError,
-            r"\[linear_cross_entropy\] shift_labels: expected True or False, got int\. .*Hugging Face",
-        ),
-        (
-            lambda: linear_kl(H, W, H, W, shift_labels=True),
-            ValueError,
-            r"\[linear_kl\] labels: expected a tensor beside shift_labels=True, got None\. Pass labels\.",
-        ),
-        (
-            lambda: linear_logprob(H[0, 0], W, Y[0, 0], shift_labels=True),
-            ValueError,
-            r"\[linear_logprob\] labels: expected at least 1 dimension to shift along, got shape \(\)",
-        ),
-        (
-            lambda: linear_cross_entropy(H, nn.Linear(D, V, bias=False), Y),
-            TypeError,
-            r"\[linear_cross_entropy\] weight: expected a torch.Tensor, got Linear\. Pass its \.weight\.$",
-        ),
-        (
-            lambda: linear_logprob(H, nn.Linear(D, V), Y),
-            TypeError,
-            r"got Linear\. Pass its \.weight, and bias=its \.bias\.$",
-        ),
-        (
-            lambda: linear_kl(H, W, H, nn.Linear(D, V, bias=False)),
-            TypeError,
-            r"\[linear_kl\] teacher_weight: expected a torch.Tensor, got Linear\. Pass its \.weight\.$",
-        ),
-        (
-            lambda: linear_cross_entropy(H, Lora(nn.Linear(D, V, bias=False)), Y),
-            TypeError,
-            r"got Lora\. Its \.weight leaves the adapter out: merge the adapter into it first",
-        ),
-        (
-            lambda: linear_cross_entropy(H, W, Y, shift=True),
-            TypeError,
-            r"\[linear_cross_entropy\] shift: expected one of hidden, weight, labels, .*got an unknown keyword\. "
-            r"Pass shift_labels=True",
-        ),
-        (lambda: linear_cross_entropy(H, W, targets=Y), TypeError, "targets: .*Pass it as labels"),
-        (
-            lambda: linear_cross_entropy(H, W, Y, lse_square_scale=1e-4),
-            TypeError,
-            "lse_square_scale: .*Pass it as z_loss",
-        ),
-        (
-            lambda: linear_logprob(H, W, Y, temperatur=2.0),
-            TypeError,
-            r"temperatur: .*Did you mean temperature\?",
-        ),
-        (lambda: linear_kl(H, W, H, W, quux=1), TypeError, "quux: .*Leave it out"),
-        (
-            lambda: linear_logprob(H, W, Y, ignore_index=-100.0),
-            TypeError,
-            r"ignore_index: expected an integer, got float\. The default is -100\.",
-        ),
-    ],
-)  # fmt: skip
-def test_errors(call: Callable[[], Any], error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
+VALUES: dict[str, Callable[[], Any]] = {
+    r"\[linear_kl\] labels: expected a tensor beside shift_labels=True, got None\. Pass labels\.": lambda: (
+        linear_kl(H, W, H, W, shift_labels=True)
+    ),
+    r"\[linear_logprob\] labels: expected at least 1 dimension to shift along, got shape \(\)": lambda: (
+        linear_logprob(H[0, 0], W, Y[0, 0], shift_labels=True)
+    ),
+}
+TYPES: dict[str, Callable[[], Any]] = {
+    r"\[linear_cross_entropy\] shift_labels: expected True or False, got int\. .*Hugging Face": lambda: (
+        linear_cross_entropy(H, W, Y, shift_labels=1)
+    ),
+    r"\[linear_cross_entropy\] weight: expected a torch.Tensor, got Linear\. Pass its \.weight\.$": lambda: (
+        linear_cross_entropy(H, nn.Linear(D, V, bias=False), Y)
+    ),
+    r"got Linear\. Pass its \.weight, and bias=its \.bias\.$": lambda: linear_logprob(
+        H, nn.Linear(D, V), Y
+    ),
+    r"\[linear_kl\] teacher_weight: expected a torch.Tensor, got Linear\. Pass its \.weight\.$": lambda: (
+        linear_kl(H, W, H, nn.Linear(D, V, bias=False))
+    ),
+    r"got Lora\. Its \.weight leaves the adapter out: merge the adapter into it first": lambda: (
+        linear_cross_entropy(H, Lora(nn.Linear(D, V, bias=False)), Y)
+    ),
+    r"\[linear_cross_entropy\] shift: expected one of hidden, weight, labels, .*got an unknown keyword\. "
+    r"Pass shift_labels=True": lambda: linear_cross_entropy(H, W, Y, shift=True),
+    "targets: .*Pass it as labels": lambda: linear_cross_entropy(H, W, targets=Y),
+    "lse_square_scale: .*Pass it as z_loss": lambda: linear_cross_entropy(
+        H, W, Y, lse_square_scale=1e-4
+    ),
+    r"temperatur: .*Did you mean temperature\?": lambda: linear_logprob(H, W, Y, temperatur=2.0),
+    "quux: .*Leave it out": lambda: linear_kl(H, W, H, W, quux=1),
+    r"ignore_index: expected an integer, got float\. The default is -100\.": lambda: linear_logprob(
+        H, W, Y, ignore_index=-100.0
+    ),
+}
+
+
+@pytest.mark.parametrize("text", [*VALUES, *TYPES])
+def test_errors(text: str) -> None:
+    call, kind = (VALUES[text], ValueError) if text in VALUES else (TYPES[text], TypeError)
+    with pytest.raises(kind, match=text):
         call()
 
 
