@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import re
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from hotloop import _catalog
 from hotloop._catalog import FLOATS, IMPLS, MATURITIES, Paper, Room, rooms
 from hotloop.front import impl, native
+from processes import ROOT, python
 
-ROOT = Path(__file__).resolve().parent.parent
 OPS = hotloop.catalog()
 FUNCTIONS = [op for op in OPS if not op.is_class]
 
@@ -183,11 +182,5 @@ def test_compiled_ops_are_registered():
 
 @pytest.mark.source
 def test_readme_table_and_paper_index_are_current():
-    done = subprocess.run(
-        [sys.executable, "tools/write_docs.py", "--check"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("tools/write_docs.py", "--check")
     assert done.returncode == 0, done.stdout + done.stderr

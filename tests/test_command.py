@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,15 +11,9 @@ import hotloop
 import pytest
 from hotloop.__main__ import main
 from hotloop._catalog import rooms
+from processes import python
 
 OPS = hotloop.catalog()
-
-
-def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, **variables},
-    )  # fmt: skip
 
 
 def test_info_prints_and_its_json_agrees_with_the_catalogue() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
+from processes import WITHOUT_TORCH, printed
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
@@ -36,17 +35,7 @@ def ends(work, seconds=60):
 
 
 def run(code: str) -> str:
-    environment = dict(os.environ, OMP_NUM_THREADS="2")
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS + code],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return printed(FORKS + code, OMP_NUM_THREADS="2")
 
 
 NUMPY_ROOMS = """
@@ -128,11 +117,9 @@ else:
     print(ends(look))
 """
     # Without torch nothing else starts threads.
-    hide = (
-        "import importlib.util\nfind = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda n, *r: None if n == 'torch' else find(n, *r)\n"
-    )
-    assert run(hide + "os.environ['OPENBLAS_NUM_THREADS'] = '1'\n" + code).strip() in (
+    assert printed(
+        WITHOUT_TORCH + FORKS + code, OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="1"
+    ).strip() in (
         "0",
         "other threads already",
     )

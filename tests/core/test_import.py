@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hotloop import catalog
 from hotloop.front import native
+from processes import printed
 
 IMPORT = """
 import sys, time, json
@@ -20,17 +20,9 @@ print(json.dumps([seconds, sorted({name.split(".")[0] for name in sys.modules} &
 """
 
 
-def run(code: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @pytest.mark.alone
 def test_import_is_quick_and_pulls_in_neither_torch_nor_numpy() -> None:
-    found = [json.loads(run(IMPORT)) for _ in range(5)]
+    found = [json.loads(printed(IMPORT)) for _ in range(5)]
     assert min(seconds for seconds, _ in found) <= 0.150
     assert all(names == [] for _, names in found)
 
@@ -39,11 +31,11 @@ def test_import_is_quick_and_pulls_in_neither_torch_nor_numpy() -> None:
 def test_every_room_can_be_the_first_one(room: str) -> None:
     """The rooms of losses know each other: none may depend on who came first."""
     for name in (room, f"reference.{room}"):
-        run(f"import hotloop.{name}")
+        printed(f"import hotloop.{name}")
 
 
 def test_import_changes_no_logging_and_no_warning_filters() -> None:
-    run(
+    printed(
         "import logging, warnings\nbefore = (list(logging.root.handlers), list(warnings.filters))\n"
         "import hotloop\nassert before == (list(logging.root.handlers), list(warnings.filters))\n"
         "assert not logging.getLogger('hotloop').handlers"
@@ -111,14 +103,3 @@ def test_a_missing_cuda_module_is_none(monkeypatch: pytest.MonkeyPatch, fresh: N
 def test_no_other_attribute_is_made_up() -> None:
     with pytest.raises(AttributeError, match=r"module 'hotloop.front.native' has no attribute 'x'"):
         native.x  # noqa: B018
-
-
-def test_core_works_where_torch_is_not_installed() -> None:
-    run(
-        "import sys, importlib.util\n"
-        "find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *r: None if name == 'torch' else find(name, *r)\n"
-        "import hotloop.core\n"
-        "assert hotloop.core.philox(0, 1).shape == (1, 4)\n"
-        "assert 'torch' not in sys.modules"
-    )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from hotloop.core.pointwise_loop import handles
 from hotloop.front import native as _native
+from processes import python
 
 LEVELS = tuple(name for name, runs in _native.core.simd_levels().items() if runs)
 N, V = 5, 1031  # a chunk of 1024 columns and a tail that is no multiple of a vector
@@ -146,11 +145,7 @@ def test_environment_variable(level: str) -> None:
         "import numpy as np\nfrom hotloop import core\nfrom hotloop.front import native as _native\n"
         "core.elementary('exp', np.zeros(1, np.float32))\nprint(_native.core.last_simd_level())"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "HOTLOOP_SIMD": level},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    result = python("-c", code, HOTLOOP_SIMD=level)
     if level == "sse9":
         assert result.returncode != 0
         assert "[simd] level: expected auto, baseline, avx2 or avx512, got sse9" in result.stderr

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from typing import Any
 
@@ -20,6 +18,7 @@ from hotloop.decode import (
     tree_speculative_verify,
     typical_accept,
 )
+from processes import printed
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect and /proc")
 
@@ -196,17 +195,7 @@ run_all({
 
 
 def run(script: str) -> dict[str, Any]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("HOTLOOP_")}
-    result = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script],
-        env={**clean, "OMP_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return dict(json.loads(result.stdout))
+    return dict(json.loads(printed(PRELUDE + script, OMP_NUM_THREADS="2")))
 
 
 @linux

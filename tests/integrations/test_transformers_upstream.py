@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs the peers extra")
 
 from hotloop.integrations.transformers import hotloop_speculative_sampling  # noqa: E402
+from processes import printed  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 from transformers_cases import FALSE_ALARM, NEW, PROMPT, V, exact_law, p_value, sampling  # noqa: E402
 
@@ -140,7 +139,7 @@ before = dict(vars(u))
 import hotloop.integrations.transformers
 assert {k: v for k, v in vars(u).items() if before.get(k) is not v} == {}
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    printed(code, PYTHONWARNINGS="ignore")
 
 
 def test_without_transformers_the_cure_is_named():
@@ -152,10 +151,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    out = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True
-    ).stdout
-    assert "expected transformers >= 5 to be installed, found none" in out
+    assert "expected transformers >= 5 to be installed, found none" in printed(code)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import torch
 import triton
+from processes import python
 from torch import Tensor
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -158,15 +156,8 @@ if not INTERPRETING:
         assert len(stores) >= elements // 8
 
     def test_kernels_in_the_interpreter() -> None:
-        result = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
+        words = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__)
+        result = python(*words, timeout=280, TRITON_INTERPRET="1")
         assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 else:
