@@ -360,21 +360,6 @@ def test_prompt_and_padding_have_exactly_zero_gradient_and_may_hold_nan():
     assert torch.isfinite(h.grad).all()
 
 
-def test_compiled_whole():
-    hidden, weight, ref_hidden, labels = batch(dtype=torch.float32)
-
-    def step(h, w, ref, y):
-        return linear_preference_loss(h, w, y, ref_hidden=ref)[0]
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    h1, h2 = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    a, b = step(h1, weight, ref_hidden, labels), compiled(h2, weight, ref_hidden, labels)
-    a.backward()
-    b.backward()
-    torch.testing.assert_close(a, b)
-    torch.testing.assert_close(h1.grad, h2.grad)
-
-
 @pytest.mark.parametrize(
     ("change", "text"),
     [
