@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from hotloop.front import arrays, native
+from fixtures import LEVELS, level, unforced
+from hotloop.front import arrays
 
-CORE = native.core
-LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
+__all__ = ["LEVELS", "level", "poisoned_arrays", "unforced"]
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +26,3 @@ def poisoned_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     monkeypatch.setattr(arrays, "empty", empty)
-
-
-@pytest.fixture(autouse=True)
-def unforced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("HOTLOOP_CHECK", raising=False)
-    threads = torch.get_num_threads()
-    yield
-    CORE.force_simd_level("auto")
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> str:
-    """Every instruction set that is compiled in and runs here, forced in turn."""
-    CORE.force_simd_level(request.param)
-    return str(request.param)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from fixtures import threads
 from torch import Tensor
 
 from bench._case import Case, Contender, Inputs, Missing, resolve
@@ -32,12 +33,7 @@ RIVALS = [
 MAPS = (hash_maps.CUCKOO, hash_maps.ABSL, hash_maps.ABSL_AHEAD)
 
 
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+two_threads = threads(2)
 
 
 def present(entry: Any) -> Contender:

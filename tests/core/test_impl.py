@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from fixtures import plain_environment  # noqa: F401
 from hotloop.front import environment, impl
 from hotloop.logprob import linear_logprob
 from hotloop.preference import dpo_loss
@@ -27,12 +28,6 @@ CANDIDATES = {
 
 def choose(forced: str, candidates: dict = CANDIDATES) -> str:
     return impl.choose("some_op", forced, "x", X, candidates)
-
-
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in environment.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
 
 
 def test_auto_takes_the_first_that_can() -> None:

@@ -9,11 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from fixtures import LEVELS
 from hotloop.core.pointwise_loop import handles
-from hotloop.front import native as _native
 from processes import python
 
-LEVELS = tuple(name for name, runs in _native.core.simd_levels().items() if runs)
 N, V = 5, 1031  # a chunk of 1024 columns and a tail that is no multiple of a vector
 PLAIN = (1.0, 0.0, 1.0)
 CAPPED = (1.3, 5.0, 0.7)

@@ -6,12 +6,10 @@ control that is wrong by construction and has to be rejected: a wrong residual, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from decode_cases import (
     SAMPLING,
     VERIFICATION,
@@ -29,6 +27,7 @@ from decode_cases import (
     rows_of,
     uniforms,
 )
+from fixtures import threads
 from hotloop.decode import (
     Logits,
     Probs,
@@ -45,12 +44,7 @@ STORY = Story.of(V, seed=11)
 SECOND = Story.of(V, seed=12)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+two_threads = threads(2, "module")
 
 
 # A way of sampling, and the law that a slip in it would give.

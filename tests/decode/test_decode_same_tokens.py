@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures import CORE, LEVELS
 from helpers import misaligned
 from hotloop.decode import (
     Logits,
@@ -25,10 +26,7 @@ from hotloop.decode import (
     typical_accept,
 )
 from hotloop.front import impl as _impl
-from hotloop.front import native
 
-CORE = native.core
-LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 # B 0: nothing. 1. 3: more than one request for each of two threads.
 # K 0: the bonus only. 1. 4.

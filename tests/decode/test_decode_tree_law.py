@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
-import torch
 from decode_cases import (
     VERIFICATION,
     Mode,
@@ -21,6 +18,7 @@ from decode_cases import (
     uniforms,
     without_replacement,
 )
+from fixtures import threads
 from hotloop.decode import Logits, VerifiedTree, tree_speculative_verify
 
 N, V = 10**6, 5
@@ -32,12 +30,7 @@ KINDS = ("certain", "with replacement", "without replacement")
 Tables = tuple[np.ndarray, ...]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+two_threads = threads(2, "module")
 
 
 def children(rng: np.random.Generator, q: np.ndarray, kind: str, count: int = 2) -> np.ndarray:

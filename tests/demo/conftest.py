@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import torch  # noqa: F401  torch.compile looks it up in the module that is called conftest
+from fixtures import threads
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -135,13 +135,8 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost more than they give on a model this small, most of all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+# Threads cost more than they give on a model this small, most of all on a busy machine.
+one_thread = threads(1)
 
 
 @pytest.fixture(scope="session")

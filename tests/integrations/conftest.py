@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from hotloop.front.environment import VARIABLES
+from fixtures import plain_environment, threads  # noqa: F401
 
 VOCABULARY = 16
 LENGTH = 32
 
 
-@pytest.fixture(autouse=True, scope="session")
-def single_thread() -> Iterator[None]:
-    """One thread: the models are small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        if name != "HOTLOOP_SIMD":
-            monkeypatch.delenv(name, raising=False)
+single_thread = threads(1, "session")
 
 
 def chain_text(rows: int) -> torch.Tensor:

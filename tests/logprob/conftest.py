@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
-from hotloop.front.environment import VARIABLES
+import torch  # noqa: F401  torch.compile looks it up in the module that is called conftest
+from fixtures import plain_environment, threads  # noqa: F401
 
-
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in VARIABLES:
-        if name != "HOTLOOP_SIMD":
-            monkeypatch.delenv(name, raising=False)
+single_thread = threads(1)
 
 
 @pytest.fixture

@@ -1,16 +1,6 @@
 """One thread for small inputs: waiting for a second one costs more than these tests do."""
 
-from __future__ import annotations
+import torch  # noqa: F401  torch.compile looks it up in the module that is called conftest
+from fixtures import threads
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def single_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+single_thread = threads(1, "session")
