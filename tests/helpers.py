@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def assert_no_worse_than_torch(
@@ -112,7 +115,7 @@ def strided(x: Tensor) -> Tensor:
     return buffer[..., 0]
 
 
-def with_threads(count: int, call: Callable[[], Tensor]) -> Tensor:
+def with_threads(count: int, call: Callable[[], T]) -> T:
     """Run with this many threads, then restore the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

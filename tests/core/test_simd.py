@@ -13,7 +13,7 @@ from fixtures import LEVELS
 from hotloop.core.pointwise_loop import handles
 from processes import python
 
-N, V = 5, 1031  # a chunk of 1024 columns and a tail that is no multiple of a vector
+V = 1031  # a chunk of 1024 columns and a tail that is no multiple of a vector
 PLAIN = (1.0, 0.0, 1.0)
 CAPPED = (1.3, 5.0, 0.7)
 
@@ -22,8 +22,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> to
     return (2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-def map_all(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
-    x = normal(1000).to(dtype).float().abs() + 1e-3
+def map_all(native: ModuleType, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
+    x = normal(200 * n).to(dtype).float().abs() + 1e-3
     out = []
     for name in native.map_names():
         y = torch.empty_like(x)
@@ -36,64 +36,65 @@ def map_all(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
     return out
 
 
-def pointwise(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
-    inputs = [normal(300, seed=k, dtype=dtype) for k in range(4)]
-    loss, grads = torch.empty(300), [torch.empty(300) for _ in range(2)]
+def pointwise(native: ModuleType, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
+    rows = 67 * n
+    inputs = [normal(rows, seed=k, dtype=dtype) for k in range(4)]
+    loss, grads = torch.empty(rows), [torch.empty(rows) for _ in range(2)]
     total = native.pointwise.run(
-        handles("cpu")["preference.dpo"], 300, inputs, [0.1], loss, grads, 1.0, True, False
+        handles("cpu")["preference.dpo"], rows, inputs, [0.1], loss, grads, 1.0, True, False
     )
     return [loss, *grads, torch.tensor([total])]
 
 
-def row_statistics(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
+def row_statistics(native: ModuleType, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
     out = []
     for logit in (PLAIN, CAPPED):
-        sums = torch.zeros(6, N)
+        sums = torch.zeros(6, n)
         sums[0] = -torch.inf
-        largest = torch.zeros(N, dtype=torch.int64)
-        labels = torch.arange(N)
+        largest = torch.zeros(n, dtype=torch.int64)
+        labels = torch.arange(n)
         native.logprob.row_statistics(
-            normal(N, V, dtype=dtype), normal(V, seed=1), labels, 0, logit, True, sums, largest
+            normal(n, V, dtype=dtype), normal(V, seed=1), labels, 0, logit, True, sums, largest
         )
         out += [sums, largest]
     return out
 
 
-def row_gradient(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
+def row_gradient(native: ModuleType, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
     out = []
     for logit in (PLAIN, CAPPED):
-        tile = normal(N, V, dtype=dtype)
-        coefficients = normal(6, N, seed=2)
+        tile = normal(n, V, dtype=dtype)
+        coefficients = normal(6, n, seed=2)
         coefficients[0] += 8
         native.logprob.row_gradient(
-            tile, normal(V, seed=1), torch.arange(N), 0, logit, coefficients
+            tile, normal(V, seed=1), torch.arange(n), 0, logit, coefficients
         )
         out.append(tile)
     return out
 
 
-def divergence(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
-    student, teacher = normal(N, V, dtype=dtype), normal(N, V, seed=3, dtype=dtype)
-    sums = torch.zeros(8, N)
+def divergence(native: ModuleType, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
+    student, teacher = normal(n, V, dtype=dtype), normal(n, V, seed=3, dtype=dtype)
+    sums = torch.zeros(8, n)
     sums[0] = sums[3] = -torch.inf
     empty = (None, None, PLAIN, PLAIN, 0.3)
     native.logprob.divergence("statistics", student, teacher, *empty, sums, None, None)
-    coefficients = normal(7, N, seed=4).abs()
+    coefficients = normal(7, n, seed=4).abs()
     coefficients[0], coefficients[1] = sums[0] + sums[1].log(), sums[3] + sums[4].log()
-    mixture = torch.zeros(2, N)
+    mixture = torch.zeros(2, n)
     native.logprob.divergence("mixture", student, teacher, *empty, None, coefficients, mixture)
     native.logprob.divergence("gradient", student, teacher, *empty, None, coefficients, mixture)
     return [sums, mixture, student]
 
 
-def log_cosh(native: ModuleType, dtype: torch.dtype) -> list[torch.Tensor]:
-    student, sums = normal(N, V, dtype=dtype), torch.zeros(N)
-    teacher = normal(N, V, seed=3, dtype=dtype)
-    native.logprob.log_cosh(student, teacher, None, None, PLAIN, CAPPED, sums, torch.ones(N))
+def log_cosh(native: ModuleType, dtype: torch.dtype, n: int) -> list[torch.Tensor]:
+    student, sums = normal(n, V, dtype=dtype), torch.zeros(n)
+    teacher = normal(n, V, seed=3, dtype=dtype)
+    native.logprob.log_cosh(student, teacher, None, None, PLAIN, CAPPED, sums, torch.ones(n))
     return [sums, student]
 
 
-KERNELS: dict[str, Callable[[ModuleType, torch.dtype], list[torch.Tensor]]] = {
+KERNELS: dict[str, Callable[[ModuleType, torch.dtype, int], list[torch.Tensor]]] = {
     f.__name__: f for f in (map_all, pointwise, row_statistics, row_gradient, divergence, log_cosh)
 }
 
@@ -111,7 +112,7 @@ def test_levels_agree_and_the_forced_one_runs(
         native.force_simd_level(other)
         native.map("exp", np.zeros(1), np.zeros(1))
         native.force_simd_level(level)
-        found[level] = KERNELS[kernel](native, dtype)
+        found[level] = KERNELS[kernel](native, dtype, 5)
         assert native.last_simd_level() == level
     # Other orders of summation and fused multiply-adds: a few units in the last place of the largest terms.
     tolerance = {torch.float32: 3e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]

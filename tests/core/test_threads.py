@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 import torch
 from helpers import with_threads
 from hotloop import core
-from hotloop.core.pointwise_loop import handles
 from processes import printed
+from test_simd import KERNELS
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -21,71 +20,18 @@ def test_torch_says_how_many(count: int, native: ModuleType) -> None:
     assert native.max_threads() == count
 
 
-def statistics(native: ModuleType) -> torch.Tensor:
-    g = torch.Generator().manual_seed(0)
-    tile = 3 * torch.randn(301, 513, generator=g)
-    sums = torch.zeros(6, 301)
-    sums[0] = -torch.inf
-    labels = torch.arange(301)
-    native.logprob.row_statistics(tile, None, labels, 0, (1.0, 0.0, 1.0), True, sums, None)
-    return sums
-
-
-def gradient(native: ModuleType) -> torch.Tensor:
-    g = torch.Generator().manual_seed(0)
-    tile = 3 * torch.randn(301, 513, generator=g)
-    native.logprob.row_gradient(
-        tile, None, torch.arange(301), 0, (1.0, 0.0, 1.0), torch.randn(6, 301, generator=g) + 9
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_one_and_two_threads_give_the_same_bits(kernel: str, native: ModuleType) -> None:
+    """301 rows, 20,167 pairs and 60,200 numbers: enough for a second thread, with tails."""
+    one, two = (
+        with_threads(k, lambda: KERNELS[kernel](native, torch.float32, 301)) for k in (1, 2)
     )
-    return tile
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
-def divergence(native: ModuleType) -> torch.Tensor:
-    g = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 301, 513, generator=g)
-    sums = torch.zeros(8, 301)
-    sums[0] = sums[3] = -torch.inf
-    plain = (1.0, 0.0, 1.0)
-    native.logprob.divergence(
-        "statistics", student, teacher, None, None, plain, plain, 0.5, sums, None, None
-    )
-    return sums
-
-
-def pairs(native: ModuleType) -> torch.Tensor:
-    g = torch.Generator().manual_seed(0)
-    n = 20_011
-    inputs = list(torch.randn(4, n, generator=g))
-    out = torch.empty(3, n)
-    total = native.pointwise.run(
-        handles("cpu")["preference.dpo"],
-        n,
-        inputs,
-        [0.1],
-        out[0],
-        [out[1], out[2]],
-        1.0,
-        True,
-        False,
-    )
-    return torch.cat((out.flatten().double(), torch.tensor([total])))
-
-
-@pytest.mark.parametrize("call", [statistics, gradient, divergence, pairs])
-def test_one_and_two_threads_give_the_same_bits(
-    call: Callable[[ModuleType], torch.Tensor], native: ModuleType
-) -> None:
-    one, two = (with_threads(k, lambda: call(native)) for k in (1, 2))
-    assert torch.equal(one, two)
-
-
-def test_philox_and_map_with_two_threads() -> None:
-    x = np.linspace(-5, 5, 40_000, dtype=np.float32)
-    torch.set_num_threads(1)
-    one = core.elementary("exp", x), core.philox(1, 9001)
-    torch.set_num_threads(2)
-    two = core.elementary("exp", x), core.philox(1, 9001)
-    assert all(np.array_equal(a, b) for a, b in zip(one, two))
+def test_philox_with_two_threads() -> None:
+    one, two = (with_threads(k, lambda: core.philox(1, 9001)) for k in (1, 2))
+    assert np.array_equal(one, two)
 
 
 MAPPED = """

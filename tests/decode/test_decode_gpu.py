@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from decode_cases import assert_law, assert_rejected, softmax
+from gpu_cases import captured, no_waiting
 from helpers import misaligned
 from hotloop.decode import (
     Logits,
@@ -22,7 +22,7 @@ from hotloop.decode import (
     tree_speculative_verify,
 )
 from hotloop.front import impl, native
-from test_decode_same_tokens import FLOATS, SHAPES, Inputs, calls, relaid, same
+from test_decode_same_tokens import FLOATS, SHAPES, Inputs, calls, relaid, same, strided_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -103,14 +103,6 @@ def test_as_on_the_cpu_at_full_size(b: int, k: int, v: int, dtype: str) -> None:
     assert accepted > 0
 
 
-def strided_rows(x: torch.Tensor) -> torch.Tensor:
-    """The same values, rows and requests further apart than they need be."""
-    buffer = x.new_zeros((*(2 * n for n in x.shape[:-1]), x.shape[-1] + 5))
-    view = buffer[tuple(slice(None, None, 2) for _ in x.shape[:-1])][..., 3 : 3 + x.shape[-1]]
-    view.copy_(x)
-    return view
-
-
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("how", [strided_rows, misaligned])
 def test_layouts(how: Callable[[torch.Tensor], torch.Tensor], dtype: str) -> None:
@@ -123,15 +115,6 @@ def test_layouts(how: Callable[[torch.Tensor], torch.Tensor], dtype: str) -> Non
         wanted = op(*arguments, **keywords)
         found = op(*map(lay, arguments), **{name: lay(x) for name, x in keywords.items()})
         same(back(found), wanted, op.__name__)
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_nothing_waits_for_the_device() -> None:
@@ -169,19 +152,12 @@ def test_graphs(b: int) -> None:
             *sample(rows, seed=seed),
         )
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, filled = captured(step)
     seen = set()
     for value in (5, 6, 7, 5):
         seed.fill_(value).add_(torch.arange(b, device="cuda"))
         graph.replay()
-        replayed = [t.clone() for t in captured]
+        replayed = [t.clone() for t in filled]
         torch.testing.assert_close(replayed, step(), rtol=0, atol=0)
         seen.add(tuple(replayed[0].flatten().tolist()))
     assert len(seen) > 1
@@ -218,16 +194,13 @@ def test_calls_without_a_seed_draw_anew_without_a_sync() -> None:
     z = torch.zeros(8, 50_000, device="cuda")
     sample(Logits(z))  # the workspace and the kernel are there
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         torch.manual_seed(1)
         first, second = (sample(Logits(z)).token_ids for _ in range(2))
         torch.manual_seed(1)
         again = sample(Logits(z)).token_ids
         g, same_again = (torch.Generator("cuda").manual_seed(2) for _ in range(2))
         own, own_again = (sample(Logits(z), seed=x).token_ids for x in (g, same_again))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert not torch.equal(first, second)
     assert torch.equal(first, again)
     assert torch.equal(own, own_again)
