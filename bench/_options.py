@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
 SIMD = ("native", "baseline", "avx2", "avx512")
@@ -23,35 +24,45 @@ _SIMD_VARIABLES = {
 }
 
 
+def _flag(default: Any, help: str = "", **how: Any) -> Any:
+    return field(default=default, metadata={"help": help, **how})
+
+
+_YES_OR_NO = {"action": argparse.BooleanOptionalAction}
+
+
 @dataclass(frozen=True)
 class Options:
-    """What to run and how long; ``argv`` hands it to a child process."""
+    """What to run and how long; each field is a flag, and ``argv`` hands them to a child process."""
 
-    device: str = "cpu"
-    dtype: str | None = None
-    """Only cases of this dtype; None for all."""
-    quick: bool = False
-    """Small shapes and few rounds: shows that a bench works, its times are no results."""
-    sweep: bool = False
-    """More sizes per bench, for plots over size."""
-    only: str | None = None
-    """Comma-separated contenders to run beside ours; None for all."""
-    threads: int | None = None
-    """CPU threads; None for what the case says, or else all the cores allowed."""
-    simd: str = "native"
-    seconds: float = 20.0
-    """Time to spend measuring one case, warm-up aside."""
-    order_seed: int = 0
-    """Draws the order of the contenders, anew in every round."""
-    memory: bool | None = None
-    """Measure peak memory; None for unless ``quick``."""
-    products: bool = True
-    """Compute matrix products; without, memory is measured with zeros of their size."""
-    judge: bool = True
-    """Judge random results by their law; without, a contender only has to run."""
-    keep_going: bool = False
-    """Leave a rival out that fails its check; otherwise the whole case prints no number."""
-    quiet: bool = False
+    device: str = _flag("cpu", choices=("cpu", "cuda"))
+    dtype: str | None = _flag(None, "only cases of this dtype", choices=DTYPES)
+    quick: bool = _flag(
+        False, "small shapes, few rounds: shows that a bench works, its times are no results"
+    )
+    sweep: bool = _flag(False, "more sizes per bench, for plots over size")
+    only: str | None = _flag(None, "rivals to run beside ours, a,b,c", metavar="NAMES")
+    threads: int | None = _flag(
+        None, "CPU threads, if not what the case says, or else all the cores allowed", type=int
+    )
+    simd: str = _flag("native", "highest instruction set", choices=SIMD)
+    seconds: float = _flag(20.0, "measuring time per case, warm-up aside", type=float)
+    order_seed: int = _flag(
+        0, "draws the order of the contenders, anew in every round", type=int, metavar="N"
+    )
+    memory: bool | None = _flag(None, "measure peak memory; not if --quick", **_YES_OR_NO)
+    products: bool = _flag(
+        True,
+        "for memory: compute matrix products (no: zeros of their size, in seconds)",
+        **_YES_OR_NO,
+    )
+    judge: bool = _flag(
+        True,
+        "judge random results by their law, seconds per contender (no: tests have done it)",
+        **_YES_OR_NO,
+    )
+    keep_going: bool = _flag(False, "drop a rival that fails its check, time the rest")
+    quiet: bool = _flag(False, "no progress bar")
 
     @property
     def measures_memory(self) -> bool:
@@ -62,62 +73,24 @@ class Options:
 
     def argv(self) -> list[str]:
         words: list[str] = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            flag = "--" + field.name.replace("_", "-")
-            if value == field.default:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            flag = "--" + each.name.replace("_", "-")
+            if value == each.default:
                 continue
-            if field.name in ("memory", "judge", "products"):
-                words.append(flag if value else f"--no-{field.name}")
-            elif isinstance(value, bool):
-                words.append(flag)
-            else:
+            if not isinstance(value, bool):
                 words += [flag, str(value)]
+            else:
+                words.append(flag if value else f"--no-{each.name}")
         return words
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The same flags for every command, so that a line can be edited from ``list`` to ``run``."""
-    d = Options()
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=d.device)
-    parser.add_argument("--dtype", choices=DTYPES, default=d.dtype, help="only this dtype")
-    parser.add_argument(
-        "--quick", action="store_true", help="small shapes, few rounds: a smoke run"
-    )
-    parser.add_argument("--sweep", action="store_true", help="more sizes, for plots")
-    parser.add_argument("--only", metavar="NAMES", default=d.only, help="rivals to run, a,b,c")
-    parser.add_argument("--threads", type=int, default=d.threads, help="CPU threads")
-    parser.add_argument("--simd", choices=SIMD, default=d.simd, help="highest instruction set")
-    parser.add_argument("--seconds", type=float, default=d.seconds, help="measuring time per case")
-    parser.add_argument(
-        "--order-seed",
-        type=int,
-        metavar="N",
-        default=d.order_seed,
-        help="draws the order of the contenders in every round",
-    )
-    parser.add_argument(
-        "--memory",
-        action=argparse.BooleanOptionalAction,
-        default=d.memory,
-        help="measure peak memory",
-    )
-    parser.add_argument(
-        "--products",
-        action=argparse.BooleanOptionalAction,
-        default=d.products,
-        help="for memory: compute matrix products (no: zeros of their size, in seconds)",
-    )
-    parser.add_argument(
-        "--judge",
-        action=argparse.BooleanOptionalAction,
-        default=d.judge,
-        help="judge random results by their law, seconds per contender (no: tests have done it)",
-    )
-    parser.add_argument(
-        "--keep-going", action="store_true", help="drop a rival that fails its check, time the rest"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    for each in fields(Options):
+        how = {"action": "store_true"} if each.default is False else {}
+        flag = "--" + each.name.replace("_", "-")
+        parser.add_argument(flag, default=each.default, **how, **each.metadata)
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -128,7 +101,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(parsed: argparse.Namespace) -> Options:
-    return Options(**{field.name: getattr(parsed, field.name) for field in fields(Options)})
+    return Options(**{each.name: getattr(parsed, each.name) for each in fields(Options)})
 
 
 def pin(options: Options) -> None:

@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import torch
 
-from . import _registry
+from . import _smoke
 from ._case import Contender, step
-from ._options import Options
-from .core import pointwise
 
 _ROWS = (1, 31, 257, 4099)
 
 
 def main() -> None:
     steps = 0
-    for bench in _registry.benches():
-        for case in bench.cases(Options(device="cuda", quick=True)):
-            for contender in case.contenders:
-                if isinstance(contender, Contender) and contender.role == "ours":
-                    try:
-                        step(contender, case.make_inputs(0), case.mode)
-                    except RuntimeError as error:
-                        # The tool leaves less room than the occupancy says: one kernel less, not all.
-                        if "cooperative launch" not in str(error):
-                            raise
-                        print(f"{case.key}: not checked, {error}")
-                        continue
-                    steps += 1
-    for row in pointwise.rows():
-        for n in _ROWS:
-            case = pointwise.case(row, n, "cuda")
-            for contender in case.contenders:
-                if isinstance(contender, Contender) and contender.role == "ours":
+    for case in _smoke.cases(None, "cuda", _ROWS):
+        for contender in case.contenders:
+            if isinstance(contender, Contender) and contender.role == "ours":
+                try:
                     step(contender, case.make_inputs(0), case.mode)
-                    steps += 1
+                except RuntimeError as error:
+                    # The tool leaves less room than the occupancy says: one kernel less, not all.
+                    if "cooperative launch" not in str(error):
+                        raise
+                    print(f"{case.key}: not checked, {error}")
+                    continue
+                steps += 1
     torch.cuda.synchronize()
     print(f"{steps} steps")
 

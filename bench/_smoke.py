@@ -16,15 +16,14 @@ from ._check import check
 from ._options import Options
 from .core import pointwise
 
-_ROWS = 4099
 
-
-def cases(room: str, device: str) -> Iterator[Case]:
+def cases(room: str | None, device: str, rows: Sequence[int] = (4099,)) -> Iterator[Case]:
+    """Small cases of the benches of a room, or of all, and each pointwise loss at these numbers of rows."""
     for bench in _registry.benches(room):
         yield from bench.cases(Options(device=device, quick=True))
     for row in pointwise.rows():
-        if row.room == room:
-            yield pointwise.case(row, _ROWS, device)
+        if room in (None, row.room):
+            yield from (pointwise.case(row, n, device) for n in rows)
 
 
 def wrong(case: Case) -> str:

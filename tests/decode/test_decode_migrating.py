@@ -1,4 +1,4 @@
-"""Every row of "Coming from FlashInfer and vLLM" in docs/decode.md, against the rivals' documented rules in NumPy.
+"""The tables of docs/decode.md: "Coming from FlashInfer and vLLM", against the rivals' documented rules in NumPy.
 
 Neither rival installs without a GPU, so what their columns say is written out here and compared with ours.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import hotloop.decode
 import numpy as np
 import pytest
+import test_decode_vllm_flashinfer as known
 from decode_cases import assert_law, renormalised, softmax
 from hotloop.decode import Logits, Probs, chain_speculative_sampling, law_probs, sample
 
@@ -38,39 +41,18 @@ def laws(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @row("arguments")
 def _() -> None:
-    names = list(inspect.signature(chain_speculative_sampling).parameters)
-    assert names[:3] == ["draft_probs", "draft_token_ids", "target_probs"]
+    for op in known.CHAINS:
+        parameters = inspect.signature(op).parameters
+        assert list(parameters)[:3] == ["draft_probs", "draft_token_ids", "target_probs"]
+        assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[3:])
     q, x, p = laws()
     given = chain_speculative_sampling(q, x, p, seed=3)
     logits = chain_speculative_sampling(Logits(np.log(q)), x, Logits(np.log(p)), seed=3)
     assert np.array_equal(given.output_token_ids, logits.output_token_ids)
 
 
-@row("shapes")
-def _() -> None:
-    q, x, p = laws()
-    assert chain_speculative_sampling(q, x, p, seed=1).output_token_ids.shape == (B, K + 1)
-    ragged = chain_speculative_sampling(q, x, p, seed=1, num_draft_tokens=np.array([0, 2, 4]))
-    assert (ragged.num_accepted <= [0, 2, 4]).all()
-
-
-@row("output")
-def _() -> None:
-    q, x, p = laws()
-    for ids in (x.astype(np.int32), x):
-        done = chain_speculative_sampling(q, ids, p, seed=1)
-        assert done.output_token_ids.dtype == ids.dtype
-        tail = np.arange(K + 1) > done.num_accepted[:, None]
-        assert np.array_equal(done.output_token_ids == -1, tail)
-
-
-@row("emitted")
-def _() -> None:
-    q, x, p = laws()
-    done = chain_speculative_sampling(q, x, p, seed=1)
-    assert np.array_equal((done.output_token_ids >= 0).sum(-1), done.num_accepted + 1)
-    for b, n in enumerate(done.num_accepted):
-        assert np.array_equal(done.output_token_ids[b, :n], x[b, :n])
+for name in ("shapes", "output", "emitted"):
+    row(name)(partial(known.test_counts_and_padding, chain_speculative_sampling, True, "cpu"))
 
 
 @row("the one more")
@@ -211,3 +193,8 @@ def test_every_row_of_the_page_has_its_check() -> None:
 @pytest.mark.parametrize("name", CHECKS)
 def test_row(name: str) -> None:
     CHECKS[name]()
+
+
+def test_every_function_named_exists() -> None:
+    for name in re.findall(r"^\| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.M):
+        assert callable(getattr(hotloop.decode, name)), name
