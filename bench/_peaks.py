@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from . import _machine, _memory
-from ._case import Case, Contender, Missing, resolve
+from . import _memory
+from ._case import Case, Missing, resolve
 from ._options import Options
 from ._report import plain_table, shape
+from ._rows import about
 
 PeakRow = dict[str, Any]
 
@@ -43,29 +42,10 @@ def measure(case: Case, options: Options) -> tuple[list[PeakRow], dict[str, str]
             if peak is None:
                 without[contender.name] = "its step failed, or the peak cannot be read here"
             else:
-                rows.append(_row(case, contender, peak, options))
+                row = about(case, contender.name, contender.role)
+                row |= {"peak_mb": peak[0], "peak_beyond_gradients_mb": peak[1]}
+                rows.append(row | {"products": options.products})
     return rows, without
-
-
-def _row(case: Case, contender: Contender, peak: _memory.Peak, options: Options) -> PeakRow:
-    return {
-        "op": case.op,
-        "impl": contender.name,
-        "role": contender.role,
-        "mode": case.mode,
-        "label": case.label,
-        "shape": list(case.shape),
-        "dtype": case.dtype,
-        "peak_mb": peak[0],
-        "peak_beyond_gradients_mb": peak[1],
-        "products": options.products,
-        "device": _machine.device_name(case.device),
-        "threads": case.threads or torch.get_num_threads(),
-        "versions": _machine.versions(),
-        "commit": _machine.commit(),
-        "time": _machine.now(),
-        "command": _machine.command(),
-    }
 
 
 def write(rows: Sequence[PeakRow], path: Path) -> None:

@@ -15,6 +15,25 @@ from ._timing import Spread
 ROOF = "roof"
 
 
+def about(case: Case, name: str, role: str) -> _row.Row:
+    """Which contender of which case was measured, where, when and by which command."""
+    return {
+        "op": case.op,
+        "impl": name,
+        "role": role,
+        "mode": case.mode,
+        "label": case.label,
+        "shape": list(case.shape),
+        "dtype": case.dtype,
+        "device": _machine.device_name(case.device),
+        "threads": case.threads or torch.get_num_threads(),
+        "versions": _machine.versions(),
+        "commit": _machine.commit(),
+        "time": _machine.now(),
+        "command": _machine.command(),
+    }
+
+
 def case_rows(
     case: Case,
     timed: Sequence[Contender],
@@ -29,7 +48,6 @@ def case_rows(
     roof_amount = case.cost.amount if case.roof_amount is None else case.roof_amount
     roof_rate = roof_amount / spreads[ROOF].median if ROOF in spreads else None
     roles = {c.name: c.role for c in timed} | {ROOF: "roof"}
-    now = _machine.now()
     rows: list[_row.Row] = []
     for name, spread in spreads.items():
         amount = roof_amount if name == ROOF else case.cost.amount
@@ -39,13 +57,7 @@ def case_rows(
         ratios = _ratios(name, samples) if roles[name] == "ours" else {}
         rows.append(
             {
-                "op": case.op,
-                "impl": name,
-                "role": roles[name],
-                "mode": case.mode,
-                "label": case.label,
-                "shape": list(case.shape),
-                "dtype": case.dtype,
+                **about(case, name, roles[name]),
                 "median_us": spread.median * 1e6,
                 "p20_us": spread.p20 * 1e6,
                 "p80_us": spread.p80 * 1e6,
@@ -64,13 +76,7 @@ def case_rows(
                 "ratios": ratios,
                 "targets": _targets(case, name, ratios, peaks, options) if ratios else [],
                 "quick": options.quick,
-                "device": _machine.device_name(case.device),
-                "threads": case.threads or torch.get_num_threads(),
                 "simd": _machine.simd(),
-                "versions": _machine.versions(),
-                "commit": _machine.commit(),
-                "time": now,
-                "command": _machine.command(),
             }
         )
     return rows

@@ -1,6 +1,5 @@
 """The catalogue against the code, and the documents made from it."""
 
-import importlib
 import inspect
 import re
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import hotloop
 import pytest
-import torch
 from hotloop import _catalog
 from hotloop._catalog import FLOATS, IMPLS, MATURITIES, Paper, Room, rooms
 from hotloop.front import impl, native
@@ -154,30 +152,6 @@ def test_heads_compiled_in_are_used_and_the_other_way_round():
                 f'f"{head.rsplit("_", 1)[0]}_{{',
             )
             assert any(form in text for form in named), (room, head)
-
-
-def test_compiled_ops_are_registered():
-    for name in (
-        "checked",
-        "pointwise",
-        "linear_logprob",
-        "token_logprob",
-        "linear_divergence",
-        "logit_divergence",
-        "decode_chain",
-        "decode_tree",
-        "decode_sample",
-        "multiplexed_lookup",
-        "salted_hash_bucket",
-    ):
-        _ = (
-            hotloop.logprob,
-            hotloop.preference,
-            importlib.import_module("hotloop.decode.operators"),
-            importlib.import_module("hotloop.table._operators"),
-            importlib.import_module("hotloop.table.multiplex"),
-        )
-        assert hasattr(torch.ops.hotloop, name)
 
 
 @pytest.mark.source

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hotloop.core import counting_sort, segment_sum
+from hotloop.decode import chain_speculative_sampling
 from hotloop.logprob import (
     forward_kl_distill,
     linear_cross_entropy,
@@ -59,6 +61,14 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, list[Tensor]]] = {
         lambda p: conservative_dpo_loss(Z, Z, Z, Z, label_smoothing=p),
         HALF.bfloat16(),
         [OUT.bfloat16(), HALF.double() + 1],
+    ),
+    "offsets": (lambda c: segment_sum(Z, c), RISING, [RISING + 1, FALLING, RISING - RISING]),
+    "ids": (lambda i: segment_sum(Z, segment_ids=i, num_segments=2), MARKS, [MARKS + 1, MARKS - 1]),
+    "keys": (lambda k: counting_sort(k, 2).order, MARKS, [MARKS + 1, MARKS - 1]),
+    "law": (
+        lambda p: chain_speculative_sampling(None, MARKS[None, :3], p, seed=1).output_token_ids,
+        LOGITS.softmax(-1)[None],
+        [4 * LOGITS[None]],
     ),
     "robust": (lambda p: robust_dpo_loss(Z, Z, Z, Z, label_smoothing=p), HALF, [HALF + 0.2]),
 }

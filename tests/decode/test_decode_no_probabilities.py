@@ -134,23 +134,6 @@ def test_outputs_of_wrong_probabilities_do_not_depend_on_threads() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_compiled_call_refuses_them_when_it_runs(dynamic: bool) -> None:
-    torch.compiler.reset()
-    z = 4 * torch.randn(2, 4, 50, generator=torch.Generator().manual_seed(0))
-    ids = torch.zeros(2, 3, dtype=torch.int64)
-
-    def verify(target: torch.Tensor) -> torch.Tensor:
-        return d.chain_speculative_sampling(None, ids, target, seed=1).output_token_ids
-
-    compiled = torch.compile(verify, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    compiled(z.softmax(-1))
-    with pytest.raises(
-        ValueError, match=r"\[chain_speculative_sampling\] target_probs: expected prob"
-    ):
-        compiled(z)
-
-
 def test_texts_where_no_op_is_at_hand() -> None:
     bad = np.array([[0.5, -0.5]])
     with pytest.raises(

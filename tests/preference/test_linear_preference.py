@@ -360,44 +360,34 @@ def test_prompt_and_padding_have_exactly_zero_gradient_and_may_hold_nan():
     assert torch.isfinite(h.grad).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (
-            {"loss": "ppo"},
-            r"\[linear_preference_loss\] loss: expected a function or one of .*dpo, .*got 'ppo'",
-        ),
-        (
-            {"hidden": torch.zeros(3, T, D), "labels": torch.zeros(3, T, dtype=torch.int64)},
-            "hidden: expected a number of answers divisible by 2",
-        ),
-        ({"hidden": torch.zeros(8, D)}, r"hidden: expected shape \(answers, tokens, width\)"),
-        (
-            {"ref_hidden": None},
-            "ref_logps: expected the reference's log-probabilities for loss 'dpo', got none",
-        ),
-        ({"ref_logps": torch.zeros(8)}, "ref_hidden: expected None beside ref_logps, got both"),
-        (
-            {"ref_hidden": None, "ref_logps": torch.zeros(5)},
-            r"ref_logps: expected shape \(8,\), one per answer, or \(8, 6\), one per label, got \(5,\)",
-        ),
-        ({"options": {"bta": 1.0}}, "options: dpo takes beta, .*got bta"),
-        ({"options": {"beta": -1.0}}, r"\[dpo_loss\] beta: expected a number > 0"),
-    ],
-)
-def test_errors(change, text):
-    hidden, weight, ref_hidden, labels = batch(dtype=torch.float32)
-    arguments = {
-        "hidden": hidden,
-        "weight": weight,
-        "labels": labels,
-        "ref_hidden": ref_hidden,
-        **change,
-    }
+ERRORS = {
+    r"\[linear_preference_loss\] loss: expected a function or one of .*dpo, .*got 'ppo'": {
+        "loss": "ppo"
+    },
+    "hidden: expected a number of answers divisible by 2": {
+        "hidden": torch.zeros(3, T, D),
+        "labels": torch.zeros(3, T, dtype=torch.int64),
+    },
+    r"hidden: expected shape \(answers, tokens, width\)": {"hidden": torch.zeros(8, D)},
+    "ref_logps: expected the reference's log-probabilities for loss 'dpo', got none": {
+        "ref_hidden": None
+    },
+    "ref_hidden: expected None beside ref_logps, got both": {"ref_logps": torch.zeros(8)},
+    r"ref_logps: expected shape \(8,\), one per answer, or \(8, 6\), one per label, got \(5,\)": {
+        "ref_hidden": None,
+        "ref_logps": torch.zeros(5),
+    },
+    "options: dpo takes beta, .*got bta": {"options": {"bta": 1.0}},
+    r"\[dpo_loss\] beta: expected a number > 0": {"options": {"beta": -1.0}},
+}
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_errors(text):
+    names = ("hidden", "weight", "ref_hidden", "labels")
+    arguments = dict(zip(names, batch(dtype=torch.float32))) | ERRORS[text]
     with pytest.raises((ValueError, TypeError), match=text):
-        linear_preference_loss(
-            arguments.pop("hidden"), arguments.pop("weight"), arguments.pop("labels"), **arguments
-        )
+        linear_preference_loss(**arguments)
 
 
 def test_signature_of_the_default_loss_is_what_the_readme_shows():
