@@ -101,6 +101,10 @@ def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found)]
 
 
+def value_and_gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    return [value.detach(), *gradients(value, inputs)]
+
+
 def misaligned(x: Tensor) -> Tensor:
     """The same values, contiguous, one element past an aligned address."""
     buffer = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)

@@ -59,6 +59,7 @@ FUNCTION = """def {name}_{n}(self, {a}, {b}):
 
 """
 NAMES = ("load", "store", "merge", "split", "count", "close")
+WORDS = "the river carries light over stones while old trees watch birds cross quiet water"
 ARGUMENTS = ("left", "right", "item", "value", "node")
 
 
@@ -78,22 +79,7 @@ def python_text(folder: Path, files: int = 12, functions: int = 45) -> Path:
 
 def prose_text(folder: Path, files: int = 12, sentences: int = 150) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    words = [
-        "the",
-        "river",
-        "carries",
-        "light",
-        "over",
-        "stones",
-        "while",
-        "old",
-        "trees",
-        "watch",
-        "birds",
-        "cross",
-        "quiet",
-        "water",
-    ]
+    words = WORDS.split()
     for file in range(files):
         lines = [
             " ".join(words[(n * (k + 1) + file) % len(words)] for k in range(9)).capitalize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import WORDS
 
 from examples.learn_from_preferences.data import Prompt
 from examples.learn_from_preferences.judge import LEAST_LINES, ProseJudge, PythonJudge
@@ -118,9 +119,6 @@ def test_docstring_counts_neither_way() -> None:
 )
 def test_any_bytes_can_be_judged(odd: bytes) -> None:
     assert 0.0 <= score(odd, TOP) <= 1.0
-
-
-WORDS = "the river carries light over stones while old trees watch birds cross quiet water"
 
 
 def test_prose_known_different_words_win() -> None:

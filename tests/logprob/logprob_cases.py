@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from helpers import assert_no_worse_than_torch
 from hotloop.logprob import LogprobStatistics, linear_logprob
@@ -15,6 +16,8 @@ from torch import Tensor
 DIFFERENTIABLE = ("logps", "entropy", "lse", "sum_p2", "mean_logit")
 OPTIONAL = ("entropy", "lse", "sum_p2", "mean_logit", "argmax_hit")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
+by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 # Beyond k times plain torch's error: sums of a thousand terms in another order, and exponentials that are
 # good to a few units in the last place where torch's are good to one.
 EPS = {torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6, torch.float64: 1e-13}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_no_worse_than_torch
+from helpers import assert_no_worse_than_torch, value_and_gradients
 from hotloop.front import impl as _impl
 from hotloop.logprob import (
     balanced_divergence_kd,
@@ -20,7 +20,7 @@ from hotloop.logprob import (
     log_cosh_logit_distill,
     reverse_kl_distill,
 )
-from logprob_cases import DTYPES, EPS, LmHead, make_head
+from logprob_cases import EPS, LmHead, by_dtype, by_impl, make_head
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -32,9 +32,7 @@ OF_LOGITS: dict[str, Callable[..., Tensor]] = {
     "balanced": balanced_divergence_kd,
     "log_cosh": log_cosh_logit_distill,
 }
-by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 by_kind = pytest.mark.parametrize("kind", KINDS)
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
 def gaussians(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -64,11 +62,6 @@ def oracle(
     return forward if kind == "forward_kl" else reverse
 
 
-def rows_and_gradients(rows: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    weights = torch.linspace(0.5, 1.5, rows.numel(), dtype=rows.dtype)
-    return [rows.detach(), *torch.autograd.grad((rows.reshape(-1) * weights).sum(), inputs)]
-
-
 def assert_close(
     found: list[Tensor], other: list[Tensor], truth: list[Tensor], dtype: torch.dtype, size: float
 ) -> None:
@@ -92,11 +85,11 @@ def test_given_logits(impl: str, kind: str, dtype: torch.dtype) -> None:
             )
             leaf = s.clone().requires_grad_()
             rows = OF_LOGITS[kind](leaf, t, temperature=temperature, reduction="none", impl=impl)
-            found = rows_and_gradients(rows, [leaf])
+            found = value_and_gradients(rows, [leaf])
             leaf = s.clone().requires_grad_()
-            other = rows_and_gradients(oracle(kind, leaf, t, temperature), [leaf])
+            other = value_and_gradients(oracle(kind, leaf, t, temperature), [leaf])
             leaf = s.double().requires_grad_()
-            truth = rows_and_gradients(oracle(kind, leaf, t.double(), temperature), [leaf])
+            truth = value_and_gradients(oracle(kind, leaf, t.double(), temperature), [leaf])
             assert_close(found, other, truth, dtype, size=10.0)
 
 
@@ -116,7 +109,7 @@ def test_two_heads(impl: str, kind: str, dtype: torch.dtype) -> None:
             wide = torch.float64 if s.weight.dtype == torch.float64 else torch.float32
             zs, zt = (h.hidden @ h.weight.t() for h in (s, t))
             rows = oracle(kind, zs.to(wide), zt.to(wide), 1.5)
-            return rows_and_gradients(
+            return value_and_gradients(
                 torch.where(s.labels != -100, rows, 0.0), [s.hidden, s.weight]
             )
 
@@ -126,7 +119,7 @@ def test_two_heads(impl: str, kind: str, dtype: torch.dtype) -> None:
             temperature=1.5, reduction="none", impl=impl,
         )  # fmt: skip
         assert _impl.last_impl("linear_distill") == impl
-        found = rows_and_gradients(rows, [s.hidden, s.weight])
+        found = value_and_gradients(rows, [s.hidden, s.weight])
         truth = plain(student.to(torch.float64).leaves(), teacher.to(torch.float64))
         assert_close(found, plain(student.leaves(), teacher), truth, dtype, size=20.0)
 

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import assert_no_worse_than_torch
+from helpers import assert_no_worse_than_torch, value_and_gradients
 from hotloop.front import impl as _impl
 from hotloop.logprob import linear_cross_entropy
-from logprob_cases import DTYPES, EPS, LmHead, make_head
+from logprob_cases import EPS, LmHead, by_dtype, by_impl, make_head
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 by_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-
-
-def loss_and_gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    weights = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
-    return [loss.detach(), *torch.autograd.grad((weights * loss).sum(), inputs)]
 
 
 def ours(head: LmHead, **options: object) -> list[Tensor]:
     h = head.leaves()
-    return loss_and_gradients(h.run(linear_cross_entropy, **options), h.tensors())
+    return value_and_gradients(h.run(linear_cross_entropy, **options), h.tensors())
 
 
 def torchs(
@@ -39,10 +33,10 @@ def torchs(
         loss = (
             loss + {"none": extra, "sum": extra.sum(), "mean": extra.sum() / valid.sum()}[reduction]
         )
-    return loss_and_gradients(loss, h.tensors())
+    return value_and_gradients(loss, h.tensors())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@by_dtype
 @by_reduction
 @by_impl
 def test_no_worse_than_torch(impl: str, reduction: str, dtype: torch.dtype) -> None:
@@ -131,6 +125,6 @@ def test_softcap_and_scale(impl: str) -> None:
     head = make_head(12, 4, 20, torch.float64)
     h = head.leaves()
     z = 3 * torch.tanh(0.5 * (h.hidden @ h.weight.t() + h.bias) / 3)
-    expected = loss_and_gradients(cross_entropy(z, h.labels), h.tensors())
+    expected = value_and_gradients(cross_entropy(z, h.labels), h.tensors())
     found = ours(head, softcap=3.0, logit_scale=0.5, impl=impl)
     torch.testing.assert_close(found, expected)

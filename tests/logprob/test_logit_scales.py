@@ -16,6 +16,7 @@ from hotloop.logprob import (
     token_logprob,
 )
 from hotloop.preference import linear_preference_loss
+from logprob_cases import by_impl
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,7 +41,7 @@ def truth(z: Tensor, labels: Tensor) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 @pytest.mark.parametrize(
     ("temperature", "scale", "cap"),
     [
@@ -80,7 +81,7 @@ def test_every_statistic_and_gradient_at_the_ends(
         assert all(bool(x.isfinite().all()) for x in grads)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [1e-18, 1e-3, 1.0, 30.0, 1e3])
 def test_divergences_lose_what_numerics_says(
@@ -127,7 +128,7 @@ def test_a_float64_divergence_may_be_hotter() -> None:
         forward_kl_distill(s, t, temperature=2e7)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 def test_the_map_of_a_preference_loss_is_that_of_policy_and_reference(impl: str) -> None:
     g = torch.Generator().manual_seed(3)
     h, r = (3 * torch.randn(4, 3, 6, generator=g, dtype=torch.float64) for _ in range(2))

@@ -13,6 +13,7 @@ from hotloop.logprob import (
     mi_alpha_bound,
     token_logprob,
 )
+from logprob_cases import by_impl
 from refusals import Table, assert_refused, refused
 
 H, W, B = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(5)
@@ -90,7 +91,7 @@ LOGIT_TYPES: Table = {
 }
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 @refused(HEAD | COMMON, HEAD_TYPES | COMMON_TYPES)
 def test_linear_logprob(
     changes: dict[str, Any], kind: type[Exception], text: str, impl: str
@@ -99,7 +100,7 @@ def test_linear_logprob(
     assert_refused(linear_logprob, arguments, kind, text)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 @refused(LOGITS | COMMON, LOGIT_TYPES | COMMON_TYPES)
 def test_token_logprob(
     changes: dict[str, Any], kind: type[Exception], text: str, impl: str

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gpu_cases import DEVICE, captured, no_waiting, on_gpu
-from helpers import assert_no_worse_than_torch
+from helpers import assert_no_worse_than_torch, value_and_gradients
 from hotloop.front import impl as _impl
 from hotloop.logprob import (
     _triton,
@@ -98,12 +98,6 @@ def close(found: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> No
     )
 
 
-def loss_and_gradients(call: Callable[[LmHead], Tensor], h: LmHead) -> list[Tensor]:
-    leaves = h.leaves()
-    loss = call(leaves)
-    return [loss.detach(), *torch.autograd.grad(loss, leaves.tensors())]
-
-
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": lambda h, _, impl: h.run(linear_cross_entropy, impl=impl),
     "smoothed": lambda h, _, impl: h.run(linear_cross_entropy, label_smoothing=0.1, z_loss=1e-2, impl=impl),
@@ -130,10 +124,13 @@ def test_losses_of_one_and_two_heads(
     student = head(n, 64, vocabulary, dtype, ignore=n > 1)
     teacher = head(n, 48, vocabulary, dtype, seed=1)
     wide = LmHead(teacher.hidden.double(), teacher.weight.double(), None, teacher.labels)
-    found = loss_and_gradients(lambda h: LOSSES[name](h, teacher, IMPL), student)
-    plain = loss_and_gradients(lambda h: LOSSES[name](h, teacher, "reference"), student)
-    truth = loss_and_gradients(
-        lambda h: LOSSES[name](h, wide, "reference"), student.to(torch.float64)
+    found, plain, truth = (
+        value_and_gradients(LOSSES[name](leaves, other, impl), leaves.tensors())
+        for leaves, other, impl in (
+            (student.leaves(), teacher, IMPL),
+            (student.leaves(), teacher, "reference"),
+            (student.to(torch.float64).leaves(), wide, "reference"),
+        )
     )
     for results in zip(found, plain, truth, strict=True):
         close(*results, dtype)

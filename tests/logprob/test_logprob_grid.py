@@ -10,10 +10,11 @@ from helpers import misaligned, strided
 from hotloop.front import impl as _impl
 from hotloop.logprob import _cpu, linear_logprob
 from logprob_cases import (
-    DTYPES,
     OPTIONAL,
     LmHead,
     backward,
+    by_dtype,
+    by_impl,
     check,
     differentiable,
     make_head,
@@ -28,9 +29,6 @@ from logprob_cases import (
 ROWS = (0, 1, 7, 64)
 WIDTHS = (1, 8, 40)
 VOCABULARIES = (1, 7, 512, 513, 1031)
-
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 
 
 @by_dtype
@@ -94,7 +92,7 @@ def test_layouts(case: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close([*again, *found], [*rows, *grads], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 def test_batches_of_sequences(impl: str) -> None:
     head = make_head(24, 8, 37)
     flat = linear_logprob(head.hidden, head.weight, head.labels, statistics=OPTIONAL, impl=impl)
@@ -116,7 +114,7 @@ def test_batches_of_sequences(impl: str) -> None:
     torch.testing.assert_close(one.logps, flat.logps[1])
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 def test_int32_labels(impl: str) -> None:
     head = make_head(24, 8, 37)
     for a, b in zip(ours(head, impl=impl), ours(head.with_labels(head.labels.int()), impl=impl)):
@@ -124,7 +122,7 @@ def test_int32_labels(impl: str) -> None:
             assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 @pytest.mark.parametrize("wanted", range(32))
 def test_what_is_asked_for_and_nothing_else(wanted: int, impl: str) -> None:
     names = tuple(name for k, name in enumerate(OPTIONAL) if wanted >> k & 1)
@@ -138,7 +136,7 @@ def test_what_is_asked_for_and_nothing_else(wanted: int, impl: str) -> None:
     assert torch.equal(out.logps, whole.logps)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 @pytest.mark.parametrize("subset", range(8))
 def test_any_subset_of_inputs_may_require_grad(subset: int, impl: str) -> None:
     head = make_head(20, 8, 37)

@@ -10,10 +10,9 @@ import torch
 from hotloop.logprob import LogprobStatistics, linear_logprob, token_logprob
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logprob_cases import OPTIONAL, make_head, ours
+from logprob_cases import OPTIONAL, by_impl, make_head, ours
 from torch import Tensor
 
-by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 INF, NAN = math.inf, math.nan
 
 

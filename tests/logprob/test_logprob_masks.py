@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 from hotloop.logprob import linear_cross_entropy, linear_kl, linear_logprob, token_logprob
-from logprob_cases import DTYPES, OPTIONAL, LmHead, check, make_head, ours
+from logprob_cases import OPTIONAL, LmHead, by_dtype, by_impl, check, make_head, ours
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 
 
 class ProductRows(TorchDispatchMode):
@@ -40,7 +38,7 @@ def poisoned(head: LmHead) -> LmHead:
 
 
 @by_impl
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 def test_nan_in_ignored_rows_poisons_nothing(dtype: torch.dtype, impl: str) -> None:
     head = make_head(20, 8, 37, dtype)
     clean, dirty = (ours(h, impl=impl) for h in (head, poisoned(head)))
@@ -129,7 +127,7 @@ def test_other_values_of_ignore_index(ignore_index: int, impl: str) -> None:
     check(head.with_labels(labels), impl=impl, ignore_index=ignore_index)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "reference"])
+@by_impl
 def test_cu_seqlens_sums_over_sequences(impl: str) -> None:
     """Empty sequences first, in the middle and last; the second holds only ignored tokens."""
     head = make_head(20, 8, 37)

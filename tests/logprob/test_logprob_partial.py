@@ -10,7 +10,7 @@ from hotloop.logprob import (
     linear_logprob_partial,
 )
 from hotloop.logprob import merge_logprob_partials as merge
-from logprob_cases import DTYPES, OPTIONAL, LmHead, make_head
+from logprob_cases import OPTIONAL, LmHead, by_dtype, make_head
 from torch import Tensor
 
 V = 700
@@ -41,7 +41,7 @@ def whole_of(head: LmHead) -> LogprobStatistics:
     return head.run(statistics=OPTIONAL, **LOGIT)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@by_dtype
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
 @pytest.mark.usefixtures("small_tiles")
 def test_parts_merge_into_the_whole(sizes: tuple[int, ...], dtype: torch.dtype) -> None:

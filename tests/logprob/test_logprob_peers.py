@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import value_and_gradients
 from hotloop.logprob import (
     generalized_jsd_distill,
     linear_cross_entropy,
@@ -30,10 +31,6 @@ def close(found: list[Tensor], expected: list[Tensor], tolerance: float = 2e-5) 
         torch.testing.assert_close(
             a.double(), b.double(), rtol=tolerance, atol=tolerance * max(scale, 1e-3)
         )
-
-
-def grads(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    return [value.detach(), *torch.autograd.grad(value, inputs)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -80,14 +77,14 @@ def test_trl_chunked_divergence(beta: float, temperature: float) -> None:
     rows, _ = module.ChunkedDivergenceFunction.apply(
         s.hidden, s.weight, s.bias, teacher.hidden, teacher.weight, teacher.bias, beta, temperature
     )
-    expected = grads((rows * weights).sum(), s.tensors())
+    expected = value_and_gradients((rows * weights).sum(), s.tensors())
     r = student.leaves()
     ours = linear_jsd(
         r.hidden, r.weight, teacher.hidden, teacher.weight, student_bias=r.bias, teacher_bias=teacher.bias,
         beta=beta, temperature=temperature, reduction="none",
     )  # fmt: skip
     close([ours], [rows])
-    close(grads((ours * weights).sum(), r.tensors()), expected)
+    close(value_and_gradients((ours * weights).sum(), r.tensors()), expected)
 
 
 @pytest.mark.slow
@@ -102,7 +99,7 @@ def test_trl_generalized_jsd_loss(beta: float) -> None:
     for call in (module.GKDTrainer.generalized_jsd_loss, generalized_jsd_distill):
         leaf = s.clone().requires_grad_()
         loss = call(leaf, t, labels=labels, beta=beta, temperature=0.9)
-        results.append(grads(loss, [leaf]))
+        results.append(value_and_gradients(loss, [leaf]))
     close(*results, 1e-10)
 
 
@@ -134,12 +131,12 @@ def test_liger_linear_jsd(beta: float) -> None:
     s = student.leaves()
     theirs: Any = loss(s.hidden, s.weight, teacher.hidden, teacher.weight, s.labels)
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-    expected = grads(theirs, s.tensors())
+    expected = value_and_gradients(theirs, s.tensors())
     r = student.leaves()
     ours = linear_jsd(
         r.hidden, r.weight, teacher.hidden, teacher.weight, labels=r.labels, beta=beta
     )
-    close(grads(ours, r.tensors()), expected, 1e-4)
+    close(value_and_gradients(ours, r.tensors()), expected, 1e-4)
     if beta != 0.5:
         direction = "forward" if beta == 0 else "reverse"
         kl = linear_kl(
@@ -156,8 +153,7 @@ def test_cut_cross_entropy(softcap: float | None, reduction: str) -> None:
 
     def run(call: Any, h: LmHead, **options: Any) -> list[Tensor]:
         loss = call(h.hidden, h.weight, h.labels, softcap=softcap, reduction=reduction, **options)
-        weights = torch.linspace(0.5, 1.5, loss.numel()).reshape(loss.shape)
-        return [loss.detach(), *torch.autograd.grad((loss * weights).sum(), h.tensors())]
+        return value_and_gradients(loss, h.tensors())
 
     expected = run(module.linear_cross_entropy, head.leaves(), impl="torch_compile")
     close(run(linear_cross_entropy, head.leaves()), expected)

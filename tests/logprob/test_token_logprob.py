@@ -8,11 +8,17 @@ from helpers import assert_no_worse_than_torch, misaligned, strided
 from hotloop.front import impl as _impl
 from hotloop.logprob import bonsai_synthesis_loss, linear_logprob, token_logprob
 from hotloop.reference import logprob as reference
-from logprob_cases import DIFFERENTIABLE, DTYPES, EPS, OPTIONAL, backward, differentiable, upstream
+from logprob_cases import (
+    DIFFERENTIABLE,
+    EPS,
+    OPTIONAL,
+    backward,
+    by_dtype,
+    by_impl,
+    differentiable,
+    upstream,
+)
 from torch import Tensor
-
-by_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 
 def make(n: int, vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
