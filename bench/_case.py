@@ -14,7 +14,6 @@ from ._options import Options
 Roof = Callable[[], Callable[[], object]]
 """Allocates for a plain copy or product and returns it."""
 Role = Literal["ours", "rival", "plain", "compiled", "floor", "roof"]
-ROLES = ("ours", "rival", "plain", "compiled", "floor", "roof")
 
 
 @dataclass

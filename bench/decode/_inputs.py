@@ -137,7 +137,7 @@ def tree(
         "depth": depth,
     }
     seeds = itertools.cycle(range(_SEEDS))
-    return Inputs({**made, "seeds": seeds, "chains": _as_many_rows(made, depth, dtype)}, ())
+    return Inputs({**made, "seeds": seeds, "chains": _as_many_rows(made, depth)}, ())
 
 
 # p = 1 - 1e-9 over a bulk whose log-sum-exp is about 12 to 14: accepted for certain, and still no
@@ -145,7 +145,7 @@ def tree(
 _CERTAIN = 34.0
 
 
-def _as_many_rows(made: dict[str, object], depth: int, dtype: str) -> object:
+def _as_many_rows(made: dict[str, object], depth: int) -> object:
     from hotloop import decode
 
     target, tokens, parents = made["target"], made["tokens"], made["parents"]

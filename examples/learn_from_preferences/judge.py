@@ -6,7 +6,7 @@ import ast
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 from .data import Corpus, Prompt
@@ -175,6 +175,3 @@ class ProseJudge:
 
 def _words(text: bytes) -> list[str]:
     return _WORD.findall(text.decode("utf-8", "replace").lower())
-
-
-Scorer = Callable[[Prompt, bytes], float]

@@ -171,7 +171,7 @@ def _speculative(
             seed=seeds,
             offset=offset,
         )
-        judge.see(target, laws, drafted, done, lengths, settings.temperature)
+        judge.see(target, laws, done, lengths, settings.temperature)
         steps = torch.arange(most + 1)
         here = steps <= done.num_accepted[:, None]
         places = (requests.known[:, None] + steps)[here]
@@ -237,7 +237,6 @@ class LawTest:
         self,
         target: Tensor,
         laws: Tensor,
-        drafted: Tensor,
         done: Any,
         lengths: Tensor,
         temperature: float,

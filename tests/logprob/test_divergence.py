@@ -105,7 +105,7 @@ def test_two_heads(impl: str, kind: str, dtype: torch.dtype) -> None:
             make_head(n, 5, vocabulary, dtype, seed=1),
         )
 
-        def plain(s: LmHead, t: LmHead, n: int = n) -> list[Tensor]:
+        def plain(s: LmHead, t: LmHead) -> list[Tensor]:
             wide = torch.float64 if s.weight.dtype == torch.float64 else torch.float32
             zs, zt = (h.hidden @ h.weight.t() for h in (s, t))
             rows = oracle(kind, zs.to(wide), zt.to(wide), 1.5)
