@@ -27,6 +27,9 @@ class Inputs:
     def __getitem__(self, name: str) -> Any:
         return self.tensors[name]
 
+    def pick(self, *names: str) -> tuple[Any, ...]:
+        return tuple(self.tensors[name] for name in names)
+
     def leaves(self) -> list[Tensor]:
         return [self.tensors[name] for name in self.wrt]
 

@@ -21,7 +21,7 @@ def logprob(entropy: bool) -> Entry:
         function = module.LigerFusedLinearScaledCrossEntropyFunction
 
         def forward(inputs: Inputs) -> Tensor:
-            hidden, weight, labels = inputs["hidden"], inputs["weight"], inputs["labels"]
+            hidden, weight, labels = inputs.pick("hidden", "weight", "labels")
             found = function.apply(hidden, weight, labels, 1.0, IGNORE, 1, entropy)
             rows: Tensor = found[1] - found[0] if entropy else -found
             return rows
@@ -39,7 +39,7 @@ def cross_entropy(device: str) -> Entry:
     def build(module: ModuleType) -> Contender:
         loss = module.LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE)
         return Contender(
-            "liger flce", "rival", lambda x: loss(x["weight"], x["hidden"], x["labels"]),
+            "liger flce", "rival", lambda x: loss(*x.pick("weight", "hidden", "labels")),
             k=16.0, why=_BFLOAT16_SUMS,
         )  # fmt: skip
 
@@ -59,7 +59,7 @@ def divergence(device: str, beta: float) -> list[Entry]:
             return Contender(
                 name, "rival",
                 lambda x: loss(
-                    x["hidden"], x["weight"], x["teacher_hidden"], x["teacher_weight"], x["labels"]
+                    *x.pick("hidden", "weight", "teacher_hidden", "teacher_weight", "labels")
                 ),
                 k=16.0, why=_BFLOAT16_SUMS, compiles=compiled,
             )  # fmt: skip
@@ -71,7 +71,7 @@ def divergence(device: str, beta: float) -> list[Entry]:
         return Contender(
             "liger jsd triton", "rival",
             lambda x: loss(
-                x["hidden"], x["weight"], x["teacher_hidden"], x["teacher_weight"], x["labels"]
+                *x.pick("hidden", "weight", "teacher_hidden", "teacher_weight", "labels")
             ),
             k=16.0, why=_BFLOAT16_SUMS,
         )  # fmt: skip
@@ -95,7 +95,7 @@ def dpo(beta: float) -> list[Entry]:
 
             def forward(x: Inputs) -> Tensor:
                 found: tuple[Tensor, tuple[Tensor, ...]] = loss(
-                    x["weight"], x["hidden"], x["labels"], None, x["ref_hidden"], x["ref_weight"]
+                    *x.pick("weight", "hidden", "labels"), None, x["ref_hidden"], x["ref_weight"]
                 )
                 return found[0] if isinstance(found, tuple) else torch.as_tensor(found)
 

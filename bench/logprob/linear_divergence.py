@@ -64,7 +64,7 @@ def _case(
 
     def forward(function: ours.Function, x: Inputs) -> Tensor:
         how: dict[str, object] = {"direction": direction} if direction else {"beta": beta}
-        heads = (x["hidden"], x["weight"], x["teacher_hidden"], x["teacher_weight"])
+        heads = x.pick("hidden", "weight", "teacher_hidden", "teacher_weight")
         return function(*heads, labels=x["labels"], **how)  # type: ignore[no-any-return]
 
     return Case(
@@ -84,11 +84,7 @@ def _case(
             *plain.eager_and_compiled(
                 plain.divergence,
                 lambda x: (
-                    x["hidden"],
-                    x["weight"],
-                    x["teacher_hidden"],
-                    x["teacher_weight"],
-                    x["labels"],
+                    *x.pick("hidden", "weight", "teacher_hidden", "teacher_weight", "labels"),
                     beta,
                 ),
             ),

