@@ -23,33 +23,37 @@ LENGTHS = {"chosen_lengths": [20, 7, 9], "rejected_lengths": [18, 10, 11]}
 MEANS = {"policy_chosen_logps": [-0.7, -1.2, -0.05], "policy_rejected_logps": [-1.1, -0.4, -0.3]}
 
 
-def sides(v: Numbers, i: int) -> tuple[Any, Any]:
-    """Log-ratios of the chosen and of the rejected answer of pair i."""
+def by_row(row: Callable[[Numbers], Any]) -> Callable[[Numbers], Any]:
+    """The mean over rows of ``row``, which gets the inputs of one of them."""
+    return lambda v: mean(row(dict(zip(v, x))) for x in zip(*v.values()))
+
+
+def sides(v: Numbers) -> tuple[Any, Any]:
+    """Log-ratios of the chosen and of the rejected answer of a pair."""
     names = (
         ("policy_chosen_logps", "ref_chosen_logps", "policy_rejected_logps", "ref_rejected_logps")
         if "policy_chosen_logps" in v
         else ("policy_logps_1", "ref_logps_1", "policy_logps_2", "ref_logps_2")
     )
-    a, b, c, d = (v[name][i] for name in names)
+    a, b, c, d = (v[name] for name in names)
     return a - b, c - d
 
 
 def by_pair(row: Callable[..., Any]) -> Callable[[Numbers], Any]:
-    """The mean over pairs of ``row(dw, dl, v, i)``."""
-    count = len(PC)
-    return lambda v: mean(row(*sides(v, i), v, i) for i in range(count))
+    """The mean over pairs of ``row(dw, dl, v)``."""
+    return by_row(lambda v: row(*sides(v), v))
 
 
 def pair(op: str, row: Callable[..., Any], id: str = "", /, **options: Any) -> Oracle:
     return Oracle(op, PAIR, REF, options, by_pair(row), id=id)
 
 
-def exo(dw: Any, dl: Any, *_: Any) -> Any:
+def exo(dw: Any, dl: Any, _: Any) -> Any:
     p, e = sigmoid(mpf("0.3") * (dw - dl)), mpf("0.01")
     return p * mp.log(p / (1 - e)) + (1 - p) * mp.log((1 - p) / e)
 
 
-def nca(dw: Any, dl: Any, *_: Any) -> Any:
+def nca(dw: Any, dl: Any, _: Any) -> Any:
     w, l = mpf("0.3") * dw, mpf("0.3") * dl
     return softplus(-w) + softplus(w) / 2 + softplus(l) / 2
 
@@ -60,67 +64,50 @@ def aot(v: Numbers) -> Any:
     return mean(softplus(-mpf("0.3") * (p - r)) for p, r in zip(policy, ref))
 
 
+@by_row
 def kto(v: Numbers) -> Any:
-    total = []
-    for i in range(3):
-        d = v["policy_logps"][i] - v["ref_logps"][i] - mpf("0.5")
-        good = v["is_desirable"][i]
-        total.append(
-            1 - sigmoid(mpf("0.3") * d) if good else mpf("1.5") * (1 - sigmoid(-mpf("0.3") * d))
-        )
-    return mean(total)
+    x = mpf("0.3") * (v["policy_logps"] - v["ref_logps"] - mpf("0.5"))
+    return 1 - sigmoid(x) if v["is_desirable"] else mpf("1.5") * (1 - sigmoid(-x))
 
 
+@by_row
 def bco(v: Numbers) -> Any:
-    total = []
-    for i in range(3):
-        r = mpf("0.3") * (v["policy_logps"][i] - v["ref_logps"][i])
-        good, rho = v["is_desirable"][i], v["density_weights"][i]
-        total.append(softplus(-(r - mpf("0.4"))) if good else rho * softplus(r - mpf("0.4")))
-    return mean(total)
+    x = mpf("0.3") * (v["policy_logps"] - v["ref_logps"]) - mpf("0.4")
+    return softplus(-x) if v["is_desirable"] else v["density_weights"] * softplus(x)
 
 
+@by_row
 def orpo(v: Numbers) -> Any:
-    total = []
-    for a, b, nll in zip(
-        *(v[n] for n in ("policy_chosen_logps", "policy_rejected_logps", "chosen_nll"))
-    ):
-        odds = [mp.log(mp.exp(x) / (1 - mp.exp(x))) for x in (a, b)]
-        total.append(nll + mpf("0.3") * softplus(-(odds[0] - odds[1])))
-    return mean(total)
-
-
-def cpo(v: Numbers) -> Any:
-    e = mpf("0.1")
-    total = []
-    for a, b, nll in zip(
-        *(v[n] for n in ("policy_chosen_logps", "policy_rejected_logps", "chosen_nll"))
-    ):
-        m = mpf("0.3") * (a - b)
-        total.append((1 - e) * softplus(-m) + e * softplus(m) + mpf("0.5") * nll)
-    return mean(total)
-
-
-def simpo(v: Numbers) -> Any:
-    names = ("policy_chosen_logps", "policy_rejected_logps", "chosen_lengths", "rejected_lengths")
-    return mean(
-        softplus(-(2 * (a / n - b / m) - mpf("0.5"))) for a, b, n, m in zip(*(v[x] for x in names))
+    chosen, rejected = (
+        mp.log(mp.exp(x) / (1 - mp.exp(x)))
+        for x in (v["policy_chosen_logps"], v["policy_rejected_logps"])
     )
+    return v["chosen_nll"] + mpf("0.3") * softplus(-(chosen - rejected))
+
+
+@by_row
+def cpo(v: Numbers) -> Any:
+    e, m = mpf("0.1"), mpf("0.3") * (v["policy_chosen_logps"] - v["policy_rejected_logps"])
+    return (1 - e) * softplus(-m) + e * softplus(m) + mpf("0.5") * v["chosen_nll"]
+
+
+@by_row
+def simpo(v: Numbers) -> Any:
+    chosen = v["policy_chosen_logps"] / v["chosen_lengths"]
+    rejected = v["policy_rejected_logps"] / v["rejected_lengths"]
+    return softplus(-(2 * (chosen - rejected) - mpf("0.5")))
 
 
 def advantage(logps: Any, gamma: Any, alpha: Any) -> Any:
     return alpha * sum(gamma**t * x for t, x in enumerate(logps))
 
 
+@by_row
 def cpl(v: Numbers) -> Any:
-    total = []
-    for a, b, y in zip(v["segment_logps_1"], v["segment_logps_2"], v["label"]):
-        one, two = (advantage(x, mpf("0.9"), mpf("0.2")) for x in (a, b))
-        lam = mpf("0.75")
-        # y: the probability that the second segment is the preferred one.
-        loss = y * softplus(-(two - lam * one)) + (1 - y) * softplus(-(one - lam * two))
-        total.append(loss)
-    return mean(total)
+    one, two = (advantage(v[f"segment_logps_{k}"], mpf("0.9"), mpf("0.2")) for k in (1, 2))
+    lam, y = mpf("0.75"), v["label"]
+    # y: the probability that the second segment is the preferred one.
+    return y * softplus(-(two - lam * one)) + (1 - y) * softplus(-(one - lam * two))
 
 
 def cpl_dense(v: Numbers) -> Any:
@@ -130,26 +117,21 @@ def cpl_dense(v: Numbers) -> Any:
     return mean(softplus(-(a[i] - mpf("0.75") * a[j])) for j, i in pairs)
 
 
-def dno(v: Numbers) -> Any:
-    total = []
-    for i in range(3):
-        d1, d2 = sides(v, i)
-        q, h = sigmoid(2 * v["win_rate_gap"][i]), mpf("0.3") * (d1 - d2)
-        total.append(q * softplus(-h) + (1 - q) * softplus(h))
-    return mean(total)
+@by_pair
+def dno(d1: Any, d2: Any, v: Numbers) -> Any:
+    q, h = sigmoid(2 * v["win_rate_gap"]), mpf("0.3") * (d1 - d2)
+    return q * softplus(-h) + (1 - q) * softplus(h)
 
 
+@by_row
 def inpo(v: Numbers) -> Any:
     eta, tau = mpf("0.5"), mpf("0.2")
-    total = []
-    for i in range(3):
-        gap = [
-            v[f"{who}_chosen_logps"][i] - v[f"{who}_rejected_logps"][i]
-            for who in ("policy", "ref", "iterate")
-        ]
-        h = gap[0] - tau / eta * gap[1] - (eta - tau) / eta * gap[2]
-        total.append((h - 1 / (2 * eta)) ** 2)
-    return mean(total)
+    policy, ref, iterate = (
+        v[f"{who}_chosen_logps"] - v[f"{who}_rejected_logps"]
+        for who in ("policy", "ref", "iterate")
+    )
+    h = policy - tau / eta * ref - (eta - tau) / eta * iterate
+    return (h - 1 / (2 * eta)) ** 2
 
 
 SRPO = {
@@ -163,39 +145,32 @@ SRPO = {
 }  # fmt: skip
 
 
+@by_row
 def srpo(v: Numbers) -> Any:
     beta, alpha = mpf("0.3"), mpf("0.25")
-    total = []
-    for i in range(3):
-        wl, lw, ll, ww, gw, gl = (v[name][i] for name in SRPO)
-        q = v["label"][i] - mpf("0.5")
-        improver = ((q - beta * (wl - ll)) ** 2 + (q + beta * (lw - ww)) ** 2) / 2
-        joint = (q - beta / 2 * (wl - lw + gw - gl)) ** 2
-        total.append((1 - alpha) * joint + alpha * improver)
-    return mean(total)
+    wl, lw, ll, ww, gw, gl = (v[name] for name in SRPO)
+    q = v["label"] - mpf("0.5")
+    improver = ((q - beta * (wl - ll)) ** 2 + (q + beta * (lw - ww)) ** 2) / 2
+    joint = (q - beta / 2 * (wl - lw + gw - gl)) ** 2
+    return (1 - alpha) * joint + alpha * improver
 
 
 def hypo(v: Numbers) -> Any:
     """Two online samples per prompt: each weighs its log-ratio less the other one's, which is not differentiated."""
-    h = by_pair(lambda dw, dl, *_: softplus(-mpf("0.3") * (dw - dl)))(v)
     w = [a - b for a, b in zip(v["fixed policy_online_logps"], v["ref_online_logps"])]
     other = [w[j ^ 1] for j in range(len(w))]
     extra = mean((a - b) * x for a, b, x in zip(w, other, v["policy_online_logps"]))
-    return h + mpf("0.05") * extra
+    return dpo({name: v[name] for name in (*PAIR, *REF)}) + mpf("0.05") * extra
 
 
-def modpo(v: Numbers) -> Any:
+@by_pair
+def modpo(dw: Any, dl: Any, v: Numbers) -> Any:
     w = [mpf("0.5"), mpf("0.3"), mpf("0.2")]
-    total = []
-    for i in range(3):
-        dw, dl = sides(v, i)
-        reward = [
-            (mpf("0.3") * d - sum(a * b for a, b in zip(w[1:], v[f"{side}_margin_rewards"][i])))
-            / w[0]
-            for d, side in ((dw, "chosen"), (dl, "rejected"))
-        ]
-        total.append(softplus(-(reward[0] - reward[1])))
-    return mean(total)
+    chosen, rejected = (
+        (mpf("0.3") * d - sum(a * b for a, b in zip(w[1:], v[f"{side}_margin_rewards"]))) / w[0]
+        for d, side in ((dw, "chosen"), (dl, "rejected"))
+    )
+    return softplus(-(chosen - rejected))
 
 
 OPA = {
@@ -204,55 +179,54 @@ OPA = {
 }
 
 
+@by_row
 def opa(v: Numbers) -> Any:
     beta, d = mpf("0.3"), mpf("0.1")
     ones = [mpf(1)] * 3
-    total = []
-    for i in range(2):
-        g, a, o, gm, am = (v[name][i] for name in OPA)
-        s_a, s_o, v_a = (v[f"{name}_weights"][i] for name in ("revised", "original", "image"))
+    g, a, o, gm, am = (v[name] for name in OPA)
+    s_a, s_o, v_a = (v[f"{name}_weights"] for name in ("revised", "original", "image"))
 
-        def dot(x: Any, w: Any) -> Any:
-            return sum(p * q for p, q in zip(x, w))
+    def dot(x: Any, w: Any) -> Any:
+        return sum(p * q for p, q in zip(x, w))
 
-        def better(c: Any, wc: Any, r: Any, wr: Any) -> Any:
-            return softplus(-beta * (dot(c, wc) - dot(r, wr)))
+    def better(c: Any, wc: Any, r: Any, wr: Any) -> Any:
+        return softplus(-beta * (dot(c, wc) - dot(r, wr)))
 
-        text = better(g, ones, o, ones) + better(a, s_a, o, s_o)
-        image = better(g, ones, gm, ones) + better(a, v_a, am, v_a)
-        chosen = ((g, ones), (a, s_a), (g, ones), (a, v_a))
-        anchor = sum(softplus(-(beta * dot(x, w) - d)) for x, w in chosen)
-        total.append(text + mpf("0.2") * image + anchor)
-    return mean(total)
+    text = better(g, ones, o, ones) + better(a, s_a, o, s_o)
+    image = better(g, ones, gm, ones) + better(a, v_a, am, v_a)
+    chosen = ((g, ones), (a, s_a), (g, ones), (a, v_a))
+    anchor = sum(softplus(-(beta * dot(x, w) - d)) for x, w in chosen)
+    return text + mpf("0.2") * image + anchor
 
 
 def vpo(v: Numbers) -> Any:
-    h = by_pair(lambda dw, dl, *_: softplus(-mpf("0.3") * (dw - dl)))(v)
     gaps = zip(v["policy_calibration_logps"], v["ref_calibration_logps"])
+    h = dpo({name: v[name] for name in (*PAIR, *REF)})
     return h - mpf("0.05") * mpf("0.3") * mean(a - b for a, b in gaps)
 
 
 B = mpf("0.3")
+dpo = by_pair(lambda dw, dl, _: softplus(-B * (dw - dl)))
 ORACLES = [
-    pair("dpo_loss", lambda dw, dl, *_: softplus(-B * (dw - dl)), beta=0.3),
+    Oracle("dpo_loss", PAIR, REF, {"beta": 0.3}, dpo),
     pair(
         "conservative_dpo_loss",
-        lambda dw, dl, *_: mpf("0.8") * softplus(-B * (dw - dl)) + mpf("0.2") * softplus(B * (dw - dl)),
+        lambda dw, dl, _: mpf("0.8") * softplus(-B * (dw - dl)) + mpf("0.2") * softplus(B * (dw - dl)),
         beta=0.3, label_smoothing=0.2,
     ),
     pair(
         "robust_dpo_loss",
-        lambda dw, dl, *_: (mpf("0.8") * softplus(-B * (dw - dl)) - mpf("0.2") * softplus(B * (dw - dl)))
+        lambda dw, dl, _: (mpf("0.8") * softplus(-B * (dw - dl)) - mpf("0.2") * softplus(B * (dw - dl)))
         / mpf("0.6"),
         beta=0.3, label_smoothing=0.2,
     ),
     Oracle(
         "dpo_norm_loss", PAIR, {**REF, **LENGTHS}, {"beta": 3.0},
-        by_pair(lambda dw, dl, v, i: softplus(-3 * (dw / v["chosen_lengths"][i] - dl / v["rejected_lengths"][i]))),
+        by_pair(lambda dw, dl, v: softplus(-3 * (dw / v["chosen_lengths"] - dl / v["rejected_lengths"]))),
     ),
     pair(
         "flex_dpo_loss",
-        lambda dw, dl, v, i: softplus(-(B * dw - mpf("0.2") * dl)) - mpf("0.01") * v["policy_chosen_logps"][i],
+        lambda dw, dl, v: softplus(-(B * dw - mpf("0.2") * dl)) - mpf("0.01") * v["policy_chosen_logps"],
         beta_chosen=0.3, beta_rejected=0.2, sft_weight=0.01,
     ),
     Oracle(
@@ -262,18 +236,17 @@ ORACLES = [
         "drift_iterative_dpo_loss",
         {"policy_fresh_logps": PC, "policy_dissatisfied_logps": PR},
         {"ref_fresh_logps": RC, "ref_dissatisfied_logps": RR}, {"beta": 0.3},
-        lambda v: mean(
-            softplus(-B * ((a - b) - (c - d)))
-            for a, b, c, d in zip(
-                v["policy_fresh_logps"], v["ref_fresh_logps"], v["policy_dissatisfied_logps"],
-                v["ref_dissatisfied_logps"],
+        by_row(
+            lambda v: softplus(
+                -B * (v["policy_fresh_logps"] - v["ref_fresh_logps"])
+                + B * (v["policy_dissatisfied_logps"] - v["ref_dissatisfied_logps"])
             )
         ),
     ),
-    pair("ipo_loss", lambda dw, dl, *_: (dw - dl - 1 / (2 * B)) ** 2, tau=0.3),
+    pair("ipo_loss", lambda dw, dl, _: (dw - dl - 1 / (2 * B)) ** 2, tau=0.3),
     Oracle(
         "online_ipo_loss", ONE_TWO, {**REF_ONE_TWO, "preference": [1.0, 0.3, 0.5]}, {"tau": 0.3},
-        by_pair(lambda d1, d2, v, i: (d1 - d2 - (v["preference"][i] - mpf("0.5")) / B) ** 2),
+        by_pair(lambda d1, d2, v: (d1 - d2 - (v["preference"] - mpf("0.5")) / B) ** 2),
     ),
     Oracle(
         "inpo_loss", PAIR,
@@ -282,18 +255,15 @@ ORACLES = [
     ),
     Oracle(
         "sppo_loss", ONE, {**REF_ONE, "win_rate": [0.9, 0.2, 0.5]}, {"eta": 4.0},
-        lambda v: mean(
-            (a - b - 4 * (p - mpf("0.5"))) ** 2
-            for a, b, p in zip(v["policy_logps"], v["ref_logps"], v["win_rate"])
-        ),
+        by_row(lambda v: (v["policy_logps"] - v["ref_logps"] - 4 * (v["win_rate"] - mpf("0.5"))) ** 2),
     ),
-    pair("sppo_hard_loss", lambda dw, dl, *_: (dw - 1 / (2 * B)) ** 2 + (dl + 1 / (2 * B)) ** 2, beta=0.3),
+    pair("sppo_hard_loss", lambda dw, dl, _: (dw - 1 / (2 * B)) ** 2 + (dl + 1 / (2 * B)) ** 2, beta=0.3),
     Oracle("srpo_loss", SRPO, {"label": [1.0, 0.3, 0.5]}, {"beta": 0.3, "alpha": 0.25}, srpo),
-    pair("slic_hinge_loss", lambda dw, dl, *_: max(mpf(0), 1 - B * (dw - dl)), beta=0.3),
+    pair("slic_hinge_loss", lambda dw, dl, _: max(mpf(0), 1 - B * (dw - dl)), beta=0.3),
     pair("exo_pair_loss", exo, beta=0.3, label_smoothing=0.01),
-    pair("apo_loss", lambda dw, dl, *_: 1 - sigmoid(B * dw) + sigmoid(B * dl), beta=0.3),
+    pair("apo_loss", lambda dw, dl, _: 1 - sigmoid(B * dw) + sigmoid(B * dl), beta=0.3),
     pair(
-        "apo_loss", lambda dw, dl, *_: sigmoid(B * dw) + 1 - sigmoid(B * (dw - dl)), "down",
+        "apo_loss", lambda dw, dl, _: sigmoid(B * dw) + 1 - sigmoid(B * (dw - dl)), "down",
         beta=0.3, variant="down",
     ),
     Oracle("aot_loss", PAIR, REF, {"beta": 0.3}, aot),
@@ -308,7 +278,7 @@ ORACLES = [
     ),
     pair(
         "bco_pair_loss",
-        lambda dw, dl, *_: softplus(-(B * dw - mpf("0.4"))) + softplus(B * dl - mpf("0.4")),
+        lambda dw, dl, _: softplus(-(B * dw - mpf("0.4"))) + softplus(B * dl - mpf("0.4")),
         beta=0.3, delta=0.4,
     ),
     Oracle("orpo_loss", {**MEANS, "chosen_nll": [0.7, 1.2, 0.05]}, {}, {"beta": 0.3}, orpo),
@@ -330,7 +300,7 @@ ORACLES = [
     Oracle(
         "xpo_loss", {**PAIR, "policy_ref_sample_logps": [-7.0, -30.0, -2.0]}, REF, {"beta": 0.3, "alpha": 0.05},
         by_pair(
-            lambda dw, dl, v, i: softplus(-B * (dw - dl)) + mpf("0.05") * v["policy_ref_sample_logps"][i]
+            lambda dw, dl, v: softplus(-B * (dw - dl)) + mpf("0.05") * v["policy_ref_sample_logps"]
         ),
     ),
     Oracle(
@@ -341,8 +311,8 @@ ORACLES = [
         "selm_loss", {**PAIR, "policy_generated_logps": [-7.0, -30.0, -2.0]},
         {**REF, "ref_generated_logps": [-6.5, -31.0, -2.5]}, {"beta": 0.3, "alpha": 0.05},
         by_pair(
-            lambda dw, dl, v, i: softplus(-B * (dw - dl))
-            + mpf("0.05") * B * (v["policy_generated_logps"][i] - v["ref_generated_logps"][i])
+            lambda dw, dl, v: softplus(-B * (dw - dl))
+            + mpf("0.05") * B * (v["policy_generated_logps"] - v["ref_generated_logps"])
         ),
     ),
     Oracle(
@@ -352,7 +322,7 @@ ORACLES = [
     ),
     pair(
         "rpo_sft_loss",
-        lambda dw, dl, v, i: softplus(-B * (dw - dl)) - mpf("0.05") * B * v["policy_chosen_logps"][i],
+        lambda dw, dl, v: softplus(-B * (dw - dl)) - mpf("0.05") * B * v["policy_chosen_logps"],
         beta=0.3, eta=0.05,
     ),
     Oracle(
