@@ -61,6 +61,12 @@ def filled(function: ours.Function, stored: World) -> Any:
     return table
 
 
+def _find_filled(function: ours.Function, x: Inputs) -> tuple[Tensor, ...]:
+    table = _inputs.built(x, "ours", lambda stored: filled(function, stored))
+    found: tuple[Tensor, ...] = table.find(x["ids"])
+    return found
+
+
 def _pairs(name: str) -> Callable[[World], hash_maps.Pairs]:
     def build(stored: World) -> hash_maps.Pairs:
         pairs = hash_maps.Pairs(name, stored.slots)
@@ -128,12 +134,6 @@ def _find_case(
     def make_inputs(seed: int) -> Inputs:
         return _inputs.lookups(seed, _inputs.world(n, slots, _PAIR), queries, hits)
 
-    def forward(function: ours.Function, x: Inputs) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = _inputs.built(x, "ours", lambda w: filled(function, w)).find(
-            x["ids"]
-        )
-        return found
-
     # A key, a line of the table, a value and whether it was found.
     cost = Cost("bytes", "q*(8+64+4*d+1)", {"q": queries, "d": _PAIR})
     return Case(
@@ -142,7 +142,7 @@ def _find_case(
         shape=(n, queries),
         make_inputs=make_inputs,
         contenders=(
-            *ours.contenders("hotloop.table", "Table", ("cpu",), forward),
+            *ours.contenders("hotloop.table", "Table", ("cpu",), _find_filled),
             _finds("torch", "plain", Sorted),
             *(
                 _rival_finds(name, _pairs(name))
@@ -242,12 +242,6 @@ def _gather_case(
     def make_inputs(seed: int) -> Inputs:
         return _inputs.lookups(seed, _inputs.world(rows, slots, dim), queries, 1.0)
 
-    def forward(function: ours.Function, x: Inputs) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = _inputs.built(x, "ours", lambda w: filled(function, w)).find(
-            x["ids"]
-        )
-        return found
-
     def judge(contender: Contender, x: Inputs) -> Verdict:
         found = contender.forward(x)
         if isinstance(found, tuple):
@@ -262,7 +256,7 @@ def _gather_case(
         shape=(rows, queries, dim),
         make_inputs=make_inputs,
         contenders=(
-            *ours.contenders("hotloop.table", "Table", ("cpu",), forward),
+            *ours.contenders("hotloop.table", "Table", ("cpu",), _find_filled),
             _finds("torch", "plain", Sorted),
             *(_rival_finds(name, _rows(name)) for name in (hash_maps.CUCKOO, hash_maps.ABSL_AHEAD)),
             tfra.lookup(),

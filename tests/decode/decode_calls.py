@@ -9,6 +9,7 @@ from typing import Any
 import hotloop.decode as d
 import numpy as np
 import pytest
+import torch
 
 B, K, V = 2, 3, 5
 Z = np.zeros((B, K + 1, V), np.float32)
@@ -62,8 +63,30 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         },
     ),
 }
+# By op, the arguments that are laws.
+LAW_ARGUMENTS = {
+    "chain_speculative_sampling": ("target_probs", "draft_probs"),
+    "block_speculative_sampling": ("target_probs", "draft_probs"),
+    "speculative_streaming_verify": ("target_probs", "stream_probs"),
+    "tree_speculative_verify": ("target_probs", "draft_probs"),
+    "lantern_relaxed_accept": ("target_probs", "draft_probs"),
+    "typical_accept": ("target_logits",),
+    "sample": ("law",),
+    "law_probs": ("law",),
+    "top_logprobs": ("law",),
+}
 # What an argument is called in errors where that is not its own name.
 RENAMED = {("geometric_mixture_logits", "ref_logits"): "logits.reference"}
+
+
+both = pytest.mark.parametrize("impl", ["cpu", "reference"])
+kinds = pytest.mark.parametrize("kind", ["numpy", "torch"])
+
+
+def make(kind: str, x: Any) -> Any:
+    """An array of a library of its own."""
+    x = np.ascontiguousarray(x)
+    return torch.from_numpy(x.copy()) if kind == "torch" else x.copy()
 
 
 def arrays(op: str) -> list[str]:

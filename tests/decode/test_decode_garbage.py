@@ -13,34 +13,15 @@ import hotloop.decode as d
 import numpy as np
 import pytest
 import torch
-from decode_calls import CALLS, NEAR, PARENTS, PATHS, B, K, P, V, X, Z, refused
+from decode_calls import CALLS, LAW_ARGUMENTS, NEAR, PARENTS, PATHS, B, K, P, V, X, Z, refused
 
-LAW_ARGUMENTS = {
-    "chain_speculative_sampling": ("target_probs", "draft_probs"),
-    "block_speculative_sampling": ("target_probs", "draft_probs"),
-    "speculative_streaming_verify": ("target_probs", "stream_probs"),
-    "tree_speculative_verify": ("target_probs", "draft_probs"),
-    "lantern_relaxed_accept": ("target_probs", "draft_probs"),
-    "typical_accept": ("target_logits",),
-    "sample": ("law",),
-    "law_probs": ("law",),
-    "top_logprobs": ("law",),
-}
 LOGIT_ARGUMENTS = {
     "greedy_speculative_accept": "target_logits",
     "entropy_adaptive_temperature": "logits",
     "geometric_mixture_logits": "logits",
     "value_augmented_logits": "logits",
 }
-ID_ARGUMENTS = {
-    "chain_speculative_sampling": "draft_token_ids",
-    "block_speculative_sampling": "draft_token_ids",
-    "speculative_streaming_verify": "draft_token_ids",
-    "tree_speculative_verify": "draft_token_ids",
-    "lantern_relaxed_accept": "draft_token_ids",
-    "greedy_speculative_accept": "draft_token_ids",
-    "typical_accept": "draft_token_ids",
-}
+WITH_IDS = [op for op, (_, base) in CALLS.items() if "draft_token_ids" in base]
 
 
 def checked(monkeypatch: pytest.MonkeyPatch, op: str, changes: dict[str, Any], text: str) -> None:
@@ -125,9 +106,9 @@ def test_half_precision_sums_less_exactly(monkeypatch: pytest.MonkeyPatch) -> No
         d.sample(p * 1.005)
 
 
-@pytest.mark.parametrize("op", ID_ARGUMENTS)
+@pytest.mark.parametrize("op", WITH_IDS)
 def test_checks_find_ids_out_of_range(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = ID_ARGUMENTS[op]
+    name = "draft_token_ids"
     for value in (V, -2, 2**40):
         bad, at = with_element(CALLS[op][1][name], value)
         text = rf"{name}: expected token ids from 0 to 4 \(-1 for none\), got {value} at {at}"
@@ -142,7 +123,7 @@ def test_checks_find_bad_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("value", [K + 1, -1])
 def test_checks_find_bad_lengths(value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for op in ID_ARGUMENTS:
+    for op in WITH_IDS:
         name = "num_nodes" if op == "tree_speculative_verify" else "num_draft_tokens"
         text = rf"{name}: expected 0 to 3, got {value} at \[1\] \(\d+ of \d+\)\."
         checked(monkeypatch, op, {name: np.array([0, value])}, text)

@@ -10,21 +10,10 @@ import hotloop.reference.decode as reference
 import numpy as np
 import pytest
 import torch
-from decode_calls import CALLS, V
+from decode_calls import CALLS, LAW_ARGUMENTS, V
 from hotloop.decode.law import refuse_probabilities
 
-ARGUMENTS = {
-    "chain_speculative_sampling": ("target_probs", "draft_probs"),
-    "block_speculative_sampling": ("target_probs", "draft_probs"),
-    "speculative_streaming_verify": ("target_probs", "stream_probs"),
-    "tree_speculative_verify": ("target_probs", "draft_probs"),
-    "lantern_relaxed_accept": ("target_probs", "draft_probs"),
-    "typical_accept": ("target_logits",),
-    "sample": ("law",),
-    "law_probs": ("law",),
-    "top_logprobs": ("law",),
-}
-CASES = [(op, name) for op, names in ARGUMENTS.items() for name in names]
+CASES = [(op, name) for op, names in LAW_ARGUMENTS.items() for name in names]
 LIKE = {
     "float32": lambda x: x.astype(np.float32),
     "float64": lambda x: x.astype(np.float64),

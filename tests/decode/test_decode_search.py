@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decode_calls import both, kinds, make
 from helpers import assert_no_worse_than_torch, strided, with_threads
 from hotloop.decode import ACTIONS, BacktrackState, BeamState
 from hotloop.decode import search as s
@@ -17,13 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 EOS = 0
-both = pytest.mark.parametrize("impl", ["cpu", "reference"])
-kinds = pytest.mark.parametrize("kind", ["numpy", "torch"])
-
-
-def make(kind: str, x: Any) -> Any:
-    x = np.ascontiguousarray(x)
-    return torch.from_numpy(x.copy()) if kind == "torch" else x.copy()
 
 
 def same(a: Any, b: Any, tolerance: float = 0.0) -> None:

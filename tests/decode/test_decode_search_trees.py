@@ -8,19 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decode_calls import both, kinds, make
 from helpers import strided, with_threads
 from hotloop.decode import PuctTree, StarTree
 from hotloop.decode import search as s
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-both = pytest.mark.parametrize("impl", ["cpu", "reference"])
-kinds = pytest.mark.parametrize("kind", ["numpy", "torch"])
-
-
-def make(kind: str, x: Any) -> Any:
-    x = np.ascontiguousarray(x)
-    return torch.from_numpy(x.copy()) if kind == "torch" else x.copy()
 
 
 def random_parents(

@@ -12,12 +12,9 @@ transformers = pytest.importorskip("transformers", reason="needs the peers extra
 
 from hotloop.integrations.transformers import generate  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
-from transformers_cases import PROMPT, V  # noqa: E402
+from transformers_cases import PEER, PROMPT, V  # noqa: E402
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.filterwarnings("ignore::Warning"),  # the peer's own
-]
+pytestmark = PEER
 
 
 def bloom() -> Any:

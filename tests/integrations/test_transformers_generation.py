@@ -18,6 +18,7 @@ from transformers import GenerationConfig  # noqa: E402
 from transformers_cases import (  # noqa: E402
     FALSE_ALARM,
     NEW,
+    PEER,
     PROMPT,
     ROWS,
     SAMPLING,
@@ -30,10 +31,7 @@ from transformers_cases import (  # noqa: E402
     sampling,
 )
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.filterwarnings("ignore::Warning"),  # the peer's own
-]
+pytestmark = PEER
 
 
 @pytest.mark.parametrize("name", SAMPLING)

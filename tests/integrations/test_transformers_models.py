@@ -18,6 +18,7 @@ from hotloop.integrations.transformers import (  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 from transformers_cases import (  # noqa: E402
     FALSE_ALARM,
+    PEER,
     PROMPT,
     ROWS,
     V,
@@ -27,10 +28,7 @@ from transformers_cases import (  # noqa: E402
     sampling,
 )
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.filterwarnings("ignore::Warning"),  # the peer's own
-]
+pytestmark = PEER
 
 PADDED = 24
 """Tokens of a head that was padded, as libraries do to a multiple of 8 or 64, with the configuration left at V."""

@@ -14,12 +14,9 @@ transformers = pytest.importorskip("transformers", reason="needs the peers extra
 from hotloop.integrations.transformers import hotloop_speculative_sampling  # noqa: E402
 from processes import printed  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
-from transformers_cases import FALSE_ALARM, NEW, PROMPT, V, exact_law, p_value, sampling  # noqa: E402
+from transformers_cases import FALSE_ALARM, NEW, PEER, PROMPT, V, exact_law, p_value, sampling  # noqa: E402
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.filterwarnings("ignore::Warning"),  # the peer's own
-]
+pytestmark = PEER
 
 
 def assisted(models: tuple[Any, Any], seed: int, **how: Any) -> torch.Tensor:

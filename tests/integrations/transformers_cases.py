@@ -14,6 +14,8 @@ transformers = pytest.importorskip("transformers", reason="needs the peers extra
 from hotloop.integrations.transformers import generate  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
+PEER = [pytest.mark.peer, pytest.mark.filterwarnings("ignore::Warning")]  # the peer's own
+
 V = 16
 PROMPT = torch.tensor([[3, 9, 1]])
 NEW = 3

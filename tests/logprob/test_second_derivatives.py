@@ -207,19 +207,23 @@ CASES = cases()
 FOLDED = ("heads balanced", "heads log_cosh")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradient_penalties(name: str) -> None:
-    call, plain, of_head = CASES[name]
+def assert_same_penalties(
+    call: Callable[..., Tensor], plain: Callable[..., Tensor], of_head: bool
+) -> None:
     head = make_head(N, D, V, torch.float64).leaves()
+    z = logits_of(head.hidden, head.weight, head.bias)
     if of_head:
-        found = penalised(call(head.hidden, head.weight, head.bias, head.labels), head.tensors())
-        z = logits_of(head.hidden, head.weight, head.bias)
+        found = penalised(call(*head.tensors(), head.labels), head.tensors())
         expected = penalised(plain(z, head.labels), head.tensors())
     else:
-        z = logits_of(head.hidden, head.weight, head.bias).detach().requires_grad_()
-        found = penalised(call(z, head.labels), [z])
-        expected = penalised(plain(z, head.labels), [z])
+        z = z.detach().requires_grad_()
+        found, expected = (penalised(f(z, head.labels), [z]) for f in (call, plain))
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_penalties(name: str) -> None:
+    assert_same_penalties(*CASES[name])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -336,20 +340,11 @@ def registered_divergence(kind: str, of_head: bool) -> Callable[..., Tensor]:
     "name", [*REGISTERED, *(f"heads {k}" for k in KINDS), *(f"logits {k}" for k in KINDS)]
 )
 def test_registered_operators(name: str) -> None:
-    plain = CASES[name][1]
-    of_head = CASES[name][2]
-    call = REGISTERED.get(name) or registered_divergence(name.split()[1], of_head)
+    _, plain, of_head = CASES[name]
     if name == "logits forward_kl":
-        plain = CASES[name.replace("logits", "heads")][1]
-    head = make_head(N, D, V, torch.float64).leaves()
-    if of_head:
-        found = penalised(call(head.hidden, head.weight, head.bias, head.labels), head.tensors())
-        z = logits_of(head.hidden, head.weight, head.bias)
-        expected = penalised(plain(z, head.labels), head.tensors())
-    else:
-        z = logits_of(head.hidden, head.weight, head.bias).detach().requires_grad_()
-        found, expected = (penalised(f(z, head.labels), [z]) for f in (call, plain))
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+        plain = CASES["heads forward_kl"][1]
+    call = REGISTERED.get(name) or registered_divergence(name.split()[1], of_head)
+    assert_same_penalties(call, plain, of_head)
 
 
 # What the operator is given are inputs of the graph. Of values made inside it AOTAutograd leaves the second derivative

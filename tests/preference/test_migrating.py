@@ -8,14 +8,13 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hotloop.logprob import linear_cross_entropy, linear_jsd, linear_logprob, token_logprob
 from hotloop.preference import linear_preference_loss
-from test_preference_peers import Trainer
+from test_preference_peers import Model, Trainer
 from torch import Tensor
 
 pytestmark = [pytest.mark.peer, pytest.mark.source, pytest.mark.filterwarnings("ignore")]
@@ -76,15 +75,10 @@ def trl_dpo(names: dict[str, Any]) -> Callable[..., Tensor]:
         tokens = token_logps(names["x"], names["W"], y)
         refs = token_logps(names["x_ref"], names["W_ref"], y).sum(1).chunk(2)
 
-        class Model:
-            training = True
-
-            def __call__(self, **_: Any) -> Any:
-                z = torch.zeros_like(tokens)
-                return SimpleNamespace(log_probs=tokens, entropy=z, mean_logits=z, is_top1=z.bool())
-
         kinds = [kind] if isinstance(kind, str) else list(kind)
-        trainer = Trainer(Model(), loss_types=kinds, loss_weights=[1.0] * len(kinds), **config)
+        trainer = Trainer(
+            Model(tokens), loss_types=kinds, loss_weights=[1.0] * len(kinds), **config
+        )
         shape = (len(y), T + 1)
         batch = {
             "input_ids": torch.zeros(shape, dtype=torch.long),

@@ -29,6 +29,19 @@ def same(ours: Tensor, theirs: Tensor, inputs: list[Tensor]) -> None:
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
 
 
+class Model:
+    """What TRL's patched forward gives of these log-probabilities of tokens."""
+
+    training = True
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __call__(self, **_: Any) -> Any:
+        z = torch.zeros_like(self.tokens)
+        return SimpleNamespace(log_probs=self.tokens, entropy=z, mean_logits=z, is_top1=z.bool())
+
+
 class Trainer:
     """The attributes that DPOTrainer._compute_loss and KTOTrainer._compute_loss read."""
 
@@ -63,14 +76,7 @@ def trl_dpo(
 ) -> tuple[Tensor, dict[str, list[float]]]:
     trl = pytest.importorskip("trl")
 
-    class Model:
-        training = True
-
-        def __call__(self, **_: Any) -> Any:
-            z = torch.zeros(2 * B, T)
-            return SimpleNamespace(log_probs=tokens, entropy=z, mean_logits=z, is_top1=z.bool())
-
-    trainer = Trainer(Model(), **{"loss_types": ["sigmoid"], "loss_weights": [1.0], **kwargs})
+    trainer = Trainer(Model(tokens), **{"loss_types": ["sigmoid"], "loss_weights": [1.0], **kwargs})
     prompt = torch.zeros(2 * B, 1, dtype=torch.long)
     inputs = {
         "input_ids": torch.zeros(2 * B, T + 1, dtype=torch.long),
@@ -173,15 +179,8 @@ def test_trl_kto_trainer(loss_type: str) -> None:
     kl_tokens = -2 * torch.rand(2 * B, T, generator=g)
     ref_kl = kl_tokens.sum(1) - 0.4
 
-    class Model:
-        training = True
-
-        def __call__(self, **_: Any) -> Any:
-            z = torch.zeros(2 * B, T)
-            return SimpleNamespace(log_probs=tokens, entropy=z, mean_logits=z, is_top1=z.bool())
-
     trainer = Trainer(
-        Model(),
+        Model(tokens),
         loss_type=loss_type,
         calculate_KL=loss_type == "kto",
         desirable_weight=1.0,
