@@ -76,7 +76,7 @@ def fixed(m: int, make: Maker) -> Maker:
 @dataclass(frozen=True)
 class Case:
     id: str
-    op: str
+    """The loss without ``_loss``; of further cases of it, a hyphen and what tells them apart."""
     grad: dict[str, Maker]
     const: dict[str, Maker] = field(default_factory=dict)
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +91,10 @@ class Case:
 
     room: str = ""
     """Filled in from the folder of the case."""
+
+    @property
+    def op(self) -> str:
+        return self.id.partition("-")[0] + "_loss"
 
     @property
     def fn(self) -> Callable[..., Tensor]:

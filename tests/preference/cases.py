@@ -36,8 +36,8 @@ ONE_TWO: dict[str, Maker] = {"policy_logps_1": logps, "policy_logps_2": logps}
 REF_ONE_TWO: dict[str, Maker] = {"ref_logps_1": logps, "ref_logps_2": logps}
 
 
-def _pair(id: str, op: str = "", /, **kwargs: Any) -> Case:
-    return Case(id, op or f"{id}_loss", PAIR, REF, kwargs)
+def _pair(id: str, /, **kwargs: Any) -> Case:
+    return Case(id, PAIR, REF, kwargs)
 
 
 _OPA_GRAD: dict[str, Maker] = {
@@ -70,72 +70,55 @@ _SEGMENTS: dict[str, Maker] = {
 
 POINTWISE = [
     _pair("dpo"),
-    Case("dpo-forward_kl", "dpo_loss", NEAR, NEAR_REF, {"f_divergence": "forward_kl"}),
-    _pair("dpo-js", "dpo_loss", f_divergence="js"),
-    Case("dpo-alpha", "dpo_loss", NEAR, NEAR_REF, {"f_divergence": "alpha", "alpha": 0.3}),
-    _pair("dpo-conditional", "dpo_loss", conditional_reference=True),
+    Case("dpo-forward_kl", NEAR, NEAR_REF, {"f_divergence": "forward_kl"}),
+    _pair("dpo-js", f_divergence="js"),
+    Case("dpo-alpha", NEAR, NEAR_REF, {"f_divergence": "alpha", "alpha": 0.3}),
+    _pair("dpo-conditional", conditional_reference=True),
     _pair("conservative_dpo", label_smoothing=0.1),
-    Case(
-        "conservative_dpo-rows",
-        "conservative_dpo_loss",
-        PAIR,
-        {**REF, "label_smoothing": smoothing},
-    ),
+    Case("conservative_dpo-rows", PAIR, {**REF, "label_smoothing": smoothing}),
     _pair("robust_dpo"),
-    Case("robust_dpo-rows", "robust_dpo_loss", PAIR, {**REF, "label_smoothing": smoothing}),
-    Case("dpo_norm", "dpo_norm_loss", PAIR, {**REF, **LENGTHS}),
+    Case("robust_dpo-rows", PAIR, {**REF, "label_smoothing": smoothing}),
+    Case("dpo_norm", PAIR, {**REF, **LENGTHS}),
     _pair("flex_dpo", sft_weight=0.01),
-    Case("dno-gap", "dno_loss", ONE_TWO, {**REF_ONE_TWO, "win_rate_gap": gap}, {"gap_scale": 2.0}),
-    Case("dno-label", "dno_loss", ONE_TWO, {**REF_ONE_TWO, "label": probability}),
+    Case("dno-gap", ONE_TWO, {**REF_ONE_TWO, "win_rate_gap": gap}, {"gap_scale": 2.0}),
+    Case("dno-label", ONE_TWO, {**REF_ONE_TWO, "label": probability}),
     Case(
         "drift_iterative_dpo",
-        "drift_iterative_dpo_loss",
         {"policy_fresh_logps": logps, "policy_dissatisfied_logps": logps},
         {"ref_fresh_logps": logps, "ref_dissatisfied_logps": logps},
     ),
     _pair("slic_hinge"),
     Case(
         "slic_hinge-free",
-        "slic_hinge_loss",
         {**PAIR, "target_logps": logps},
         kwargs={"sft_weight": 0.05, "delta": 2.0},
     ),
     _pair("exo_pair"),
-    _pair("apo-zero", "apo_loss"),
-    _pair("apo-down", "apo_loss", variant="down"),
-    Case("aot-paired", "aot_loss", PAIR, REF, {"label_smoothing": 0.1}, rowwise=False),
-    Case("aot-unpaired", "aot_loss", PAIR, REF, {"paired": False}, rowwise=False),
+    _pair("apo-zero"),
+    _pair("apo-down", variant="down"),
+    Case("aot-paired", PAIR, REF, {"label_smoothing": 0.1}, rowwise=False),
+    Case("aot-unpaired", PAIR, REF, {"paired": False}, rowwise=False),
     _pair("nca"),
     _pair("bco_pair", delta=0.3),
     _pair("ipo"),
-    Case("ipo-lengths", "ipo_loss", PAIR, {**REF, **LENGTHS}),
+    Case("ipo-lengths", PAIR, {**REF, **LENGTHS}),
     Case(
         "online_ipo",
-        "online_ipo_loss",
         ONE_TWO,
         {**REF_ONE_TWO, "preference": probability, "lengths_1": counts, "lengths_2": counts},
     ),
-    Case(
-        "inpo",
-        "inpo_loss",
-        PAIR,
-        {**REF, "iterate_chosen_logps": logps, "iterate_rejected_logps": logps},
-    ),
-    Case(
-        "sppo", "sppo_loss", {"policy_logps": logps}, {"ref_logps": logps, "win_rate": probability}
-    ),
+    Case("inpo", PAIR, {**REF, "iterate_chosen_logps": logps, "iterate_rejected_logps": logps}),
+    Case("sppo", {"policy_logps": logps}, {"ref_logps": logps, "win_rate": probability}),
     _pair("sppo_hard"),
-    Case("srpo", "srpo_loss", _SRPO, {"label": probability}, {"beta": 0.1, "alpha": 0.3}),
+    Case("srpo", _SRPO, {"label": probability}, {"beta": 0.1, "alpha": 0.3}),
     Case(
         "kto",
-        "kto_loss",
         {"policy_logps": logps},
         {"ref_logps": logps, "is_desirable": mark},
         {"kl": 1.5, "undesirable_weight": 1.3},
     ),
     Case(
         "kto-rows",
-        "kto_loss",
         {"policy_logps": logps},
         {
             "ref_logps": logps,
@@ -146,26 +129,21 @@ POINTWISE = [
     ),
     Case(
         "bco",
-        "bco_loss",
         {"policy_logps": logps},
         {"ref_logps": logps, "is_desirable": mark, "density_weights": nll},
         {"delta": 0.4},
     ),
     Case(
         "orpo",
-        "orpo_loss",
         {"policy_chosen_logps": mean_logps, "policy_rejected_logps": mean_logps, "chosen_nll": nll},
     ),
-    Case("cpo", "cpo_loss", {**PAIR, "chosen_nll": nll}, {"label_smoothing": smoothing}),
-    Case("cpo-no_nll", "cpo_loss", PAIR),
-    Case(
-        "cpo-alpha", "cpo_loss", {**PAIR, "chosen_nll": nll}, LENGTHS, {"alpha": 0.3, "gamma": 0.2}
-    ),
-    Case("cpo-lengths", "cpo_loss", PAIR, LENGTHS),
-    Case("simpo", "simpo_loss", PAIR, LENGTHS),
+    Case("cpo", {**PAIR, "chosen_nll": nll}, {"label_smoothing": smoothing}),
+    Case("cpo-no_nll", PAIR),
+    Case("cpo-alpha", {**PAIR, "chosen_nll": nll}, LENGTHS, {"alpha": 0.3, "gamma": 0.2}),
+    Case("cpo-lengths", PAIR, LENGTHS),
+    Case("simpo", PAIR, LENGTHS),
     Case(
         "simpo-means",
-        "simpo_loss",
         {
             "policy_chosen_logps": mean_logps,
             "policy_rejected_logps": mean_logps,
@@ -173,53 +151,41 @@ POINTWISE = [
         },
         kwargs={"cpo_alpha": 0.5, "label_smoothing": 0.1},
     ),
-    Case("cpl", "cpl_loss", _SEGMENTS, {"label": probability}, {"gamma": 0.9, "bc_coeff": 0.1}),
+    Case("cpl", _SEGMENTS, {"label": probability}, {"gamma": 0.9, "bc_coeff": 0.1}),
     Case(
         "cpl-ref",
-        "cpl_loss",
         _SEGMENTS,
         {"ref_logps_1": per(6, ratios), "ref_logps_2": per(6, ratios)},
         {"alpha": 0.2, "lam": 0.75},
     ),
-    Case("cpl-advantage", "cpl_loss", {"segment_logps_1": ratios, "segment_logps_2": ratios}),
+    Case("cpl-advantage", {"segment_logps_1": ratios, "segment_logps_2": ratios}),
     Case(
         "cpl_dense",
-        "cpl_dense_loss",
         {"segment_logps": fixed(7, ratios)},
         {"scores": fixed(7, ratios)},
         rowwise=False,
     ),
     Case(
         "vpo-rows",
-        "vpo_loss",
         {**PAIR, "policy_calibration_logps": logps},
         {**REF, "ref_calibration_logps": logps},
         {"alpha": 0.05, "mode": "online"},
     ),
     Case(
         "vpo-calibration",
-        "vpo_loss",
         {**PAIR, "policy_calibration_logps": fixed(11, logps)},
         {**REF, "ref_calibration_logps": fixed(11, logps)},
         {"alpha": 0.05},
         only_mean=True,
         rowwise=False,
     ),
-    Case(
-        "selm",
-        "selm_loss",
-        {**PAIR, "policy_generated_logps": logps},
-        {**REF, "ref_generated_logps": logps},
-    ),
-    Case("xpo", "xpo_loss", {**PAIR, "policy_ref_sample_logps": logps}, REF, {"alpha": 0.01}),
-    Case("xpo-ipo", "xpo_loss", {**PAIR, "policy_ref_sample_logps": logps}, REF, {"link": "ipo"}),
+    Case("selm", {**PAIR, "policy_generated_logps": logps}, {**REF, "ref_generated_logps": logps}),
+    Case("xpo", {**PAIR, "policy_ref_sample_logps": logps}, REF, {"alpha": 0.01}),
+    Case("xpo-ipo", {**PAIR, "policy_ref_sample_logps": logps}, REF, {"link": "ipo"}),
     _pair("rpo_sft"),
-    Case(
-        "rpo_sft-average", "rpo_sft_loss", PAIR, {**REF, "chosen_lengths": counts}, {"alpha": 0.2}
-    ),
+    Case("rpo_sft-average", PAIR, {**REF, "chosen_lengths": counts}, {"alpha": 0.2}),
     Case(
         "hypo",
-        "hypo_loss",
         {**PAIR, "policy_online_logps": times(2, logps)},
         {**REF, "ref_online_logps": times(2, logps)},
         {"kl_weight": 0.02},
@@ -227,7 +193,6 @@ POINTWISE = [
     ),
     Case(
         "hypo-single",
-        "hypo_loss",
         {**PAIR, "policy_online_logps": fixed(9, logps)},
         {**REF, "ref_online_logps": fixed(9, logps)},
         {"kl_weight": 0.02, "num_samples": 1, "weight_clip": 10.0},
@@ -237,7 +202,6 @@ POINTWISE = [
     ),
     Case(
         "modpo",
-        "modpo_loss",
         PAIR,
         {
             **REF,
@@ -248,7 +212,6 @@ POINTWISE = [
     ),
     Case(
         "modpo-hinge",
-        "modpo_loss",
         PAIR,
         {
             **REF,
@@ -258,8 +221,8 @@ POINTWISE = [
         # A beta off the grid of bfloat16, so that no row sits exactly on the kink.
         {"weights": (0.6, 0.4), "link": "hinge", "beta": 0.1037},
     ),
-    Case("opa_dpo", "opa_dpo_loss", _OPA_GRAD, _OPA_WEIGHTS, {"anchor_target": 0.1}),
-    Case("opa_dpo-released", "opa_dpo_loss", _OPA_GRAD, _OPA_WEIGHTS, {"mode": "released"}),
+    Case("opa_dpo", _OPA_GRAD, _OPA_WEIGHTS, {"anchor_target": 0.1}),
+    Case("opa_dpo-released", _OPA_GRAD, _OPA_WEIGHTS, {"mode": "released"}),
 ]
 
 
@@ -274,7 +237,7 @@ def answers(loss: str, n: int) -> Arguments:
     options = {
         "sppo": {"win_rate": half},
         "kto": {"is_desirable": marks, "kl": 0.1},
-        "bco": {"is_desirable": marks},
+        "bco": {"is_desirable": marks, "delta": 0.2},
         "hypo": {"kl_weight": 0.1},
         "vpo": {"alpha": 0.1},
         "inpo": {"iterate_chosen_logps": -half, "iterate_rejected_logps": half},

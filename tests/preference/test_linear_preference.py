@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from catalog_cases import everything
 from hotloop.preference import LOSSES, dpo_loss, linear_preference_loss, preference_metrics
 from hotloop.preference.linear import ELSEWHERE, FORMS
 
@@ -12,26 +13,9 @@ N, T, D, V = 4, 6, 8, 50
 
 
 def options_of(name):
-    return {
-        "sppo": {"win_rate": torch.tensor([0.7, 0.2, 0.5, 1.0])},
-        "kto": {"is_desirable": torch.tensor([1.0, 0, 1, 0]), "kl": 0.1},
-        "bco": {"is_desirable": torch.tensor([1.0, 0, 1, 0]), "delta": 0.2},
-        "hypo": {"kl_weight": 0.1},
-        "vpo": {"alpha": 0.1},
-        "inpo": {
-            "iterate_chosen_logps": torch.full((N,), -3.0),
-            "iterate_rejected_logps": torch.full((N,), -4.0),
-        },
-        "srpo": {"beta": 0.1},
-        "modpo": {
-            "chosen_margin_rewards": torch.linspace(-1, 1, N).unsqueeze(1),
-            "rejected_margin_rewards": torch.linspace(1, 0, N).unsqueeze(1),
-            "weights": (0.5, 0.5),
-        },
-        "dno": {"label": 0.7},
-        "rpo_sft": {"alpha": 0.1},
-        "ipo": {"length_normalized": True},
-    }.get(name, {})
+    """Those of the valid call of this loss."""
+    (call,) = (call for call in everything() if call.id == f"linear-{name}")
+    return call.arguments(N)["options"] or {}
 
 
 def batch(name="dpo", dtype=torch.float64, seed=0):

@@ -16,9 +16,9 @@ def bt_reward(
 
 
 POINTWISE = [
-    Case("bt_reward", "bt_reward_loss", _SCORES, kwargs={"center_coeff": 0.01}, formula=bt_reward),
+    Case("bt_reward", _SCORES, kwargs={"center_coeff": 0.01}, formula=bt_reward),
     Case(
-        "bt_reward-rows", "bt_reward_loss", _SCORES, {"margin": gap, "weight": probability}, {"center_coeff": 0.5},
+        "bt_reward-rows", _SCORES, {"margin": gap, "weight": probability}, {"center_coeff": 0.5},
         formula=bt_reward,
     ),
 ]  # fmt: skip

@@ -12,10 +12,9 @@ def npo(policy_logps: Any, ref_logps: Any) -> Any:
 
 
 POINTWISE = [
-    Case("npo", "npo_loss", {"policy_logps": logps}, {"ref_logps": logps}, formula=npo),
+    Case("npo", {"policy_logps": logps}, {"ref_logps": logps}, formula=npo),
     Case(
         "npo-retain",
-        "npo_loss",
         {"policy_logps": logps, "retain_nll": nll, "retain_kl": nll},
         {"sequence_lengths": counts},
         {"gamma": 0.5, "beta": 2.5, "retain_kl_weight": 0.5},
