@@ -13,6 +13,7 @@ from pathlib import Path
 import hotloop
 import pytest
 import torch
+from processes import ROOT, python
 
 import bench
 from bench import __main__ as command
@@ -23,19 +24,12 @@ from bench._options import Options
 from bench._timing import percentile
 from bench.core import pointwise
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "run_gpu.sh"
 QUICK = Options(quick=True)
 
 
 def test_list_names_every_op() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "list"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = python("-m", "bench", "list")
     assert done.returncode == 0, done.stderr
     for op in ("logprob.linear_logprob", "logprob.linear_jsd", "preference.dpo_loss"):
         assert op in done.stdout

@@ -11,11 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import ROOT, python
 
 from bench import _loads, _smoke
-
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.parametrize(
@@ -44,11 +42,7 @@ def test_a_module_that_cannot_be_imported_fails_with_the_cause(tmp_path: Path) -
     (package / "_cuda.py").write_text("raise ImportError('undefined symbol: cudaFoo')")
     # -S: an editable install finds hotloop before the path is looked at.
     path = os.pathsep.join([str(tmp_path), *(p for p in sys.path if p.endswith("site-packages"))])
-    done = subprocess.run(
-        [sys.executable, "-S", "-m", "bench._loads", "90"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    done = python("-S", "-m", "bench._loads", "90", PYTHONPATH=path)
     assert done.returncode == 1
     assert "undefined symbol: cudaFoo" in done.stderr
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hotloop.front import buffers as kept
+from processes import printed
 from torch import Tensor
 
 from bench import __main__ as command
@@ -23,7 +21,6 @@ from bench.logprob import linear_cross_entropy
 
 Make = Callable[..., Case]
 MIB = 2**20
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def with_a_workspace(inputs: Inputs) -> Tensor:
@@ -102,11 +99,8 @@ def test_without_products_the_peak_is_the_same() -> None:
     for name in ("hotloop cpu", "torch"):
         peaks = []
         for products in ("yes", "no"):
-            done = subprocess.run(
-                [sys.executable, "-c", script, name, products], cwd=ROOT, text=True,
-                env={**os.environ, **_memory._ALLOCATOR}, capture_output=True, check=True, timeout=250,
-            )  # fmt: skip
-            answer = json.loads(done.stdout.splitlines()[-1])
+            said = printed(script, name, products, **_memory._ALLOCATOR)
+            answer = json.loads(said.splitlines()[-1])
             if answer is None:
                 pytest.skip("the peak of the resident size cannot be reset here")
             peaks.append(answer[0])
