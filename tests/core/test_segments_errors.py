@@ -11,6 +11,7 @@ from hotloop import core
 from refusals import Table, assert_refused, refused
 from segment_cases import NAMES, ours
 
+CUBE = torch.zeros(1, 1, 3)
 X, IDS, CUTS = torch.zeros(3), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 3])
 RISE = "expected offsets that rise from 0 to 3, the number of values, got"
 
@@ -21,9 +22,7 @@ def by_ids(ids: Any, count: Any) -> dict[str, Any]:
 
 WRONG: Table = {
     r"values: expected 1 or 2 or 3 dimension\(s\), got shape \(\)": X[0],
-    r"values: expected 1 or 2 dimension\(s\) beside cu_seqlens or segment_ids, got shape ": X[
-        None, None
-    ],
+    r"values: expected 1 or 2 dimension\(s\) beside cu_seqlens or segment_ids, got shape \(1, 1, 3\)": CUBE,
     "segment_ids: expected None beside cu_seqlens, got an array": IDS,
     "cu_seqlens: expected offsets, or segment_ids, or a mask over": None,
     "num_segments: expected None without segment_ids, got 2": 2,

@@ -17,6 +17,7 @@ LAWS = {
     "top_logprobs": ("law",),
     "law_probs": ("law",),
 }
+FEW, ONE, FEW_LOGITS = P[:, :K], P[:, :1, None], Z[:, :K]
 IDS, BIAS = np.zeros((B, 2), np.int64), np.zeros((B, 2), np.float32)
 LAW_VALUES: Table = {
     "filter_order: expected one of top_k_first, joint, got 'min_p_first'": "min_p_first",
@@ -86,18 +87,14 @@ def test_laws(op: str) -> None:
 
 VALUES: dict[str, Table] = {
     "chain_speculative_sampling": {
-        r"target_probs: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)": P[
-            :, :K
-        ],
+        r"target_probs: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)": FEW,
     },
     "block_speculative_sampling": {
         r"draft_probs: expected shape \(2, 3, 5\), got \(2, 1, 5\)": P[:, :1],
         r"draft_probs: expected shape \(2, 3, 5\), got \(2, 3, 4\)": P[:, :K, :4],
     },
     "speculative_streaming_verify": {
-        r"stream_probs: expected at least 3 tokens in steps \* S, got shape \(2, 1, 1, 5\)": P[
-            :, :1, None
-        ],
+        r"stream_probs: expected at least 3 tokens in steps \* S, got shape \(2, 1, 1, 5\)": ONE,
     },
     "tree_speculative_verify": {
         r"target_probs: expected shape \(2, 4, 5\) for that many nodes, got \(2, 3, 5\)": P[:, :K],
@@ -112,9 +109,7 @@ VALUES: dict[str, Table] = {
         "delta: expected a number >= 0, got -0.1": -0.1,
     },
     "greedy_speculative_accept": {
-        r"target_logits: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)": Z[
-            :, :K
-        ],
+        r"target_logits: expected shape \(2, 4, 5\) for that many draft tokens, got \(2, 3, 5\)": FEW_LOGITS,
         r"target_logits: expected 4 dimension\(s\)": {"draft_token_ids": PATHS},
         r"target_logits: expected shape \(2, 2, 4, 5\) for those paths, got \(2, 1, 4, 5\)": {
             "draft_token_ids": PATHS,

@@ -17,9 +17,10 @@ from logprob_cases import by_impl
 from refusals import Table, assert_refused, refused
 
 H, W, B = torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(5)
-Y = torch.tensor([0, 4, -100])
+Y, OUT = torch.tensor([0, 4, -100]), torch.tensor([0, 5, -100])
 Z = torch.zeros(3, 5)
-OFFSETS = torch.tensor([0, 1, 3])
+OFFSETS, FALLING = torch.tensor([0, 1, 3]), torch.tensor([0, 2, 1, 3])
+SHORT = OFFSETS[:2]
 
 HEAD: Table = {
     r"hidden: expected shape \(\.\.\., 4\) to match weight \(5, 4\), got \(3, 3\)": H[:, :3],
@@ -28,22 +29,15 @@ HEAD: Table = {
     r"weight: expected a vocabulary of at least 1, got shape \(0, 4\)": W[:0],
     r"labels: expected shape \(3,\), one per row of hidden, got \(2,\)": Y[:2],
     r"labels: expected device cpu like hidden, got meta\. Move them first": Y.to("meta"),
-    r"labels: expected 0 to 4 or ignore_index=-100, got 5 at \[1\] \(\d+ of \d+\)\. Use ignore": Y.clamp(
-        max=4
-    )
-    + Y.eq(4),
+    r"labels: expected 0 to 4 or ignore_index=-100, got 5 at \[1\] \(\d+ of \d+\)\. Use ignore": OUT,
     r"labels: expected 0 to 4 .*, got -1 at \[2\]": torch.tensor([0, 1, -1]),
     r"bias: expected shape \(5,\), one per row of weight, got \(4,\)": torch.zeros(4),
     r"bias: expected 1 dimension\(s\), got shape \(5, 1\)": torch.zeros(5, 1),
     r"bias: expected device cpu like hidden, got meta": B.to("meta"),
     r"cu_seqlens: expected int32 or int64 offsets .* float32 \(3,\)": OFFSETS.float(),
     r"cu_seqlens: expected int32 or int64 offsets of shape": OFFSETS[:0],
-    r"cu_seqlens: expected offsets that rise from 0 to 3, the number of tokens, got \[0, 1\]": OFFSETS[
-        :2
-    ],
-    r"cu_seqlens: expected offsets that rise from 0 .*, got \[0, 2, 1, 3\]": torch.tensor(
-        [0, 2, 1, 3]
-    ),
+    r"cu_seqlens: expected offsets that rise from 0 to 3, the number of tokens, got \[0, 1\]": SHORT,
+    r"cu_seqlens: expected offsets that rise from 0 .*, got \[0, 2, 1, 3\]": FALLING,
     r"cu_seqlens: expected offsets that rise from 0 to 3, .*, got \[1, 3\]": torch.tensor([1, 3]),
     r"cu_seqlens: expected device cpu, got meta": OFFSETS.to("meta"),
     r"cu_seqlens: expected hidden of shape \(tokens, width\) beside it, got \(1, 3, 4\)\. Pack the sequences": {
