@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -32,12 +30,8 @@ def test_values_are_frozen():
         0xFFFC800000000000,
     ]
     hashed = feature_keys(EXTREMES, 3, feature_bits=0).tolist()
-    assert hashed == [
-        hashing.mix64_number(i ^ hashing.salt_of(3, 0, 0)) - (1 << 64)
-        if hashing.mix64_number(i ^ hashing.salt_of(3, 0, 0)) >> 63
-        else hashing.mix64_number(i ^ hashing.salt_of(3, 0, 0))
-        for i in EXTREMES.tolist()
-    ]
+    wanted = [hashing.mix64_number(i ^ hashing.salt_of(3, 0, 0)) for i in EXTREMES.tolist()]
+    assert [key % 2**64 for key in hashed] == wanted
     # Its high bits are the bucket of the hash that was there before.
     buckets = table.salted_hash_bucket(EXTREMES, 1 << 20, feature=3)
     assert np.array_equal(np.array(hashed).view(np.uint64) >> np.uint64(44), buckets)
@@ -74,22 +68,7 @@ def test_equals_the_reference_bit_by_bit(bits, n):
         ours = feature_keys(ids, feature, feature_bits=bits)
         theirs = reference.table.feature_keys(ids, feature, feature_bits=bits)
         assert ours.dtype == np.int64 and np.array_equal(ours, theirs)
-
-
-@pytest.mark.parametrize("bits", [0, 16])
-def test_kinds_shapes_and_widths(bits):
-    ids = fitting(16)[:6].reshape(2, 3)
-    wanted = feature_keys(ids, 5, feature_bits=bits)
-    assert wanted.shape == (2, 3)
-    assert np.array_equal(feature_keys(ids[:, ::-1], 5, feature_bits=bits), wanted[:, ::-1])
-    assert np.array_equal(feature_keys(ids.view(np.uint64), 5, feature_bits=bits), wanted)
-    for given in (torch.from_numpy(ids), torch.from_numpy(ids).t().contiguous().t()):
-        ours = feature_keys(given, 5, feature_bits=bits)
-        assert isinstance(ours, torch.Tensor) and np.array_equal(ours.numpy(), wanted)
-    small = np.array([-1, 5], np.int32)
-    wide = feature_keys(small.astype(np.int64), 5, feature_bits=bits)
-    assert np.array_equal(feature_keys(small, 5, feature_bits=bits), wide)
-    assert feature_keys(np.array(7), 5, feature_bits=bits).shape == ()
+        assert feature_keys(np.array(7), feature, feature_bits=bits).shape == ()
 
 
 def test_hashed_keys_of_one_feature_never_meet_and_those_of_two_do_not_either_here():
@@ -100,31 +79,6 @@ def test_hashed_keys_of_one_feature_never_meet_and_those_of_two_do_not_either_he
     # Each bit of a key is set as often as not: 5 standard deviations, 64 bits, a false alarm in 3e4.
     ones = [(keys >> bit & 1).sum() for bit in range(64)]
     assert max(abs(int(n) - (4 << 18)) for n in ones) < 5 * np.sqrt((8 << 18) / 4)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "text"),
-    [
-        (lambda: feature_keys([1], 0), TypeError, "[feature_keys] ids: expected a NumPy, torch or CuPy array"),
-        (lambda: feature_keys(np.zeros(2), 0), TypeError, "[feature_keys] ids: expected dtype int64, uint64, int32"),
-        (
-            lambda: feature_keys(np.array([5, 2**47]), 0),
-            ValueError,
-            "[feature_keys] ids: expected -140737488355328 to 140737488355327 beside 16 bits of the feature, got "
-            "140737488355328. Take fewer feature_bits, or 0, which hashes.",
-        ),
-        (lambda: feature_keys(np.array([5, -(2**47) - 1]), 0), ValueError, "got -140737488355329. Take"),
-        (lambda: feature_keys(EXTREMES[:1], 2**16), ValueError,
-         "[feature_keys] feature: expected an integer >= 0 and <= 65535, got 65536"),
-        (lambda: feature_keys(EXTREMES[:1], -1), ValueError, "[feature_keys] feature: expected an integer >= 0"),
-        (lambda: feature_keys(EXTREMES[:1], 2**64, feature_bits=0), ValueError, "feature: expected an integer >= 0"),
-        (lambda: feature_keys(EXTREMES[:1], 0.5), TypeError, "[feature_keys] feature: expected an integer, got float"),
-        (lambda: feature_keys(EXTREMES[:1], 0, feature_bits=33), ValueError, "[feature_keys] feature_bits: expected"),
-    ],
-)  # fmt: skip
-def test_errors(call, error, text):
-    with pytest.raises(error, match=re.escape(text)):
-        call()
 
 
 @pytest.mark.parametrize("bits", [0, 16])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.table import CountFilter, ProbabilisticFilter
+from refusals import NO_ARRAY, grouped, refused
 
 SPLITS = (1, 5, 7)
 
@@ -302,142 +303,82 @@ def chance(*args, **kw):
     )
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "text"),
-    [
-        (
-            lambda: CountFilter(100, 16),
-            ValueError,
-            r"[CountFilter] threshold: expected an integer >= 0 and <= 15, got 16",
-        ),
-        (
-            lambda: CountFilter(100, 1.0),
-            TypeError,
-            "[CountFilter] threshold: expected an integer, got float",
-        ),
-        (
-            lambda: CountFilter(13, 1),
-            ValueError,
-            "[CountFilter] capacity: expected an integer >= 14",
-        ),
-        (
-            lambda: CountFilter("9", 1),
-            TypeError,
-            "[CountFilter] capacity: expected an integer, got str",
-        ),
-        (
-            lambda: CountFilter(100, 1, splits=4),
-            ValueError,
-            "[CountFilter] splits: expected 1, or 5 to 64, got 4. Leave",
-        ),
+ERRORS = {
+    ("CountFilter", ValueError): [
+        (lambda: CountFilter(100, 16), "threshold: expected an integer >= 0 and <= 15, got 16"),
+        (lambda: CountFilter(13, 1), "capacity: expected an integer >= 14"),
+        (lambda: CountFilter(100, 1, splits=4), "splits: expected 1, or 5 to 64, got 4. Leave"),
         (
             lambda: CountFilter(100, 1, splits=0),
-            ValueError,
-            "[CountFilter] splits: expected an integer >= 1 and <= 64, got 0",
-        ),
-        (
-            lambda: COUNTER.add([1]),
-            TypeError,
-            "[CountFilter.add] keys: expected a NumPy, torch or CuPy array, got list",
-        ),
-        (
-            lambda: COUNTER.add(K[None]),
-            ValueError,
-            "[CountFilter.add] keys: expected 1 dimension(s), got shape (1, 4)",
-        ),
-        (
-            lambda: COUNTER.add(K, K[:2]),
-            ValueError,
-            "[CountFilter.add] counts: expected shape (4,) like keys, got (2,)",
-        ),
-        (
-            lambda: COUNTER.add(K, -K),
-            ValueError,
-            "[CountFilter.add] counts: expected counts >= 0, got -3. Leave",
-        ),
-        (
-            lambda: COUNTER.add(K, K * 1.0),
-            TypeError,
-            "[CountFilter.add] counts: expected dtype int64, int32, got float64",
-        ),
-        (
-            lambda: COUNTER.counts(K * 1.0),
-            TypeError,
-            "[CountFilter.counts] keys: expected dtype int64",
-        ),
-        (
-            lambda: COUNTER.counts(torch.zeros(1, dtype=torch.int64, device="meta")),
-            NotImplementedError,
-            "[CountFilter.counts] keys: expected device cpu, got meta",
-        ),
-        (
-            frequency(3, K),
-            TypeError,
-            "[frequency_admission_filter] counter: expected a CountFilter, got int. Use",
-        ),
-        (frequency(COUNTER, [1]), TypeError, "[frequency_admission_filter] keys: expected a NumPy"),
-        (
-            frequency(COUNTER, K, torch.ones(4).long()),
-            TypeError,
-            "[frequency_admission_filter] counts: expected a numpy array like keys, got torch",
-        ),
-        (
-            frequency(COUNTER, K, threshold=16),
-            ValueError,
-            "[frequency_admission_filter] threshold: expected an integer >= 0 and <= 15, got 16",
-        ),
-        (
-            frequency(COUNTER, K, impl="cuda"),
-            NotImplementedError,
-            "[frequency_admission_filter] no implementation fits keys (4,) int64 on cpu",
-        ),
-        (
-            lambda: ProbabilisticFilter(-1.0),
-            ValueError,
-            "[ProbabilisticFilter] threshold: expected a number >= 0",
-        ),
-        (
-            lambda: ProbabilisticFilter(1.0, seed=-1),
-            ValueError,
-            "[ProbabilisticFilter] seed: expected an integer >= 0",
-        ),
-        (
-            lambda: ProbabilisticFilter(1.0).load_state_dict({}),
-            ValueError,
-            "[ProbabilisticFilter.load_state_dict] state: expected version 1, got None",
-        ),
-        (chance([1]), TypeError, "[probabilistic_admission_filter] keys: expected a NumPy"),
-        (
-            chance(K, -K),
-            ValueError,
-            "[probabilistic_admission_filter] counts: expected counts >= 0, got -3",
-        ),
-        (
-            chance(K, threshold=math.inf),
-            ValueError,
-            "[probabilistic_admission_filter] threshold: expected a finite number >= 0, got inf",
-        ),
-        (
-            chance(K, step=-1),
-            ValueError,
-            "[probabilistic_admission_filter] step: expected an integer >= 0",
-        ),
-        (
-            chance(K, seed=2**64),
-            ValueError,
-            "[probabilistic_admission_filter] seed: expected an integer >= 0",
-        ),
-        (
-            chance(K, impl="triton"),
-            NotImplementedError,
-            "[probabilistic_admission_filter] no implementation fits",
+            "splits: expected an integer >= 1 and <= 64, got 0",
         ),
     ],
-)
-def test_errors(call, error, text):
-    with pytest.raises(error) as caught:
+    ("CountFilter", TypeError): [
+        (lambda: CountFilter(100, 1.0), "threshold: expected an integer, got float"),
+        (lambda: CountFilter("9", 1), "capacity: expected an integer, got str"),
+    ],
+    ("CountFilter.add", TypeError): [
+        (lambda: COUNTER.add([1]), f"keys: {NO_ARRAY} list"),
+        (lambda: COUNTER.add(K, K * 1.0), "counts: expected dtype int64, int32, got float64"),
+    ],
+    ("CountFilter.add", ValueError): [
+        (lambda: COUNTER.add(K[None]), "keys: expected 1 dimension(s), got shape (1, 4)"),
+        (lambda: COUNTER.add(K, K[:2]), "counts: expected shape (4,) like keys, got (2,)"),
+        (lambda: COUNTER.add(K, -K), "counts: expected counts >= 0, got -3. Leave"),
+    ],
+    ("CountFilter.counts", TypeError): [
+        (lambda: COUNTER.counts(K * 1.0), "keys: expected dtype int64")
+    ],
+    ("CountFilter.counts", NotImplementedError): [
+        (
+            lambda: COUNTER.counts(torch.zeros(1, dtype=torch.int64, device="meta")),
+            "keys: expected device cpu, got meta",
+        )
+    ],
+    ("frequency_admission_filter", TypeError): [
+        (frequency(3, K), "counter: expected a CountFilter, got int. Use"),
+        (frequency(COUNTER, [1]), f"keys: {NO_ARRAY}"),
+        (
+            frequency(COUNTER, K, torch.ones(4).long()),
+            "counts: expected a numpy array like keys, got torch",
+        ),
+    ],
+    ("frequency_admission_filter", ValueError): [
+        (
+            frequency(COUNTER, K, threshold=16),
+            "threshold: expected an integer >= 0 and <= 15, got 16",
+        )
+    ],
+    ("frequency_admission_filter", NotImplementedError): [
+        (frequency(COUNTER, K, impl="cuda"), "no implementation fits keys (4,) int64 on cpu")
+    ],
+    ("ProbabilisticFilter", ValueError): [
+        (lambda: ProbabilisticFilter(-1.0), "threshold: expected a number >= 0"),
+        (lambda: ProbabilisticFilter(1.0, seed=-1), "seed: expected an integer >= 0"),
+    ],
+    ("ProbabilisticFilter.load_state_dict", ValueError): [
+        (
+            lambda: ProbabilisticFilter(1.0).load_state_dict({}),
+            "state: expected version 1, got None",
+        )
+    ],
+    ("probabilistic_admission_filter", TypeError): [(chance([1]), f"keys: {NO_ARRAY}")],
+    ("probabilistic_admission_filter", ValueError): [
+        (chance(K, -K), "counts: expected counts >= 0, got -3"),
+        (chance(K, threshold=math.inf), "threshold: expected a finite number >= 0, got inf"),
+        (chance(K, step=-1), "step: expected an integer >= 0"),
+        (chance(K, seed=2**64), "seed: expected an integer >= 0"),
+    ],
+    ("probabilistic_admission_filter", NotImplementedError): [
+        (chance(K, impl="triton"), "no implementation fits")
+    ],
+}
+
+
+@pytest.mark.parametrize(("op", "error", "call", "text"), grouped(ERRORS))
+def test_errors(op, error, call, text):
+    with refused(f"[{op}] {text}", error):
         call()
-    assert str(caught.value).startswith(text)
 
 
 def test_a_refused_batch_counts_nothing():

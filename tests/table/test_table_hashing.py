@@ -1,10 +1,13 @@
 """Salted hashing: frozen values, the reference bit by bit, uniformity, independence of salts."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from hotloop import table
 from hotloop.reference.table import hashing as reference
+from refusals import NO_ARRAY, grouped, refused
 
 EXTREMES = np.array([0, 1, -1, 2**63 - 1, -(2**63), 42], np.int64)
 
@@ -52,21 +55,27 @@ def test_equals_the_reference_bit_by_bit(buckets, n, salt):
         assert (h * buckets) >> 64 == bucket
 
 
-def test_kinds_shapes_and_widths():
-    keys = EXTREMES.reshape(2, 3)
-    wanted = table.salted_hash_bucket(keys, 97)
+HASHES = {
+    "bucket": functools.partial(table.salted_hash_bucket, num_buckets=97),
+    "feature": functools.partial(table.feature_keys, feature=5),
+    "hashed feature": functools.partial(table.feature_keys, feature=5, feature_bits=0),
+}
+
+
+@pytest.mark.parametrize("hashed", HASHES.values(), ids=HASHES)
+def test_kinds_shapes_and_widths(hashed):
+    keys = np.array([[0, 1, -1], [2**46, -(2**47), 42]])
+    wanted = hashed(keys)
     assert wanted.shape == (2, 3)
-    assert np.array_equal(table.salted_hash_bucket(keys.view(np.uint64), 97), wanted)
-    assert np.array_equal(table.salted_hash_bucket(keys[:, ::-1], 97), wanted[:, ::-1])
+    assert np.array_equal(hashed(keys.view(np.uint64)), wanted)
+    assert np.array_equal(hashed(keys[:, ::-1]), wanted[:, ::-1])
     t = torch.from_numpy(keys)
     for given in (t, t.view(torch.uint64), t.t().contiguous().t()):
-        ours = table.salted_hash_bucket(given, 97)
+        ours = hashed(given)
         assert isinstance(ours, torch.Tensor)
         assert np.array_equal(ours.numpy(), wanted)
     small = np.array([-1, 5], np.int32)
-    assert np.array_equal(
-        table.salted_hash_bucket(small, 97), table.salted_hash_bucket(small.astype(np.int64), 97)
-    )
+    assert np.array_equal(hashed(small), hashed(small.astype(np.int64)))
 
 
 def chi_square(counts, expected):
@@ -119,81 +128,56 @@ def test_strings():
 
 
 KEYS = np.arange(3)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "text"),
-    [
-        (
-            lambda: table.salted_hash_bucket([1], 5),
-            TypeError,
-            r"keys: expected a NumPy, torch or CuPy array",
-        ),
-        (
-            lambda: table.salted_hash_bucket(np.zeros(2), 5),
-            TypeError,
-            r"keys: expected dtype int64, uint64, int32, got float64",
-        ),
-        (
-            lambda: table.salted_hash_bucket(KEYS, 0),
-            ValueError,
-            r"num_buckets: expected an integer >= 1",
-        ),
-        (
-            lambda: table.salted_hash_bucket(KEYS, 2**63),
-            ValueError,
-            r"num_buckets: expected an integer >= 1 and <= 9",
-        ),
-        (
-            lambda: table.salted_hash_bucket(KEYS, 5.0),
-            TypeError,
-            r"num_buckets: expected an integer, got float",
-        ),
-        (
-            lambda: table.salted_hash_bucket(KEYS, 5, feature=-1),
-            ValueError,
-            r"feature: expected an integer >= 0",
-        ),
-        (
-            lambda: table.salted_hash_bucket(KEYS, 5, chunk=2**64),
-            ValueError,
-            r"chunk: expected an integer >= 0 and <=",
-        ),
-        (
-            lambda: table.salted_hash_bucket(KEYS, 5, seed=-1),
-            ValueError,
-            r"seed: expected an integer >= 0",
-        ),
-        (
-            lambda: table.salted_hash_bucket(KEYS, 5, impl="cuda"),
-            NotImplementedError,
-            r"no implementation fits",
-        ),
-        (
-            lambda: table.salted_hash_bucket(torch.zeros(2, dtype=torch.int64, device="meta"), 5),
-            NotImplementedError,
-            r"no impl",
-        ),
-        (
-            lambda: table.hash_strings("word"),
-            TypeError,
-            r"strings: expected a sequence of str or bytes, got one str",
-        ),
-        (
-            lambda: table.hash_strings(["a", 3]),
-            TypeError,
-            r"strings: expected str or bytes, got int at \[1\]\. Pass",
-        ),
-        (
-            lambda: table.hash_strings(["a"], impl="triton"),
-            NotImplementedError,
-            r"no implementation fits",
-        ),
+META = torch.zeros(2, dtype=torch.int64, device="meta")
+ERRORS = {
+    ("salted_hash_bucket", TypeError): [
+        (([1], 5), {}, f"keys: {NO_ARRAY} list"),
+        ((np.zeros(2), 5), {}, "keys: expected dtype int64, uint64, int32, got float64"),
+        ((KEYS, 5.0), {}, "num_buckets: expected an integer, got float"),
     ],
-)
-def test_errors(call, error, text):
-    with pytest.raises(error, match=rf"^\[(salted_hash_bucket|hash_strings)\] {text}"):
-        call()
+    ("salted_hash_bucket", ValueError): [
+        ((KEYS, 0), {}, "num_buckets: expected an integer >= 1"),
+        ((KEYS, 2**63), {}, "num_buckets: expected an integer >= 1 and <= 9"),
+        ((KEYS, 5), {"feature": -1}, "feature: expected an integer >= 0"),
+        ((KEYS, 5), {"chunk": 2**64}, "chunk: expected an integer >= 0 and <="),
+        ((KEYS, 5), {"seed": -1}, "seed: expected an integer >= 0"),
+    ],
+    ("salted_hash_bucket", NotImplementedError): [
+        ((KEYS, 5), {"impl": "cuda"}, "no implementation fits"),
+        ((META, 5), {}, "no implementation fits"),
+    ],
+    ("hash_strings", TypeError): [
+        (("word",), {}, "strings: expected a sequence of str or bytes, got one str"),
+        ((["a", 3],), {}, "strings: expected str or bytes, got int at [1]. Pass"),
+    ],
+    ("hash_strings", NotImplementedError): [
+        ((["a"],), {"impl": "triton"}, "no implementation fits"),
+    ],
+    ("feature_keys", TypeError): [
+        (([1], 0), {}, f"ids: {NO_ARRAY}"),
+        ((np.zeros(2), 0), {}, "ids: expected dtype int64, uint64, int32"),
+        ((KEYS, 0.5), {}, "feature: expected an integer, got float"),
+    ],
+    ("feature_keys", ValueError): [
+        (
+            (np.array([5, 2**47]), 0),
+            {},
+            "ids: expected -140737488355328 to 140737488355327 beside 16 bits of the feature, got "
+            "140737488355328. Take fewer feature_bits, or 0, which hashes.",
+        ),
+        ((np.array([5, -(2**47) - 1]), 0), {}, "ids: …got -140737488355329. Take"),
+        ((KEYS, 2**16), {}, "feature: expected an integer >= 0 and <= 65535, got 65536"),
+        ((KEYS, -1), {}, "feature: expected an integer >= 0"),
+        ((KEYS, 2**64), {"feature_bits": 0}, "feature: expected an integer >= 0"),
+        ((KEYS, 0), {"feature_bits": 33}, "feature_bits: expected"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("op", "kind", "args", "given", "text"), grouped(ERRORS))
+def test_errors(op, kind, args, given, text):
+    with refused(f"[{op}] {text}", kind):
+        getattr(table, op)(*args, **given)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
