@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import threading
 
 import numpy as np
@@ -13,6 +12,7 @@ from hotloop.table import Adagrad, DeltaError, DeltaLog, Table
 from hotloop.table.files import deltas as delta_files
 from hotloop.table.files import disk, snapshots
 from hotloop.table.hashing import salted_hash_bucket
+from refusals import refused
 from table_file_cases import flipped
 
 DIM = 3
@@ -186,9 +186,7 @@ def test_a_relay_takes_deltas_once_and_in_order(log, table, load, tmp_path):
     deltas = published(log, table, 3)
     relay = DeltaLog(tmp_path / "elsewhere")
     assert relay.add(deltas[0]) is True
-    with pytest.raises(
-        DeltaError, match=r"^\[DeltaLog.add\] delta: expected one that starts at .*, a gap"
-    ):
+    with refused("[DeltaLog.add] delta: expected one that starts at …, a gap", DeltaError):
         relay.add(deltas[2])
     assert relay.add(deltas[0].to_bytes()) is False
     assert relay.add(deltas[1].to_bytes()) is True and relay.add(deltas[2]) is True
@@ -202,9 +200,7 @@ def test_a_relay_takes_deltas_once_and_in_order(log, table, load, tmp_path):
     assert [d.until for d in relay.pending(table.table_id, deltas[0].until)] == [
         d.until for d in deltas[1:]
     ]
-    with pytest.raises(
-        TypeError, match=r"^\[DeltaLog.add\] delta: expected a Delta or its bytes, got Table\."
-    ):
+    with refused("[DeltaLog.add] delta: expected a Delta or its bytes, got Table.", TypeError):
         relay.add(table)
 
 
@@ -226,7 +222,7 @@ def test_a_damaged_file_stops_who_needs_it_and_nobody_else(log, table, load, how
         with open(path, "wb") as file:
             file.write(changed)
         before = behind.export()
-        with pytest.raises(DeltaError, match=re.escape(f"[DeltaLog.follow] {path}: ")):
+        with refused(f"[DeltaLog.follow] {path}: ", DeltaError):
             log.follow(behind)
         assert behind.position == first.since
         assert np.array_equal(behind.export().values, before.values)
@@ -262,9 +258,7 @@ def test_pruning_without_names_goes_by_the_position_alone(log, table, load):
     assert log.prune(deltas[1].until) == 2
     with pytest.raises(DeltaError, match="is missing"):
         log.follow(load())
-    with pytest.raises(
-        ValueError, match=r"^\[DeltaLog.prune\] upto: expected an integer >= 0, got -1"
-    ):
+    with refused("[DeltaLog.prune] upto: expected an integer >= 0, got -1"):
         log.prune(-1)
     assert log.prune(10**6) == 1 and log.position == deltas[3].until
 
@@ -309,9 +303,7 @@ def test_a_damaged_entry_of_a_follower_stops_pruning(log, table, load):
     for changed in [data[:-1], b""] + [flipped(data, bit) for bit in range(len(data) * 8)]:
         with open(path, "wb") as file:
             file.write(changed)
-        with pytest.raises(
-            DeltaError, match=r"^\[DeltaLog.prune\] .*follower-a.safetensors: expected the pos"
-        ):
+        with refused("[DeltaLog.prune] …follower-a.safetensors: expected the pos", DeltaError):
             log.prune()
     assert files(log) == before
     assert log.forget("a")
@@ -321,9 +313,7 @@ def test_a_damaged_entry_of_a_follower_stops_pruning(log, table, load):
 @pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "a" * 101, "ä", 5])
 def test_names_that_are_no_names(log, table, load, name):
     log.publish(table)
-    with pytest.raises(
-        ValueError, match=r"^\[DeltaLog.follow\] name: expected 1 to 100 letters, digits"
-    ):
+    with refused("[DeltaLog.follow] name: expected 1 to 100 letters, digits"):
         log.follow(load(), name=name)
     assert len(files(log)) == 1
 
@@ -354,9 +344,7 @@ def test_a_log_belongs_to_one_table(log, table):
     log.publish(table)
     other = source()
     other.mark()
-    with pytest.raises(
-        DeltaError, match=rf"^\[DeltaLog.publish\] table: expected table {table.table_id} as in "
-    ):
+    with refused(f"[DeltaLog.publish] table: expected table {table.table_id} as in ", DeltaError):
         log.publish(other)
 
 
@@ -384,9 +372,7 @@ def test_what_could_not_be_written_is_in_the_next_delta(log, table, load, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
 
         patch.setattr(disk, "_fill" if call == "write" else "sync_directory", fail)
-        with pytest.raises(
-            OSError, match=r"^\[Errno 28\] \[DeltaLog.publish\] path: expected to write"
-        ):
+        with refused("[Errno 28] [DeltaLog.publish] path: expected to write", OSError):
             log.publish(table)
     train(table, 2)
     log.publish(table)
@@ -472,13 +458,9 @@ def test_what_is_no_table_or_has_no_changes(log, table, load, tmp_path):
     for call in (log.publish, log.follow):
         with pytest.raises(TypeError, match=r"^\[DeltaLog\.\w+\] \w+: expected a Table, got int\."):
             call(3)
-    with pytest.raises(
-        ValueError, match=r"^\[DeltaLog.publish\] track: expected a table made with"
-    ):
+    with refused("[DeltaLog.publish] track: expected a table made with"):
         log.publish(Table(2))
-    with pytest.raises(
-        FileNotFoundError, match=r"\[DeltaLog.follow\] directory: expected the directory of"
-    ):
+    with refused("[DeltaLog.follow] directory: expected the directory of", FileNotFoundError):
         log.follow(load())
     assert repr(log) == f"DeltaLog({str(tmp_path / 'deltas')!r})"
 

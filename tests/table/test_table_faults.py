@@ -22,6 +22,7 @@ from hotloop.table.files.container import FormatError
 from hotloop.table.files.deltas import Delta, DeltaError, encode_delta, pending, prune, publish
 from hotloop.table.files.disk import write_atomic
 from hotloop.table.files.snapshots import load, save
+from refusals import refused
 from table_file_cases import TABLE_ID, assert_same, join, rows
 
 KILL = Path(__file__).with_name("table_kill.py")
@@ -207,9 +208,7 @@ def test_an_error_names_the_file_the_bytes_and_the_cause(tmp_path):
 
     with (
         hooked(full),
-        pytest.raises(
-            OSError, match=r"\[write_atomic\] path: expected to write 11 bytes, got No s"
-        ) as e,
+        refused("[write_atomic] path: expected to write 11 bytes, got No s", OSError) as e,
     ):
         write_atomic(path, [b"12345", b"678901"])
     assert e.value.errno == errno.ENOSPC and e.value.filename == str(path)
@@ -320,9 +319,7 @@ def test_a_full_disk_keeps_the_old_snapshot_and_is_not_filled_for_good(small_dis
     save(directory, {"generation": 1}, [rows(1000)], part_bytes=20_000)  # 38 KB
     used = shutil.disk_usage(small_disk).used
     for _ in range(3):
-        with pytest.raises(
-            OSError, match=r"\[save\] path: expected to write .* got No space left"
-        ) as e:
+        with refused("[save] path: expected to write … got No space left", OSError) as e:
             save(directory, {"generation": 2}, [rows(100_000)], part_bytes=20_000)
         assert e.value.errno == errno.ENOSPC
         assert shutil.disk_usage(small_disk).used == used

@@ -14,6 +14,7 @@ from hotloop.table.files import container, deltas, snapshots
 from hotloop.table.files.container import FormatError, NewerFormatError, RawArray, decode, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from table_file_cases import (
     TABLE_ID,
     any_array,
@@ -159,9 +160,8 @@ def test_another_seed_adds_nothing_to_a_crc():
 
 def test_a_newer_version_is_refused_as_such():
     data = sealed('","format":"hotloop-table","version":"2"},"future":"anything"}')
-    with pytest.raises(
-        NewerFormatError,
-        match=r"\[decode\] x: expected format version 1 or lower, got 2\. .* upgrade hotloop",
+    with refused(
+        "[decode] x: expected format version 1 or lower, got 2. … upgrade hotloop", NewerFormatError
     ):
         decode(data, "x")
 
@@ -288,9 +288,7 @@ def test_what_cannot_be_written_is_refused(arrays, metadata, error, text):
 def test_raw_arrays_hold_the_bits_of_a_known_type():
     with pytest.raises(ValueError, match=r"\[RawArray\] dtype: expected one of bfloat16, got 'x'"):
         RawArray("x", np.zeros(1, np.uint16))
-    with pytest.raises(
-        TypeError, match=r"\[RawArray\] bits: expected a NumPy array of uint16, got"
-    ):
+    with refused("[RawArray] bits: expected a NumPy array of uint16, got", TypeError):
         RawArray("bfloat16", np.zeros(1, np.float32))
     with pytest.raises(TypeError, match="got list"):
         RawArray("bfloat16", [1])

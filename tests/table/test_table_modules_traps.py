@@ -12,6 +12,7 @@ import torch
 from hotloop.table import SGD, Table
 from hotloop.table.modules import HashEmbedding, HashEmbeddingBag
 from module_cases import DIM, UNIVERSE, filled
+from refusals import refused
 from torch import nn
 
 KINDS = [HashEmbedding, HashEmbeddingBag]
@@ -97,7 +98,7 @@ def test_rows_that_ddp_does_not_reduce_are_said_once(kind, two_ranks):
     ],
 )  # fmt: skip
 def test_arguments_of_others_are_answered_by_the_class_that_was_called(args, given, text, kind):
-    with pytest.raises(TypeError, match=re.escape(f"[{kind.__name__}] {text}")):
+    with refused(f"[{kind.__name__}] {text}", TypeError):
         kind(*args, **given)
 
 
@@ -113,7 +114,7 @@ def test_arguments_of_others_are_answered_by_the_class_that_was_called(args, giv
     ],
 )  # fmt: skip
 def test_settings_of_the_table_are_answered_by_the_module(given, error, text, kind):
-    with pytest.raises(error, match=re.escape(f"[{kind.__name__}] {text}")):
+    with refused(f"[{kind.__name__}] {text}", error):
         kind(**given)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 
 import pytest
 import torch
@@ -32,6 +31,7 @@ from module_cases import (
     seeded,
     target,
 )
+from refusals import refused
 from torch import nn
 
 MODES = ("rows", "padded", "sum", "weighted", "mean", "max")
@@ -146,7 +146,7 @@ def test_a_step_over_modules_writes_all_or_nothing():
         "[TableOptimizer.step] lr: expected one for all modules over one table, whose gradients are summed, got "
         "1.0 and 0.5. Set that of all their groups, or take summed=False."
     )
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with refused(text):
         rows.step()
     rows.param_groups[2]["lr"] = 1.0
     (modules[1](ids) * math.inf).sum().backward()
@@ -179,7 +179,7 @@ def test_parameters_are_not_added_where_they_would_not_learn():
     text = (
         "[TableOptimizer.add_param_group] param_group: expected no parameters, got a group of them."
     )
-    with pytest.raises(NotImplementedError, match=re.escape(text)):
+    with refused(text, NotImplementedError):
         rows.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     assert len(rows.param_groups) == 1
 
@@ -342,7 +342,7 @@ def test_settings_travel_by_state_dict_and_stay_attached():
     torch.testing.assert_close(before - rows_of(other[1]), torch.full_like(before, 0.25))
     wrong = TableOptimizer([other[1], other[0]])
     text = "[TableOptimizer.load_state_dict] rule: expected ['Adagrad', 'Adam'], got ['Adam', 'Adagrad']."
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with refused(text):
         wrong.load_state_dict(rows.state_dict())
 
 
@@ -356,7 +356,7 @@ def test_every_rule_is_a_group_of_its_settings(rule):
     assert group["lr"] == rule.lr and group["stochastic_rounding"] is False
     module(UNIVERSE).sum().backward()
     group["lr"] = -1.0
-    with pytest.raises(ValueError, match=re.escape(f"[{group['rule']}] lr: expected")):
+    with refused(f"[{group['rule']}] lr: expected"):
         module(UNIVERSE).sum().backward()
 
 
@@ -405,7 +405,7 @@ def rows_of_step() -> TableOptimizer:
     ],
 )  # fmt: skip
 def test_errors(call, kind, text):
-    with pytest.raises(kind, match=re.escape(text)):
+    with refused(text, kind):
         call()
 
 
@@ -413,12 +413,10 @@ def test_a_norm_that_is_not_finite():
     module = make("rows", "sgd")
     (module(UNIVERSE).sum() * torch.tensor(torch.nan)).backward()
     rows = TableOptimizer(module)
-    with pytest.raises(
-        ValueError, match=re.escape("clip_grad_norm_] parameters: expected a finite")
-    ):
+    with refused("clip_grad_norm_] parameters: expected a finite"):
         rows.clip_grad_norm_(module, 1.0, error_if_nonfinite=True)
     assert rows.clip_grad_norm_(module, 1.0).isnan()
-    with pytest.raises(ValueError, match=re.escape("[HashEmbedding.step] grads: expected finite")):
+    with refused("[HashEmbedding.step] grads: expected finite"):
         module.step()
     assert float(rows_of_step().clip_grad_norm_(nn.Linear(2, 2), 1.0)) == 0.0
 
@@ -428,5 +426,5 @@ def test_rows_that_moved_in_backward_are_refused_under_a_scaler():
     rows, scaler = TableOptimizer(module), torch.amp.GradScaler("cpu")
     scaler.scale(module(UNIVERSE).sum()).backward()
     text = '[TableOptimizer] update: expected "step" under a GradScaler, got "backward"'
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with refused(text):
         scaler.step(rows)

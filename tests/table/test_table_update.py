@@ -14,6 +14,7 @@ from hotloop.table import (
     Table,
     Uniform,
 )
+from refusals import refused
 
 RULES = (
     SGD(lr=0.1, weight_decay=0.01),
@@ -244,9 +245,7 @@ def test_another_rule_for_one_call_must_have_the_same_state():
     table.update(keys, ones)
     np.testing.assert_allclose(table.find(keys).values, -1 / np.sqrt(2), rtol=1e-6)
     for other in (SGD(), Adam(), RowwiseAdagrad()):
-        with pytest.raises(
-            ValueError, match=r"\[Table.update\] optimizer: expected the state of Ada"
-        ):
+        with refused("[Table.update] optimizer: expected the state of Ada"):
             table.update(keys, ones, optimizer=other)
 
 
@@ -260,9 +259,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(level, bad, dim):
         grads = np.ones((6, dim), np.float32)
         grads[row, column] = bad
         shown = {"nan": "nan", "inf": "inf", "-inf": "-inf"}[str(bad)]
-        with pytest.raises(
-            ValueError, match=rf"finite numbers, got {shown} at \[{row}, {column}\]"
-        ):
+        with refused(f"finite numbers, got {shown} at [{row}, {column}]"):
             table.update(np.arange(6), grads)
     for a, b in zip(before, table.export()):
         np.testing.assert_array_equal(a, b)
