@@ -16,14 +16,22 @@ CALLS = [
     Call(
         "expert_space_routing",
         lambda n: {
-            "embeddings": normal(n, 3, D, leaf=True),
+            "embeddings": normal(n, 3, 2, D, leaf=True),
             "router_logits": normal(n, 3, leaf=True),
         },
     ),
     Call(
+        "expert_space_routing",
+        lambda n: {
+            "embeddings": normal(n, 3, D, leaf=True),
+            "router_logits": normal(n, 3, leaf=True),
+        },
+        variant="expert_space_routing_without_copies",
+    ),
+    Call(
         "multi_reward_embedding",
         lambda n: {
-            "returns_to_go": normal(n, 2),
+            "returns_to_go": normal(n, 3, 2),
             "w1": normal(2, 5, leaf=True),
             "w2": normal(5, 5, leaf=True),
             "anchors": normal(5, 2, leaf=True),

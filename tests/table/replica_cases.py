@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from hotloop.table import CountFilter, Delta, Table, _export
-from hotloop.table.files import replicas
+from hotloop.table.files import replicas, snapshots
+from table_checks import assert_rows
 
 ONES = np.ones((9, 1), np.float32)
 
@@ -21,8 +22,7 @@ def keys_of(table: Table) -> list[int]:
 
 def assert_same(found: Table, wanted: Table) -> None:
     """Rows with all their columns, clocks and the filter."""
-    for name, a, b in zip(wanted.export()._fields, found.export(), wanted.export()):
-        np.testing.assert_array_equal(a, b, name)
+    assert_rows(found, wanted)
     assert replicas.clock(found) == replicas.clock(wanted)
     if isinstance(wanted.admission, CountFilter):
         state, theirs = found.admission.state_dict(), wanted.admission.state_dict()
@@ -40,13 +40,31 @@ def with_(delta: Delta, **changes) -> Delta:
     return Delta(**{**{name: getattr(delta, name) for name in names}, **changes})
 
 
-def at_work(monkeypatch, change) -> None:
-    """Call ``change`` between the look at what was erased and that at the rows of the next delta or snapshot."""
-    real, left = _export.blocks, [1]
+def at_work(monkeypatch, change, first: int = 0) -> None:
+    """Call ``change`` between the look at what was erased and that at the rows of the next delta or snapshot.
 
-    def blocks(*given):
-        if left.pop() if left else 0:
-            change()
-        yield from real(*given)
+    With ``first``, rows are read in blocks of so many, and it is called after the first block.
+    """
+    real, left = _export.blocks, [change]
+
+    def blocks(made, rows, since):
+        if not first and left:
+            left.pop()()
+        for block in real(made, first or rows, since):
+            yield block
+            if left:
+                left.pop()()
 
     monkeypatch.setattr(_export, "blocks", blocks)
+
+
+def during_save(monkeypatch, change) -> None:
+    """Call ``change`` after the first block of the next snapshot has been filed."""
+    real, left = snapshots._Writer.add, [change]
+
+    def add(self, block):
+        real(self, block)
+        if left:
+            left.pop()()
+
+    monkeypatch.setattr(snapshots._Writer, "add", add)

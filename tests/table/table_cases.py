@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hotloop import table
 from torch import Tensor
@@ -123,6 +124,16 @@ def plain_group_adagrad(
     return torch.where(norm < l2, torch.zeros_like(w), -eta * (1 - l2 / norm) * z)
 
 
+RULES = {
+    "sparse_sgd_update": table.SGD,
+    "rowwise_adagrad_update": table.RowwiseAdagrad,
+    "sparse_adagrad_update": table.Adagrad,
+    "sparse_adam_update": table.Adam,
+    "ftrl_proximal_update": table.FTRL,
+    "group_adagrad_update": table.GroupAdagrad,
+}
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -135,6 +146,14 @@ class Case:
     eps: float = (
         1e-6  # beside the error of plain torch: states whose differences cancel ask for more
     )
+
+    @property
+    def rule(self) -> Any:
+        """The row optimizer of these settings, for a table and for whole batches."""
+        sums = {"state_sum", "n"} & set(self.columns)
+        first = {"initial_accumulator_value": self.start} if sums else {}
+        rowwise = {"rowwise": True} if "exp_avg_sq" in self.scalars else {}
+        return RULES[self.op](**self.settings, **first, **rowwise)
 
     def state(self, rows: int, dim: int, dtype: torch.dtype = torch.float32) -> State:
         shape = {c: (rows,) if c in self.scalars else (rows, dim) for c in self.columns}
@@ -205,6 +224,7 @@ CASES = (
     _group("group_adagrad_l2", lr=0.1, beta=0.1, l2=1.5, weight_decay=0.3),
 )
 BY_NAME = {case.name: case for case in CASES}
+by_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def inputs(rows: int, dim: int, seed: int = 0) -> tuple[Tensor, list[Tensor]]:

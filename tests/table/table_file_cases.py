@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotloop.table.files import container
+from hotloop.table.files import container, manifests, snapshots
 from hotloop.table.files.container import Array, RawArray
 from hypothesis import strategies as st
 
@@ -63,6 +64,21 @@ def sealed_arrays(arrays: dict[str, Any], body: bytes = b"") -> bytes:
     """A file whose metadata is right and whose entries of arrays are any JSON."""
     entries = "".join(f",{json.dumps(name)}:{json.dumps(entry)}" for name, entry in arrays.items())
     return sealed(f'","format":"hotloop-table","version":"1"}}{entries}}}', body)
+
+
+def resealed(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of a snapshot and give it the checksum that fits."""
+    path = directory / snapshots.MANIFEST
+    content = json.loads(path.read_bytes())
+    change(content)
+    reseal(path, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def reseal(path: Path, text: bytes) -> None:
+    start = len(manifests.PREFIX)
+    assert text.startswith(manifests.PREFIX)
+    zeroed = text[:start] + b"0" * 8 + text[start + 8 :]
+    path.write_bytes(text[:start] + b"%08x" % zlib.crc32(zeroed) + text[start + 8 :])
 
 
 def flipped(data: bytes, bit: int) -> bytes:

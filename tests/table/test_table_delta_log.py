@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
-import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hotloop.table import Adagrad, DeltaError, DeltaLog, Table
 from hotloop.table.files import deltas as delta_files
-from hotloop.table.files import disk, snapshots
+from hotloop.table.files import disk
 from hotloop.table.hashing import salted_hash_bucket
-from refusals import refused
+from replica_cases import assert_same, during_save, insert
+from table_checks import beside, refused, unchanged
 from table_file_cases import flipped
 
 DIM = 3
@@ -36,13 +38,6 @@ def train(table: Table, step: int) -> None:
     keys = rng.integers(0, 200, 40)
     table.update(keys, rng.normal(size=(40, DIM)).astype(np.float32))
     table.erase(rng.integers(0, 200, 10))
-
-
-def assert_same(found: Table, wanted: Table) -> None:
-    for name, a, b in zip(
-        ("keys", "values", "state", "scores", "use"), found.export(), wanted.export()
-    ):
-        np.testing.assert_array_equal(a, b, name)
 
 
 @pytest.fixture
@@ -126,32 +121,21 @@ def test_replicas_follow_beside_a_publisher_that_prunes(log, table, load):
     replicas = {name: load() for name in ("a", "b")}
     for name, replica in replicas.items():
         log.follow(replica, name=name)
-    done, errors = threading.Event(), []
 
-    def keep_following(name, replica):
-        mine = DeltaLog(log.directory)
-        try:
-            while not done.is_set():
-                before = replica.position
-                mine.follow(replica, name=name)
-                assert replica.position >= before
-            mine.follow(replica, name=name)
-        except BaseException as error:
-            errors.append(error)
+    def follow(name, replica, mine):
+        before = replica.position
+        mine.follow(replica, name=name)
+        assert replica.position >= before
 
-    threads = [threading.Thread(target=keep_following, args=item) for item in replicas.items()]
-    for thread in threads:
-        thread.start()
+    works = [functools.partial(follow, *item, DeltaLog(log.directory)) for item in replicas.items()]
     pruned = 0
-    for step in range(40):
-        train(table, step)
-        log.publish(table)
-        pruned += log.prune()
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert not errors
-    for replica in replicas.values():
+    with beside(*works):
+        for step in range(40):
+            train(table, step)
+            log.publish(table)
+            pruned += log.prune()
+    for work, replica in zip(works, replicas.values()):
+        work()
         assert_same(replica, table)
     assert set(log.followers.values()) == {table.position}
     assert pruned + log.prune() == 40 and len(files(log)) == 3
@@ -172,12 +156,10 @@ def test_a_missing_delta_is_missed_by_who_needs_it(log, table, load):
     published(log, table, 2)
     os.unlink(os.path.join(log.directory, f"delta-{first.since}-{first.until}.safetensors"))
     behind = load()
-    before = behind.export()
-    text = rf"^\[DeltaLog.follow\] .*: {first.since} to {first.until} is missing\. Fetch what is missing, or load a"
-    with pytest.raises(DeltaError, match=text):
+    text = f"[DeltaLog.follow] …: {first.since} to {first.until} is missing. Fetch what is missing, or load a"
+    with unchanged(behind), refused(text, DeltaError):
         log.follow(behind)
     assert behind.position == first.since
-    assert np.array_equal(behind.export().values, before.values)
     assert log.follow(ahead) == 2
     assert_same(ahead, table)
 
@@ -209,29 +191,23 @@ def test_a_damaged_file_stops_who_needs_it_and_nobody_else(log, table, load, how
     first, _ = published(log, table, 2)
     ahead, behind = load(), load()
     log.follow(ahead)
-    path = os.path.join(log.directory, f"delta-{first.since}-{first.until}.safetensors")
-    with open(path, "rb") as file:
-        data = file.read()
-    other = source()
+    path = Path(log.directory) / f"delta-{first.since}-{first.until}.safetensors"
+    data, other = path.read_bytes(), source()
     for changed in {
         "truncated": [data[:-1], data[: len(data) // 2], data[:63]],
         "flipped": [flipped(data, bit) for bit in range(0, len(data) * 8, 331)],
         "empty": [b""],
         "of another table": [other.delta(0).to_bytes()],
     }[how]:
-        with open(path, "wb") as file:
-            file.write(changed)
-        before = behind.export()
-        with refused(f"[DeltaLog.follow] {path}: ", DeltaError):
+        path.write_bytes(changed)
+        with unchanged(behind), refused(f"[DeltaLog.follow] {path}: ", DeltaError):
             log.follow(behind)
         assert behind.position == first.since
-        assert np.array_equal(behind.export().values, before.values)
     train(table, 9)
     log.publish(table)
     assert log.follow(ahead) == 1
     assert_same(ahead, table)
-    with open(path, "wb") as file:
-        file.write(data)
+    path.write_bytes(data)
     assert log.follow(behind) == 3
     assert_same(behind, table)
 
@@ -296,13 +272,10 @@ def test_a_replica_that_starts_again_is_kept_from_its_snapshot_on(log, table, lo
 def test_a_damaged_entry_of_a_follower_stops_pruning(log, table, load):
     published(log, table, 3)
     log.follow(load(), name="a")
-    path = os.path.join(log.directory, "follower-a.safetensors")
-    with open(path, "rb") as file:
-        data = file.read()
-    before = files(log)
+    path = Path(log.directory) / "follower-a.safetensors"
+    data, before = path.read_bytes(), files(log)
     for changed in [data[:-1], b""] + [flipped(data, bit) for bit in range(len(data) * 8)]:
-        with open(path, "wb") as file:
-            file.write(changed)
+        path.write_bytes(changed)
         with refused("[DeltaLog.prune] …follower-a.safetensors: expected the pos", DeltaError):
             log.prune()
     assert files(log) == before
@@ -404,14 +377,8 @@ def test_a_snapshot_right_after_a_delta_stands_where_it_ends(log, table, tmp_pat
 def test_rows_written_during_a_save_are_not_taken_for_published(log, table, tmp_path, monkeypatch):
     """Or a publisher that starts from this snapshot would never send them."""
     published(log, table, 1)
-    end, real, left = log.position, snapshots._Writer.add, [1]
-
-    def add(self, block):
-        real(self, block)
-        if left.pop() if left else 0:
-            table.insert_or_assign(np.array([777]), np.ones((1, DIM), np.float32))
-
-    monkeypatch.setattr(snapshots._Writer, "add", add)
+    end = log.position
+    during_save(monkeypatch, lambda: insert(table, 777))
     table.save(tmp_path / "second")
     assert table.position > end
     assert Table.load(tmp_path / "second").contains(np.array([777])).all()
@@ -421,15 +388,9 @@ def test_a_replica_saved_while_a_delta_is_applied_takes_it_again(
     log, table, load, tmp_path, monkeypatch
 ):
     published(log, table, 2)
-    replica, real, left = load(), snapshots._Writer.add, [1]
+    replica = load()
     at = replica.position
-
-    def add(self, block):
-        real(self, block)
-        if left.pop() if left else 0:
-            log.follow(replica)
-
-    monkeypatch.setattr(snapshots._Writer, "add", add)
+    during_save(monkeypatch, lambda: log.follow(replica))
     replica.save(tmp_path / "second")
     loaded = Table.load(tmp_path / "second")
     assert loaded.position == at and log.follow(loaded) == 2

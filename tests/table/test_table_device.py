@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hotloop.front import native
 from hotloop.table import Table, _device
-from refusals import grouped, refused
+from table_checks import grouped, refused
 
 
 def without(monkeypatch: pytest.MonkeyPatch, module: object) -> None:

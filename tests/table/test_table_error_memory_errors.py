@@ -9,7 +9,7 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.table import ErrorMemory
-from refusals import refused
+from table_checks import NO_ARRAY, NO_FLOAT, NO_SEED, grouped, refused
 
 Q, B = np.ones((2, 3), np.float32), np.full(2, 0.5, np.float32)
 KEYS, Y = np.ones((5, 3), np.float32), np.zeros(5, np.float32)
@@ -55,15 +55,11 @@ TYPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "text"), VALUES)
-def test_values(changes: Any, text: str) -> None:
-    with refused(f"[{OP}] {text}"):
-        call(**changes)
-
-
-@pytest.mark.parametrize(("changes", "text"), TYPES)
-def test_types(changes: Any, text: str) -> None:
-    with refused(f"[{OP}] {text}", TypeError):
+@pytest.mark.parametrize(
+    ("error", "changes", "text"), grouped({ValueError: VALUES, TypeError: TYPES})
+)
+def test_errors(error: Any, changes: Any, text: str) -> None:
+    with refused(f"[{OP}] {text}", error):
         call(**changes)
 
 
@@ -90,9 +86,8 @@ def test_checks_find_what_is_not_finite(name: str, monkeypatch: pytest.MonkeyPat
         call(**{name: x})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
+MEMORY = {
+    ValueError: [
         ({"capacity": 0}, "capacity: expected an integer >= 1, got 0."),
         ({"dim": 0}, "dim: expected an integer >= 1, got 0."),
         ({"k": 0}, "k: expected an integer >= 1, got 0."),
@@ -101,27 +96,19 @@ def test_checks_find_what_is_not_finite(name: str, monkeypatch: pytest.MonkeyPat
         ({"lam": 2}, "lam: expected a number >= 0 and <= 1, got 2."),
         ({"sigma": -0.5}, "sigma: expected a number >= 0, got -0.5."),
         ({"sample_rate": 1.5}, "sample_rate: expected a number >= 0 and <= 1, got 1.5."),
-        ({"seed": -1}, "seed: expected an integer >= 0 and <= 18446744073709551615, got -1."),
+        ({"seed": -1}, f"seed: {NO_SEED} -1."),
     ],
-)
-def test_values_of_a_memory(arguments: Any, text: str) -> None:
-    with refused(f"[ErrorMemory] {text}"):
-        ErrorMemory(**{"capacity": 4, "dim": 3, **arguments})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
+    TypeError: [
         ({"capacity": 1.0}, "capacity: expected an integer, got float."),
-        (
-            {"like": np.zeros(1, int)},
-            "like: expected dtype float32, float64, float16, bfloat16, got int64.",
-        ),
-        ({"like": "float32"}, "like: expected a NumPy, torch or CuPy array, got str."),
+        ({"like": np.zeros(1, int)}, f"like: {NO_FLOAT} int64."),
+        ({"like": "float32"}, f"like: {NO_ARRAY} str."),
     ],
-)
-def test_types_of_a_memory(arguments: Any, text: str) -> None:
-    with refused(f"[ErrorMemory] {text}", TypeError):
+}
+
+
+@pytest.mark.parametrize(("error", "arguments", "text"), grouped(MEMORY))
+def test_arguments_of_a_memory(error: Any, arguments: Any, text: str) -> None:
+    with refused(f"[ErrorMemory] {text}", error):
         ErrorMemory(**{"capacity": 4, "dim": 3, **arguments})
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.table import ErrorSketch
-from refusals import refused
+from table_checks import grouped, refused
 
 H, W = np.ones((2, 3), np.float32), np.ones((4, 5, 3), np.float32)
 AT, SKETCH = np.zeros((2, 4), np.int32), np.zeros((4, 32, 3), np.int64)
@@ -122,16 +122,11 @@ TYPES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("op", "call", "text"), VALUES)
-def test_values(op: str, call: Callable[[], Any], text: str) -> None:
-    with refused(f"[{op}] {text}"):
-        call()
-    assert not SKETCH.any()
-
-
-@pytest.mark.parametrize(("op", "call", "text"), TYPES)
-def test_types(op: str, call: Callable[[], Any], text: str) -> None:
-    with refused(f"[{op}] {text}", TypeError):
+@pytest.mark.parametrize(
+    ("error", "op", "call", "text"), grouped({ValueError: VALUES, TypeError: TYPES})
+)
+def test_errors(error: Any, op: str, call: Callable[[], Any], text: str) -> None:
+    with refused(f"[{op}] {text}", error):
         call()
     assert not SKETCH.any()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hotloop.table import SGD, Adagrad, Table, TableFullError
-from refusals import NO_ARRAY, grouped, refused
+from table_checks import NO_ARRAY, grouped, refused
 
 KEYS = np.array([1, 2, 3])
 VALUES = np.ones((3, 2), np.float32)

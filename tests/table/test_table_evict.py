@@ -13,51 +13,10 @@ from hotloop.table import (
     TableFullError,
     probabilistic_admission_filter,
 )
+from table_checks import refused, unchanged
+from table_model import Model
 
 STRATEGIES = ("lru", "lfu", "epoch_lru", "epoch_lfu", "custom")
-
-
-class Model:
-    """A table with a bound as a dict: known keys of a batch first, then unknown ones, in order."""
-
-    def __init__(self, strategy, bound):
-        self.strategy, self.bound = strategy, bound
-        self.tick = 0
-        self.rows: dict[int, float] = {}
-        self.score: dict[int, int] = {}
-        self.refused = 0
-
-    def next_score(self, key, given, epoch, fresh):
-        before = 0 if fresh else self.score[key]
-        return {
-            "lru": self.tick,
-            "lfu": before + given,
-            "epoch_lru": (epoch << 32) | self.tick,
-            "epoch_lfu": (epoch << 32) | min((before & 0xFFFFFFFF) + given, 0xFFFFFFFF),
-            "custom": given,
-        }[self.strategy]
-
-    def upsert(self, keys, values, scores, epoch):
-        self.tick += 1
-        gone = []
-        known = [i for i, key in enumerate(keys) if key in self.rows]
-        unknown = [i for i, key in enumerate(keys) if key not in self.rows]
-        for i in known + unknown:
-            key, given = keys[i], 1 if scores is None else scores[i]
-            if key in self.rows:
-                self.score[key] = self.next_score(key, given, epoch, False)
-                self.rows[key] = values[i]
-                continue
-            score = self.next_score(key, given, epoch, True)
-            if len(self.rows) == self.bound:
-                lowest = min(self.rows, key=lambda k: (self.score[k], k % 2**64))
-                if self.strategy != "lfu" and score < self.score[lowest]:
-                    self.refused += 1
-                    gone.append((key, values[i], score))
-                    continue
-                gone.append((lowest, self.rows.pop(lowest), self.score.pop(lowest)))
-            self.rows[key], self.score[key] = values[i], score
-        return gone
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -82,9 +41,8 @@ def test_the_lowest_score_leaves_first(strategy, bound, threads):
             scores = rng.integers(0, 6 if strategy != "custom" else 2**62, n)
         epoch = int(rng.integers(max(0, step // 50 - 1), step // 50 + 1))
         refused = model.refused
-        gone = model.upsert(
-            keys.tolist(), values.tolist(), None if scores is None else scores.tolist(), epoch
-        )
+        given, new = None if scores is None else scores.tolist(), values.tolist()
+        gone = model.upsert(keys.tolist(), lambda i, _, new=new: new[i], given, epoch)
         if step % 3:
             out = table.insert_and_evict(keys, values[:, None], scores=scores, epoch=epoch)
             got = zip(out.keys.tolist(), out.values[:, 0].tolist(), out.scores.tolist())
@@ -204,24 +162,16 @@ def test_a_full_table_without_a_strategy_is_left_as_it_was(optimizer):
     table = Table(2, capacity=1, max_capacity=20, optimizer=optimizer, track=("use", "changes"))
     keys = np.arange(18)
     table.insert_or_assign(keys, np.random.default_rng(0).random((18, 2), np.float32), time=5)
-    mark, before = table.mark(), table.export()
+    mark = table.mark()
     batch = np.array([0, 1, 100, 101, 102, 2])
     values = np.full((6, 2), 9, np.float32)
-    calls = [
-        lambda: table.insert_or_assign(batch, values, time=9),
-        lambda: table.insert_and_evict(batch, values, time=9),
-        lambda: table.find_or_insert(batch, time=9),
-    ]
+    calls = {"insert_or_assign": (values,), "insert_and_evict": (values,), "find_or_insert": ()}
     if optimizer is not None:
-        calls.append(lambda: table.update(batch, values, time=9))
-    for call in calls:
-        with pytest.raises(
-            TableFullError, match=r"\[Table\.\w+\] keys: expected room for .* got 18 ro"
-        ):
-            call()
-        after = table.export()
-        for a, b in zip(before, after):
-            np.testing.assert_array_equal(a, b)
+        calls["update"] = (values,)
+    for verb, given in calls.items():
+        text = f"[Table.{verb}] keys: expected room for … got 18 rows"
+        with unchanged(table), refused(text, TableFullError):
+            getattr(table, verb)(batch, *given, time=9)
         assert len(table.delta(mark).keys) == 0
     table.insert_or_assign(np.array([0, 100, 101, 100]), values[:4])  # exactly full
     assert len(table) == 20 and table.contains(np.array([100, 101])).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hotloop.table import Eviction, ManagedSlots, mch_evict_batch
 from hotloop.table.managed_slots import ADMISSIONS, POLICIES
-from refusals import NO_ARRAY, grouped, refused
+from table_checks import NO_ARRAY, grouped, refused
 
 
 def stream(seed, rounds, ids=60, length=40):

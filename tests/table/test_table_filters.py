@@ -9,7 +9,7 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.table import CountFilter, ProbabilisticFilter
-from refusals import NO_ARRAY, grouped, refused
+from table_checks import NO_ARRAY, grouped, refused
 
 SPLITS = (1, 5, 7)
 

@@ -14,7 +14,7 @@ from hotloop.table.files import container, deltas, snapshots
 from hotloop.table.files.container import FormatError, NewerFormatError, RawArray, decode, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import refused
+from table_checks import refused
 from table_file_cases import (
     TABLE_ID,
     any_array,
@@ -99,15 +99,9 @@ def test_the_safetensors_package_reads_the_metadata_and_bfloat16_of_a_file(tmp_p
 def test_every_flipped_bit_of_the_header_is_found():
     decode(SMALL, "x")
     for bit in range(header_size(SMALL) * 8):
-        with pytest.raises(FormatError, match=r"^\[decode\] x: expected .*, got .*\. .* again"):
+        with refused("[decode] x: expected …, got …. … again", FormatError) as caught:
             decode(flipped(SMALL, bit), "x")
-
-
-def test_a_flip_is_damage_and_not_a_newer_version():
-    for bit in range(header_size(SMALL) * 8):
-        with pytest.raises(FormatError) as caught:
-            decode(flipped(SMALL, bit), "x")
-        assert not isinstance(caught.value, NewerFormatError)
+        assert not isinstance(caught.value, NewerFormatError), "it is damage"
 
 
 def test_a_thousand_flipped_bits_of_the_body_are_found():
@@ -160,9 +154,8 @@ def test_another_seed_adds_nothing_to_a_crc():
 
 def test_a_newer_version_is_refused_as_such():
     data = sealed('","format":"hotloop-table","version":"2"},"future":"anything"}')
-    with refused(
-        "[decode] x: expected format version 1 or lower, got 2. … upgrade hotloop", NewerFormatError
-    ):
+    text = "[decode] x: expected format version 1 or lower, got 2. … upgrade hotloop"
+    with refused(text, NewerFormatError):
         decode(data, "x")
 
 

@@ -25,7 +25,7 @@ from hotloop.table import (
     Table,
     TableFullError,
 )
-from refusals import refused
+from table_checks import assert_rows, refused
 
 pytestmark = [
     pytest.mark.gpu,
@@ -137,8 +137,7 @@ def test_updates_do_not_depend_on_the_run():
         table.update(keys, grads)
         found.append(table.export())
     for other in found[1:]:
-        for a, b in zip(found[0], other):
-            np.testing.assert_array_equal(a, b)
+        assert_rows(other, found[0])
 
 
 def test_nothing_is_written_where_a_gradient_is_not_finite():
@@ -206,15 +205,13 @@ def test_saved_on_one_and_loaded_on_the_other(tmp_path, there, back):
     table.save(tmp_path / "snapshot")
     replica = Table.load(tmp_path / "snapshot", device=back)
     assert replica.device.startswith(back)
-    for a, b in zip(table.export(), replica.export()):
-        np.testing.assert_array_equal(a, b)
+    assert_rows(replica, table)
     mark = replica._position
     table.erase(keys[:50])
     table.insert_or_assign(keys[40:60], torch.ones(20, 5, device=keys.device))
     delta = table.delta(mark)
     assert replica.apply(delta.to_bytes()) and not replica.apply(delta)
-    for a, b in zip(table.export(), replica.export()):
-        np.testing.assert_array_equal(a, b)
+    assert_rows(replica, table)
 
 
 def test_copies_keep_rows_and_device():

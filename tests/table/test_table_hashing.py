@@ -7,7 +7,7 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.reference.table import hashing as reference
-from refusals import NO_ARRAY, grouped, refused
+from table_checks import NO_ARRAY, grouped, refused
 
 EXTREMES = np.array([0, 1, -1, 2**63 - 1, -(2**63), 42], np.int64)
 

@@ -35,6 +35,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from table_model import Model
 
 DIM = 2
 LR = 0.5
@@ -85,9 +86,8 @@ class TableMachine(RuleBasedStateMachine):
             initializer=Constant(1.0),
             track=("use", "changes"),
         )
-        self.model: dict[int, tuple[tuple[float, ...], int]] = {}
-        self.scores: dict[int, int] = {}
-        self.tick = 0
+        self.rows = Model(strategy, self.bound)  # of (value, last use)
+        self.model, self.scores = self.rows.rows, self.rows.score
         self.position: int | None = None  # of the replica
         self.replica: Table | None = None
         self.shard: Table | None = None  # (0, 2) of the same
@@ -97,31 +97,14 @@ class TableMachine(RuleBasedStateMachine):
 
     # --- the model
 
-    def score(self, key, given, fresh):
-        before = 0 if fresh else self.scores[key]
-        return {"lru": self.tick, "lfu": before + given, "custom": given}.get(self.strategy, 0)
-
     def upsert(self, keys, values, time, scores=None):
         """values: one per key, or None (new rows are ones). Returns who was evicted or refused."""
-        self.tick += 1
-        gone = []
-        known = [i for i, key in enumerate(keys) if key in self.model]
-        unknown = [i for i, key in enumerate(keys) if key not in self.model]
-        for i in known + unknown:
-            key, given = keys[i], 1 if scores is None else scores[i]
-            fresh = key not in self.model
-            score = self.score(key, given, fresh)
-            if fresh and self.bound is not None and len(self.model) == self.bound:
-                low = min(self.model, key=lambda k: (self.scores[k], k % 2**64))
-                if self.strategy != "lfu" and score < self.scores[low]:
-                    gone.append((key, None if values is None else tuple(values[i]), score))
-                    continue
-                gone.append((low, self.model.pop(low)[0], self.scores.pop(low)))
-            before = ((1.0,) * DIM, 0) if fresh else self.model[key]
-            value = before[0] if values is None else tuple(values[i])
-            self.model[key] = (value, max(time, before[1]))
-            self.scores[key] = score
-        return gone
+
+        def row(i, before):
+            value, use = before or ((1.0,) * DIM, 0)
+            return (value if values is None else tuple(values[i]), max(time, use))
+
+        return self.rows.upsert(keys, row, scores)
 
     def full(self, keys, call):
         """Whether nobody says who leaves, and the batch does not fit; it then changes nothing."""
@@ -132,7 +115,7 @@ class TableMachine(RuleBasedStateMachine):
             or len(self.model) + len(new) <= self.bound
         ):
             return False
-        self.tick += 1
+        self.rows.tick += 1
         with pytest.raises(TableFullError):
             call()
         return True
@@ -170,7 +153,7 @@ class TableMachine(RuleBasedStateMachine):
         gone = self.upsert(keys, v.tolist(), time, None if s is None else s.tolist())
         out = self.table.insert_and_evict(k, v, time=time, scores=s)
         assert out.keys.tolist() == [g[0] for g in gone]
-        assert out.values.tolist() == [list(g[1]) for g in gone]
+        assert out.values.tolist() == [list(g[1][0]) for g in gone]
         assert out.scores.tolist() == [g[2] for g in gone]
 
     @rule(keys=BATCH, number=NUMBERS, time=TIMES)
@@ -186,11 +169,11 @@ class TableMachine(RuleBasedStateMachine):
     @rule(keys=BATCH, number=NUMBERS, time=TIMES)
     def assign(self, keys, number, time):
         k, v, s = self.batch(keys, number)
-        self.tick += 1
+        self.rows.tick += 1
         for i, key in enumerate(keys):
             if key in self.model:
                 self.model[key] = (tuple(v[i].tolist()), max(time, self.model[key][1]))
-                self.scores[key] = self.score(key, 1 if s is None else int(s[i]), False)
+                self.scores[key] = self.rows.next_score(key, 1 if s is None else int(s[i]))
         known = [key in self.model for key in keys]
         assert self.table.assign(k, v, time=time, scores=s).tolist() == known
 
@@ -199,12 +182,12 @@ class TableMachine(RuleBasedStateMachine):
         """Only keys that are there, so that the model needs no second rule of insertion."""
         k, v, s = self.batch(keys, number)
         known = [key in self.model for key in keys]
-        self.tick += any(known)
+        self.rows.tick += any(known)
         for i, key in enumerate(keys):
             if known[i]:
                 value = tuple(a + b for a, b in zip(self.model[key][0], v[i].tolist()))
                 self.model[key] = (value, max(time, self.model[key][1]))
-                self.scores[key] = self.score(key, 1 if s is None else int(s[i]), False)
+                self.scores[key] = self.rows.next_score(key, 1 if s is None else int(s[i]))
         done = self.table.accum_or_assign(k, v, np.ones(len(keys), bool), time=time, scores=s)
         assert done.tolist() == known
 
@@ -225,13 +208,13 @@ class TableMachine(RuleBasedStateMachine):
         self.upsert(keys, None, time)
         lost = self.table.update(k, g, time=time)
         assert lost == sum(key not in self.model for key in keys)
-        self.tick += 1
+        self.rows.tick += 1
         for key in set(keys) & set(self.model):
             merged = g[k == key].sum(0).tolist()
             value, use = self.model[key]
             self.model[key] = (tuple(w - LR * m for w, m in zip(value, merged)), max(use, time))
             if self.strategy == "lru":
-                self.scores[key] = self.tick
+                self.scores[key] = self.rows.tick
 
     @rule(before=TIMES)
     def expire(self, before):

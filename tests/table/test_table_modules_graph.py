@@ -10,7 +10,7 @@ import torch
 from hotloop.table import SGD, Adagrad, CountFilter, Table
 from hotloop.table.modules import HashEmbedding, HashEmbeddingBag
 from module_cases import DIM, UNIVERSE, dense_ids, dense_like, draw, filled, rows_of, seeded
-from refusals import refused
+from table_checks import refused
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -53,11 +53,9 @@ def test_weights_of_two_lookups_in_one_graph(update, route):
     torch.testing.assert_close(rows_of(module, IDS[0]), ROWS - torch.tensor([1.6, 2.4]))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 def test_a_retained_graph_gives_the_same_gradient_again(compiled):
-    torch._dynamo.reset()
     module = small()
-    call = torch.compile(module, fullgraph=True, backend="eager") if compiled else module
+    call = compiled(module, backend="eager")
     w = ones()
     loss = call(IDS, per_sample_weights=w).square().sum()
     for _ in range(3):
@@ -258,13 +256,11 @@ def test_gradients_of_others_move_no_rows(update):
     torch.testing.assert_close(rows_of(module, IDS[0]), ROWS - torch.tensor([0.8, 1.2]))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_second_derivative_is_refused(weighted, compiled):
     """The gradient of the weights is <row, g>: its own gradient would have to reach the rows."""
-    torch._dynamo.reset()
     module = small()
-    call = torch.compile(module, backend="eager", fullgraph=True) if compiled else module
+    call = compiled(module, backend="eager")
     w = ones() if weighted else None
     loss = call(IDS, per_sample_weights=w).sum()
     text = "[HashEmbedding.backward] create_graph: expected False, got True: a lookup has no second"

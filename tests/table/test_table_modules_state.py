@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from hotloop import table as table_room
 from hotloop.table import SGD, Adagrad, Adam, CountFilter, Table
 from hotloop.table.modules import HashEmbedding, HashEmbeddingBag
 from module_cases import (
@@ -19,7 +20,7 @@ from module_cases import (
     filled,
     rows_of,
 )
-from refusals import refused
+from table_checks import assert_rows, grouped, refused
 from torch import Tensor, nn
 
 
@@ -40,10 +41,7 @@ def test_state_dict_round_trip_goes_on_as_if_nothing_happened(dtype):
     other = HashEmbedding(DIM, optimizer=Adam(lr=0.1), **settings)
     other(torch.tensor([4242]))  # goes
     nn.Sequential(other).load_state_dict(torch.load(file, weights_only=True))
-    for name, a, b in zip(
-        ("keys", "values", "state", "scores", "use"), module.table.export(), other.table.export()
-    ):
-        assert np.array_equal(a, b), name
+    assert_rows(other.table, module.table)
     for step in range(2):
         for one in (module, other):
             one(draw(20, step)).square().sum().backward()
@@ -84,13 +82,10 @@ def test_copies_go_on_alike_and_apart(how):
     new = torch.tensor([[5, 600, 601]])
     for one in (model, twin, model, twin):
         one[1](new).float().square().sum().backward()
-    ours, theirs = table.export(), twin[0].table.export()
-    assert 600 in ours.keys
-    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs))
+    assert_rows(twin[0].table, table)
+    assert 600 in (keys := table.export().keys)
     twin[0](UNIVERSE).float().sum().backward()
-    assert not np.array_equal(
-        table.export().values, twin[0].table.export().values[: len(ours.keys)]
-    )
+    assert not np.array_equal(table.export().values, twin[0].table.export().values[: len(keys)])
 
 
 def test_copies_keep_int8_and_the_way_gradients_are_kept():
@@ -108,11 +103,10 @@ def test_copies_keep_int8_and_the_way_gradients_are_kept():
     assert not torch.equal(rows_of(copy.deepcopy(kept)), before)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("update", ["backward", "step"])
 def test_uses_have_the_second_they_are_given(update, compiled):
     module = HashEmbedding(DIM, optimizer=SGD(), track="use", update=update)
-    call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    call = compiled(module)
     for second in (100, 200):
         module.time = second
         call(torch.tensor([1, second])).sum().backward()
@@ -130,15 +124,13 @@ def test_uses_have_the_second_they_are_given(update, compiled):
         module.time = -1
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("update", ["backward", "step"])
 @pytest.mark.parametrize("kind", [HashEmbedding, HashEmbeddingBag])
 @pytest.mark.parametrize("strategy", ["epoch_lru", "epoch_lfu"])
 def test_uses_have_the_epoch_they_are_given(strategy, kind, update, compiled):
-    torch._dynamo.reset()  # it counts how often the code of a module is compiled anew
     settings = {"evict_strategy": strategy, "max_capacity": 3, "optimizer": SGD()}
     module = kind(DIM, update=update, **settings)
-    call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    call = compiled(module)
 
     def train(*ids):
         call(torch.tensor([ids])).sum().backward()
@@ -189,80 +181,89 @@ def ids_(*numbers: int) -> Tensor:
     return torch.tensor(numbers, dtype=torch.long)
 
 
-@pytest.mark.parametrize(
-    ("make", "kind", "text"),
-    [
-        (lambda: HashEmbedding(4, update="later"), ValueError,
-         "[HashEmbedding] update: expected one of backward, step, got 'later'."),
-        (lambda: HashEmbedding(4, table=Table(4), optimizer=SGD()), ValueError,
-         "[HashEmbedding] table: expected a table or its settings, got both."),
-        (lambda: HashEmbedding(4, table=Table(4), capacity=9), ValueError,
-         "[HashEmbedding] table: expected a table or its settings, got both."),
-        (lambda: HashEmbedding(4, table=Table(3)), ValueError,
-         "[HashEmbedding] table: expected dim 4 like embedding_dim, got 3."),
-        (lambda: HashEmbedding(4, table="mine"), TypeError,
-         "[HashEmbedding] table: expected a Table or None, got str."),
-        (lambda: HashEmbedding(4, padding_idx=2**63), ValueError,
-         "[HashEmbedding] padding_idx: expected an integer >= -9223372036854775808 and"),
-        (lambda: HashEmbedding(4, padding_idx=1.5), TypeError, "[HashEmbedding] padding_idx: "),
-        (lambda: HashEmbeddingBag(4, mode="min"), ValueError,
-         "[HashEmbeddingBag] mode: expected one of sum, mean, max, got 'min'."),
-        (lambda: HashEmbedding(0), ValueError, "[HashEmbedding] embedding_dim: "),
-        (lambda: HashEmbedding(4).step(), ValueError,
-         "[HashEmbedding.step] optimizer: expected a table made with one, got None."),
-        (lambda: HashEmbedding(4, optimizer=SGD()).step(optimizer=Adam()), ValueError,
-         "[HashEmbedding.step] optimizer: expected the state of SGD, got Adam("),
+MADE = {
+    ("HashEmbedding", ValueError): [
+        ({"update": "later"}, "update: expected one of backward, step, got 'later'."),
+        (
+            {"table": Table(4), "optimizer": SGD()},
+            "table: expected a table or its settings, got both.",
+        ),
+        ({"table": Table(4), "capacity": 9}, "table: expected a table or its settings, got both."),
+        ({"table": Table(3)}, "table: expected dim 4 like embedding_dim, got 3."),
+        ({"padding_idx": 2**63}, "padding_idx: expected an integer >= -9223372036854775808 and"),
+        ({"embedding_dim": 0}, "embedding_dim: "),
     ],
-)  # fmt: skip
-def test_errors_of_settings(make, kind, text):
-    with refused(text, kind):
-        make()
+    ("HashEmbedding", TypeError): [
+        ({"table": "mine"}, "table: expected a Table or None, got str."),
+        ({"padding_idx": 1.5}, "padding_idx: "),
+    ],
+    ("HashEmbeddingBag", ValueError): [
+        ({"mode": "min"}, "mode: expected one of sum, mean, max, got 'min'."),
+    ],
+}
 
 
-@pytest.mark.parametrize(
-    ("mode", "args", "kind", "text"),
-    [
-        (None, ([1, 2],), TypeError,
-         "[HashEmbedding] input: expected an int64 or int32 tensor, got list."),
-        (None, (torch.ones(2),), TypeError,
-         "[HashEmbedding] input: expected an int64 or int32 tensor, got torch.float32."),
-        (None, (torch.ones(2, dtype=torch.long, device="meta"),), NotImplementedError,
-         "[HashEmbedding] input: expected a tensor on the CPU, got meta."),
-        ("sum", (torch.tensor(3),), ValueError,
-         "[HashEmbeddingBag] input: expected 1 or 2 dimension(s), got shape ()."),
-        ("sum", (ids_(3),), ValueError,
-         "[HashEmbeddingBag] offsets: expected where the bags of a one-dimensional input begin, got"),
-        ("sum", (ids_(3)[None], ids_(0)), ValueError,
-         "[HashEmbeddingBag] offsets: expected None with a two-dimensional input."),
-        ("sum", (ids_(3), [0]), TypeError,
-         "[HashEmbeddingBag] offsets: expected an int64 or int32 tensor, got list."),
-        ("sum", (ids_(3), ids_(0)[None]), ValueError,
-         "[HashEmbeddingBag] offsets: expected 1 dimension(s), got shape (1, 1)."),
-        ("sum", (ids_(3, 4), ids_(1)), ValueError,
-         "[HashEmbeddingBag] offsets: expected 0 first, then no decrease, at most 2, got [1, 2]."),
-        ("sum", (ids_(3, 4), ids_(0, 2, 1)), ValueError, "offsets: expected 0 first"),
-        ("sum", (ids_(3, 4), ids_(0, 3)), ValueError, "offsets: expected 0 first"),
-        ("last", (ids_(3, 4), ids_(0, 1)), ValueError, "offsets: expected 0 first"),
-        ("last", (ids_(), ids_()), ValueError, "offsets: expected 0 first"),
-        ("mean", (ids_(3), ids_(0), torch.ones(1)), ValueError,
-         '[HashEmbeddingBag] per_sample_weights: expected mode "sum", got "mean".'),
-        ("sum", (ids_(3), ids_(0), torch.ones(2)), ValueError,
-         "[HashEmbeddingBag] per_sample_weights: expected shape (1,) like input, got (2,)."),
-        ("sum", (ids_(3), ids_(0), [1.0]), TypeError,
-         "[HashEmbeddingBag] per_sample_weights: expected a tensor of floats, got list."),
-        ("sum", (ids_(3), ids_(0), ids_(1)), TypeError,
-         "[HashEmbeddingBag] per_sample_weights: expected a tensor of floats, got torch.int64."),
+@pytest.mark.parametrize(("op", "kind", "given", "text"), grouped(MADE))
+def test_errors_of_settings(op, kind, given, text):
+    with refused(f"[{op}] {text}", kind):
+        getattr(table_room, op)(**{"embedding_dim": 4, **given})
+
+
+def test_errors_of_step():
+    with refused("[HashEmbedding.step] optimizer: expected a table made with one, got None."):
+        HashEmbedding(4).step()
+    with refused("[HashEmbedding.step] optimizer: expected the state of SGD, got Adam("):
+        HashEmbedding(4, optimizer=SGD()).step(optimizer=Adam())
+
+
+INDEX, FLOATS = "expected an int64 or int32 tensor, got", "expected a tensor of floats, got"
+RISING = "offsets: expected 0 first, then no decrease, at most"
+BATCHES = {
+    ("HashEmbedding", TypeError): [
+        ({}, ([1, 2],), f"input: {INDEX} list."),
+        ({}, (torch.ones(2),), f"input: {INDEX} torch.float32."),
     ],
-)  # fmt: skip
-def test_errors_of_batches(mode, args, kind, text):
-    if mode is None:
-        module = HashEmbedding(4, optimizer=SGD())
-    else:
-        last = mode == "last"
-        module = HashEmbeddingBag(
-            4, mode="sum" if last else mode, optimizer=SGD(), include_last_offset=last
-        )
-    with refused(text, kind):
+    ("HashEmbedding", NotImplementedError): [
+        ({}, (ids_(1).to("meta"),), "input: expected a tensor on the CPU, got meta."),
+    ],
+    ("HashEmbeddingBag", ValueError): [
+        ({}, (torch.tensor(3),), "input: expected 1 or 2 dimension(s), got shape ()."),
+        (
+            {},
+            (ids_(3),),
+            "offsets: expected where the bags of a one-dimensional input begin, got",
+        ),
+        ({}, (ids_(3)[None], ids_(0)), "offsets: expected None with a two-dimensional input."),
+        ({}, (ids_(3), ids_(0)[None]), "offsets: expected 1 dimension(s), got shape (1, 1)."),
+        ({}, (ids_(3, 4), ids_(1)), f"{RISING} 2, got [1, 2]."),
+        ({}, (ids_(3, 4), ids_(0, 2, 1)), RISING),
+        ({}, (ids_(3, 4), ids_(0, 3)), RISING),
+        ({"include_last_offset": True}, (ids_(3, 4), ids_(0, 1)), "offsets: expected 0 first"),
+        ({"include_last_offset": True}, (ids_(), ids_()), "offsets: expected 0 first"),
+        (
+            {"mode": "mean"},
+            (ids_(3), ids_(0), torch.ones(1)),
+            'per_sample_weights: expected mode "sum", got "mean".',
+        ),
+        (
+            {},
+            (ids_(3), ids_(0), torch.ones(2)),
+            "per_sample_weights: expected shape (1,) like input, got (2,).",
+        ),
+    ],
+    ("HashEmbeddingBag", TypeError): [
+        ({}, (ids_(3), [0]), f"offsets: {INDEX} list."),
+        ({}, (ids_(3), ids_(0), [1.0]), f"per_sample_weights: {FLOATS} list."),
+        ({}, (ids_(3), ids_(0), ids_(1)), f"per_sample_weights: {FLOATS} torch.int64."),
+    ],
+}
+
+
+@pytest.mark.parametrize(("op", "kind", "settings", "args", "text"), grouped(BATCHES))
+def test_errors_of_batches(op, kind, settings, args, text):
+    mode = {"mode": "sum"} if op == "HashEmbeddingBag" else {}
+    module = getattr(table_room, op)(4, optimizer=SGD(), **{**mode, **settings})
+    with refused(f"[{op}] {text}", kind):
         module(*args)
     assert len(module.table) == 0
 
@@ -272,13 +273,11 @@ def finish(loss: Tensor, module: nn.Module) -> None:
     module.step()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("update", ["backward", "step"])
 def test_a_gradient_that_is_not_finite_writes_nothing(update, compiled):
-    torch._dynamo.reset()
     module = filled(HashEmbedding(DIM, optimizer=SGD(), update=update))
     before = rows_of(module)
-    call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    call = compiled(module)
     out = call(UNIVERSE)
     scale = torch.ones(len(UNIVERSE), 1)
     scale[3] = torch.inf

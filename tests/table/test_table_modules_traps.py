@@ -12,7 +12,7 @@ import torch
 from hotloop.table import SGD, Table
 from hotloop.table.modules import HashEmbedding, HashEmbeddingBag
 from module_cases import DIM, UNIVERSE, filled
-from refusals import refused
+from table_checks import refused
 from torch import nn
 
 KINDS = [HashEmbedding, HashEmbeddingBag]

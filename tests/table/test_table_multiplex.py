@@ -1,6 +1,5 @@
 """Multiplexed lookup: bags on rows hashed beforehand, gradients, order, padding, compiled, errors."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from hotloop import table
 from hotloop.front import impl as _impl
 from hotloop.reference import table as reference
 from hotloop.table import UnifiedEmbedding, multiplexed_embedding_lookup, salted_hash_bucket
-from refusals import grouped, refused
+from table_checks import grouped, refused
 
 PAD = -7
 
@@ -120,20 +119,6 @@ def test_single_values_are_copied_bit_by_bit():
     )
 
 
-def test_one_feature_in_a_dictionary_is_an_embedding_bag():
-    # With no two values in one row the hash is an injection: nn.EmbeddingBag with its rows put there.
-    ids = torch.arange(40)
-    rows = salted_hash_bucket(ids, 100_003)
-    assert len(rows.unique()) == 40
-    bag = torch.nn.EmbeddingBag(40, 8, mode="mean", include_last_offset=True)
-    wide = torch.zeros(100_003, 8)
-    wide[rows] = bag.weight.detach()
-    values, offsets = ragged(torch.Generator().manual_seed(2), 30, 9)
-    values = values.remainder(40)
-    ours = multiplexed_embedding_lookup(wide, [(values, offsets)], chunks=[1])
-    torch.testing.assert_close(ours, bag(values, offsets))
-
-
 def test_chunks_stand_in_the_order_of_their_numbers():
     # More than ten: sorted by name, chunk 10 would stand before chunk 2.
     t = torch.randn(97, 3)
@@ -143,22 +128,6 @@ def test_chunks_stand_in_the_order_of_their_numbers():
         rows = salted_hash_bucket(v, 97, chunk=k, seed=9)
         assert torch.equal(out[:, 3 * k : 3 * k + 3], t[rows])
     assert torch.equal(out[:, 36:], t[salted_hash_bucket(v, 97, feature=1, seed=9)])
-
-
-def test_tables_take_turns_over_all_chunks():
-    tables = [torch.full((5, 1), float(i)) for i in range(3)]
-    v = torch.arange(2)
-    out = multiplexed_embedding_lookup(tables, [v, v, v], chunks=[2, 3, 1])
-    assert out[0].tolist() == [0, 1, 2, 0, 1, 2]
-
-
-def test_features_with_the_same_value_hit_independent_rows():
-    t = torch.arange(1000.0)[:, None]
-    out = multiplexed_embedding_lookup(t, [torch.arange(20_000)] * 3, chunks=[2, 1, 1])
-    for i in range(4):
-        for j in range(i):
-            hits = int((out[:, i] == out[:, j]).sum())
-            assert abs(hits - 20) < 5 * 20**0.5  # 6 pairs at 5 standard deviations
 
 
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
@@ -436,11 +405,3 @@ def test_sparse_is_refused_under_compile():
     compiled = torch.compile(lookup(sparse=True), backend="eager", fullgraph=True)
     with pytest.raises(Exception, match=r"sparse: expected False under torch\.compile"):
         compiled()
-
-
-def test_numpy_hashing_is_the_one_used():
-    t = torch.arange(1000.0)[:, None]
-    v = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 50)
-    out = multiplexed_embedding_lookup(t, [torch.from_numpy(v)], chunks=[2], seed=8)
-    rows = reference.salted_hash_bucket(v, 1000, feature=0, chunk=1, seed=8)
-    assert out[:, 1].long().tolist() == rows.tolist()

@@ -19,7 +19,8 @@ from hotloop.table import (
     Table,
     Uniform,
 )
-from refusals import refused
+from table_checks import refused
+from table_model import Model
 
 TOP = 2**63 - 1
 ONE = np.ones((1, 1), np.float32)
@@ -81,32 +82,14 @@ def test_the_clock_of_epoch_lru_goes_on_past_32_bits():
     assert left == [1, 2, 4, 3]
 
 
-class Model:
-    """Custom scores: the lowest (score, key) leaves, a lower newcomer is refused and handed back."""
-
-    def __init__(self, bound):
-        self.bound, self.score = bound, {}
-
-    def insert(self, k, score):
-        if k not in self.score and len(self.score) == self.bound:
-            low = min(self.score, key=lambda x: (self.score[x], x))
-            if score < self.score[low]:
-                return [(k, score)]
-            out = [(low, self.score.pop(low))]
-            self.score[k] = score
-            return out
-        self.score[k] = score
-        return []
-
-
 def test_thousands_of_new_scores_between_evictions():
     """The candidates are cleared meanwhile of what is no longer true, and of the highest."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(3)
     bound = 900
-    table, model = Table(1, max_capacity=bound, evict_strategy="custom"), Model(bound)
-    for k in range(bound):
-        model.insert(k, k)
+    table = Table(1, max_capacity=bound, evict_strategy="custom")
+    model = Model("custom", bound)
+    model.upsert([*range(bound)], lambda *_: 1.0, [*range(bound)])
     table.find_or_insert(np.arange(bound), scores=np.arange(bound))
     for step in range(120):
         keys = rng.permutation(np.array(sorted(model.score)))[:800]
@@ -117,7 +100,8 @@ def test_thousands_of_new_scores_between_evictions():
             fresh = 10_000 + step * 10 + i
             score = int(rng.integers(0, 2000))
             out = table.insert_and_evict(key(fresh), ONE, scores=key(score))
-            assert list(zip(out.keys.tolist(), out.scores.tolist())) == model.insert(fresh, score)
+            wanted = model.upsert([fresh], lambda *_: 1.0, [score])
+            assert list(zip(out.keys.tolist(), [1.0], out.scores.tolist())) == wanted
 
 
 HEAP = """
@@ -190,9 +174,10 @@ def test_values_are_finite_and_stay_so(dtype, most, verb, bad):
 def test_sums_of_accum_or_assign_stay_finite(dtype, big):
     table = Table(1, dtype=dtype)
     on = np.array([True, True])
+    text = f"[Table.accum_or_assign] values: expected sums that {dtype} holds, got up to"
     table.insert_or_assign(key(1, 2), np.array([[big], [1]], np.float32))
     for keys, values in (([1, 2], [big, 1]), ([2, 2], [big, big])):
-        with refused(f"[Table.accum_or_assign] values: expected sums that {dtype} holds, got"):
+        with refused(text):
             table.accum_or_assign(key(*keys), np.array(values, np.float32)[:, None], on)
     assert table.accum_or_assign(key(2, 2), np.array([[big], [-big]], np.float32) / 3, on).all()
     assert np.isfinite(table.find(torch.tensor([1, 2])).values.float().numpy()).all()

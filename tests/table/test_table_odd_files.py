@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from hotloop.table import Adam, CountFilter, ProbabilisticFilter, Table
 from hotloop.table.files import container, disk, manifests, snapshots
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusals import refused
+from table_checks import refused
+from table_file_cases import reseal, resealed
 
 FormatError = container.FormatError
 
@@ -29,16 +29,6 @@ def table_of(admission=None):
     )
     table.insert_or_assign(np.arange(40), np.ones((40, 3), np.float32), time=7)
     return table
-
-
-def sealed(directory, content):
-    """The manifest with these entries and a checksum that is right."""
-    path = directory / snapshots.MANIFEST
-    text = content if isinstance(content, bytes) else json.dumps(content, indent=1).encode() + b"\n"
-    start = len(manifests.PREFIX)
-    assert text.startswith(manifests.PREFIX)
-    zeroed = text[:start] + b"0" * 8 + text[start + 8 :]
-    path.write_bytes(text[:start] + b"%08x" % zlib.crc32(zeroed) + text[start + 8 :])
 
 
 def entries(directory):
@@ -67,14 +57,9 @@ ODD = st.one_of(
 
 def places(value, path=()):
     yield path
-    children = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for name, child in children:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for name, child in value.items() if isinstance(value, dict) else ():
         yield from places(child, (*path, name))
 
 
@@ -83,10 +68,9 @@ def places(value, path=()):
 )
 @given(data=st.data())
 def test_a_manifest_with_odd_entries_is_a_format_error_or_the_table(saved, data):
-    content = entries(saved)
+    changed = entries(saved)
     whole = (saved / snapshots.MANIFEST).read_bytes()
     try:
-        changed = copy.deepcopy(content)
         for _ in range(data.draw(st.integers(1, 3))):
             *path, last = data.draw(
                 st.sampled_from([p for p in places(changed) if p and p != ("hotloop_crc32",)])
@@ -98,12 +82,10 @@ def test_a_manifest_with_odd_entries_is_a_format_error_or_the_table(saved, data)
                 at[last] = copy.deepcopy(data.draw(ODD))
             else:
                 del at[last]
-        sealed(saved, changed)
+        reseal(saved / snapshots.MANIFEST, json.dumps(changed, indent=1).encode() + b"\n")
         try:
-            rows, text = (
-                len(Table.load(saved)),
-                "[Table.load] ",
-            )  # another setting, or the same again
+            # Another setting, or the same again.
+            rows, text = len(Table.load(saved)), "[Table.load] "
         except FormatError as error:
             rows, text = 0, str(error)
         assert rows <= 40 and text.startswith("[Table.load] ")
@@ -135,9 +117,7 @@ def test_a_manifest_with_odd_entries_is_a_format_error_or_the_table(saved, data)
 )
 def test_what_a_config_cannot_say(tmp_path, entry, value, text):
     table_of().save(tmp_path)
-    content = entries(tmp_path)
-    content["config"][entry] = value
-    sealed(tmp_path, content)
+    resealed(tmp_path, lambda content: content["config"].update({entry: value}))
     with pytest.raises(FormatError, match=text):
         Table.load(tmp_path)
 
@@ -151,7 +131,7 @@ def test_names_given_twice_and_numbers_that_are_none(tmp_path):
         (b'"value_range": 1.0', b'"value_range": Infinity'),
     ):
         assert old in whole
-        sealed(tmp_path, whole.replace(old, new))
+        reseal(tmp_path / snapshots.MANIFEST, whole.replace(old, new))
         with pytest.raises(
             FormatError, match=r"expected JSON, got (a name given twice|the number)"
         ):
@@ -183,19 +163,19 @@ def refused_within(directory):
 def test_a_filter_takes_no_memory_that_its_cells_do_not_fill(tmp_path, capacity):
     """A manifest of 2 KB took 5.9 GiB before it was refused."""
     table_of(CountFilter(1000, 2)).save(tmp_path)
-    content = entries(tmp_path)
-    content["admission"]["state"]["capacity"] = capacity
-    sealed(tmp_path, content)
+    resealed(tmp_path, lambda content: content["admission"]["state"].update(capacity=capacity))
     refused_within(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux gives it")
 def test_rows_take_no_memory_that_their_parts_do_not_fill(tmp_path):
     table_of().save(tmp_path)
-    content = entries(tmp_path)
-    content["config"]["max_capacity"] = 2**31
-    content["rows"] = content["parts"][0]["rows"] = 2**31
-    sealed(tmp_path, content)
+
+    def grow(content):
+        content["config"]["max_capacity"] = content["rows"] = 2**31
+        content["parts"][0]["rows"] = 2**31
+
+    resealed(tmp_path, grow)
     refused_within(tmp_path)
 
 

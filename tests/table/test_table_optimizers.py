@@ -12,13 +12,12 @@ from helpers import assert_no_worse_than_torch, misaligned, with_threads
 from hotloop import table
 from hotloop.front import impl as _impl
 from hotloop.front import native
-from table_cases import BY_NAME, CASES, Case, inputs
+from table_cases import BY_NAME, CASES, Case, by_case, inputs
 from torch import Tensor
 
 CORE = native.core
 LEVELS = tuple(name for name, runs in CORE.simd_levels().items() if runs)
 HALVES = (torch.float16, torch.bfloat16)
-by_name = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 
 # No rows; no columns; one number; a prime; a cache line and a vector more or less; a chunk of half rows more or less.
 SHAPES = ((0, 5), (3, 0), (1, 1), (2, 13), (5, 63), (5, 64), (5, 65), (2, 255), (2, 256), (3, 257))
@@ -79,7 +78,7 @@ def plain(
     return w, state
 
 
-@by_name
+@by_case
 def test_reference_is_the_rule_in_plain_torch(case: Case) -> None:
     shape = (4, 7)
     ours, state = run(case, shape, torch.float64, "reference")
@@ -90,7 +89,7 @@ def test_reference_is_the_rule_in_plain_torch(case: Case) -> None:
         torch.testing.assert_close(x, their_state[name], rtol=1e-12, atol=1e-12)
 
 
-@by_name
+@by_case
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_grid(case: Case, dtype: torch.dtype, shape: tuple[int, int]) -> None:
@@ -115,7 +114,7 @@ def test_grid(case: Case, dtype: torch.dtype, shape: tuple[int, int]) -> None:
             assert_no_worse_than_torch(x, same_state[name], true_state[name])
 
 
-@by_name
+@by_case
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_layouts_give_the_same_bits(case: Case, layout: str, dtype: torch.dtype) -> None:
@@ -128,7 +127,7 @@ def test_layouts_give_the_same_bits(case: Case, layout: str, dtype: torch.dtype)
             assert bool(ours._base.isnan()[:, [0, -1]].all()), "wrote beside the rows"
 
 
-@by_name
+@by_case
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 @pytest.mark.parametrize("seed", [None, 7])
 def test_instruction_sets_give_the_same_bits(
@@ -145,7 +144,7 @@ def test_instruction_sets_give_the_same_bits(
             assert all(torch.equal(s[k], wanted_state[k]) for k in s)
 
 
-@by_name
+@by_case
 def test_threads_give_the_same_bits(case: Case) -> None:
     shape = (3000, 64)  # above the grain of one thread
 
@@ -155,7 +154,7 @@ def test_threads_give_the_same_bits(case: Case) -> None:
     assert torch.equal(with_threads(1, weights), with_threads(2, weights))
 
 
-@by_name
+@by_case
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_numpy_is_updated_in_place_to_the_same_bits(case: Case, dtype: Any) -> None:
     kind = torch.from_numpy(np.zeros(1, dtype)).dtype

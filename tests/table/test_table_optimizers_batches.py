@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,10 @@ from hotloop import table
 from hotloop.front import impl as _impl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_cases import Case, by_case
 from torch import Tensor
 
 IMPLS = ("cpu", "reference")
-RULES = (
-    table.SGD(lr=0.1, weight_decay=0.1),
-    table.RowwiseAdagrad(lr=0.1),
-    table.Adagrad(lr=0.1),
-    table.Adam(lr=0.1),
-    table.Adam(lr=0.1, rowwise=True, nesterov=True),
-    table.FTRL(lr=0.5, l1=0.1),
-    table.GroupAdagrad(lr=0.1, l2=0.5),
-)
 
 
 def batch(n: int, ids: int, dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -121,78 +112,33 @@ def test_ids_and_gradients_of_other_kinds(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("kind", ["sgd", "adagrad"])
-def test_dedup_is_torchs_dense_optimizer(impl: str, kind: str) -> None:
-    """SGD and Adagrad leave rows without a gradient alone, so the dense optimizer is the oracle."""
-
-    def by_torch(dtype: torch.dtype) -> Tensor:
-        p = torch.nn.Parameter(torch.ones(30, 5, dtype=dtype))
-        optimizer = {
-            "sgd": lambda: torch.optim.SGD([p], lr=0.1),
-            "adagrad": lambda: torch.optim.Adagrad(
-                [p], lr=0.1, initial_accumulator_value=0.1, eps=0
-            ),
-        }[kind]()
-        for seed in range(10):
-            ids, grads = batch(50, 20, 5, seed)
-            p.grad = torch.zeros(30, 5, dtype=dtype).index_add(0, ids, grads.to(dtype))
-            optimizer.step()
-        return p.detach()
-
-    rule = {
-        "sgd": table.SGD(lr=0.1),
-        "adagrad": table.Adagrad(lr=0.1, initial_accumulator_value=0.1, eps=0),
-    }[kind]
-    w = torch.ones(30, 5)
-    state = rule.init_state(30, 5, like=w)
-    for seed in range(10):
-        table.sparse_dedup_optimize(w, *batch(50, 20, 5, seed), state, rule, impl=impl)
-    assert_no_worse_than_torch(w, by_torch(torch.float32), by_torch(torch.float64), k=3)
-    assert bool((w[20:] == 1).all())
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize(
-    "rule", RULES, ids=lambda r: f"{type(r).__name__}-{getattr(r, 'rowwise', '')}"
-)
+@by_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_of_a_matrix_move_as_gathered_rows_do(
-    impl: str, rule: Any, dtype: torch.dtype
+    impl: str, case: Case, dtype: torch.dtype
 ) -> None:
-    op = {
-        table.SGD: table.sparse_sgd_update,
-        table.RowwiseAdagrad: table.rowwise_adagrad_update,
-        table.Adagrad: table.sparse_adagrad_update,
-        table.Adam: table.sparse_adam_update,
-        table.FTRL: table.ftrl_proximal_update,
-        table.GroupAdagrad: table.group_adagrad_update,
-    }[type(rule)]
-    names = {table.Adam: ("exp_avg", "exp_avg_sq", "step")}.get(
-        type(rule), tuple(rule.state_layout(1))
-    )
-    skip = ("stochastic_rounding", "initial_accumulator_value", "rowwise")
-    numbers = {k: getattr(rule, k) for k in (f.name for f in fields(rule)) if k not in skip}
+    rule = case.rule
     w, w2 = (torch.ones(30, 9).to(dtype) for _ in range(2))
     state, state2 = (rule.init_state(30, 9, like=torch.zeros(0)) for _ in range(2))
     for seed in range(4):
         ids, grads = batch(40, 20, 9, seed)
-        done = table.sparse_dedup_optimize(
-            w, ids, grads, state, rule, rounding_seed=seed, impl=impl
-        )
-        part, parts = w2[done.ids], {k: x[done.ids] for k, x in state2.items()}
-        op(part, done.grads, *(parts[k] for k in names), **numbers, rounding_seed=seed, impl=impl)
-        w2[done.ids] = part
-        for k in names:
-            state2[k][done.ids] = parts[k]
+        more = {"rounding_seed": seed, "impl": impl}
+        done = table.sparse_dedup_optimize(w, ids, grads, state, rule, **more)
+        merged = table.merge_duplicates(ids, grads, impl=impl)
+        assert all(torch.equal(a, b) for a, b in zip(done, merged))
+        part, parts = w2[merged.ids], {k: x[merged.ids] for k, x in state2.items()}
+        case.call(part, merged.grads, parts, **more)
+        w2[merged.ids] = part
+        for name, x in parts.items():
+            state2[name][merged.ids] = x
         assert torch.equal(w, w2)
-        assert all(torch.equal(state[k], state2[k]) for k in names)
+        assert all(torch.equal(state[k], state2[k]) for k in state)
 
 
-@pytest.mark.parametrize(
-    "rule", RULES, ids=lambda r: f"{type(r).__name__}-{getattr(r, 'rowwise', '')}"
-)
-def test_without_dedup_each_occurrence_is_a_step(rule: Any) -> None:
+@by_case
+def test_without_dedup_each_occurrence_is_a_step(case: Case) -> None:
     ids, grads = batch(30, 6, 5)
+    rule = case.rule
 
     def after(impl: str, one_by_one: bool, dtype: torch.dtype = torch.float32) -> Tensor:
         w = torch.ones(6, 5, dtype=dtype)

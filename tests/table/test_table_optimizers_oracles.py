@@ -49,43 +49,26 @@ def check(ours: Tensor, make: Any, sparse: list[Tensor] | None = None) -> None:
     assert_no_worse_than_torch(ours, torch_weights(make, torch.float32, sparse), truth, k=3)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("decay", [0.0, 0.2])
-def test_sgd_is_torchs(impl: str, decay: float) -> None:
-    w = start()
-    for g in gradients():
-        table.sparse_sgd_update(w, g, lr=0.1, weight_decay=decay, impl=impl)
-    check(w, lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=decay))
+TORCH = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "sgd_decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "adagrad_monolith": lambda p: torch.optim.Adagrad(
+        p, lr=0.1, eps=0.0, initial_accumulator_value=0.1
+    ),
+    "adagrad_l2": lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.3),
+    "adam_l2": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3),
+}
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize(
-    ("decay", "initial", "eps"), [(0.0, 0.0, 1e-10), (0.2, 0.1, 1e-10), (0.0, 0.1, 0.0)]
-)
-def test_adagrad_is_torchs(impl: str, decay: float, initial: float, eps: float) -> None:
-    rule = table.Adagrad(lr=0.1, eps=eps, weight_decay=decay, initial_accumulator_value=initial)
-    w = start()
-    s = rule.init_state(ROWS, DIM, like=w)["state_sum"]
+@pytest.mark.parametrize("name", TORCH)
+def test_rows_touched_in_every_step_move_as_by_torchs_optimizer(impl: str, name: str) -> None:
+    w, state = start(), BY_NAME[name].state(ROWS, DIM)
     for g in gradients():
-        table.sparse_adagrad_update(w, g, s, lr=0.1, eps=eps, weight_decay=decay, impl=impl)
-    check(
-        w,
-        lambda p: torch.optim.Adagrad(
-            p, lr=0.1, eps=eps, weight_decay=decay, initial_accumulator_value=initial
-        ),
-    )
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("mode", ["l2", "decoupled"])
-def test_adam_touched_every_step_is_torchs(impl: str, mode: str) -> None:
-    w, m, v, step = start(), torch.zeros(ROWS, DIM), torch.zeros(ROWS, DIM), torch.zeros(ROWS)
-    for g in gradients():
-        table.sparse_adam_update(
-            w, g, m, v, step, lr=0.1, weight_decay=0.2, weight_decay_mode=mode, impl=impl
-        )
-    kind = torch.optim.Adam if mode == "l2" else torch.optim.AdamW
-    check(w, lambda p: kind(p, lr=0.1, weight_decay=0.2))
+        BY_NAME[name].call(w, g, state, impl=impl)
+    check(w, TORCH[name])
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hotloop import table
 from hotloop.front import impl as _impl
-from table_cases import CASES, inputs
+from hotloop.front import native
+from table_cases import CASES, Case, by_case, inputs
 from torch import Tensor
 
 # A row of several groups of 64 draws; 200 rows of it make 60200 draws.
@@ -228,42 +229,18 @@ def test_half_rows_are_the_librarys_conversion(impl: str) -> None:
 # -- settings ------------------------------------------------------------------------------------------
 
 
-def test_layouts_and_first_states() -> None:
-    rules = {
-        table.SGD(): {},
-        table.RowwiseAdagrad(initial_accumulator_value=0.5): {"state_sum": 1},
-        table.Adagrad(initial_accumulator_value=0.5): {"state_sum": 7},
-        table.Adam(): {"step": 1, "exp_avg": 7, "exp_avg_sq": 7},
-        table.Adam(rowwise=True): {"step": 1, "exp_avg_sq": 1, "exp_avg": 7},
-        table.FTRL(initial_accumulator_value=0.5): {"z": 7, "n": 7},
-        table.GroupAdagrad(initial_accumulator_value=0.5): {"state_sum": 1},
-    }
-    for rule, layout in rules.items():
-        assert list(rule.state_layout(7).items()) == list(layout.items())
-        state = rule.init_state(3, 7, like=torch.zeros(1))
-        for name, x in state.items():
-            assert x.dtype == torch.float32
-            assert tuple(x.shape) == ((3,) if layout[name] == 1 else (3, 7))
-            assert bool((x == (0.5 if name in ("state_sum", "n") else 0.0)).all())
-        assert rule.init_state(3, 7).keys() == state.keys()
-        assert all(x.dtype == np.float64 for x in rule.init_state(3, 7, like=np.zeros(1)).values())
-
-
-def test_the_compiled_loops_know_the_layouts() -> None:
-    from hotloop.front import native
-
-    for rule in (
-        table.SGD(),
-        table.RowwiseAdagrad(),
-        table.Adagrad(),
-        table.Adam(),
-        table.Adam(rowwise=True),
-        table.FTRL(),
-        table.GroupAdagrad(),
-    ):
-        scalars, vectors = native.core.table.state_shape(rule._rule())
-        widths = list(rule.state_layout(7).values())
-        assert widths == [1] * scalars + [7] * vectors
+@by_case
+def test_layouts_and_first_states(case: Case) -> None:
+    rule, wanted = case.rule, case.state(3, 7)
+    scalars, vectors = native.core.table.state_shape(rule._rule())  # as the compiled loops have it
+    assert list(rule.state_layout(7).values()) == [1] * scalars + [7] * vectors
+    per_element = [name for name in case.columns if name not in case.scalars]
+    assert list(rule.state_layout(7)) == [*case.scalars, *per_element]
+    state = rule.init_state(3, 7, like=torch.zeros(1))
+    assert state.keys() == wanted.keys() == rule.init_state(3, 7).keys()
+    for name, x in state.items():
+        assert x.dtype == torch.float32 and torch.equal(x, wanted[name])
+    assert all(x.dtype == np.float64 for x in rule.init_state(3, 7, like=np.zeros(1)).values())
 
 
 def test_settings_are_frozen_and_equal_by_value() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+import functools
 
 import numpy as np
 import pytest
@@ -19,11 +19,10 @@ from hotloop.table import (
     ProbabilisticFilter,
     Table,
     TableFullError,
-    _export,
 )
 from hotloop.table.files import container, replicas
-from refusals import refused
 from replica_cases import ONES, assert_same, at_work, insert, keys_of, replica_of, with_
+from table_checks import beside, refused, unchanged
 
 # --- bounds
 
@@ -58,17 +57,13 @@ def test_a_replica_takes_what_a_table_at_work_published(tmp_path, monkeypatch, s
 def test_a_snapshot_of_a_table_at_work_is_taken_whole(tmp_path, monkeypatch, strategy):
     table = Table(1, max_capacity=200, evict_strategy=strategy, track="changes")
     insert(table, *range(200))
-    real, left = _export.blocks, [1]
 
-    def halves(made, rows, since):
-        for block in real(made, 100, since):
-            yield block
-            if left.pop() if left else 0:
-                table.erase(np.arange(5))
-                insert(table, 500, 501, 502)
+    def change():
+        table.erase(np.arange(5))
+        insert(table, 500, 501, 502)
 
     table.reserve(200)
-    monkeypatch.setattr(_export, "blocks", halves)
+    at_work(monkeypatch, change, first=100)
     table.save(tmp_path / "snapshot")
     monkeypatch.undo()
     replica, log = Table.load(tmp_path / "snapshot"), DeltaLog(tmp_path / "deltas")
@@ -82,30 +77,18 @@ def test_replicas_of_a_bounded_table_with_writers_at_work(tmp_path, strategy):
     """Threads insert, erase and evict while another publishes; in the end the replica is what the table is."""
     table = Table(2, max_capacity=60, evict_strategy=strategy, track="changes")
     replica, log = replica_of(table, tmp_path), DeltaLog(tmp_path / "deltas")
-    done, errors = threading.Event(), []
 
-    def write(seed):
-        rng = np.random.default_rng(seed)
-        try:
-            while not done.is_set():
-                keys = rng.integers(0, 150, 5)
-                with contextlib.suppress(TableFullError):
-                    table.insert_or_assign(keys, np.ones((5, 2), np.float32))
-                table.erase(rng.integers(0, 150, 5))
-        except BaseException as error:
-            errors.append(error)
+    def write(rng):
+        keys = rng.integers(0, 150, 5)
+        with contextlib.suppress(TableFullError):
+            table.insert_or_assign(keys, np.ones((5, 2), np.float32))
+        table.erase(rng.integers(0, 150, 5))
 
-    threads = [threading.Thread(target=write, args=(seed,)) for seed in range(2)]
-    for thread in threads:
-        thread.start()
-    for step in range(60):
-        log.publish(table)
-        if step % 3 == 0:
-            log.follow(replica)
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    with beside(*(functools.partial(write, np.random.default_rng(seed)) for seed in range(2))):
+        for step in range(60):
+            log.publish(table)
+            if step % 3 == 0:
+                log.follow(replica)
     log.publish(table)
     log.follow(replica)
     assert_same(replica, table)
@@ -190,17 +173,13 @@ def test_a_replica_with_more_room_than_its_source(tmp_path, monkeypatch):
 def test_a_key_that_was_erased_and_came_back_while_a_delta_was_made_is_in_it_once(monkeypatch):
     table = Table(1, track="changes")
     insert(table, *range(300))
-    real, left = _export.blocks, [1]
 
-    def halves(made, rows, since):
-        for block in real(made, 100, since):
-            yield block
-            if left.pop() if left else 0:
-                table.erase(np.array([3]))
-                insert(table, *range(1000, 1001))
-                insert(table, 3, value=9.0)
+    def change():
+        table.erase(np.array([3]))
+        insert(table, 1000)
+        insert(table, 3, value=9.0)
 
-    monkeypatch.setattr(_export, "blocks", halves)
+    at_work(monkeypatch, change, first=100)
     delta = table.delta(0)
     at = np.flatnonzero(delta.keys == 3)
     assert len(at) == 1 and len(np.unique(delta.keys)) == len(delta.keys)
@@ -337,16 +316,13 @@ def test_a_delta_that_is_refused_has_changed_nothing(tmp_path, which):
     table.erase(np.arange(3))
     insert(table, 20, 21)
     good = log.publish(table)
-    before = replica.export()
     changes, text = bad_deltas(good)[which]
-    with pytest.raises(DeltaError, match=rf"^\[Table.apply\] {text}"):
-        replica.apply(with_(good, **changes))
-    bad = with_(good, **changes, since=good.until, until=good.until + 1)
-    log.add(bad)
-    with pytest.raises(DeltaError, match=rf"^\[DeltaLog.follow\] {text}"):
-        log.follow(replica)  # not even the good one before it
-    for a, b in zip(before, replica.export()):
-        np.testing.assert_array_equal(a, b)
+    log.add(with_(good, **changes, since=good.until, until=good.until + 1))
+    with unchanged(replica):
+        with pytest.raises(DeltaError, match=rf"^\[Table.apply\] {text}"):
+            replica.apply(with_(good, **changes))
+        with pytest.raises(DeltaError, match=rf"^\[DeltaLog.follow\] {text}"):
+            log.follow(replica)  # not even the good one before it
     assert replica.position == good.since and len(replica) == 10
     assert replica.apply(good)
     assert_same(replica, table)
@@ -380,11 +356,9 @@ def test_a_state_dict_that_is_refused_has_changed_nothing(change, error, text):
     other(torch.arange(20, 24)).sum().backward()
     other.table.admission.add(np.array([5]))
     state = {"_extra_state": {**module.state_dict()["_extra_state"], **change}}
-    before, clock = other.table.export(), replicas.clock(other.table)
-    with pytest.raises(error, match=rf"^\[HashEmbedding.load_state_dict\] {text}"):
+    clock, expected = replicas.clock(other.table), rf"^\[HashEmbedding.load_state_dict\] {text}"
+    with unchanged(other.table), pytest.raises(error, match=expected):
         other.load_state_dict(state)
-    for a, b in zip(before, other.table.export()):
-        np.testing.assert_array_equal(a, b)
     assert replicas.clock(other.table) == clock
     assert other.table.admission.counts(np.array([5])).tolist() == [1]
 

@@ -8,17 +8,17 @@ import os
 import shutil
 import time
 import tracemalloc
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import table_file_cases
 from hotloop.table.files import container, disk, snapshots
 from hotloop.table.files.container import FormatError, NewerFormatError
 from hotloop.table.files.snapshots import load, save, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import refused
+from table_checks import refused
 from table_file_cases import any_array, assert_same, flipped, join, rows
 
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -34,11 +34,7 @@ def loaded(directory: Path, **options: bool) -> tuple[dict, dict]:
 
 
 def resealed(directory: Path, **entries: object) -> None:
-    """Change the manifest and give it the checksum that fits."""
-    path = directory / snapshots.MANIFEST
-    content = {**json.loads(path.read_bytes()), **entries, "hotloop_crc32": "0" * 8}
-    data = json.dumps(content, indent=1).encode() + b"\n"
-    path.write_bytes(data.replace(b"00000000", b"%08x" % zlib.crc32(data), 1))
+    table_file_cases.resealed(directory, lambda content: content.update(entries))
 
 
 @pytest.mark.parametrize("mapped", [True, False])
@@ -102,21 +98,21 @@ def test_saving_and_loading_hold_one_part_and_one_block(tmp_path):
         for first in range(0, 20 * part, block):
             yield {"keys": np.arange(first // 8, (first + block) // 8)}
 
+    def read(mapped):
+        found = load(tmp_path, mapped=mapped)[1]
+        assert sum(len(block["keys"]) for block in found) == 20 * part // 8
+
     tracemalloc.start()
     try:
-        save(tmp_path, {}, blocks(), part_bytes=part)
-        assert tracemalloc.get_traced_memory()[1] < part + block + 65536
-        tracemalloc.reset_peak()
-        assert (
-            sum(len(found["keys"]) for found in load(tmp_path, mapped=False)[1]) == 20 * part // 8
-        )
-        assert tracemalloc.get_traced_memory()[1] < 2.5 * part  # the loop's block, the next part
-        tracemalloc.reset_peak()
-        verify(tmp_path)
-        assert tracemalloc.get_traced_memory()[1] < 2.5 * part
-        tracemalloc.reset_peak()
-        assert sum(len(found["keys"]) for found in load(tmp_path, mapped=True)[1]) == 20 * part // 8
-        assert tracemalloc.get_traced_memory()[1] < block
+        for call, most in (
+            (lambda: save(tmp_path, {}, blocks(), part_bytes=part), part + block + 65536),
+            (lambda: read(mapped=False), 2.5 * part),  # the loop's block, the next part
+            (lambda: verify(tmp_path), 2.5 * part),
+            (lambda: read(mapped=True), block),
+        ):
+            tracemalloc.reset_peak()
+            call()
+            assert tracemalloc.get_traced_memory()[1] < most
     finally:
         tracemalloc.stop()
 
@@ -125,17 +121,9 @@ def test_the_old_snapshot_goes_and_what_is_not_ours_stays(tmp_path):
     save(tmp_path, {}, [rows(50)], part_bytes=500)
     old = parts(tmp_path)
     token = "0" * 16
-    foreign = [
-        "part-1.safetensors",
-        "model.safetensors",
-        "part-XYZ-000000.safetensors",
-        "notes.txt",
-    ]
-    foreign += [
-        f"part-{token}-000000.safetensors.bak",
-        f"part-{token}-12.safetensors",
-        ".x.hotloop-tmp",
-    ]
+    foreign = ["part-1.safetensors", "model.safetensors", "part-XYZ-000000.safetensors"]
+    foreign += [f"part-{token}-000000.safetensors.bak", f"part-{token}-12.safetensors"]
+    foreign += ["notes.txt", ".x.hotloop-tmp"]
     for name in foreign:
         (tmp_path / name).write_text("mine")
     (tmp_path / f"part-{token}-000000.safetensors").mkdir()

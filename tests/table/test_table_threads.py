@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import functools
+import itertools
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hotloop.table import SGD, Constant, Table
+from table_checks import beside
 
 DIM = 33  # two cache lines and a bit: a torn row would show
 SECONDS = 1.0
@@ -27,34 +29,25 @@ def assert_whole(keys, found):
     assert not found.values[~found.found].any()
 
 
-def together(*works: Callable[[Callable[[], bool]], None]) -> None:
-    """Run all until the time is over or one fails; a thread that is stuck is a failure."""
-    end, failures = time.monotonic() + SECONDS, []
+def seeded(work: Callable, count: int) -> list[Callable[[], object]]:
+    """The work of as many threads, each with numbers of its own."""
+    return [functools.partial(work, np.random.default_rng(seed)) for seed in range(count)]
 
-    def guarded(work):
-        try:
-            work(lambda: time.monotonic() < end and not failures)
-        except BaseException as error:
-            failures.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(w,), daemon=True) for w in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive(), "a thread is stuck"
-    if failures:
-        raise failures[0]
+def together(*works: Callable[[], object]) -> None:
+    """Run all until the time is over or one fails."""
+    with beside(*works) as failed:
+        failed.wait(SECONDS)
 
 
 def reader(table, lowest, highest, seen, seed=0, verb="find"):
-    def read(going):
-        rng = np.random.default_rng(seed)
-        while going():
-            keys = rng.integers(lowest, highest, 300)
-            found = getattr(table, verb)(keys)
-            assert_whole(keys, found)
-            seen.append(int(found.found.sum()))
+    rng = np.random.default_rng(seed)
+
+    def read():
+        keys = rng.integers(lowest, highest, 300)
+        found = getattr(table, verb)(keys)
+        assert_whole(keys, found)
+        seen.append(int(found.found.sum()))
 
     return read
 
@@ -62,23 +55,22 @@ def reader(table, lowest, highest, seen, seed=0, verb="find"):
 def writer(table, final, first, count, seed):
     """Inserts, overwrites, erases; its keys are nobody else's, and ``final`` is what must be there at the end."""
 
-    def write(going):
-        rng = np.random.default_rng(seed)
-        turn = 0
-        while going():
-            turn = turn % 1000 + 1
-            keys = first + np.unique(rng.integers(0, count, 200))
-            if rng.random() < 0.3:
-                wanted = [k in final for k in keys.tolist()]
-                assert table.erase(keys).tolist() == wanted
-                for key in keys.tolist():
-                    final.pop(key, None)
-                assert not table.contains(keys).any()
-                continue
-            assert table.insert_or_assign(keys, rows_for(keys, turn)).all()
-            final.update((k, k % 1000 + 1000 * turn) for k in keys.tolist())
-            found = table.find(keys)
-            np.testing.assert_array_equal(found.values, rows_for(keys, turn))
+    rng, turns = np.random.default_rng(seed), itertools.cycle(range(1, 1001))
+
+    def write():
+        turn = next(turns)
+        keys = first + np.unique(rng.integers(0, count, 200))
+        if rng.random() < 0.3:
+            wanted = [k in final for k in keys.tolist()]
+            assert table.erase(keys).tolist() == wanted
+            for key in keys.tolist():
+                final.pop(key, None)
+            assert not table.contains(keys).any()
+            return
+        assert table.insert_or_assign(keys, rows_for(keys, turn)).all()
+        final.update((k, k % 1000 + 1000 * turn) for k in keys.tolist())
+        found = table.find(keys)
+        np.testing.assert_array_equal(found.values, rows_for(keys, turn))
 
     return write
 
@@ -90,10 +82,9 @@ def test_writers_of_their_own_keys_lose_nothing(threads):
     finals: list[dict] = [{}, {}, {}]
     seen: list[int] = []
 
-    def grow(going):
-        while going():
-            table.reserve(table.capacity + 1)
-            time.sleep(0.01 if table.capacity < 10**6 else SECONDS)
+    def grow():
+        table.reserve(table.capacity + 1)
+        time.sleep(0.01 if table.capacity < 10**6 else SECONDS)
 
     works = [writer(table, f, 1000 * i * (-1) ** i, 1000, i) for i, f in enumerate(finals)]
     together(*works, reader(table, -1000, 3000, seen), reader(table, -1000, 3000, seen, 1), grow)
@@ -112,17 +103,12 @@ def test_one_key_many_writers(threads):
     table = Table(DIM, capacity=1)
     seen: list[int] = []
 
-    def churn(seed):
-        def work(going):
-            rng = np.random.default_rng(seed)
-            while going():
-                keys = rng.integers(0, 20, 8)
-                table.insert_or_assign(keys, rows_for(keys, int(rng.integers(1, 99))))
-                table.erase(rng.integers(0, 20, 8))
+    def churn(rng):
+        keys = rng.integers(0, 20, 8)
+        table.insert_or_assign(keys, rows_for(keys, int(rng.integers(1, 99))))
+        table.erase(rng.integers(0, 20, 8))
 
-        return work
-
-    together(*(churn(i) for i in range(4)), reader(table, 0, 20, seen))
+    together(*seeded(churn, 4), reader(table, 0, 20, seen))
     rows = table.export()
     assert table.size == len(rows.keys) == len(set(rows.keys.tolist()))
     assert table.find(rows.keys).found.all(), "the index lost a row"
@@ -138,31 +124,22 @@ def test_eviction_under_readers(bound, verb):
     table = Table(DIM, max_capacity=bound, evict_strategy="lru", initializer=Constant(0.0))
     seen: list[int] = []
 
-    def evict(seed):
-        def work(going):
-            rng = np.random.default_rng(seed)
-            while going():
-                keys = rng.integers(1, 2 * bound + 2, 40) * 1000  # rows of other verbs are zeros
-                out = table.insert_and_evict(keys, rows_for(keys, int(rng.integers(1, 99))))
-                assert (out.values == out.values[:, :1]).all()
-                assert (out.keys % 1000 == 0).all() and (out.values[:, 0] % 1000 == 0).all()
+    def evict(rng):
+        keys = rng.integers(1, 2 * bound + 2, 40) * 1000  # rows of other verbs are zeros
+        out = table.insert_and_evict(keys, rows_for(keys, int(rng.integers(1, 99))))
+        assert (out.values == out.values[:, :1]).all()
+        assert (out.keys % 1000 == 0).all() and (out.values[:, 0] % 1000 == 0).all()
 
-        return work
+    def read(rng):
+        keys = rng.integers(1, 2 * bound + 2, 4) * 1000
+        found = getattr(table, verb)(keys)
+        assert (found.values == found.values[:, :1]).all()
+        seen.append(1)
 
-    def read(going):
-        rng = np.random.default_rng(9)
-        while going():
-            keys = rng.integers(1, 2 * bound + 2, 4) * 1000
-            found = getattr(table, verb)(keys)
-            assert (found.values == found.values[:, :1]).all()
-            seen.append(1)
+    def erase(rng):
+        table.erase(rng.integers(1, 2 * bound + 2, 4) * 1000)
 
-    def erase(going):
-        rng = np.random.default_rng(10)
-        while going():
-            table.erase(rng.integers(1, 2 * bound + 2, 4) * 1000)
-
-    together(evict(1), evict(2), read, read, erase)
+    together(*seeded(evict, 2), *seeded(read, 2), *seeded(erase, 1))
     rows = table.export()
     assert table.size == len(rows.keys) <= bound and len(seen) > 10
     assert table.find(rows.keys).found.all()
@@ -173,58 +150,44 @@ def test_updates_of_shared_rows_all_count():
     table = Table(DIM, capacity=1, optimizer=SGD(lr=1.0), initializer=Constant(0.0))
     counts = [np.zeros(50, np.int64) for _ in range(4)]
 
-    def step(mine, seed):
-        def work(going):
-            rng = np.random.default_rng(seed)
-            while going():
-                keys = rng.integers(0, 50, 100)
-                assert table.update(keys, np.full((100, DIM), -1, np.float32)) == 0
-                np.add.at(mine, keys, 1)
+    def step(mine, rng):
+        keys = rng.integers(0, 50, 100)
+        assert table.update(keys, np.full((100, DIM), -1, np.float32)) == 0
+        np.add.at(mine, keys, 1)
 
-        return work
+    def read():
+        values = table.find(np.arange(50)).values
+        assert (values == values[:, :1]).all(), "a row is torn"
 
-    together(*(step(c, i) for i, c in enumerate(counts)), reader_of_equal(table))
+    generators = map(np.random.default_rng, range(4))
+    together(*(functools.partial(step, *each) for each in zip(counts, generators)), read)
     wanted = sum(counts)
     found = table.find(np.arange(50)).values
     np.testing.assert_array_equal(found, np.repeat(wanted[:, None], DIM, 1))
-
-
-def reader_of_equal(table):
-    def read(going):
-        while going():
-            values = table.find(np.arange(50)).values
-            assert (values == values[:, :1]).all(), "a row is torn"
-
-    return read
 
 
 def test_export_and_clear_and_expiry_beside_writers():
     table = Table(DIM, capacity=1, track=("use", "changes"))
     mark = table.mark()
 
-    def write(going):
-        rng = np.random.default_rng(0)
-        while going():
-            keys = rng.integers(0, 500, 100)
-            table.insert_or_assign(keys, rows_for(keys, 7), time=int(rng.integers(0, 9)))
+    def write(rng):
+        keys = rng.integers(0, 500, 100)
+        table.insert_or_assign(keys, rows_for(keys, 7), time=int(rng.integers(0, 9)))
 
-    def scan(going):
-        while going():
-            for rows in table.export_batches(64):
-                assert (rows.values == rows.values[:, :1]).all()
-                assert (rows.values[:, 0] % 1000 == rows.keys % 1000).all()
-                # A key that was erased and came back meanwhile may be seen at both places.
-            whole = table.export()
-            assert len(set(whole.keys.tolist())) == len(whole.keys)
+    def scan():
+        for rows in table.export_batches(64):
+            assert (rows.values == rows.values[:, :1]).all()
+            assert (rows.values[:, 0] % 1000 == rows.keys % 1000).all()
+            # A key that was erased and came back meanwhile may be seen at both places.
+        whole = table.export()
+        assert len(set(whole.keys.tolist())) == len(whole.keys)
 
-    def remove(going):
-        rng = np.random.default_rng(1)
-        while going():
-            if rng.random() < 0.05:
-                table.clear()
-            table.expire(int(rng.integers(0, 10)))
+    def remove(rng):
+        if rng.random() < 0.05:
+            table.clear()
+        table.expire(int(rng.integers(0, 10)))
 
-    together(write, write, scan, remove)
+    together(*seeded(write, 2), scan, *seeded(remove, 1))
     rows = table.export()
     assert table.size == len(rows.keys) and table.find(rows.keys).found.all()
     assert table.mark() > mark

@@ -31,7 +31,7 @@ from module_cases import (
     seeded,
     target,
 )
-from refusals import refused
+from table_checks import refused
 from torch import nn
 
 MODES = ("rows", "padded", "sum", "weighted", "mean", "max")
@@ -58,6 +58,11 @@ def look_up(module: nn.Module, mode: str, ids, dense: bool):
     return module(named) if mode in ("rows", "padded") else module(named, None, weights)
 
 
+def backward(module: nn.Module, mode: str, ids, dense: bool) -> None:
+    out = look_up(module, mode, ids, dense)
+    (out * target(out.shape[:-1], torch.float32)).sum().backward()
+
+
 def batch(step: int):
     return draw(6 * (step + 2), step).reshape(-1, 3)
 
@@ -68,8 +73,7 @@ def test_kept_gradients_are_those_of_a_dense_table(mode):
     dense = twin(module, mode)
     for step in range(3):
         for one in (module, dense):
-            out = look_up(one, mode, batch(step), one is dense)
-            (out * target(out.shape[:-1], torch.float32)).sum().backward()
+            backward(one, mode, batch(step), one is dense)
     ids, grads = module.kept_gradients()
     whole = torch.zeros(len(UNIVERSE), DIM)
     whole[dense_ids(ids)] = grads
@@ -90,8 +94,7 @@ def test_accumulation_is_one_step_of_torch(mode, rule):
     for _ in range(2):
         for step in range(3):
             for one in (module, dense):
-                out = look_up(one, mode, batch(step), one is dense)
-                (out * target(out.shape[:-1], torch.float32)).sum().backward()
+                backward(one, mode, batch(step), one is dense)
         optimizer.step()
         optimizer.zero_grad()
         rows.step()
@@ -111,8 +114,7 @@ def test_modules_over_one_table_are_one_step_of_torch(rule, second):
         for modules in ((first, other), dense):
             whole = UNIVERSE.reshape(-1, 1)  # every row has a gradient: Adam of torch moves all
             for module, mode, ids in zip(modules, ("mean", second), (whole, batch(step))):
-                out = look_up(module, mode, ids, modules is dense)
-                (out * target(out.shape[:-1], torch.float32)).sum().backward()
+                backward(module, mode, ids, modules is dense)
         optimizer.step()
         optimizer.zero_grad()
         rows.step()
@@ -248,14 +250,12 @@ def test_what_is_kept_after_clipping_has_a_factor_of_its_own():
     torch.testing.assert_close(before - rows_of(module), torch.full_like(before, 1.5))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("clipped", [False, True])
 def test_loss_scaling_by_torchs_scaler(clipped, compiled):
     """Half the steps overflow: they are skipped, and the others are those of unscaled training."""
-    torch._dynamo.reset()
     module = make("rows", "adagrad")
     dense = twin(module, "rows")
-    call = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
+    call = compiled(module)
     rows, optimizer = TableOptimizer(module), RULES["adagrad"][1](dense.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
     for step in range(4):
@@ -360,13 +360,11 @@ def test_every_rule_is_a_group_of_its_settings(rule):
         module(UNIVERSE).sum().backward()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("update", ["backward", "step"])
 def test_requires_grad_false_freezes(update, compiled):
-    torch._dynamo.reset()
     module = make("rows", "sgd", update=update)
     before = rows_of(module)
-    call = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
+    call = compiled(module)
     assert module.requires_grad_(False) is module
     out = call(torch.cat((UNIVERSE, torch.tensor([4711]))))
     assert not out.requires_grad and not out[-1].any()

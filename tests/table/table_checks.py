@@ -1,10 +1,11 @@
-"""How the tests of this room ask for an error, and for tables that it has left as they were."""
+"""What tests of tables ask for: an error, rows that are equal or left as they were, threads that go on meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ def grouped(groups: dict[Any, list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
     ]
 
 
-def assert_rows(found: Rows, wanted: Rows) -> None:
-    """Keys, values, optimizer state, scores and uses are equal."""
+def assert_rows(found: Table | Rows, wanted: Table | Rows) -> None:
+    """Keys, values, optimizer state, scores and uses of two tables, or of what they exported, are equal."""
+    found, wanted = (x.export() if isinstance(x, Table) else x for x in (found, wanted))
     for name, a, b in zip(wanted._fields, found, wanted):
         np.testing.assert_array_equal(a, b, name)
 
@@ -45,4 +47,31 @@ def unchanged(*tables: Table) -> Iterator[None]:
     before = [table.export() for table in tables]
     yield
     for table, rows in zip(tables, before):
-        assert_rows(table.export(), rows)
+        assert_rows(table, rows)
+
+
+@contextlib.contextmanager
+def beside(*works: Callable[[], object]) -> Iterator[threading.Event]:
+    """Threads that repeat their work until the block ends or one fails, which sets the event and is raised."""
+    done, failures = threading.Event(), []
+
+    def repeat(work: Callable[[], object]) -> None:
+        try:
+            while not done.is_set():
+                work()
+        except BaseException as error:
+            failures.append(error)
+            done.set()
+
+    threads = [threading.Thread(target=repeat, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield done
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "a thread is stuck"
+    if failures:
+        raise failures[0]
