@@ -17,14 +17,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "hotloop"
 SETTINGS = ROOT / "pyproject.toml"
 MODULES = ("_core", "_cuda")
-# pybind11 refuses a float where an int is due, whatever SupportsInt says; mypy wants to know what a tuple holds.
+# pybind11 refuses a float where an int is due, whatever SupportsInt says; mypy wants to know what a tuple holds. Names
+# without their module leave room for a signature in one line.
 EXACT = {
     r"typing\.SupportsInt \| typing\.SupportsIndex": "int",
     r"typing\.SupportsFloat \| typing\.SupportsIndex": "float",
-    r"(?<=: |> )tuple\b(?!\[)": "tuple[typing.Any, ...]",
-    r"collections\.abc\.Callable(?!\[)": "collections.abc.Callable[..., typing.Any]",
-    r"(?<=: |> )list\b(?!\[)": "list[typing.Any]",
-    r"(?<=: |> )dict\b(?!\[)": "dict[str, typing.Any]",
+    r"typing\.Annotated\[(.*?), \"FixedSize\(\d+\)\"\]": r"\1",
+    r"(?:typing|collections\.abc)\.(?=[A-Z])": "",
+    r"^import collections\.abc$": "from collections.abc import Callable, Sequence",
+    r"^import typing$": "from typing import Any",
+    r"(?<=: |> )tuple\b(?!\[)": "tuple[Any, ...]",
+    r"(?<=: )Callable(?!\[)": "Callable[..., Any]",
+    r"(?<=: |> )list\b(?!\[)": "list[Any]",
+    r"(?<=: |> )dict\b(?!\[)": "dict[str, Any]",
     r"^__all__: list\[str\] = .*\n": "",
     r"^from \. import (\w+)$": r"from . import \1 as \1",
 }
@@ -68,10 +73,7 @@ def differing(check: bool) -> list[Path]:
             found.append(file)
             if not check:
                 folder.mkdir(exist_ok=True)
-                text = re.sub(
-                    r"^from \. import (\w+)$", r"from . import \1 as \1", text, flags=re.M
-                )
-            file.write_text(text, encoding="utf-8")
+                file.write_text(text, encoding="utf-8")
     return found
 
 

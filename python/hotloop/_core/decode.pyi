@@ -1,148 +1,133 @@
 from __future__ import annotations
 
-import collections.abc
-import typing
+from collections.abc import Sequence
+from typing import Any
 
 def backtrack(
     batch: int,
     phrases: int,
-    p_unconfident: typing.Any,
-    span_ends: typing.Any,
-    lengths: tuple[typing.Any, ...],
-    before: tuple[typing.Any, ...],
-    numbers: typing.Annotated[collections.abc.Sequence[float], "FixedSize(4)"],
-    limits: typing.Annotated[collections.abc.Sequence[int], "FixedSize(2)"],
-    after: tuple[typing.Any, ...],
-    outputs: tuple[typing.Any, ...],
+    p_unconfident: Any,
+    span_ends: Any,
+    lengths: tuple[Any, ...],
+    before: tuple[Any, ...],
+    numbers: Sequence[float],
+    limits: Sequence[int],
+    after: tuple[Any, ...],
+    outputs: tuple[Any, ...],
 ) -> None: ...
 def beam_step(
     width: int,
     length: int,
-    logits: typing.Any,
-    ref_logits: typing.Any,
-    eos: collections.abc.Sequence[int],
-    before: tuple[typing.Any, ...],
-    after: tuple[typing.Any, ...],
-    beam_indices: typing.Any,
-    next_ids: typing.Any,
+    logits: Any,
+    ref_logits: Any,
+    eos: Sequence[int],
+    before: tuple[Any, ...],
+    after: tuple[Any, ...],
+    beam_indices: Any,
+    next_ids: Any,
 ) -> None: ...
 def branch_reuse(
     batch: int,
     width: int,
     kappa: int,
     following: int,
-    emitted: typing.Any,
-    accepted: typing.Any,
-    roots: typing.Any,
-    branches: typing.Any,
-    reused: typing.Any,
-    branch: typing.Any,
-    window: typing.Any,
+    emitted: Any,
+    accepted: Any,
+    roots: Any,
+    branches: Any,
+    reused: Any,
+    branch: Any,
+    window: Any,
 ) -> None: ...
 def chain(
     whole_block: bool,
     batch: int,
     width: int,
-    ids: typing.Any,
-    target: tuple[typing.Any, ...],
-    draft: typing.Any,
-    lengths: typing.Any,
-    seed: typing.Any,
-    offset: typing.Any,
-    outputs: tuple[typing.Any, ...],
+    ids: Any,
+    target: tuple[Any, ...],
+    draft: Any,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
 ) -> int: ...
 def lantern(
     batch: int,
     width: int,
-    ids: typing.Any,
-    target: tuple[typing.Any, ...],
-    draft: typing.Any,
-    neighbors: typing.Any,
+    ids: Any,
+    target: tuple[Any, ...],
+    draft: Any,
+    neighbors: Any,
     k: int,
     delta: float,
-    lengths: typing.Any,
-    seed: typing.Any,
-    offset: typing.Any,
-    outputs: tuple[typing.Any, ...],
-    moved: typing.Any,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
+    moved: Any,
 ) -> int: ...
-def logits(batch: int, law: tuple[typing.Any, ...], wide: bool, out: typing.Any) -> None: ...
+def logits(batch: int, law: tuple[Any, ...], wide: bool, out: Any) -> None: ...
 def nearest_codes(
-    products: typing.Any,
-    codebook: typing.Any,
-    squares: typing.Any,
-    first: int,
-    errors: typing.Annotated[collections.abc.Sequence[float], "FixedSize(2)"],
-    out: typing.Any,
+    products: Any, codebook: Any, squares: Any, first: int, errors: Sequence[float], out: Any
 ) -> None: ...
 def paths(
     typical: bool,
     batch: int,
     paths: int,
     width: int,
-    ids: typing.Any,
-    target: tuple[typing.Any, ...],
+    ids: Any,
+    target: tuple[Any, ...],
     epsilon: float,
     alpha: float,
     entropy_eps: float,
-    lengths: typing.Any,
-    seed: typing.Any,
-    offset: typing.Any,
-    outputs: tuple[typing.Any, ...],
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
 ) -> int: ...
-def probs(
-    batch: int, rows: int, law: tuple[typing.Any, ...], log: bool, wide: bool, out: typing.Any
-) -> int: ...
+def probs(batch: int, rows: int, law: tuple[Any, ...], log: bool, wide: bool, out: Any) -> int: ...
 def puct_step(
-    tree: tuple[typing.Any, ...],
-    nodes: tuple[typing.Any, ...],
+    tree: tuple[Any, ...],
+    nodes: tuple[Any, ...],
     max_depth: int,
-    numbers: typing.Annotated[collections.abc.Sequence[float], "FixedSize(3)"],
-    outputs: tuple[typing.Any, ...],
+    numbers: Sequence[float],
+    outputs: tuple[Any, ...],
 ) -> None: ...
 def sample(
-    batch: int,
-    rows: int,
-    law: tuple[typing.Any, ...],
-    seed: typing.Any,
-    offset: typing.Any,
-    ids: typing.Any,
-    logps: typing.Any,
+    batch: int, rows: int, law: tuple[Any, ...], seed: Any, offset: Any, ids: Any, logps: Any
 ) -> int: ...
 def star_step(
-    tree: tuple[typing.Any, ...],
-    nodes: tuple[typing.Any, ...],
-    rollouts: typing.Any,
+    tree: tuple[Any, ...],
+    nodes: tuple[Any, ...],
+    rollouts: Any,
     max_depth: int,
-    numbers: typing.Annotated[collections.abc.Sequence[float], "FixedSize(4)"],
-    seed: typing.Any,
+    numbers: Sequence[float],
+    seed: Any,
     offset: int,
-    outputs: tuple[typing.Any, ...],
+    outputs: tuple[Any, ...],
 ) -> None: ...
 def temperatures(
     batch: int,
     rows: int,
-    law: tuple[typing.Any, ...],
-    statistics: tuple[typing.Any, ...],
+    law: tuple[Any, ...],
+    statistics: tuple[Any, ...],
     temperature: float,
     tau: float,
-    out: typing.Any,
+    out: Any,
 ) -> None: ...
-def top(
-    batch: int, rows: int, k: int, law: tuple[typing.Any, ...], ids: typing.Any, logps: typing.Any
-) -> int: ...
+def top(batch: int, rows: int, k: int, law: tuple[Any, ...], ids: Any, logps: Any) -> int: ...
 def tree(
     batch: int,
     width: int,
     depth: int,
-    ids: typing.Any,
-    parents: typing.Any,
-    target: tuple[typing.Any, ...],
-    draft: typing.Any,
+    ids: Any,
+    parents: Any,
+    target: tuple[Any, ...],
+    draft: Any,
     replacement: bool,
-    lengths: typing.Any,
-    seed: typing.Any,
-    offset: typing.Any,
-    outputs: tuple[typing.Any, ...],
-    nodes: typing.Any,
+    lengths: Any,
+    seed: Any,
+    offset: Any,
+    outputs: tuple[Any, ...],
+    nodes: Any,
 ) -> int: ...

@@ -1,47 +1,42 @@
 from __future__ import annotations
 
-import typing
+from typing import Any
 
 def divergence(
     mode: str,
-    student: typing.Any,
-    teacher: typing.Any,
-    student_bias: typing.Any,
-    teacher_bias: typing.Any,
-    student_logit: tuple[typing.Any, ...],
-    teacher_logit: tuple[typing.Any, ...],
+    student: Any,
+    teacher: Any,
+    student_bias: Any,
+    teacher_bias: Any,
+    student_logit: tuple[Any, ...],
+    teacher_logit: tuple[Any, ...],
     beta: float,
-    statistics: typing.Any,
-    coefficients: typing.Any,
-    mixture: typing.Any,
+    statistics: Any,
+    coefficients: Any,
+    mixture: Any,
 ) -> None: ...
 def log_cosh(
-    student: typing.Any,
-    teacher: typing.Any,
-    student_bias: typing.Any,
-    teacher_bias: typing.Any,
-    student_logit: tuple[typing.Any, ...],
-    teacher_logit: tuple[typing.Any, ...],
-    sums: typing.Any,
-    weights: typing.Any,
+    student: Any,
+    teacher: Any,
+    student_bias: Any,
+    teacher_bias: Any,
+    student_logit: tuple[Any, ...],
+    teacher_logit: tuple[Any, ...],
+    sums: Any,
+    weights: Any,
 ) -> None: ...
 def row_gradient(
-    tile: typing.Any,
-    bias: typing.Any,
-    labels: typing.Any,
-    first_column: int,
-    logit: tuple[typing.Any, ...],
-    coefficients: typing.Any,
+    tile: Any, bias: Any, labels: Any, first_column: int, logit: tuple[Any, ...], coefficients: Any
 ) -> None: ...
 def row_statistics(
-    tile: typing.Any,
-    bias: typing.Any,
-    labels: typing.Any,
+    tile: Any,
+    bias: Any,
+    labels: Any,
     first_column: int,
-    logit: tuple[typing.Any, ...],
+    logit: tuple[Any, ...],
     all: bool,
-    statistics: typing.Any,
-    argmax: typing.Any,
+    statistics: Any,
+    argmax: Any,
 ) -> None: ...
 
 DIVERGENCE_STATISTICS: int = 8

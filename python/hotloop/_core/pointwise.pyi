@@ -1,22 +1,22 @@
 from __future__ import annotations
 
-import collections.abc
-import typing
+from collections.abc import Sequence
+from typing import Any
 
-def are_marks(rows: typing.Any) -> bool: ...
-def heads() -> dict[str, typing.Any]: ...
+def are_marks(rows: Any) -> bool: ...
+def heads() -> dict[str, Any]: ...
 def run(
     head: int,
     n: int,
-    inputs: list[typing.Any],
-    params: collections.abc.Sequence[float],
-    loss: typing.Any,
-    grads: list[typing.Any],
+    inputs: list[Any],
+    params: Sequence[float],
+    loss: Any,
+    grads: list[Any],
     grad_scale: float,
     total: bool,
     double_precision: bool,
-    weight: typing.Any = None,
-    groups: typing.Any = None,
+    weight: Any = None,
+    groups: Any = None,
     outs: bool = False,
-) -> typing.Any: ...
-def within(rows: typing.Any, high: float, open: bool) -> bool: ...
+) -> Any: ...
+def within(rows: Any, high: float, open: bool) -> bool: ...

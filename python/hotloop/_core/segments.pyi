@@ -1,31 +1,29 @@
 from __future__ import annotations
 
-import typing
+from typing import Any
 
-def counting_sort(
-    keys: typing.Any, num_keys: int, order: typing.Any, counts: typing.Any, offsets: typing.Any
-) -> int: ...
+def counting_sort(keys: Any, num_keys: int, order: Any, counts: Any, offsets: Any) -> int: ...
 def reduce(
     reduction: str,
-    values: typing.Any,
+    values: Any,
     count: int,
-    offsets: typing.Any,
-    ids: typing.Any,
-    mask: typing.Any,
-    out: typing.Any,
-    counts: typing.Any,
-    rows: typing.Any,
+    offsets: Any,
+    ids: Any,
+    mask: Any,
+    out: Any,
+    counts: Any,
+    rows: Any,
 ) -> bool: ...
 def spread(
     reduction: str,
-    grad: typing.Any,
+    grad: Any,
     count: int,
-    offsets: typing.Any,
-    ids: typing.Any,
-    mask: typing.Any,
-    counts: typing.Any,
-    rows: typing.Any,
-    values: typing.Any,
-    out: typing.Any,
-    result: typing.Any,
+    offsets: Any,
+    ids: Any,
+    mask: Any,
+    counts: Any,
+    rows: Any,
+    values: Any,
+    out: Any,
+    result: Any,
 ) -> None: ...

@@ -1,26 +1,26 @@
 from __future__ import annotations
 
-import collections.abc
-import typing
+from collections.abc import Sequence
+from typing import Any
 
-def heads() -> dict[str, typing.Any]: ...
+def heads() -> dict[str, Any]: ...
 def run(
     head: int,
     n: int,
-    inputs: list[typing.Any],
-    params: collections.abc.Sequence[float],
-    loss: typing.Any,
-    grads: list[typing.Any],
+    inputs: list[Any],
+    params: Sequence[float],
+    loss: Any,
+    grads: list[Any],
     grad_scale: float,
-    total: typing.Any,
-    partials: typing.Any,
+    total: Any,
+    partials: Any,
     double_precision: bool,
     device: int,
     stream: int,
-    weight: typing.Any = None,
-    groups: typing.Any = None,
-    outs: typing.Any = None,
-    counted: typing.Any = None,
+    weight: Any = None,
+    groups: Any = None,
+    outs: Any = None,
+    counted: Any = None,
 ) -> int: ...
 
 MAX_OUTS: int = 8
