@@ -55,23 +55,16 @@ if(HOTLOOP_BUILD_CUDA)
   list(JOIN hotloop_cuda_names "," hotloop_cuda_names)
 
   file(GLOB_RECURSE hotloop_cuda_sources CONFIGURE_DEPENDS kernels/*.cu)
-  set(hotloop_cuda_rooms "")
-  foreach(source IN LISTS hotloop_cuda_sources)
-    if(source MATCHES "kernels/([a-z_]+)/heads\\.cu$")
-      string(APPEND hotloop_cuda_rooms "HOTLOOP_ROOM(${CMAKE_MATCH_1})\n")
-    endif()
-  endforeach()
-  file(CONFIGURE OUTPUT generated/pointwise_rooms_cuda.inc CONTENT "${hotloop_cuda_rooms}")
   file(GLOB hotloop_cuda_bind_sources CONFIGURE_DEPENDS csrc/bind/cuda_*.cpp)
   # NO_EXTRAS: link-time optimisation does not reach through nvcc's objects.
   pybind11_add_module(_cuda MODULE NO_EXTRAS ${hotloop_cuda_bind_sources} csrc/bind/register.cpp csrc/bind/table_rules.cpp
                       csrc/bind/array.cpp csrc/bind/torch_tensor.cpp csrc/core/view.cpp csrc/core/rules.cpp
-                      ${hotloop_cuda_sources})
+                      ${hotloop_cuda_sources} ${hotloop_heads_cuda})
   # A draw and an updated row must come out as on the CPU: no a * b + c in one rounding (csrc/decode/heads.hpp).
   file(GLOB_RECURSE hotloop_exact_cuda_sources CONFIGURE_DEPENDS kernels/decode/*.cu kernels/table/*.cu)
   set_source_files_properties(${hotloop_exact_cuda_sources} PROPERTIES COMPILE_OPTIONS -fmad=false)
   target_include_directories(_cuda PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR}
-                             ${CMAKE_CURRENT_BINARY_DIR}/generated)
+                             ${hotloop_generated})
   target_compile_definitions(_cuda PRIVATE HOTLOOP_CUDA_ARCH_LIST="${hotloop_cuda_names}")
   target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
   set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)

@@ -40,8 +40,8 @@ def wings(op: Any) -> dict[str, tuple[str, ...]]:
         found |= {
             "tests": (f"tests/{room}/*.py",),
             "head": (f"csrc/{room}/heads.hpp",),
-            "cpu": (f"csrc/{room}/heads.simd.cpp",),
-            "cuda": (f"kernels/{room}/heads.cu",),
+            "cpu": ("csrc/core/room_heads.hpp",),
+            "cuda": ("kernels/core/pointwise.cuh",),
             "cases": (f"tests/{room}/cases.py",),
         }
     if room == "core" and op.name.startswith("segment_"):

@@ -5,6 +5,8 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "bind/array.hpp"
@@ -18,28 +20,26 @@ class Arguments {
     arrays_.reserve(most);
   }
 
-  const View& tile(const py::object& object, const char* name, bool writable) {
-    const View& view = arrays_.emplace_back(object, op_, name, device_).view;
-    check_view(view, op_, name, 2, writable);
-    if (view.size() > 0 && view.shape[1] > 1 && view.stride[1] != 1) fail(name, "expected contiguous rows");
-    return view;
-  }
   // Any array at all.
   const View& any(const py::object& object, const char* name) {
     return arrays_.emplace_back(object, op_, name, device_).view;
   }
+  // A matrix whose rows are contiguous.
+  const View& tile(const py::object& object, const char* name, bool writable) {
+    const View& view = any(object, name);
+    check_view(view, op_, name, 2, writable);
+    return with_whole_rows(view, name);
+  }
   // Any array of two or more dimensions whose last one is contiguous.
   const View& rows(const py::object& object, const char* name) {
-    const View& view = arrays_.emplace_back(object, op_, name, device_).view;
+    const View& view = any(object, name);
     if (view.rank < 2) fail(name, "expected rows, got shape " + view.shape_text());
-    const auto last = static_cast<std::size_t>(view.rank - 1);
-    if (view.size() > 0 && view.shape[last] > 1 && view.stride[last] != 1) fail(name, "expected contiguous rows");
-    return view;
+    return with_whole_rows(view, name);
   }
   // A contiguous array of the given dtype and shape, or an empty view for None.
   View dense(const py::object& object, const char* name, Dtype dtype, std::vector<std::int64_t> shape, bool writable) {
     if (object.is_none()) return {};
-    const View& view = arrays_.emplace_back(object, op_, name, device_).view;
+    const View& view = any(object, name);
     check_view(view, op_, name, static_cast<int>(shape.size()), writable);
     if (view.dtype != dtype)
       fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
@@ -52,9 +52,16 @@ class Arguments {
     }
     return view;
   }
+  // The elements of such an array of type T, nullptr for None; const ones are only read.
+  template <class T>
+  T* array(const py::object& object, const char* name, std::vector<std::int64_t> shape,
+           bool writable = !std::is_const_v<T>) {
+    return static_cast<T*>(
+        dense(object, name, DtypeOf<std::remove_const_t<T>>::value, std::move(shape), writable).data);
+  }
   // A contiguous uint8 array (n,), to be written to.
   const View& bytes(const py::object& object, const char* name) {
-    const View& view = arrays_.emplace_back(object, op_, name, device_).view;
+    const View& view = any(object, name);
     check_view(view, op_, name, 1, true);
     if (view.dtype != Dtype::kUInt8 || (view.shape[0] > 1 && view.stride[0] != 1))
       fail(name, "expected contiguous uint8");
@@ -66,6 +73,12 @@ class Arguments {
   }
 
  private:
+  const View& with_whole_rows(const View& view, const char* name) const {
+    const auto last = static_cast<std::size_t>(view.rank - 1);
+    if (view.size() > 0 && view.shape[last] > 1 && view.stride[last] != 1) fail(name, "expected contiguous rows");
+    return view;
+  }
+
   const char* op_;
   std::int32_t device_;
   std::vector<Array> arrays_;

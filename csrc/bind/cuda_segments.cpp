@@ -22,7 +22,7 @@ void run_reduce(const std::string& reduction, const py::object& values, std::int
                 const py::object& rows, const py::object& parts, int device, std::uintptr_t stream) {
   SegmentArguments a(dlpack::kCuda);
   ReduceCall call = reduce_call(a, reduction, values, count, offsets, py::none(), mask, out, counts, rows);
-  call.order = a.integers(order, "order", call.values.n, false);
+  call.order = a.array<const std::int64_t>(order, "order", {call.values.n});
   const std::int64_t numbers = 6 * cuda_tiles(call.values.n, kCudaTile) * call.values.columns;
   static_assert(sizeof(Part) == 3 * sizeof(double));
   call.parts = static_cast<Part*>(a.dense(parts, "parts", Dtype::kFloat64, {numbers}, true).data);
@@ -53,11 +53,11 @@ void run_counting_sort(const py::object& keys, std::int64_t num_keys, const py::
   call.dtype = view.dtype;
   call.n = n;
   call.num_keys = num_keys;
-  call.order = a.integers(order, "order", n, true);
-  call.counts = a.integers(counts, "counts", num_keys, true);
-  call.offsets = a.integers(offsets, "offsets", num_keys + 1, true);
-  call.other = a.integers(other, "other", n, true);
-  call.starts = a.integers(starts, "starts", digits * (cuda_tiles(n, kCudaSortTile) + 1), true);
+  call.order = a.array<std::int64_t>(order, "order", {n});
+  call.counts = a.array<std::int64_t>(counts, "counts", {num_keys});
+  call.offsets = a.array<std::int64_t>(offsets, "offsets", {num_keys + 1});
+  call.other = a.array<std::int64_t>(other, "other", {n});
+  call.starts = a.array<std::int64_t>(starts, "starts", {digits * (cuda_tiles(n, kCudaSortTile) + 1)});
   py::gil_scoped_release release;
   counting_sort_cuda(call, where(device, stream));
 }
@@ -65,14 +65,9 @@ void run_counting_sort(const py::object& keys, std::int64_t num_keys, const py::
 }  // namespace
 
 HOTLOOP_BIND(segments) {
-  m.def("reduce", &run_reduce, py::arg("reduction"), py::arg("values"), py::arg("count"), py::arg("offsets"),
-        py::arg("order"), py::arg("mask"), py::arg("out"), py::arg("counts"), py::arg("rows"), py::arg("parts"),
-        py::arg("device"), py::arg("stream"));
-  m.def("spread", &run_spread, py::arg("reduction"), py::arg("grad"), py::arg("count"), py::arg("offsets"),
-        py::arg("ids"), py::arg("mask"), py::arg("counts"), py::arg("rows"), py::arg("values"), py::arg("out"),
-        py::arg("result"), py::arg("device"), py::arg("stream"));
-  m.def("counting_sort", &run_counting_sort, py::arg("keys"), py::arg("num_keys"), py::arg("order"), py::arg("counts"),
-        py::arg("offsets"), py::arg("other"), py::arg("starts"), py::arg("device"), py::arg("stream"));
+  def(m, "reduce", &run_reduce, "reduction values count offsets order mask out counts rows parts device stream");
+  def(m, "spread", &run_spread, "reduction grad count offsets ids mask counts rows values out result device stream");
+  def(m, "counting_sort", &run_counting_sort, "keys num_keys order counts offsets other starts device stream");
   m.attr("TILE") = kCudaTile;
   m.attr("SORT_TILE") = kCudaSortTile;
 }

@@ -9,53 +9,33 @@
 #include <string>
 
 #include "bind/table_methods.hpp"
-#include "kernels/table/table_cuda.hpp"
+#include "kernels/table/calls.hpp"
 
 namespace hotloop::bind {
 
 namespace {
 
-using namespace hotloop::table;
-using gpu::CudaTable;
+using gpu::DeviceTable;
 
 struct Cuda {
-  using Table = CudaTable;
-  using Rows = gpu::Rows;
-  using Moment = gpu::Moment;
-  using Export = gpu::HostRows;
-  using Update = gpu::UpdateCall;
+  using Table = DeviceTable;
   using Unlocked = py::gil_scoped_release;
   static constexpr std::int32_t kDevice = dlpack::kCuda;
 
-  struct Pooled {
-    Rows out;
-    Dtype dtype;
-    std::int64_t *sizes, *largest;
-  };
-  // Offsets stay on the device: loops keep inside the batch whatever they are.
-  static gpu::BagCall bags_of(Arguments& a, const py::tuple& t, const py::object& rows) {
-    const BagArrays given(a, t);
-    return {given.keys,  numbers(a, rows, "rows", given.n, false), given.offsets, given.weights, given.n,
-            given.count, static_cast<gpu::Mode>(given.pool)};
-  }
-  static Size states(const Table& t) { return t.states(); }
-  static void pool(Table& t, const gpu::BagCall& b, const Pooled& p) {
-    t.pool(b, p.out, p.dtype == Dtype::kFloat32, p.sizes, p.largest);
-  }
-  static Size export_rows(Table& t, Size begin, Size end, std::uint64_t since, const Export& out) {
-    return t.export_rows(begin, end, since, out);
-  }
+  // They stay on the device: loops keep inside the batch whatever they are.
+  static void check_offsets(Arguments&, const Bags&) {}
+  static void pool(Table& t, const Bags& b, const Pooled& p) { t.pool(b, p); }
 };
 
 using Methods = TableMethods<Cuda>;
 using Given = Methods::Given;
 
-void run_find(CudaTable& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
+void run_find(DeviceTable& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
               const py::object& scores) {
   Given a("Table.find", 4);
   const auto* k = words(a, keys, "keys", n, false);
-  const gpu::Rows v = Methods::values_of(a, t, values, "values", n, true);
-  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  const Values v = Methods::values_of(a, t, values, "values", n, true);
+  auto* f = a.array<std::uint8_t>(found, "found", {n});
   auto* s = words(a, scores, "scores", n, true);
   py::gil_scoped_release release;
   t.find({k, n}, v, f, s);
@@ -74,29 +54,28 @@ gpu::Ask ask_of(const py::object& admission) {
 }
 
 // How many rows had to leave, which `evicted` then gives out.
-Size run_upsert(CudaTable& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
+Size run_upsert(DeviceTable& t, Size n, const py::object& keys, const py::object& values, const py::tuple& moment,
                 const py::object& admission, bool keep_evicted, const py::object& rows, const py::object& found) {
   Given a("Table.upsert", 5);
   const gpu::Ask ask = ask_of(admission);
   gpu::UpsertCall call;
-  call.keys = words(a, keys, "keys", n, false);
-  call.n = n;
+  call.keys = {words(a, keys, "keys", n, false), n};
   call.values = Methods::values_of(a, t, values, "values", n, false);
-  call.moment = Methods::moment_of(a, moment, n);
+  call.stamp = Methods::stamp_of(a, moment, n);
   call.ask = ask ? &ask : nullptr;
   call.keep_evicted = keep_evicted;
   call.rows = numbers(a, rows, "rows", n, true);
-  call.found = column<std::uint8_t>(a, found, "found", n, true);
+  call.found = a.array<std::uint8_t>(found, "found", {n});
   py::gil_scoped_release release;
   t.upsert(call);
   return t.evicted();
 }
 
-void run_evicted(CudaTable& t, const py::object& keys, const py::object& values, const py::object& scores) {
+void run_evicted(DeviceTable& t, const py::object& keys, const py::object& values, const py::object& scores) {
   Given a("Table.evicted", 3);
   const Size n = t.evicted();
   auto* k = words(a, keys, "keys", n, true);
-  const gpu::Rows v = Methods::values_of(a, t, values, "values", n, true);
+  const Values v = Methods::values_of(a, t, values, "values", n, true);
   auto* s = words(a, scores, "scores", n, true);
   if (n > 1 && v.stride != t.settings().dim * item_size(t.settings().dtype)) {
     a.fail("values", "expected a contiguous array");
@@ -105,54 +84,52 @@ void run_evicted(CudaTable& t, const py::object& keys, const py::object& values,
   t.take_evicted(k, v, s);
 }
 
-void run_erase_host(CudaTable& t, Size n, const py::object& keys, const py::object& found) {
+void run_erase_host(DeviceTable& t, Size n, const py::object& keys, const py::object& found) {
   Given a("Table.erase", 2, dlpack::kCpu);
   const auto* k = words(a, keys, "keys", n, false);
-  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  auto* f = a.array<std::uint8_t>(found, "found", {n});
   py::gil_scoped_release release;
   t.erase_host({k, n}, f);
 }
 
 // kept: (n, dim), as `pool` gave them out for bags of one key.
-void run_weight_gradient(CudaTable& t, const py::tuple& bags, const py::object& kept, const py::object& grad,
+void run_weight_gradient(DeviceTable& t, const py::tuple& bags, const py::object& kept, const py::object& grad,
                          const py::object& out) {
   Given a("Table.weight_gradient", 6);
-  const gpu::BagCall b = Cuda::bags_of(a, bags, py::none());
-  const gpu::Rows rows = Methods::values_of(a, t, kept, "kept", b.n, false);
+  const Bags b = Methods::bags_of(a, bags, py::none());
+  const Values rows = Methods::values_of(a, t, kept, "kept", b.keys.count, false);
   Size stride = 0;
   const float* g = Methods::gradient_of(a, t, b.count, grad, stride);
-  auto* o = column<float>(a, out, "out", b.n, true);
+  auto* o = a.array<float>(out, "out", {b.keys.count});
   py::gil_scoped_release release;
   t.weight_gradient(b, rows, g, stride, o);
 }
 
 // counts: return how many positions lost their row, which the host has to wait for.
-Size run_update(CudaTable& t, const py::dict& rule, const py::tuple& bags, const py::object& rows,
+Size run_update(DeviceTable& t, const py::dict& rule, const py::tuple& bags, const py::object& rows,
                 const py::object& grad, const py::object& sizes, const py::object& largest, std::uint32_t time,
                 std::uint64_t seed, bool counts) {
   Given a("Table.update", 8);
-  const gpu::BagCall b = Cuda::bags_of(a, bags, rows);
-  gpu::UpdateCall u = Methods::update_of(a, t, rule, b.count, static_cast<int>(b.mode), grad, sizes, largest, seed);
-  u.time = time;
-  u.counts = counts;
-  if (b.rows == nullptr && b.n > 0) a.fail("rows", "missing");
+  const Bags b = Methods::bags_of(a, bags, rows);
+  const Update u = Methods::update_of(a, t, rule, b, grad, sizes, largest, time, seed);
   py::gil_scoped_release release;
-  return t.update(b, u);
+  return t.update(b, u, counts);
 }
 
 }  // namespace
 
 HOTLOOP_BIND(table) {
-  py::register_exception<gpu::Full>(m, "TableFull");
-  py::class_<CudaTable> c(m, "Table");
+  py::register_exception<TableFull>(m, "TableFull");
+  py::class_<DeviceTable> c(m, "Table");
   c.def(py::init([](const py::dict& settings, int device, std::uintptr_t stream) {
-          return std::make_unique<CudaTable>(settings_of(settings), device, reinterpret_cast<void*>(stream));
+          return gpu::cuda_table(settings_of(settings), device, reinterpret_cast<void*>(stream));
         }),
         py::arg("settings"), py::arg("device"), py::arg("stream"))
       .def(
-          "use", [](CudaTable& t, std::uintptr_t stream) { t.use(reinterpret_cast<void*>(stream)); }, py::arg("stream"))
-      .def_property_readonly("row_bytes", &CudaTable::row_bytes)
-      .def_property_readonly("end", &CudaTable::slots);
+          "use", [](DeviceTable& t, std::uintptr_t stream) { t.use(reinterpret_cast<void*>(stream)); },
+          py::arg("stream"))
+      .def_property_readonly("row_bytes", &DeviceTable::row_bytes)
+      .def_property_readonly("end", &DeviceTable::slots);
   Methods::define(c);
   def(c, "find", &run_find, "n keys values found scores");
   def(c, "upsert", &run_upsert, "n keys values moment admission keep_evicted rows found");

@@ -27,25 +27,19 @@ int watched(LawTable& target, LawTable* draft, Loop&& loop) {
   return bad[0] | bad[1] << 1;
 }
 
-int run_chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
-              const py::object& draft, const py::object& lengths, const py::object& seed, const py::object& offset,
-              const py::tuple& outputs) {
-  Arguments a(whole_block ? "block_speculative_sampling" : "chain_speculative_sampling", kMostArrays);
-  VerifyCall call;
-  verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
-  return watched(call.target, &call.draft, [&] { whole_block ? block(call) : chain(call); });
-}
+struct Cpu {
+  static constexpr std::int32_t kDevice = dlpack::kCpu;
+  static constexpr auto chain = &decode::chain, block = &decode::block;
+  static constexpr auto tree = &decode::tree;
 
-int run_tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
-             const py::object& parents, const py::tuple& target, const py::object& draft, bool replacement,
-             const py::object& lengths, const py::object& seed, const py::object& offset, const py::tuple& outputs,
-             const py::object& nodes) {
-  Arguments a("tree_speculative_verify", kMostArrays);
-  TreeCall call;
-  tree_arguments(a, call, batch, width, depth, ids, parents, target, draft, replacement, lengths, seed, offset, outputs,
-                 nodes);
-  return watched(call.target, &call.draft, [&] { tree(call); });
-}
+  template <class Call>
+  static int verify(Arguments&, Call& call, void (*loop)(const Call&)) {
+    return watched(call.target, &call.draft, [&] { loop(call); });
+  }
+  static int sample(Arguments&, SampleCall& call) {
+    return watched(call.law, nullptr, [&] { decode::sample(call); });
+  }
+};
 
 int run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, const py::tuple& target,
                 const py::object& draft, const py::object& neighbors, std::int64_t k, double delta,
@@ -63,7 +57,7 @@ int run_lantern(std::int64_t batch, std::int64_t width, const py::object& ids, c
   call.neighbor_stride = table.stride[0];
   call.k = k < 0 ? 0 : k;
   call.delta = delta;
-  call.moved = output<float>(a, moved, "relaxation", {batch, width});
+  call.moved = a.array<float>(moved, "relaxation", {batch, width});
   return watched(call.target, &call.draft, [&] { lantern(call); });
 }
 
@@ -75,8 +69,7 @@ int run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t
   call.batch = batch;
   call.paths = paths;
   call.width = width;
-  call.ids = static_cast<const std::int64_t*>(
-      a.dense(ids, "draft_token_ids", Dtype::kInt64, {batch, paths, width + 1}, false).data);
+  call.ids = a.array<const std::int64_t>(ids, "draft_token_ids", {batch, paths, width + 1});
   call.target = law_of(a, target, "target_logits", batch, paths * (width + 1));
   call.lengths = per_request<std::int64_t>(a, lengths, "num_draft_tokens", batch);
   call.seeds = seeds_of(a, seed, offset, batch);
@@ -84,27 +77,17 @@ int run_paths(bool typical, std::int64_t batch, std::int64_t paths, std::int64_t
   call.epsilon = epsilon;
   call.alpha = alpha;
   call.entropy_eps = entropy_eps;
-  call.output = output<std::int64_t>(a, outputs[0], "output_token_ids", {batch, width + 1});
-  call.best = output<std::int64_t>(a, outputs[1], "best_path", {batch});
-  call.accepted = output<std::int64_t>(a, outputs[2], "num_accepted", {batch});
-  call.rows_read = output<std::int64_t>(a, outputs[3], "rows_read", {batch});
+  call.output = a.array<std::int64_t>(outputs[0], "output_token_ids", {batch, width + 1});
+  call.best = a.array<std::int64_t>(outputs[1], "best_path", {batch});
+  call.accepted = a.array<std::int64_t>(outputs[2], "num_accepted", {batch});
+  call.rows_read = a.array<std::int64_t>(outputs[3], "rows_read", {batch});
   return watched(call.target, nullptr, [&] { decode::paths(call); });
-}
-
-int run_sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
-               const py::object& offset, const py::object& ids, const py::object& logps) {
-  Arguments a("sample", kMostArrays);
-  SampleCall call;
-  sample_arguments(a, call, batch, rows, law, seed, offset, ids, logps);
-  return watched(call.law, nullptr, [&] { sample(call); });
 }
 
 int run_probs(std::int64_t batch, std::int64_t rows, const py::tuple& law, bool log, bool wide, const py::object& out) {
   Arguments a("law_probs", kMostArrays);
   ProbsCall call;
-  call.batch = batch;
-  call.rows = rows;
-  call.law = law_of(a, law, "law", batch, rows);
+  rows_arguments(a, call, batch, rows, law);
   call.log = log;
   call.dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
   call.output = a.dense(out, "out", call.dtype, {batch, rows, call.law.vocabulary}, true).data;
@@ -115,24 +98,22 @@ int run_top(std::int64_t batch, std::int64_t rows, std::int64_t k, const py::tup
             const py::object& logps) {
   Arguments a("top_logprobs", kMostArrays);
   TopCall call;
-  call.batch = batch;
-  call.rows = rows;
+  rows_arguments(a, call, batch, rows, law);
   call.k = k;
-  call.law = law_of(a, law, "law", batch, rows);
-  call.output = output<std::int64_t>(a, ids, "token_ids", {batch, rows, k});
-  call.logps = output<float>(a, logps, "logprobs", {batch, rows, k});
+  call.output = a.array<std::int64_t>(ids, "token_ids", {batch, rows, k});
+  call.logps = a.array<float>(logps, "logprobs", {batch, rows, k});
   return watched(call.law, nullptr, [&] { top(call); });
 }
 
 void run_logits(std::int64_t batch, const py::tuple& law, bool wide, const py::object& out) {
   Arguments a("value_augmented_logits", kMostArrays);
-  LogitsCall call;
-  call.batch = batch;
-  call.law = law_of(a, law, "logits", batch, 1);
+  ProbsCall call;
+  rows_arguments(a, call, batch, 1, law, "logits");
+  call.logits = true;
   call.dtype = wide ? Dtype::kFloat64 : Dtype::kFloat32;
   call.output = a.dense(out, "out", call.dtype, {batch, call.law.vocabulary}, true).data;
   py::gil_scoped_release release;
-  logits(call);
+  probs(call);
 }
 
 void run_branch_reuse(std::int64_t batch, std::int64_t width, std::int64_t kappa, std::int64_t following,
@@ -147,12 +128,11 @@ void run_branch_reuse(std::int64_t batch, std::int64_t width, std::int64_t kappa
   call.following = following;
   call.dtype = ids_of(a, emitted, "output_token_ids", batch, width).dtype;
   call.emitted = a.dense(emitted, "output_token_ids", call.dtype, {batch, width}, false).data;
-  call.accepted =
-      static_cast<const std::int64_t*>(a.dense(accepted, "num_accepted", Dtype::kInt64, {batch}, false).data);
+  call.accepted = a.array<const std::int64_t>(accepted, "num_accepted", {batch});
   call.roots = a.dense(roots, "branch_root_ids", call.dtype, {batch, width, kappa}, false).data;
   call.branches = a.dense(branches, "branch_token_ids", call.dtype, {batch, width, kappa, following}, false).data;
-  call.reused = output<std::uint8_t>(a, reused, "reused", {batch});
-  call.branch = output<std::int64_t>(a, branch, "branch", {batch});
+  call.reused = a.array<std::uint8_t>(reused, "reused", {batch});
+  call.branch = a.array<std::int64_t>(branch, "branch", {batch});
   call.window = a.dense(window, "next_token_ids", call.dtype, {batch, following}, true).data;
   py::gil_scoped_release release;
   branch_reuse(call);
@@ -163,16 +143,14 @@ void run_temperatures(std::int64_t batch, std::int64_t rows, const py::tuple& la
                       double temperature, double tau, const py::object& out) {
   Arguments a("entropy_adaptive_temperature", kMostArrays);
   TemperatureCall call;
-  call.batch = batch;
-  call.rows = rows;
-  call.law = law_of(a, law, "logits", batch, rows);
+  rows_arguments(a, call, batch, rows, law, "logits");
   call.median = statistics[0].cast<double>();
   call.std = statistics[1].cast<double>();
   call.maximum = statistics[2].cast<double>();
   call.minimum = statistics[3].cast<double>();
   call.temperature = temperature;
   call.tau = tau;
-  call.output = output<float>(a, out, "out", {batch, rows});
+  call.output = a.array<float>(out, "out", {batch, rows});
   py::gil_scoped_release release;
   temperatures(call);
 }
@@ -180,12 +158,10 @@ void run_temperatures(std::int64_t batch, std::int64_t rows, const py::tuple& la
 }  // namespace
 
 HOTLOOP_BIND(decode) {
-  def(m, "chain", &run_chain, "whole_block batch width ids target draft lengths seed offset outputs");
-  def(m, "tree", &run_tree, "batch width depth ids parents target draft replacement lengths seed offset outputs nodes");
+  DecodeLoops<Cpu>::define(m, "");
   def(m, "lantern", &run_lantern, "batch width ids target draft neighbors k delta lengths seed offset outputs moved");
   def(m, "paths", &run_paths,
       "typical batch paths width ids target epsilon alpha entropy_eps lengths seed offset outputs");
-  def(m, "sample", &run_sample, "batch rows law seed offset ids logps");
   def(m, "probs", &run_probs, "batch rows law log wide out");
   def(m, "top", &run_top, "batch rows k law ids logps");
   def(m, "logits", &run_logits, "batch law wide out");

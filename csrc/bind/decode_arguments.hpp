@@ -4,7 +4,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "bind/arguments.hpp"
+#include "bind/register.hpp"
 #include "decode/loops.hpp"
 
 namespace hotloop::bind {
@@ -13,7 +16,7 @@ namespace hotloop::bind {
 template <class T>
 decode::PerRequest<T> per_request(Arguments& a, const py::object& value, const char* name, std::int64_t batch) {
   if (py::isinstance<py::int_>(value) || py::isinstance<py::float_>(value)) return {nullptr, value.cast<T>()};
-  return {static_cast<const T*>(a.dense(value, name, DtypeOf<T>::value, {batch}, false).data), T{}};
+  return {a.array<const T>(value, name, {batch}), T{}};
 }
 // Seeds use all 64 bits: as a number they come without a sign, in arrays as the same bits with one.
 inline decode::PerRequest<std::int64_t> seed_of(Arguments& a, const py::object& value, std::int64_t batch) {
@@ -72,9 +75,8 @@ inline decode::LawTable law_of(Arguments& a, const py::tuple& packed, const char
     const View& ids = a.rows(bias_ids, "bias_ids");
     if (ids.rank != 2) a.fail("bias_ids", "wrong shape " + ids.shape_text());
     law.biases = ids.shape[1];
-    law.bias_ids =
-        static_cast<const std::int64_t*>(a.dense(bias_ids, "bias_ids", Dtype::kInt64, {batch, law.biases}, false).data);
-    law.bias = static_cast<const float*>(a.dense(packed[10], "bias", Dtype::kFloat32, {batch, law.biases}, false).data);
+    law.bias_ids = a.array<const std::int64_t>(bias_ids, "bias_ids", {batch, law.biases});
+    law.bias = a.array<const float>(packed[10], "bias", {batch, law.biases});
   }
   return law;
 }
@@ -91,11 +93,6 @@ inline decode::Ids ids_of(Arguments& a, const py::object& object, const char* na
 
 // Arrays of a call at most: two laws of eight, ids, lengths, seeds, outputs.
 inline constexpr std::size_t kMostArrays = 32;
-
-template <class T>
-T* output(Arguments& a, const py::object& object, const char* name, std::vector<std::int64_t> shape) {
-  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, std::move(shape), true).data);
-}
 
 // What chain, block, tree and LANTERN verification have in common. outputs: (ids, accepted, logps, rows_read).
 inline void verify_arguments(Arguments& a, decode::VerifyCall& call, const py::object& ids, std::int64_t batch,
@@ -115,34 +112,64 @@ inline void verify_arguments(Arguments& a, decode::VerifyCall& call, const py::o
   call.lengths = per_request<std::int64_t>(a, lengths, "num_draft_tokens", batch);
   call.seeds = seeds_of(a, seed, offset, batch);
   call.output = a.dense(outputs[0], "output_token_ids", call.ids.dtype, {batch, out_width}, true).data;
-  call.accepted = output<std::int64_t>(a, outputs[1], "num_accepted", {batch});
-  call.logps = output<float>(a, outputs[2], "logprobs", {batch, out_width});
-  call.rows_read = output<std::int64_t>(a, outputs[3], "rows_read", {batch});
+  call.accepted = a.array<std::int64_t>(outputs[1], "num_accepted", {batch});
+  call.logps = a.array<float>(outputs[2], "logprobs", {batch, out_width});
+  call.rows_read = a.array<std::int64_t>(outputs[3], "rows_read", {batch});
 }
 
-inline void tree_arguments(Arguments& a, decode::TreeCall& call, std::int64_t batch, std::int64_t width,
-                           std::int64_t depth, const py::object& ids, const py::object& parents,
-                           const py::tuple& target, const py::object& draft, bool replacement,
-                           const py::object& lengths, const py::object& seed, const py::object& offset,
-                           const py::tuple& outputs, const py::object& nodes) {
-  if (depth < 0 || depth > width) a.fail("max_depth", "expected 0 to the number of nodes");
-  verify_arguments(a, call, ids, batch, width, depth + 1, target, draft, width + 1, lengths, seed, offset, outputs);
-  call.parents =
-      static_cast<const std::int64_t*>(a.dense(parents, "parents", Dtype::kInt64, {batch, width}, false).data);
-  call.depth = depth;
-  call.replacement = replacement;
-  call.nodes = output<std::int64_t>(a, nodes, "accepted_nodes", {batch, depth});
-}
-
-inline void sample_arguments(Arguments& a, decode::SampleCall& call, std::int64_t batch, std::int64_t rows,
-                             const py::tuple& law, const py::object& seed, const py::object& offset,
-                             const py::object& ids, const py::object& logps) {
+inline void rows_arguments(Arguments& a, decode::RowsCall& call, std::int64_t batch, std::int64_t rows,
+                           const py::tuple& law, const char* name = "law") {
   call.batch = batch;
   call.rows = rows;
-  call.law = law_of(a, law, "law", batch, rows);
-  call.seeds = seeds_of(a, seed, offset, batch);
-  call.output = output<std::int64_t>(a, ids, "token_ids", {batch, rows});
-  call.logps = output<float>(a, logps, "logprobs", {batch, rows});
+  call.law = law_of(a, law, name, batch, rows);
 }
+
+// The loops of both modules. `Device` says where arrays lie (kDevice) and how a call with its arrays runs, which may
+// need further arguments of the caller: run(a, call, block or not), run(a, call).
+template <class Device, class... More>
+struct DecodeLoops {
+  static auto chain(bool whole_block, std::int64_t batch, std::int64_t width, const py::object& ids,
+                    const py::tuple& target, const py::object& draft, const py::object& lengths, const py::object& seed,
+                    const py::object& offset, const py::tuple& outputs, More... more) {
+    Arguments a(whole_block ? "block_speculative_sampling" : "chain_speculative_sampling", kMostArrays,
+                Device::kDevice);
+    decode::VerifyCall call;
+    verify_arguments(a, call, ids, batch, width, width + 1, target, draft, width, lengths, seed, offset, outputs);
+    return Device::verify(a, call, whole_block ? Device::block : Device::chain, more...);
+  }
+
+  static auto tree(std::int64_t batch, std::int64_t width, std::int64_t depth, const py::object& ids,
+                   const py::object& parents, const py::tuple& target, const py::object& draft, bool replacement,
+                   const py::object& lengths, const py::object& seed, const py::object& offset,
+                   const py::tuple& outputs, const py::object& nodes, More... more) {
+    Arguments a("tree_speculative_verify", kMostArrays, Device::kDevice);
+    if (depth < 0 || depth > width) a.fail("max_depth", "expected 0 to the number of nodes");
+    decode::TreeCall call;
+    verify_arguments(a, call, ids, batch, width, depth + 1, target, draft, width + 1, lengths, seed, offset, outputs);
+    call.parents = a.array<const std::int64_t>(parents, "parents", {batch, width});
+    call.depth = depth;
+    call.replacement = replacement;
+    call.nodes = a.array<std::int64_t>(nodes, "accepted_nodes", {batch, depth});
+    return Device::verify(a, call, Device::tree, more...);
+  }
+
+  static auto sample(std::int64_t batch, std::int64_t rows, const py::tuple& law, const py::object& seed,
+                     const py::object& offset, const py::object& ids, const py::object& logps, More... more) {
+    Arguments a("sample", kMostArrays, Device::kDevice);
+    decode::SampleCall call;
+    rows_arguments(a, call, batch, rows, law);
+    call.seeds = seeds_of(a, seed, offset, batch);
+    call.output = a.array<std::int64_t>(ids, "token_ids", {batch, rows});
+    call.logps = a.array<float>(logps, "logprobs", {batch, rows});
+    return Device::sample(a, call, more...);
+  }
+
+  static void define(py::module_& m, const std::string& more) {
+    def(m, "chain", &chain, "whole_block batch width ids target draft lengths seed offset outputs " + more);
+    def(m, "tree", &tree,
+        "batch width depth ids parents target draft replacement lengths seed offset outputs nodes " + more);
+    def(m, "sample", &sample, "batch rows law seed offset ids logps " + more);
+  }
+};
 
 }  // namespace hotloop::bind

@@ -13,14 +13,6 @@ namespace hotloop::bind {
 namespace {
 
 using namespace hotloop::decode;
-using Shape = std::vector<std::int64_t>;
-
-// A contiguous array of this type and shape, or null for None.
-template <class T>
-T* dense(Arguments& a, const py::handle& object, const char* name, Shape shape, bool writable) {
-  const auto array = py::reinterpret_borrow<py::object>(object);
-  return static_cast<T*>(a.dense(array, name, DtypeOf<T>::value, std::move(shape), writable).data);
-}
 
 // The arrays of a batch of trees: (trees, nodes), any strides, the shape of the first one, one of two types.
 class Trees {
@@ -49,12 +41,12 @@ class Trees {
 
 BeamArrays beams(Arguments& a, const py::tuple& t, std::int64_t batch, std::int64_t width, std::int64_t length,
                  bool writable) {
-  return {dense<double>(a, t[0], "scores", {batch, width}, writable),
-          dense<std::int64_t>(a, t[1], "token_ids", {batch, width, length}, writable),
-          dense<double>(a, t[2], "finished_scores", {batch, width}, writable),
-          dense<std::int64_t>(a, t[3], "finished_token_ids", {batch, width, length}, writable),
-          dense<std::int64_t>(a, t[4], "finished_lengths", {batch, width}, writable),
-          dense<std::uint8_t>(a, t[5], "done", {batch}, writable)};
+  return {a.array<double>(t[0], "scores", {batch, width}, writable),
+          a.array<std::int64_t>(t[1], "token_ids", {batch, width, length}, writable),
+          a.array<double>(t[2], "finished_scores", {batch, width}, writable),
+          a.array<std::int64_t>(t[3], "finished_token_ids", {batch, width, length}, writable),
+          a.array<std::int64_t>(t[4], "finished_lengths", {batch, width}, writable),
+          a.array<std::uint8_t>(t[5], "done", {batch}, writable)};
 }
 
 // before, after: (scores, token_ids, finished_scores, finished_token_ids, finished_lengths, done).
@@ -82,8 +74,8 @@ void run_beam_step(std::int64_t width, std::int64_t length, const py::object& lo
   call.length = length;
   call.before = beams(a, before, call.batch, width, length, false);
   call.after = beams(a, after, call.batch, width, length + 1, true);
-  call.beam_indices = dense<std::int64_t>(a, beam_indices, "beam_indices", {call.batch, width}, true);
-  call.next_ids = dense<std::int64_t>(a, next_ids, "next_token_ids", {call.batch, width}, true);
+  call.beam_indices = a.array<std::int64_t>(beam_indices, "beam_indices", {call.batch, width});
+  call.next_ids = a.array<std::int64_t>(next_ids, "next_token_ids", {call.batch, width});
   py::gil_scoped_release release;
   beam_step(call);
 }
@@ -94,12 +86,12 @@ WalkCall walk_of(Arguments& a, Trees& arrays, const py::tuple& nodes, std::int64
   WalkCall walk{};
   walk.parents = arrays.integers(0, "parents", false);
   const std::int64_t trees = walk.parents.shape[0];
-  walk.leaves = dense<std::int64_t>(a, nodes[0], "leaves", {trees}, false);
-  walk.roots = dense<std::int64_t>(a, nodes[1], "roots", {trees}, false);
-  walk.starts = dense<std::int64_t>(a, nodes[2], "starts", {trees}, false);
+  walk.leaves = a.array<const std::int64_t>(nodes[0], "leaves", {trees});
+  walk.roots = a.array<const std::int64_t>(nodes[1], "roots", {trees});
+  walk.starts = a.array<const std::int64_t>(nodes[2], "starts", {trees});
   walk.max_depth = max_depth;
-  walk.found = dense<std::int64_t>(a, outputs[0], "nodes", {trees}, true);
-  walk.depths = dense<std::int64_t>(a, outputs[1], "depths", {trees}, true);
+  walk.found = a.array<std::int64_t>(outputs[0], "nodes", {trees});
+  walk.depths = a.array<std::int64_t>(outputs[1], "depths", {trees});
   return walk;
 }
 
@@ -114,7 +106,7 @@ void run_star_step(const py::tuple& tree, const py::tuple& nodes, const py::obje
   const std::int64_t trees = call.walk.parents.shape[0];
   call.values = arrays.reals(1, "values", true);
   call.visits = arrays.integers(2, "visits", true);
-  call.rollouts = dense<double>(a, rollouts, "rollout_values", {trees}, false);
+  call.rollouts = a.array<const double>(rollouts, "rollout_values", {trees});
   call.c = numbers[0];
   call.alpha = numbers[1];
   call.unvisited_bonus = numbers[2];
@@ -122,7 +114,7 @@ void run_star_step(const py::tuple& tree, const py::tuple& nodes, const py::obje
   call.random = !seed.is_none();
   call.seed = call.random ? seed.cast<std::uint64_t>() : 0;
   call.offset = offset;
-  call.ended = dense<std::uint8_t>(a, outputs[2], "ended", {trees}, true);
+  call.ended = a.array<std::uint8_t>(outputs[2], "ended", {trees});
   py::gil_scoped_release release;
   star_step(call);
 }
@@ -158,11 +150,11 @@ void run_backtrack(std::int64_t batch, std::int64_t phrases, const py::object& p
   BacktrackCall call{};
   call.batch = batch;
   call.phrases = phrases;
-  call.p_unconfident = dense<double>(a, p_unconfident, "p_unconfident", {batch, phrases}, false);
-  call.span_ends = dense<std::int64_t>(a, span_ends, "span_ends", {batch, phrases}, false);
-  call.chunk_lengths = dense<std::int64_t>(a, lengths[0], "chunk_lengths", {batch}, false);
-  call.prefix_lengths = dense<std::int64_t>(a, lengths[1], "prefix_lengths", {batch}, false);
-  call.sentence_lengths = dense<std::int64_t>(a, lengths[2], "sentence_lengths", {batch}, false);
+  call.p_unconfident = a.array<const double>(p_unconfident, "p_unconfident", {batch, phrases});
+  call.span_ends = a.array<const std::int64_t>(span_ends, "span_ends", {batch, phrases});
+  call.chunk_lengths = a.array<const std::int64_t>(lengths[0], "chunk_lengths", {batch});
+  call.prefix_lengths = a.array<const std::int64_t>(lengths[1], "prefix_lengths", {batch});
+  call.sentence_lengths = a.array<const std::int64_t>(lengths[2], "sentence_lengths", {batch});
   call.tau = numbers[0];
   call.temperature = numbers[1];
   call.temperature_step = numbers[2];
@@ -170,17 +162,17 @@ void run_backtrack(std::int64_t batch, std::int64_t phrases, const py::object& p
   call.max_local_attempts = limits[0];
   call.max_total_attempts = limits[1];
   const auto state = [&](const py::tuple& t, bool writable) -> BacktrackState {
-    return {dense<std::int64_t>(a, t[0], "local_attempts", {batch}, writable),
-            dense<std::int64_t>(a, t[1], "total_attempts", {batch}, writable),
-            dense<double>(a, t[2], "temperatures", {batch}, writable),
-            dense<std::uint8_t>(a, t[3], "correcting", {batch}, writable),
-            dense<std::uint8_t>(a, t[4], "done", {batch}, writable)};
+    return {a.array<std::int64_t>(t[0], "local_attempts", {batch}, writable),
+            a.array<std::int64_t>(t[1], "total_attempts", {batch}, writable),
+            a.array<double>(t[2], "temperatures", {batch}, writable),
+            a.array<std::uint8_t>(t[3], "correcting", {batch}, writable),
+            a.array<std::uint8_t>(t[4], "done", {batch}, writable)};
   };
   call.before = state(before, false);
   call.after = state(after, true);
-  call.actions = dense<std::int64_t>(a, outputs[0], "actions", {batch}, true);
-  call.kept_lengths = dense<std::int64_t>(a, outputs[1], "kept_lengths", {batch}, true);
-  call.flagged = dense<std::int64_t>(a, outputs[2], "flagged", {batch}, true);
+  call.actions = a.array<std::int64_t>(outputs[0], "actions", {batch});
+  call.kept_lengths = a.array<std::int64_t>(outputs[1], "kept_lengths", {batch});
+  call.flagged = a.array<std::int64_t>(outputs[2], "flagged", {batch});
   py::gil_scoped_release release;
   backtrack(call);
 }
@@ -197,8 +189,8 @@ void run_nearest_codes(const py::object& products, const py::object& codebook, c
   call.codes = call.products.shape[1];
   call.dim = codes.shape[1];
   call.first = first;
-  call.codebook = dense<double>(a, codebook, "codebook", {call.codes, call.dim}, false);
-  call.squares = dense<double>(a, squares, "squares", {call.codes}, false);
+  call.codebook = a.array<const double>(codebook, "codebook", {call.codes, call.dim});
+  call.squares = a.array<const double>(squares, "squares", {call.codes});
   const View& table = a.tile(out, "out", true);
   call.k = table.shape[1];
   call.out = static_cast<std::int32_t*>(table.data);

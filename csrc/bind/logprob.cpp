@@ -19,20 +19,17 @@ Dtype accumulate_dtype(Dtype dtype) { return dtype == Dtype::kFloat64 ? Dtype::k
 Transform transform(const py::tuple& t) { return {t[0].cast<double>(), t[1].cast<double>(), t[2].cast<double>()}; }
 
 // A tile of logits and what turns its numbers into logits.
-template <class Call>
-void one_tile(Arguments& a, Call& call, const py::object& tile, bool writable, const py::object& bias,
+void one_tile(Arguments& a, TileCall& call, const py::object& tile, bool writable, const py::object& bias,
               const py::object& labels, std::int64_t first_column, const py::tuple& logit) {
   call.tile = a.tile(tile, "tile", writable);
   call.bias = a.dense(bias, "bias", accumulate_dtype(call.tile.dtype), {call.tile.shape[1]}, false);
-  call.labels =
-      static_cast<const std::int64_t*>(a.dense(labels, "labels", Dtype::kInt64, {call.tile.shape[0]}, false).data);
+  call.labels = a.array<const std::int64_t>(labels, "labels", {call.tile.shape[0]});
   call.first_column = first_column;
   call.transform = transform(logit);
 }
 
 // The tiles of a student and of its teacher.
-template <class Call>
-void two_tiles(Arguments& a, Call& call, const char* op, bool writable, const py::object& student,
+void two_tiles(Arguments& a, TwoTilesCall& call, const char* op, bool writable, const py::object& student,
                const py::object& teacher, const py::object& student_bias, const py::object& teacher_bias,
                const py::tuple& student_logit, const py::tuple& teacher_logit) {
   call.student = a.tile(student, "student", writable);
@@ -57,7 +54,7 @@ void run_row_statistics(const py::object& tile, const py::object& bias, const py
   const Dtype r = accumulate_dtype(call.tile.dtype);
   call.all = all;
   call.statistics = a.dense(statistics, "statistics", r, {kStatistics, n}, true).data;
-  call.argmax = static_cast<std::int64_t*>(a.dense(argmax, "argmax", Dtype::kInt64, {n}, true).data);
+  call.argmax = a.array<std::int64_t>(argmax, "argmax", {n});
   py::gil_scoped_release release;
   row_statistics(call);
 }

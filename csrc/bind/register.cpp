@@ -27,7 +27,7 @@ void add_rooms(pybind11::module_& module) {
   }
 }
 
-std::vector<std::string> argument_names(const char* function, const char* names, std::size_t count) {
+std::vector<std::string> argument_names(const char* function, const std::string& names, std::size_t count) {
   std::istringstream text(names);
   std::vector<std::string> words;
   for (std::string word; text >> word;) words.push_back(word);

@@ -23,12 +23,12 @@ struct Registration {
 void add_rooms(pybind11::module_& module);
 
 // "n keys rows" in words; std::logic_error, which fails the import, if they are not `count`.
-std::vector<std::string> argument_names(const char* function, const char* names, std::size_t count);
+std::vector<std::string> argument_names(const char* function, const std::string& names, std::size_t count);
 
 // scope.def(name, f, py::arg("n"), py::arg("keys"), ...) for the names "n keys ...". Of a class, the first argument of
 // `f` is the object and has no name.
 template <class Scope, class Result, class... Given>
-void def(Scope& scope, const char* name, Result (*f)(Given...), const char* names) {
+void def(Scope& scope, const char* name, Result (*f)(Given...), const std::string& names) {
   constexpr std::size_t kCount = sizeof...(Given) - (std::is_same_v<Scope, pybind11::module_> ? 0 : 1);
   const std::vector<std::string> words = argument_names(name, names, kCount);
   [&]<std::size_t... I>(std::index_sequence<I...>) {

@@ -46,7 +46,7 @@ class SegmentArguments : public Arguments {
                           const py::object& mask) {
     segments::Groups g;
     g.count = count;
-    g.offsets = integers(offsets, "offsets", count + 1, false);
+    g.offsets = array<const std::int64_t>(offsets, "offsets", {count + 1});
     if (!ids.is_none()) {
       const View& view = keys(ids, "ids");
       if (view.shape[0] != n) fail("ids", "wrong shape " + view.shape_text());
@@ -54,7 +54,7 @@ class SegmentArguments : public Arguments {
       g.ids_dtype = view.dtype;
     }
     if ((g.offsets != nullptr) == (g.ids != nullptr)) fail("offsets", "expected either offsets or ids");
-    g.mask = static_cast<const std::uint8_t*>(dense(mask, "mask", Dtype::kUInt8, {n}, false).data);
+    g.mask = array<const std::uint8_t>(mask, "mask", {n});
     return g;
   }
 
@@ -75,10 +75,6 @@ class SegmentArguments : public Arguments {
     return dense(object, name, dtype, shape, writable).data;
   }
 
-  std::int64_t* integers(const py::object& object, const char* name, std::int64_t n, bool writable) {
-    return static_cast<std::int64_t*>(dense(object, name, Dtype::kInt64, {n}, writable).data);
-  }
-
  private:
   bool flat_ = true;
 };
@@ -97,7 +93,7 @@ inline segments::ReduceCall reduce_call(SegmentArguments& a, const std::string& 
   call.values = a.values(values);
   call.groups = a.groups(call.values.n, count, offsets, ids, mask);
   call.out = a.result(out, "out", maths_of(call.values), count, call.values, true);
-  call.counts = a.integers(counts, "counts", count, true);
+  call.counts = a.array<std::int64_t>(counts, "counts", {count});
   call.rows = static_cast<std::int64_t*>(a.result(rows, "rows", Dtype::kInt64, count, call.values, true));
   return call;
 }
@@ -117,7 +113,7 @@ inline segments::SpreadCall spread_call(SegmentArguments& a, const std::string& 
   }
   call.groups = a.groups(written.n, count, offsets, ids, mask);
   call.grad = a.result(grad, "grad", maths_of(written), count, written, false);
-  call.counts = a.integers(counts, "counts", count, false);
+  call.counts = a.array<const std::int64_t>(counts, "counts", {count});
   call.rows = static_cast<const std::int64_t*>(a.result(rows, "rows", Dtype::kInt64, count, written, false));
   call.out = a.result(out, "out", maths_of(written), count, written, false);
   return call;

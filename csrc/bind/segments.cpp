@@ -41,26 +41,19 @@ std::int64_t run_counting_sort(const py::object& keys, std::int64_t num_keys, co
   const View& view = a.keys(keys, "keys");
   const std::int64_t n = view.shape[0];
   if (num_keys < 0) a.fail("num_keys", "expected at least 0");
-  std::int64_t* const to = a.integers(order, "order", n, true);
-  std::int64_t* const found = a.integers(counts, "counts", num_keys, true);
-  std::int64_t* const starts = a.integers(offsets, "offsets", num_keys + 1, true);
+  std::int64_t* const to = a.array<std::int64_t>(order, "order", {n});
+  std::int64_t* const found = a.array<std::int64_t>(counts, "counts", {num_keys});
+  std::int64_t* const starts = a.array<std::int64_t>(offsets, "offsets", {num_keys + 1});
   py::gil_scoped_release release;
-  if (view.dtype == Dtype::kInt32) {
-    return counting_sort(static_cast<const std::int32_t*>(view.data), n, num_keys, to, found, starts);
-  }
-  return counting_sort(static_cast<const std::int64_t*>(view.data), n, num_keys, to, found, starts);
+  return counting_sort(view.data, view.dtype, n, num_keys, to, found, starts);
 }
 
 }  // namespace
 
 HOTLOOP_BIND(segments) {
-  m.def("reduce", &run_reduce, py::arg("reduction"), py::arg("values"), py::arg("count"), py::arg("offsets"),
-        py::arg("ids"), py::arg("mask"), py::arg("out"), py::arg("counts"), py::arg("rows"));
-  m.def("spread", &run_spread, py::arg("reduction"), py::arg("grad"), py::arg("count"), py::arg("offsets"),
-        py::arg("ids"), py::arg("mask"), py::arg("counts"), py::arg("rows"), py::arg("values"), py::arg("out"),
-        py::arg("result"));
-  m.def("counting_sort", &run_counting_sort, py::arg("keys"), py::arg("num_keys"), py::arg("order"), py::arg("counts"),
-        py::arg("offsets"));
+  def(m, "reduce", &run_reduce, "reduction values count offsets ids mask out counts rows");
+  def(m, "spread", &run_spread, "reduction grad count offsets ids mask counts rows values out result");
+  def(m, "counting_sort", &run_counting_sort, "keys num_keys order counts offsets");
 }
 
 }  // namespace hotloop::bind

@@ -17,39 +17,18 @@ namespace hotloop::bind {
 
 namespace {
 
-using namespace hotloop::table;
-
 struct Cpu {
   using Table = table::Table;
-  using Rows = Values;
-  using Moment = Stamp;
-  using Export = Table::Export;
-  using Pooled = table::Pooled;
-  using Update = table::Update;
   using Unlocked = Released;
   static constexpr std::int32_t kDevice = dlpack::kCpu;
 
-  struct BagsOfRows : Bags {
-    const std::uint32_t* rows = nullptr;  // (n,) or null
-  };
-  static BagsOfRows bags_of(Arguments& a, const py::tuple& t, const py::object& rows) {
-    const BagArrays given(a, t);
-    if (given.offsets != nullptr) {
-      if (given.offsets[0] != 0 || given.offsets[given.count] != given.n) a.fail("offsets", "out of range");
-      for (Size i = 0; i < given.count; ++i) {
-        if (given.offsets[i] > given.offsets[i + 1]) a.fail("offsets", "decrease");
-      }
+  static void check_offsets(Arguments& a, const Bags& b) {
+    if (b.offsets[0] != 0 || b.offsets[b.count] != b.keys.count) a.fail("offsets", "out of range");
+    for (Size i = 0; i < b.count; ++i) {
+      if (b.offsets[i] > b.offsets[i + 1]) a.fail("offsets", "decrease");
     }
-    const Bags bags{{given.keys, given.n}, given.offsets, given.count, given.weights, Pool(given.pool), given.scale};
-    return {bags, numbers(a, rows, "rows", given.n, false)};
   }
-  static Size states(const Table& t) { return t.layout().states; }
-  static void pool(const Table& t, const BagsOfRows& b, const Pooled& p) { pool_bags(t, b, b.rows, p); }
-  static Size export_rows(const Table& t, Size begin, Size end, std::uint64_t since, const Export& out) {
-    const Size last = std::min<Size>(end, t.arena().end());
-    if (begin >= last) return 0;
-    return t.export_rows(static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(last), since, out);
-  }
+  static void pool(const Table& t, const Bags& b, const Pooled& p) { pool_bags(t, b, p); }
 };
 
 using Methods = TableMethods<Cpu>;
@@ -76,7 +55,7 @@ Admission admission_of(const py::object& given) {
 
 Found found_of(Arguments& a, const Table& t, Size n, const py::object& values, float scale) {
   const View& view = pooled(a, values, t.settings().dtype, n, t.settings().dim);
-  return {rows_of<Values>(view), view.dtype, scale};
+  return {rows_of(view), view.dtype, scale};
 }
 
 void run_find(const Table& t, Size n, const py::object& keys, const py::object& values, const py::object& found,
@@ -84,7 +63,7 @@ void run_find(const Table& t, Size n, const py::object& keys, const py::object& 
   Given a("Table.find", 3);
   const auto* k = words(a, keys, "keys", n, false);
   const Found out = found_of(a, t, n, values, scale);
-  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  auto* f = a.array<std::uint8_t>(found, "found", {n});
   const Released released;
   find(t, {k, n}, out, f);
 }
@@ -93,7 +72,7 @@ void run_find(const Table& t, Size n, const py::object& keys, const py::object& 
 void run_contains(const Table& t, Size n, const py::object& keys, const py::object& found, const py::object& scores) {
   Given a("Table.contains", 3);
   const auto* k = words(a, keys, "keys", n, false);
-  auto* f = column<std::uint8_t>(a, found, "found", n, true);
+  auto* f = a.array<std::uint8_t>(found, "found", {n});
   auto* s = words(a, scores, "scores", n, true);
   const Released released;
   t.find({k, n}, {}, f, s);
@@ -105,9 +84,9 @@ void run_find_or_insert(Table& t, Size n, const py::object& keys, const py::obje
   const Admission admit = admission_of(admission);
   Upsert call;
   call.keys = {words(a, keys, "keys", n, false), n};
-  call.stamp = Methods::moment_of(a, moment, n);
+  call.stamp = Methods::stamp_of(a, moment, n);
   call.admission = admit.admits ? &admit : nullptr;
-  call.found = column<std::uint8_t>(a, found, "found", n, true);
+  call.found = a.array<std::uint8_t>(found, "found", {n});
   const Found out = found_of(a, t, n, values, scale);
   const Released released;
   find_or_insert(t, call, out);
@@ -122,11 +101,11 @@ py::object run_upsert(Table& t, Size n, const py::object& keys, const py::object
   Upsert call;
   call.keys = {words(a, keys, "keys", n, false), n};
   call.values = Methods::values_of(a, t, values, "values", n, false);
-  call.stamp = Methods::moment_of(a, moment, n);
+  call.stamp = Methods::stamp_of(a, moment, n);
   call.admission = admit.admits ? &admit : nullptr;
   call.evicted = keep_evicted ? &evicted : nullptr;
   call.rows = numbers(a, rows, "rows", n, true);
-  call.found = column<std::uint8_t>(a, found, "found", n, true);
+  call.found = a.array<std::uint8_t>(found, "found", {n});
   {
     const Released released;
     t.upsert(call);
@@ -139,14 +118,14 @@ void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment
                         const py::object& rows, const py::object& found, const py::object& out, const py::object& sizes,
                         const py::object& largest) {
   Given a("Table.pool_or_insert", 9);
-  const Bags b = Cpu::bags_of(a, bags, py::none());
+  const Bags b = Methods::bags_of(a, bags, py::none());
   const Admission admit = admission_of(admission);
   Upsert call;
   call.keys = b.keys;
-  call.stamp = Methods::moment_of(a, moment, b.keys.count);
+  call.stamp = Methods::stamp_of(a, moment, b.keys.count);
   call.admission = admit.admits ? &admit : nullptr;
   call.rows = numbers(a, rows, "rows", b.keys.count, true);
-  call.found = column<std::uint8_t>(a, found, "found", b.keys.count, true);
+  call.found = a.array<std::uint8_t>(found, "found", {b.keys.count});
   const Pooled p = Methods::pooled_of(a, t, b.count, out, sizes, largest);
   const Released released;
   pool_or_insert(t, b, call, p);
@@ -156,13 +135,13 @@ void run_pool_or_insert(Table& t, const py::tuple& bags, const py::tuple& moment
 void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object& kept, const py::object& grad,
                          const py::object& out) {
   Given a("Table.weight_gradient", 6);
-  const Bags b = Cpu::bags_of(a, bags, py::none());
+  const Bags b = Methods::bags_of(a, bags, py::none());
   const View& view = pooled(a, kept, t.settings().dtype, b.keys.count, t.settings().dim);
-  const auto rows = rows_of<Values>(view);
+  const auto rows = rows_of(view);
   const Dtype dtype = view.dtype;
   Size stride = 0;
   const float* g = Methods::gradient_of(a, t, b.count, grad, stride);
-  auto* o = column<float>(a, out, "out", b.keys.count, true);
+  auto* o = a.array<float>(out, "out", {b.keys.count});
   const Released released;
   weight_gradient(b, rows, dtype, t.settings().dim, g, stride, o);
 }
@@ -170,11 +149,10 @@ void run_weight_gradient(const Table& t, const py::tuple& bags, const py::object
 Size run_update(Table& t, const py::dict& rule, const py::tuple& bags, const py::object& rows, const py::object& grad,
                 const py::object& sizes, const py::object& largest, std::uint32_t time, std::uint64_t seed) {
   Given a("Table.update", 8);
-  const auto b = Cpu::bags_of(a, bags, rows);
-  Update u = Methods::update_of(a, t, rule, b.count, static_cast<int>(b.pool), grad, sizes, largest, seed);
-  u.stamp.time = time;
+  const Bags b = Methods::bags_of(a, bags, rows);
+  const Update u = Methods::update_of(a, t, rule, b, grad, sizes, largest, time, seed);
   const Released released;
-  return update_bags(t, b, b.rows, u);
+  return update_bags(t, b, u);
 }
 
 // The largest size among the numbers; NaN or infinity where there is one.
@@ -195,7 +173,7 @@ float run_largest(const py::object& x) {
 
 Size run_least(Size n, const py::object& x) {
   Arguments a("least", 1);
-  const auto* data = column<std::int64_t>(a, x, "scores", n, false);
+  const auto* data = a.array<const std::int64_t>(x, "scores", {n});
   Size least = n > 0 ? data[0] : 0;
   for (Size i = 1; i < n; ++i) least = std::min(least, data[i]);
   return least;

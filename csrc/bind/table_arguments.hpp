@@ -7,18 +7,15 @@
 #include <vector>
 
 #include "bind/arguments.hpp"
+#include "table/store/calls.hpp"
 
 namespace hotloop::bind {
 
-template <class T>
-T* column(Arguments& a, const py::object& object, const char* name, std::int64_t n, bool writable) {
-  return static_cast<T*>(a.dense(object, name, DtypeOf<T>::value, {n}, writable).data);
-}
 inline std::uint64_t* words(Arguments& a, const py::object& object, const char* name, std::int64_t n, bool writable) {
-  return reinterpret_cast<std::uint64_t*>(column<std::int64_t>(a, object, name, n, writable));
+  return reinterpret_cast<std::uint64_t*>(a.array<std::int64_t>(object, name, {n}, writable));
 }
 inline std::uint32_t* numbers(Arguments& a, const py::object& object, const char* name, std::int64_t n, bool writable) {
-  return reinterpret_cast<std::uint32_t*>(column<std::int32_t>(a, object, name, n, writable));
+  return reinterpret_cast<std::uint32_t*>(a.array<std::int32_t>(object, name, {n}, writable));
 }
 
 template <class T>
@@ -30,16 +27,13 @@ py::bytes bytes_of(const std::vector<T>& v) {
   return bytes_of(v.data(), v.size());
 }
 
-// Rows: {char* data, stride in bytes}.
-template <class Rows>
-Rows rows_of(const View& view) {
+inline table::Values rows_of(const View& view) {
   // The stride of a single row, or of none, says nothing.
   const std::int64_t stride = view.shape[0] > 1 ? view.stride[0] : view.shape[1];
   return {static_cast<char*>(view.data), stride * item_size(view.dtype)};
 }
-template <class Rows>
-Rows matrix(Arguments& a, const py::object& object, const char* name, Dtype dtype, std::int64_t n, std::int64_t width,
-            bool writable) {
+inline table::Values matrix(Arguments& a, const py::object& object, const char* name, Dtype dtype, std::int64_t n,
+                            std::int64_t width, bool writable) {
   if (object.is_none()) return {};
   const View& view = a.tile(object, name, writable);
   // NumPy has no bfloat16: its bits come as float16.
@@ -47,7 +41,7 @@ Rows matrix(Arguments& a, const py::object& object, const char* name, Dtype dtyp
   if (view.dtype != dtype && !bits)
     a.fail(name, std::string("expected ") + dtype_name(dtype) + ", got " + dtype_name(view.dtype));
   if (view.shape[0] != n || view.shape[1] != width) a.fail(name, "wrong shape " + view.shape_text());
-  return rows_of<Rows>(view);
+  return rows_of(view);
 }
 // Out of pooling: float32, or the type of the table if it is one of floats.
 inline const View& pooled(Arguments& a, const py::object& out, Dtype stored, std::int64_t bags, std::int64_t dim) {

@@ -26,8 +26,8 @@ using namespace hotloop::table;
 void run_hash_bucket(std::int64_t n, const py::object& keys, std::uint64_t feature, std::uint64_t chunk,
                      std::uint64_t seed, std::uint64_t buckets, const py::object& out) {
   Arguments a("salted_hash_bucket", 2);
-  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
-  auto* o = column<std::int64_t>(a, out, "out", n, true);
+  const auto* k = a.array<const std::int64_t>(keys, "keys", {n});
+  auto* o = a.array<std::int64_t>(out, "out", {n});
   const Released released;
   salted_hash_bucket(n, k, hash_salt(feature, chunk, seed), buckets, o);
 }
@@ -35,8 +35,8 @@ void run_hash_bucket(std::int64_t n, const py::object& keys, std::uint64_t featu
 void run_hash_strings(std::int64_t n, const py::bytes& text, const py::object& offsets, const py::object& out) {
   Arguments a("hash_strings", 2);
   const std::string_view bytes = text;
-  auto* o = column<std::int64_t>(a, out, "out", n, true);
-  const auto* begins = column<std::int64_t>(a, offsets, "offsets", n + 1, false);
+  auto* o = a.array<std::int64_t>(out, "out", {n});
+  const auto* begins = a.array<const std::int64_t>(offsets, "offsets", {n + 1});
   for (std::int64_t i = 0; i <= n; ++i) {
     const std::int64_t least = i == 0 ? 0 : begins[i - 1];
     if (begins[i] < least || begins[i] > static_cast<std::int64_t>(bytes.size())) a.fail("offsets", "out of range");
@@ -48,17 +48,17 @@ void run_hash_strings(std::int64_t n, const py::bytes& text, const py::object& o
 void run_add(CountFilter& filter, std::int64_t n, const py::object& keys, const py::object& counts,
              const py::object& old) {
   Arguments a("CountFilter.add", 3);
-  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
-  const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
-  auto* o = column<std::int64_t>(a, old, "out", n, true);
+  const auto* k = a.array<const std::int64_t>(keys, "keys", {n});
+  const auto* c = a.array<const std::int64_t>(counts, "counts", {n});
+  auto* o = a.array<std::int64_t>(old, "out", {n});
   const Released released;
   filter.add(n, k, c, o);
 }
 
 void run_count(const CountFilter& filter, std::int64_t n, const py::object& keys, const py::object& counts) {
   Arguments a("CountFilter.counts", 2);
-  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
-  auto* c = column<std::int64_t>(a, counts, "out", n, true);
+  const auto* k = a.array<const std::int64_t>(keys, "keys", {n});
+  auto* c = a.array<std::int64_t>(counts, "out", {n});
   const Released released;
   filter.count(n, k, c);
 }
@@ -66,11 +66,21 @@ void run_count(const CountFilter& filter, std::int64_t n, const py::object& keys
 void run_admits(CountFilter& filter, std::int64_t n, const py::object& keys, const py::object& counts,
                 std::uint32_t threshold, const py::object& admitted) {
   Arguments a("frequency_admission_filter", 3);
-  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
-  const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
-  auto* o = column<std::uint8_t>(a, admitted, "out", n, true);
+  const auto* k = a.array<const std::int64_t>(keys, "keys", {n});
+  const auto* c = a.array<const std::int64_t>(counts, "counts", {n});
+  auto* o = a.array<std::uint8_t>(admitted, "out", {n});
   const Released released;
   filter.admits(n, k, c, threshold, o);
+}
+
+// A state: (head, advances, failures, elements).
+py::tuple packed(const CountFilter::State& s) { return py::make_tuple(s.head, s.advances, s.failures, s.elements); }
+CountFilter::State state_of(Arguments& a, const CountFilter& filter, const py::tuple& t) {
+  CountFilter::State s{t[0].cast<std::int64_t>(), t[1].cast<std::int64_t>(), t[2].cast<std::int64_t>(),
+                       t[3].cast<std::vector<std::int64_t>>()};
+  if (s.head < 0 || s.head >= filter.splits()) a.fail("head", "out of range");
+  if (s.elements.size() != static_cast<std::size_t>(filter.splits())) a.fail("elements", "wrong size");
+  return s;
 }
 
 // cells: uint8 (splits, cells_per_split, 2), the bytes of the 16-bit cells, or None.
@@ -82,18 +92,16 @@ py::tuple run_save(const CountFilter& filter, const py::object& cells) {
     const Released released;
     state = filter.save(static_cast<std::uint16_t*>(out.data));
   }
-  return py::make_tuple(state.head, state.advances, state.failures, state.elements);
+  return packed(state);
 }
 
-void run_load(CountFilter& filter, std::int64_t head, std::int64_t advances, std::int64_t failures,
-              const std::vector<std::int64_t>& elements, const py::object& cells) {
+void run_load(CountFilter& filter, const py::tuple& state, const py::object& cells) {
   Arguments a("CountFilter.load_state_dict", 1);
   const View in = a.dense(cells, "cells", Dtype::kUInt8, {filter.splits(), filter.cells_per_split(), 2}, false);
   if (in.data == nullptr) a.fail("cells", "expected an array, got None");
-  if (head < 0 || head >= filter.splits()) a.fail("head", "out of range");
-  if (elements.size() != static_cast<std::size_t>(filter.splits())) a.fail("elements", "wrong size");
+  const CountFilter::State loaded = state_of(a, filter, state);
   const Released released;
-  filter.load({head, advances, failures, elements}, static_cast<const std::uint16_t*>(in.data));
+  filter.load(loaded, static_cast<const std::uint16_t*>(in.data));
 }
 
 // mark: None for all lines that hold anything. (state as of `save`, names int64, cells uint16), the latter two as
@@ -104,34 +112,30 @@ py::tuple run_changed_since(const CountFilter& filter, std::optional<std::uint64
     const Released released;
     lines = filter.changed_since(mark);
   }
-  const CountFilter::State& s = lines.state;
-  return py::make_tuple(py::make_tuple(s.head, s.advances, s.failures, s.elements), bytes_of(lines.names),
-                        bytes_of(lines.cells));
+  return py::make_tuple(packed(lines.state), bytes_of(lines.names), bytes_of(lines.cells));
 }
 
 // cells: uint8 (n, 64), the bytes of lines of 32 cells.
-void run_put(CountFilter& filter, std::int64_t head, std::int64_t advances, std::int64_t failures,
-             const std::vector<std::int64_t>& elements, std::int64_t n, const py::object& names,
+void run_put(CountFilter& filter, const py::tuple& state, std::int64_t n, const py::object& names,
              const py::object& cells, bool whole) {
   Arguments a("Table.apply", 2);
-  const auto* l = column<std::int64_t>(a, names, "filter_lines", n, false);
+  const auto* l = a.array<const std::int64_t>(names, "filter_lines", {n});
   const View in = a.dense(cells, "filter_cells", Dtype::kUInt8, {n, CountFilter::kLine * 2}, false);
   const std::int64_t lines = filter.cells_per_split() / CountFilter::kLine * filter.splits();
-  if (head < 0 || head >= filter.splits()) a.fail("head", "out of range");
-  if (elements.size() != static_cast<std::size_t>(filter.splits())) a.fail("elements", "wrong size");
+  const CountFilter::State taken = state_of(a, filter, state);
   for (std::int64_t i = 0; i < n; ++i) {
     if (l[i] < 0 || l[i] >= lines) a.fail("filter_lines", "out of range");
   }
   const Released released;
-  filter.put({head, advances, failures, elements}, l, static_cast<const std::uint16_t*>(in.data), n, whole);
+  filter.put(taken, l, static_cast<const std::uint16_t*>(in.data), n, whole);
 }
 
 void run_probabilistic(std::int64_t n, std::uint64_t seed, const py::object& keys, std::uint64_t step,
                        const py::object& counts, double threshold, bool equal, const py::object& admitted) {
   Arguments a("probabilistic_admission_filter", 3);
-  const auto* k = column<std::int64_t>(a, keys, "keys", n, false);
-  const auto* c = column<std::int64_t>(a, counts, "counts", n, false);
-  auto* o = column<std::uint8_t>(a, admitted, "out", n, true);
+  const auto* k = a.array<const std::int64_t>(keys, "keys", {n});
+  const auto* c = a.array<const std::int64_t>(counts, "counts", {n});
+  auto* o = a.array<std::uint8_t>(admitted, "out", {n});
   const Released released;
   probabilistic_admits(n, seed, k, step, c, threshold, equal, o);
 }
@@ -142,19 +146,19 @@ py::tuple run_evict(std::int64_t slots, const py::tuple& state, std::int64_t n, 
   Arguments a("mch_evict_batch", 9);
   MchCall call{};
   call.slots = slots;
-  call.slot_ids = column<std::int64_t>(a, state[0], "slots.ids", slots, true);
-  call.slot_counts = column<std::int64_t>(a, state[1], "slots.counts", slots, true);
-  call.slot_last = column<std::int64_t>(a, state[2], "slots.last_access", slots, true);
-  call.slot_used = column<std::uint8_t>(a, state[3], "slots.used", slots, true);
+  call.slot_ids = a.array<std::int64_t>(state[0], "slots.ids", {slots});
+  call.slot_counts = a.array<std::int64_t>(state[1], "slots.counts", {slots});
+  call.slot_last = a.array<std::int64_t>(state[2], "slots.last_access", {slots});
+  call.slot_used = a.array<std::uint8_t>(state[3], "slots.used", {slots});
   call.incoming = n;
-  call.ids = column<std::int64_t>(a, incoming[0], "ids", n, false);
-  call.counts = column<std::int64_t>(a, incoming[1], "counts", n, false);
-  call.last = column<std::int64_t>(a, incoming[2], "last_access", n, false);
-  call.admitted = column<std::uint8_t>(a, incoming[3], "admitted", n, false);
+  call.ids = a.array<const std::int64_t>(incoming[0], "ids", {n});
+  call.counts = a.array<const std::int64_t>(incoming[1], "counts", {n});
+  call.last = a.array<const std::int64_t>(incoming[2], "last_access", {n});
+  call.admitted = a.array<const std::uint8_t>(incoming[3], "admitted", {n});
   call.now = now;
   call.policy = policy == "lfu" ? MchPolicy::kLfu : policy == "lru" ? MchPolicy::kLru : MchPolicy::kDistanceLfu;
   call.decay_exponent = decay_exponent;
-  call.mapping = column<std::int64_t>(a, mapping, "mapping", n, true);
+  call.mapping = a.array<std::int64_t>(mapping, "mapping", {n});
   MchResult result;
   {
     const Released released;
@@ -189,9 +193,9 @@ HOTLOOP_BIND(table) {
   def(c, "count", &run_count, "n keys counts");
   def(c, "admits", &run_admits, "n keys counts threshold admitted");
   def(c, "save", &run_save, "cells");
-  def(c, "load", &run_load, "head advances failures elements cells");
+  def(c, "load", &run_load, "state cells");
   def(c, "changed_since", &run_changed_since, "mark");
-  def(c, "put", &run_put, "head advances failures elements n names cells whole");
+  def(c, "put", &run_put, "state n names cells whole");
 }
 
 }  // namespace hotloop::bind

@@ -40,7 +40,7 @@ void run_error_memory(const py::object& query, const py::object& keys, std::int6
   call.readout = readout_of(numbers);
   call.prediction = a.dense(prediction, "prediction", r, {rows}, true).data;
   call.weights = a.dense(weights, "weights", r, {rows, k}, true).data;
-  call.neighbors = static_cast<std::int64_t*>(a.dense(neighbors, "neighbors", Dtype::kInt64, {rows, k}, true).data);
+  call.neighbors = a.array<std::int64_t>(neighbors, "neighbors", {rows, k});
   const Released released;
   error_memory(call);
 }
@@ -55,12 +55,9 @@ void run_lsh_buckets(const py::object& hidden, const py::object& projections, co
   call.dim = rows.shape[1];
   call.repeats = w.shape[0];
   call.bits = w.shape[1];
-  call.hidden =
-      static_cast<const float*>(a.dense(hidden, "hidden", Dtype::kFloat32, {call.rows, call.dim}, false).data);
-  call.projections = static_cast<const float*>(
-      a.dense(projections, "projections", Dtype::kFloat32, {call.repeats, call.bits, call.dim}, false).data);
-  call.buckets =
-      static_cast<std::int32_t*>(a.dense(buckets, "buckets", Dtype::kInt32, {call.rows, call.repeats}, true).data);
+  call.hidden = a.array<const float>(hidden, "hidden", {call.rows, call.dim});
+  call.projections = a.array<const float>(projections, "projections", {call.repeats, call.bits, call.dim});
+  call.buckets = a.array<std::int32_t>(buckets, "buckets", {call.rows, call.repeats});
   const Released released;
   lsh_buckets(call);
 }
@@ -70,8 +67,7 @@ void sketch_arguments(Arguments& a, SketchCall& call, const py::object& buckets,
   const View& ids = a.tile(buckets, "buckets", false);
   call.rows = ids.shape[0];
   call.repeats = ids.shape[1];
-  call.buckets = static_cast<const std::int32_t*>(
-      a.dense(buckets, "buckets", Dtype::kInt32, {call.rows, call.repeats}, false).data);
+  call.buckets = a.array<const std::int32_t>(buckets, "buckets", {call.rows, call.repeats});
   const View& table = a.rows(sketch, "sketch");
   if (table.rank != 3) a.fail("sketch", "wrong shape " + table.shape_text());
   call.size = table.shape[1];
@@ -87,8 +83,8 @@ void run_sketch_write(const py::object& buckets, const py::object& labels, const
   Arguments a("lsh_error_sketch_write", 6);
   SketchCall call{};
   sketch_arguments(a, call, buckets, sketch, true);
-  const double* y = column<double>(a, labels, "labels", call.rows, false);
-  const double* base = column<double>(a, base_predictions, "base_predictions", call.rows, false);
+  const double* y = a.array<const double>(labels, "labels", {call.rows});
+  const double* base = a.array<const double>(base_predictions, "base_predictions", {call.rows});
   for (std::int64_t b = 0; b < call.rows; ++b) {
     if (!(y[b] >= 0.0 && y[b] <= 1.0 && base[b] >= 0.0 && base[b] <= 1.0)) a.fail("labels", "expected 0 to 1");
   }
@@ -103,12 +99,11 @@ void run_sketch_read(const py::object& buckets, const py::object& base_predictio
   Arguments a("lsh_error_sketch", 8);
   SketchReadCall call{};
   sketch_arguments(a, call, buckets, sketch, false);
-  call.base_prediction = column<double>(a, base_prediction, "base_prediction", call.rows, false);
+  call.base_prediction = a.array<const double>(base_prediction, "base_prediction", {call.rows});
   call.share = share;
   call.readout = readout_of(numbers);
-  call.prediction = static_cast<double*>(a.dense(prediction, "prediction", Dtype::kFloat64, {call.rows}, true).data);
-  call.weights =
-      static_cast<double*>(a.dense(weights, "weights", Dtype::kFloat64, {call.rows, call.repeats}, true).data);
+  call.prediction = a.array<double>(prediction, "prediction", {call.rows});
+  call.weights = a.array<double>(weights, "weights", {call.rows, call.repeats});
   const Released released;
   sketch_read(call);
 }

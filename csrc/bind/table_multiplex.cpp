@@ -34,10 +34,8 @@ MultiplexLayout layout_of(Arguments& a, const py::tuple& layout) {
     feature.bag = f[3].cast<std::int64_t>();
     feature.chunks = f[4].cast<std::int64_t>();
     feature.first_column = l.columns;
-    feature.values = static_cast<const std::int64_t*>(
-        a.dense(py::object(f[0]), "values", Dtype::kInt64, {feature.count}, false).data);
-    feature.offsets = static_cast<const std::int64_t*>(
-        a.dense(py::object(f[1]), "offsets", Dtype::kInt64, {l.batch + 1}, false).data);
+    feature.values = a.array<const std::int64_t>(py::object(f[0]), "values", {feature.count});
+    feature.offsets = a.array<const std::int64_t>(py::object(f[1]), "offsets", {l.batch + 1});
     if (feature.offsets == nullptr) {
       if (feature.bag < 0 || feature.bag * l.batch != feature.count) a.fail("values", "wrong number of values");
     } else {
@@ -130,7 +128,7 @@ void run_sparse(const Hits& hits, std::int64_t table, const py::object& indices,
                 const py::object& grad) {
   Arguments a(kOp, 3);
   const std::int64_t rows = run_rows(hits, table);
-  auto* i = static_cast<std::int64_t*>(a.dense(indices, "indices", Dtype::kInt64, {1, rows}, true).data);
+  auto* i = a.array<std::int64_t>(indices, "indices", {1, rows});
   py::list one;
   one.append(values);
   const MultiplexTables t = tables_of(a, one, rows, true);

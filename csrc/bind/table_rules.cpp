@@ -106,6 +106,6 @@ Settings settings_of(const py::dict& d) {
   return s;
 }
 
-int pool_named(const std::string& name) { return static_cast<int>(named<std::int32_t>("mode", name, kPools)); }
+Pool pool_named(const std::string& name) { return named<Pool>("mode", name, kPools); }
 
 }  // namespace hotloop::bind

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/rules.hpp"
+#include "table/store/calls.hpp"
 #include "table/store/layout.hpp"
 
 namespace hotloop::bind {
@@ -17,7 +18,7 @@ RuleSpec rule_spec(const pybind11::dict& rule);
 // The dictionary that Table.__init__ makes.
 table::Settings settings_of(const pybind11::dict& settings);
 
-// "sum", "mean" or "max": 0, 1 or 2.
-int pool_named(const std::string& name);
+// "sum", "mean" or "max".
+table::Pool pool_named(const std::string& name);
 
 }  // namespace hotloop::bind

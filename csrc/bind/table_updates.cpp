@@ -71,7 +71,7 @@ void update(const py::dict& rule, const py::object& weight, const py::object& gr
   if (rows.is_none()) {
     if (g.shape[0] != w.shape[0]) a.fail("grad", "expected one row per row of weight, got " + g.shape_text());
   } else {
-    call.rows = static_cast<const std::int64_t*>(a.dense(rows, "rows", Dtype::kInt64, {call.n}, false).data);
+    call.rows = a.array<const std::int64_t>(rows, "rows", {call.n});
     for (std::int64_t i = 0; i < call.n; ++i) {
       if (call.rows[i] < 0 || call.rows[i] >= w.shape[0]) {
         a.fail("ids", "expected 0 to " + std::to_string(w.shape[0] - 1) + ", got " + std::to_string(call.rows[i]) +
@@ -111,10 +111,10 @@ void merge(const py::object& grads, const py::object& inverse, const py::object&
   call.grads = g.data;
   call.dtype = g.dtype;
   call.grad_stride = g.stride[0];
-  call.inverse = static_cast<const std::int64_t*>(a.dense(inverse, "inverse", Dtype::kInt64, {call.n}, false).data);
+  call.inverse = a.array<const std::int64_t>(inverse, "inverse", {call.n});
   const View& sums = a.tile(out, "out", true);
   call.unique = sums.shape[0];
-  call.out = static_cast<float*>(a.dense(out, "out", Dtype::kFloat32, {call.unique, call.dim}, true).data);
+  call.out = a.array<float>(out, "out", {call.unique, call.dim});
   // Numbers must first appear in ascending order: rows of `out` are written, not added to, when they do.
   std::int64_t seen = 0;
   for (std::int64_t i = 0; i < call.n; ++i) {
@@ -146,7 +146,7 @@ void quantize(const py::object& values, const py::object& codes, double range, b
   call.codes = static_cast<std::int8_t*>(q.data);
   call.code_stride = q.stride[0];
   const Released released;
-  encode ? encode_rows_int8(call) : decode_rows_int8(call);
+  quantize_rows(call, encode);
 }
 
 py::tuple state_shape(const py::dict& rule) {

@@ -1,5 +1,4 @@
-// A stable counting sort in passes. In one pass every thread counts the digits of its range, the counts are summed over
-// digits and then over threads, and every thread moves the items of its range to the places that the sums give.
+// A stable counting sort in passes (stable_pass.hpp).
 //
 // Up to kMostBins keys one pass over the keys themselves is enough. Above, passes of 11 bits go from the lowest digit
 // to the highest and move items that carry their key: 8 bytes each if key and position fit in them, else 16.
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "core/parallel.hpp"
+#include "core/stable_pass.hpp"
 
 namespace hotloop {
 
@@ -20,39 +20,6 @@ namespace {
 constexpr std::int64_t kMostBins = 65536;  // counters of one thread in L2: 512 KiB
 constexpr int kDigitBits = 11;             // 2048 counters: 16 KiB, half of L1
 constexpr std::int64_t kGrain = 32768;     // items worth a thread
-
-// Calls move(i, to) for each item, with `to` its place in the stable order of digit(i), which lies in [0, bins).
-// starts: (bins + 1,), where the run of each digit begins; or nullptr.
-template <class Digit, class Move>
-void stable_pass(std::int64_t n, std::int64_t bins, std::int64_t* starts, Digit&& digit, Move&& move) {
-  // No more counters than items, but for one thread's.
-  const std::int64_t wanted = std::min({n / kGrain, std::int64_t{max_threads()}, n / bins});
-  const std::int64_t blocks = std::max<std::int64_t>(1, wanted);
-  std::vector<std::int64_t> at(static_cast<std::size_t>(blocks * bins), 0);
-  const auto ranges = [&](auto&& body) {
-    parallel_for(blocks, 1, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t b = first; b < last; ++b)
-        body(&at[static_cast<std::size_t>(b * bins)], n * b / blocks, n * (b + 1) / blocks);
-    });
-  };
-  ranges([&](std::int64_t* mine, std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) ++mine[digit(i)];
-  });
-  std::int64_t sum = 0;
-  for (std::int64_t k = 0; k < bins; ++k) {
-    if (starts != nullptr) starts[k] = sum;
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      std::int64_t& count = at[static_cast<std::size_t>(b * bins + k)];
-      const std::int64_t before = sum;
-      sum += count;
-      count = before;
-    }
-  }
-  if (starts != nullptr) starts[bins] = sum;
-  ranges([&](std::int64_t* mine, std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) move(i, mine[digit(i)]++);
-  });
-}
 
 struct Narrow {  // key and position below 2^32
   std::uint64_t both;
@@ -81,7 +48,7 @@ void radix_sort(const Key* keys, std::int64_t n, std::uint64_t largest, std::int
     const auto digit = [&](std::int64_t i) {
       return static_cast<std::int64_t>(items[i].key() >> shift & ((1u << kDigitBits) - 1));
     };
-    stable_pass(n, std::int64_t{1} << kDigitBits, nullptr, digit,
+    stable_pass(n, std::int64_t{1} << kDigitBits, kGrain, nullptr, digit,
                 [&](std::int64_t i, std::int64_t to) { next[to] = items[i]; });
     items.swap(next);
   }
@@ -132,7 +99,7 @@ std::int64_t sort(const Key* keys, std::int64_t n, std::int64_t num_keys, std::i
     const std::int64_t bins = offsets != nullptr ? num_keys : largest + 1;
     if (bins > 0) {
       stable_pass(
-          n, bins, offsets, [&](std::int64_t i) { return static_cast<std::int64_t>(keys[i]); },
+          n, bins, kGrain, offsets, [&](std::int64_t i) { return static_cast<std::int64_t>(keys[i]); },
           [&](std::int64_t i, std::int64_t to) { order[to] = i; });
     } else if (offsets != nullptr) {
       offsets[0] = 0;
@@ -150,23 +117,16 @@ std::int64_t sort(const Key* keys, std::int64_t n, std::int64_t num_keys, std::i
 
 }  // namespace
 
-std::int64_t counting_sort(const std::int64_t* keys, std::int64_t n, std::int64_t num_keys, std::int64_t* order,
+std::int64_t counting_sort(const void* keys, Dtype dtype, std::int64_t n, std::int64_t num_keys, std::int64_t* order,
                            std::int64_t* counts, std::int64_t* offsets) {
-  return sort(keys, n, num_keys, order, counts, offsets);
-}
-std::int64_t counting_sort(const std::int32_t* keys, std::int64_t n, std::int64_t num_keys, std::int64_t* order,
-                           std::int64_t* counts, std::int64_t* offsets) {
-  return sort(keys, n, num_keys, order, counts, offsets);
+  return with_integer(dtype, [&](auto key) {
+    return sort(static_cast<const decltype(key)*>(keys), n, num_keys, order, counts, offsets);
+  });
 }
 
-std::int64_t first_outside(const std::int64_t* keys, std::int64_t n, std::int64_t num_keys) {
+std::int64_t first_outside(const void* keys, Dtype dtype, std::int64_t n, std::int64_t num_keys) {
   std::int64_t bad = -1;
-  largest_key(keys, n, num_keys, bad);
-  return bad;
-}
-std::int64_t first_outside(const std::int32_t* keys, std::int64_t n, std::int64_t num_keys) {
-  std::int64_t bad = -1;
-  largest_key(keys, n, num_keys, bad);
+  with_integer(dtype, [&](auto key) { largest_key(static_cast<const decltype(key)*>(keys), n, num_keys, bad); });
   return bad;
 }
 

@@ -1,7 +1,7 @@
 // Storage types (float32, float64, float16, bfloat16, integers) and their conversion to the type in which a loop
 // computes: float32 for the half types. On the CPU, conversions of half types are integer arithmetic with masks instead
-// of branches, so that GCC vectorises the loops around them. `dispatch_float` calls a template with the storage type of
-// a floating dtype.
+// of branches, so that GCC vectorises the loops around them. `with_float` and its like call a template with the storage
+// type of a dtype.
 #pragma once
 
 #include <bit>
@@ -37,54 +37,30 @@ constexpr std::int64_t item_size(Dtype dtype) {
 }
 
 constexpr const char* dtype_name(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return "float32";
-    case Dtype::kFloat64:
-      return "float64";
-    case Dtype::kFloat16:
-      return "float16";
-    case Dtype::kBFloat16:
-      return "bfloat16";
-    case Dtype::kInt64:
-      return "int64";
-    case Dtype::kInt32:
-      return "int32";
-    default:
-      return "uint8";
-  }
+  constexpr const char* kNames[] = {"float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8"};
+  return kNames[static_cast<int>(dtype)];
 }
 
+template <Dtype kDtype>
+struct Is {
+  static constexpr Dtype value = kDtype;
+};
 template <class Storage>
 struct DtypeOf;
 template <>
-struct DtypeOf<float> {
-  static constexpr Dtype value = Dtype::kFloat32;
-};
+struct DtypeOf<float> : Is<Dtype::kFloat32> {};
 template <>
-struct DtypeOf<double> {
-  static constexpr Dtype value = Dtype::kFloat64;
-};
+struct DtypeOf<double> : Is<Dtype::kFloat64> {};
 template <>
-struct DtypeOf<Float16> {
-  static constexpr Dtype value = Dtype::kFloat16;
-};
+struct DtypeOf<Float16> : Is<Dtype::kFloat16> {};
 template <>
-struct DtypeOf<BFloat16> {
-  static constexpr Dtype value = Dtype::kBFloat16;
-};
+struct DtypeOf<BFloat16> : Is<Dtype::kBFloat16> {};
 template <>
-struct DtypeOf<std::int64_t> {
-  static constexpr Dtype value = Dtype::kInt64;
-};
+struct DtypeOf<std::int64_t> : Is<Dtype::kInt64> {};
 template <>
-struct DtypeOf<std::int32_t> {
-  static constexpr Dtype value = Dtype::kInt32;
-};
+struct DtypeOf<std::int32_t> : Is<Dtype::kInt32> {};
 template <>
-struct DtypeOf<std::uint8_t> {
-  static constexpr Dtype value = Dtype::kUInt8;
-};
+struct DtypeOf<std::uint8_t> : Is<Dtype::kUInt8> {};
 
 // Float32 is what half types are computed in; float64 stays float64.
 template <class Storage>
@@ -170,23 +146,40 @@ HOTLOOP_INLINE void put(double& out, double x) { out = x; }
 HOTLOOP_INLINE void put(BFloat16& out, float x) { out.bits = bfloat16_bits(x); }
 HOTLOOP_INLINE void put(Float16& out, float x) { out.bits = half_bits(x); }
 
-[[noreturn]] void throw_float_expected(Dtype dtype, const char* op, const char* argument);
-
-// Calls f(Storage{}) with the storage type of a floating dtype.
+// Calls f(Storage{}) with the storage type of a floating dtype. The usual one does not go through the jump table.
 template <class F>
-static decltype(auto) dispatch_float(Dtype dtype, const char* op, const char* argument, F&& f) {
+HOTLOOP_INLINE decltype(auto) with_float(Dtype dtype, F&& f) {
+  if (dtype == Dtype::kFloat32) return f(float{});
   switch (dtype) {
-    case Dtype::kFloat32:
-      return f(float{});
     case Dtype::kFloat64:
       return f(double{});
     case Dtype::kFloat16:
       return f(Float16{});
-    case Dtype::kBFloat16:
-      return f(BFloat16{});
     default:
-      throw_float_expected(dtype, op, argument);
+      return f(BFloat16{});
   }
+}
+// The same where there is no float64: the rows of tables.
+template <class F>
+HOTLOOP_INLINE decltype(auto) with_row_type(Dtype dtype, F&& f) {
+  if (dtype == Dtype::kFloat16) return f(Float16{});
+  if (dtype == Dtype::kBFloat16) return f(BFloat16{});
+  return f(float{});
+}
+// f(std::int32_t{}) or f(std::int64_t{}).
+template <class F>
+HOTLOOP_INLINE decltype(auto) with_integer(Dtype dtype, F&& f) {
+  if (dtype == Dtype::kInt32) return f(std::int32_t{});
+  return f(std::int64_t{});
+}
+
+[[noreturn]] void throw_float_expected(Dtype dtype, const char* op, const char* argument);
+
+// with_float where the dtype may be another.
+template <class F>
+static decltype(auto) dispatch_float(Dtype dtype, const char* op, const char* argument, F&& f) {
+  if (dtype > Dtype::kBFloat16) throw_float_expected(dtype, op, argument);
+  return with_float(dtype, f);
 }
 
 }  // namespace hotloop

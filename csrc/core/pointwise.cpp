@@ -1,10 +1,6 @@
 #include "core/pointwise.hpp"
 
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-// HOTLOOP_ROOM(<room>) for every csrc/<room>/heads.simd.cpp, written by CMake.
+// HOTLOOP_ROOM(<room>) for every room with heads, written by CMake.
 #define HOTLOOP_ROOM(room) HOTLOOP_FOR_EACH_SIMD(std::span<const pointwise::Entry> room##_heads();)
 #include "pointwise_rooms.inc"
 #undef HOTLOOP_ROOM
@@ -18,12 +14,7 @@ namespace {
 #include "pointwise_rooms.inc"
 #undef HOTLOOP_ROOM
 
-using Heads = std::span<const Entry> (*)();
-struct Room {
-  const char* name;
-  Heads heads;
-};
-const std::vector<Room> kRooms = {
+const std::vector<RoomHeads<Entry>> kRooms = {
 #define HOTLOOP_ROOM(room) {#room, room##_heads},
 #include "pointwise_rooms.inc"
 #undef HOTLOOP_ROOM
@@ -31,23 +22,8 @@ const std::vector<Room> kRooms = {
 
 }  // namespace
 
-const Entry& entry(int handle) {
-  const auto room = static_cast<std::size_t>(handle / kRoomStride);
-  const auto place = static_cast<std::size_t>(handle % kRoomStride);
-  if (handle < 0 || room >= kRooms.size() || place >= kRooms[room].heads().size()) {
-    throw std::invalid_argument("[pointwise] head: got handle " + std::to_string(handle) +
-                                ", which is not compiled in.");
-  }
-  return kRooms[room].heads()[place];
-}
+const Entry& entry(int handle) { return find_head(kRooms, handle); }
 
-std::vector<RoomInfo> rooms() {
-  std::vector<RoomInfo> all;
-  for (const Room& room : kRooms) {
-    all.push_back({room.name, {}});
-    for (const Entry& head : room.heads()) all.back().heads.push_back(head.info);
-  }
-  return all;
-}
+std::vector<RoomInfo> rooms() { return infos_of(kRooms); }
 
 }  // namespace hotloop::pointwise

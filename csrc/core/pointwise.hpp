@@ -5,8 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "core/bisect.hpp"
 #include "core/head.hpp"
 #include "core/simd.hpp"
 #include "core/view.hpp"
@@ -33,6 +36,16 @@ struct Groups {
   bool wide = false;              // int64
   std::int64_t count = 0;
 };
+
+HOTLOOP_INLINE std::int64_t offset_at(const Groups& groups, std::int64_t k) {
+  return groups.wide ? static_cast<const std::int64_t*>(groups.offsets)[k]
+                     : static_cast<const std::int32_t*>(groups.offsets)[k];
+}
+// The group that holds `row`: the last one that starts at or before it. A wrong offset still gives a group that exists.
+HOTLOOP_INLINE std::int64_t group_of(const Groups& groups, std::int64_t row) {
+  if (groups.offsets == nullptr) return row / groups.rows;
+  return first_where(groups.count - 1, [&](std::int64_t k) { return offset_at(groups, k + 1) > row; });
+}
 
 // An extra value over the rows whose weight is not 0. Over no rows: 0, infinity, -infinity. NaN stays.
 struct OutTotal {
@@ -78,6 +91,32 @@ struct RoomInfo {
   std::vector<HeadInfo> heads;
 };
 std::vector<RoomInfo> rooms();
+
+// A room's heads as a loop finds them: entries, whose `info` says what a head is.
+template <class Entry>
+struct RoomHeads {
+  const char* name;
+  std::span<const Entry> (*heads)();
+};
+template <class Entry>
+const Entry& find_head(const std::vector<RoomHeads<Entry>>& rooms, int handle) {
+  const auto room = static_cast<std::size_t>(handle / kRoomStride);
+  const auto place = static_cast<std::size_t>(handle % kRoomStride);
+  if (handle < 0 || room >= rooms.size() || place >= rooms[room].heads().size()) {
+    throw std::invalid_argument("[pointwise] head: got handle " + std::to_string(handle) +
+                                ", which is not compiled in.");
+  }
+  return rooms[room].heads()[place];
+}
+template <class Entry>
+std::vector<RoomInfo> infos_of(const std::vector<RoomHeads<Entry>>& rooms) {
+  std::vector<RoomInfo> all;
+  for (const RoomHeads<Entry>& room : rooms) {
+    all.push_back({room.name, {}});
+    for (const Entry& head : room.heads()) all.back().heads.push_back(head.info);
+  }
+  return all;
+}
 
 }  // namespace hotloop::pointwise
 

@@ -38,16 +38,7 @@ void load(const InputColumn& column, std::int64_t first, std::int64_t count, R* 
 
 template <class R>
 void load_any(const InputColumn& column, std::int64_t first, std::int64_t count, R* out) {
-  switch (column.dtype) {
-    case Dtype::kFloat64:
-      return load<double>(column, first, count, out);
-    case Dtype::kFloat16:
-      return load<Float16>(column, first, count, out);
-    case Dtype::kBFloat16:
-      return load<BFloat16>(column, first, count, out);
-    default:
-      return load<float>(column, first, count, out);
-  }
+  with_float(column.dtype, [&](auto storage) { load<decltype(storage)>(column, first, count, out); });
 }
 
 template <class Storage, class R>
@@ -64,16 +55,7 @@ void store(const OutputColumn& column, std::int64_t first, std::int64_t count, c
 
 template <class R>
 void store_any(const OutputColumn& column, std::int64_t first, std::int64_t count, const R* x) {
-  switch (column.dtype) {
-    case Dtype::kFloat64:
-      return store<double>(column, first, count, x);
-    case Dtype::kFloat16:
-      return store<Float16>(column, first, count, x);
-    case Dtype::kBFloat16:
-      return store<BFloat16>(column, first, count, x);
-    default:
-      return store<float>(column, first, count, x);
-  }
+  with_float(column.dtype, [&](auto storage) { store<decltype(storage)>(column, first, count, x); });
 }
 
 // Sum in a fixed order: sixteen interleaved partial sums, so that the additions do not wait for each other.
@@ -88,22 +70,6 @@ double sum_in_lanes(const R* x, std::int64_t count) {
   for (; i < count; ++i) total += static_cast<double>(x[i]);
   for (double part : lane) total += part;
   return total;
-}
-
-std::int64_t offset_at(const Groups& groups, std::int64_t k) {
-  return groups.wide ? static_cast<const std::int64_t*>(groups.offsets)[k]
-                     : static_cast<const std::int32_t*>(groups.offsets)[k];
-}
-
-// The group that holds `row`: the last one that starts at or before it.
-std::int64_t group_of(const Groups& groups, std::int64_t row) {
-  if (groups.offsets == nullptr) return row / groups.rows;
-  std::int64_t low = 0, high = groups.count;
-  while (high - low > 1) {
-    const std::int64_t middle = low + (high - low) / 2;
-    (offset_at(groups, middle) <= row ? low : high) = middle;
-  }
-  return low;
 }
 
 // Repeats the group's value over its rows. Groups without rows are stepped over.

@@ -1,5 +1,5 @@
-// The body of <room>/heads.simd.cpp, which includes "<room>/heads.hpp", defines HOTLOOP_ROOM as the room's name and
-// then includes this file: instantiates the list `hotloop::<room>::Heads` for one instruction set.
+// The end of the file that CMake writes for a room, which includes "<room>/heads.hpp" and defines HOTLOOP_ROOM as the
+// room's name: instantiates the list `hotloop::<room>::Heads` for one instruction set.
 #include <atomic>
 #include <cstdint>
 #include <span>

@@ -45,19 +45,6 @@ bool rising(const Groups& g, std::int64_t n) {
   return rises;
 }
 
-bool ids_inside(const Groups& g, std::int64_t n) {
-  if (g.ids_dtype == Dtype::kInt32) return first_outside(static_cast<const std::int32_t*>(g.ids), n, g.count) < 0;
-  return first_outside(static_cast<const std::int64_t*>(g.ids), n, g.count) < 0;
-}
-
-void sort_ids(const Groups& g, std::int64_t n, std::int64_t* order, std::int64_t* offsets) {
-  if (g.ids_dtype == Dtype::kInt32) {
-    counting_sort(static_cast<const std::int32_t*>(g.ids), n, g.count, order, nullptr, offsets);
-  } else {
-    counting_sort(static_cast<const std::int64_t*>(g.ids), n, g.count, order, nullptr, offsets);
-  }
-}
-
 void run(const ReduceCall& call) { HOTLOOP_SIMD_DISPATCH(segment_reduce(call)) }
 
 }  // namespace
@@ -72,7 +59,7 @@ bool segment_reduce(ReduceCall call) {
     call.counts = counts.get();
   }
   if (g.ids != nullptr) {
-    if (!ids_inside(g, n)) return false;
+    if (first_outside(g.ids, g.ids_dtype, n, g.count) >= 0) return false;
     if (columns <= kFewColumns) {
       // Stretches together keep no more than a quarter as many numbers as there are rows.
       call.stretches = std::clamp<std::int64_t>(n / std::max(kStretch, 4 * g.count), 1, 64);
@@ -88,7 +75,7 @@ bool segment_reduce(ReduceCall call) {
     }
     order = memory<std::int64_t>(n);
     offsets = memory<std::int64_t>(g.count + 1);
-    sort_ids(g, n, order.get(), offsets.get());
+    counting_sort(g.ids, g.ids_dtype, n, g.count, order.get(), nullptr, offsets.get());
     call.order = order.get();
     g.offsets = offsets.get();
   } else if (!rising(g, n)) {

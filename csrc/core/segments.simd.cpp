@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/bisect.hpp"
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
 #include "core/vmath.hpp"
@@ -138,7 +139,8 @@ class Reducer {
     const Groups& g = call_.groups;
     const std::int64_t n = call_.values.n, begin = t * call_.tile;
     const std::int64_t end = begin + call_.tile < n ? begin + call_.tile : n;
-    std::int64_t s = first_from(begin);
+    // The first segment that begins at or behind the tile's first position.
+    std::int64_t s = first_where(g.count, [&](std::int64_t i) { return g.offsets[i] >= begin; });
     if (s > 0 && g.offsets[s] > begin && begin < n) {  // segment s - 1 goes on
       reduce(begin, g.offsets[s] < end ? g.offsets[s] : end, parts_of(2 * t));
     }
@@ -168,20 +170,6 @@ class Reducer {
 
  private:
   Part* parts_of(std::int64_t i) const { return call_.parts + i * call_.values.columns + first_; }
-
-  // The first segment that begins at or behind a position.
-  std::int64_t first_from(std::int64_t position) const {
-    std::int64_t low = 0, high = call_.groups.count;
-    while (low < high) {
-      const std::int64_t middle = low + (high - low) / 2;
-      if (call_.groups.offsets[middle] < position) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
-  }
 
   std::int64_t row_at(std::int64_t position) const { return call_.order != nullptr ? call_.order[position] : position; }
   bool counts(std::int64_t row) const { return call_.groups.mask == nullptr || call_.groups.mask[row] != 0; }
@@ -344,13 +332,6 @@ void add_rows(const ReduceCall& call, const Id* ids, std::int64_t begin, std::in
   }
 }
 
-// x = exp(x), for x <= 0. A function of its own: over an array of the caller GCC does not vectorise it.
-template <class R>
-__attribute__((noinline)) void weigh(R* x, std::int64_t count) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) x[i] = vexp_weight(x[i]);
-}
-
 // Adds exp(x - the largest of the segment) for rows [begin, end).
 template <class Storage, class Id>
 void add_weights(const ReduceCall& call, const Id* ids, std::int64_t begin, std::int64_t end, const double* largest,
@@ -433,9 +414,9 @@ template <Reduction kReduction, class Storage>
 void reduce(const ReduceCall& call) {
   const Values& v = call.values;
   if (call.stretches > 0) {
-    const bool narrow = call.groups.ids_dtype == Dtype::kInt32;
-    if (narrow) return reduce_by_ids<kReduction, Storage>(call, static_cast<const std::int32_t*>(call.groups.ids));
-    return reduce_by_ids<kReduction, Storage>(call, static_cast<const std::int64_t*>(call.groups.ids));
+    return with_integer(call.groups.ids_dtype, [&](auto id) {
+      reduce_by_ids<kReduction, Storage>(call, static_cast<const decltype(id)*>(call.groups.ids));
+    });
   }
   const std::int64_t wide = v.column_stride == 1 ? kColumns : 1;
   const std::int64_t groups = (v.columns + wide - 1) / wide;
@@ -471,16 +452,7 @@ void reduce_any(const ReduceCall& call) {
 
 void segment_reduce(const ReduceCall& call) {
   note_simd_level();
-  switch (call.values.dtype) {
-    case Dtype::kFloat64:
-      return reduce_any<double>(call);
-    case Dtype::kFloat16:
-      return reduce_any<Float16>(call);
-    case Dtype::kBFloat16:
-      return reduce_any<BFloat16>(call);
-    default:
-      return reduce_any<float>(call);
-  }
+  with_float(call.values.dtype, [&](auto storage) { reduce_any<decltype(storage)>(call); });
 }
 
 #include "core/simd_end.hpp"

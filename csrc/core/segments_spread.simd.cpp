@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/bisect.hpp"
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
 #include "core/segment_parts.hpp"
@@ -21,14 +22,10 @@ constexpr std::int64_t kBlock = 1024;
 // The segments of rows [begin, begin + count), from ids or by walking the offsets from segment `s` on.
 void owners(const SpreadCall& call, std::int64_t begin, std::int64_t count, std::int64_t& s, std::int64_t* out) {
   if (call.groups.ids != nullptr) {
-    if (call.groups.ids_dtype == Dtype::kInt32) {
-      const auto* ids = static_cast<const std::int32_t*>(call.groups.ids) + begin;
+    return with_integer(call.groups.ids_dtype, [&](auto id) {
+      const auto* ids = static_cast<const decltype(id)*>(call.groups.ids) + begin;
       for (std::int64_t i = 0; i < count; ++i) out[i] = ids[i];
-    } else {
-      const auto* ids = static_cast<const std::int64_t*>(call.groups.ids) + begin;
-      for (std::int64_t i = 0; i < count; ++i) out[i] = ids[i];
-    }
-    return;
+    });
   }
   const std::int64_t* offsets = call.groups.offsets;
   std::int64_t i = 0;
@@ -40,14 +37,10 @@ void owners(const SpreadCall& call, std::int64_t begin, std::int64_t count, std:
   }
 }
 
-// The segment of a row, by bisection.
+// The segment of a row; 0 where ids say it.
 std::int64_t owner_of(const SpreadCall& call, std::int64_t row) {
-  std::int64_t low = 0, high = call.groups.count;  // offsets[low] <= row < offsets[high]
-  while (call.groups.ids == nullptr && high - low > 1) {
-    const std::int64_t middle = low + (high - low) / 2;
-    (call.groups.offsets[middle] <= row ? low : high) = middle;
-  }
-  return low;
+  if (call.groups.ids != nullptr) return 0;
+  return first_where(call.groups.count - 1, [&](std::int64_t s) { return call.groups.offsets[s + 1] > row; });
 }
 
 template <class Storage>
@@ -68,13 +61,6 @@ void spread_largest(const SpreadCall& call) {
       }
     }
   });
-}
-
-// x = exp(x), for x <= 0. A function of its own: over an array of the caller GCC does not vectorise it.
-template <class R>
-__attribute__((noinline)) void weigh(R* x, std::int64_t count) {
-#pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) x[i] = vexp_weight(x[i]);
 }
 
 // One column.
@@ -158,16 +144,7 @@ void spread(const SpreadCall& call) {
 
 void segment_spread(const SpreadCall& call) {
   note_simd_level();
-  switch (call.values.dtype) {
-    case Dtype::kFloat64:
-      return spread<double>(call);
-    case Dtype::kFloat16:
-      return spread<Float16>(call);
-    case Dtype::kBFloat16:
-      return spread<BFloat16>(call);
-    default:
-      return spread<float>(call);
-  }
+  with_float(call.values.dtype, [&](auto storage) { spread<decltype(storage)>(call); });
 }
 
 #include "core/simd_end.hpp"

@@ -52,3 +52,11 @@ extern std::atomic<int> last_simd_level;  // level of the kernel copy that ran l
   }
 #define HOTLOOP_SIMD_DISPATCH(call) return ::hotloop::simd_baseline::call;
 #endif
+
+// A function that a *.simd.cpp defines, and hotloop::<room>::<name>, which calls its copy for the level in force. Types
+// are named as from namespace hotloop.
+#define HOTLOOP_SIMD_FUNCTION(room, result, name, parameters, arguments)  \
+  HOTLOOP_FOR_EACH_SIMD(result name parameters;)                          \
+  namespace hotloop::room {                                               \
+  inline result name parameters { HOTLOOP_SIMD_DISPATCH(name arguments) } \
+  }

@@ -33,44 +33,24 @@ HOTLOOP_INLINE R exp_by(R x, F exp2_unit) {
 }
 
 template <class R>
+HOTLOOP_INLINE R exp_evolved(R v) {
+  return exp_by(v, [](R r) { return static_cast<R>(exp2_evolved(static_cast<double>(r))); });
+}
+template <class R>
+HOTLOOP_INLINE R exp_minimax(R v) {
+  R c = v > R(88.7) ? R(88.7) : v;
+  c = c < R(-87.3) ? R(-87.3) : c;
+  return exp_by(c, [](R r) { return exp2_minimax5(r); });
+}
+
+template <class R>
 void map_any(MathFunction function, const R* x, R* y, std::int64_t n) {
   switch (function) {
-    case MathFunction::kExp:
-      return map(x, y, n, [](R v) { return vexp(v); });
-    case MathFunction::kExpWeight:
-      return map(x, y, n, [](R v) { return vexp_weight(v); });
-    case MathFunction::kExpm1:
-      return map(x, y, n, [](R v) { return vexpm1(v); });
-    case MathFunction::kLog:
-      return map(x, y, n, [](R v) { return vlog(v); });
-    case MathFunction::kLog1p:
-      return map(x, y, n, [](R v) { return vlog1p(v); });
-    case MathFunction::kSigmoid:
-      return map(x, y, n, [](R v) { return vsigmoid(v); });
-    case MathFunction::kSoftplus:
-      return map(x, y, n, [](R v) { return vsoftplus(v); });
-    case MathFunction::kTanh:
-      return map(x, y, n, [](R v) { return vtanh(v); });
-    case MathFunction::kLog1mexp:
-      return map(x, y, n, [](R v) { return vlog1mexp(v); });
-    case MathFunction::kExp2Evolved:
-      return map(x, y, n, [](R v) { return static_cast<R>(exp2_evolved(static_cast<double>(v))); });
-    case MathFunction::kExp2EvolvedCoarse:
-      return map(x, y, n, [](R v) { return static_cast<R>(exp2_evolved_coarse(static_cast<double>(v))); });
-    case MathFunction::kExp2Minimax5:
-      return map(x, y, n, [](R v) { return exp2_minimax5(v); });
-    case MathFunction::kExp2Minimax6:
-      return map(x, y, n, [](R v) { return exp2_minimax6(v); });
-    case MathFunction::kExpEvolved:
-      return map(x, y, n, [](R v) {
-        return exp_by(v, [](R r) { return static_cast<R>(exp2_evolved(static_cast<double>(r))); });
-      });
-    case MathFunction::kExpMinimax:
-      return map(x, y, n, [](R v) {
-        R c = v > R(88.7) ? R(88.7) : v;
-        c = c < R(-87.3) ? R(-87.3) : c;
-        return exp_by(c, [](R r) { return exp2_minimax5(r); });
-      });
+#define HOTLOOP_MAP(constant, name, call) \
+  case MathFunction::constant:            \
+    return map(x, y, n, [](R v) { return call; });
+    HOTLOOP_MATH_FUNCTIONS(HOTLOOP_MAP)
+#undef HOTLOOP_MAP
   }
 }
 

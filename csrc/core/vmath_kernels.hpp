@@ -4,41 +4,33 @@
 
 #include "core/simd.hpp"
 
+// The functions that have an array form: X(constant, name, the function at v of type R).
+#define HOTLOOP_MATH_FUNCTIONS(X)                                                                           \
+  X(kExp, "exp", vexp(v))                                                                                   \
+  X(kExpWeight, "exp_weight", vexp_weight(v))                                                               \
+  X(kExpm1, "expm1", vexpm1(v))                                                                             \
+  X(kLog, "log", vlog(v))                                                                                   \
+  X(kLog1p, "log1p", vlog1p(v))                                                                             \
+  X(kSigmoid, "sigmoid", vsigmoid(v))                                                                       \
+  X(kSoftplus, "softplus", vsoftplus(v))                                                                    \
+  X(kTanh, "tanh", vtanh(v))                                                                                \
+  X(kLog1mexp, "log1mexp", vlog1mexp(v))                                                                    \
+  X(kExp2Evolved, "exp2_evolved", static_cast<R>(exp2_evolved(static_cast<double>(v))))                     \
+  X(kExp2EvolvedCoarse, "exp2_evolved_coarse", static_cast<R>(exp2_evolved_coarse(static_cast<double>(v)))) \
+  X(kExp2Minimax5, "exp2_minimax5", exp2_minimax5(v))                                                       \
+  X(kExp2Minimax6, "exp2_minimax6", exp2_minimax6(v))                                                       \
+  X(kExpEvolved, "exp_evolved", exp_evolved(v))                                                             \
+  X(kExpMinimax, "exp_minimax", exp_minimax(v))
+
 namespace hotloop {
 
-enum class MathFunction : int {
-  kExp,
-  kExpWeight,
-  kExpm1,
-  kLog,
-  kLog1p,
-  kSigmoid,
-  kSoftplus,
-  kTanh,
-  kLog1mexp,
-  kExp2Evolved,
-  kExp2EvolvedCoarse,
-  kExp2Minimax5,
-  kExp2Minimax6,
-  kExpEvolved,
-  kExpMinimax,
-};
+#define HOTLOOP_CONSTANT(constant, name, call) constant,
+enum class MathFunction : int { HOTLOOP_MATH_FUNCTIONS(HOTLOOP_CONSTANT) };
+#undef HOTLOOP_CONSTANT
 
-inline constexpr const char* kMathFunctionNames[] = {"exp",
-                                                     "exp_weight",
-                                                     "expm1",
-                                                     "log",
-                                                     "log1p",
-                                                     "sigmoid",
-                                                     "softplus",
-                                                     "tanh",
-                                                     "log1mexp",
-                                                     "exp2_evolved",
-                                                     "exp2_evolved_coarse",
-                                                     "exp2_minimax5",
-                                                     "exp2_minimax6",
-                                                     "exp_evolved",
-                                                     "exp_minimax"};
+#define HOTLOOP_NAME(constant, name, call) name,
+inline constexpr const char* kMathFunctionNames[] = {HOTLOOP_MATH_FUNCTIONS(HOTLOOP_NAME)};
+#undef HOTLOOP_NAME
 
 }  // namespace hotloop
 

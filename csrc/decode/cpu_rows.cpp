@@ -70,16 +70,7 @@ std::int64_t reach_token(const double* values, std::int64_t count, std::uint64_t
 }  // namespace
 
 double point_value(const RowSource& row, std::int64_t id) {
-  switch (row.dtype) {
-    case Dtype::kFloat64:
-      return point_logit<double>(row, id);
-    case Dtype::kFloat16:
-      return point_logit<Float16>(row, id);
-    case Dtype::kBFloat16:
-      return point_logit<BFloat16>(row, id);
-    default:
-      return point_logit<float>(row, id);
-  }
+  return with_float(row.dtype, [&](auto storage) { return point_logit<decltype(storage)>(row, id); });
 }
 
 double point_weight(const RowLaw& law, std::int64_t id) {
@@ -120,27 +111,16 @@ void OpenRow::bias_of(const LawTable& table, std::int64_t b) {
 bool OpenRow::open(const LawTable& table, std::int64_t b, std::int64_t r, bool softened) {
   law = RowLaw{};
   sparse_ = measured_ = false;
-  RowSource& row = law.source;
-  row.data = table.rows.at(b, r);
-  row.reference = table.reference.data == nullptr ? nullptr : table.reference.at(b, r);
-  row.dtype = table.rows.dtype;
-  row.vocabulary = table.vocabulary;
-  row.logits = table.logits;
-  row.mixture = table.mixture;
-  row.refused = table.refused;
+  law.source = table.source(b, r);
   bias_of(table, b);
-  const double temperature = table.temperature.at(b);
-  const bool greedy = table.logits && !(temperature > 0.0);
+  const bool greedy = table.greedy(b), truncated = table.truncates(b);
   law.threshold = kNone;
-  const std::int64_t top_k = table.top_k.at(b);
-  const double top_p = table.top_p.at(b), min_p = table.min_p.at(b);
-  const bool truncated = !greedy && ((top_k > 0 && top_k < table.vocabulary) || top_p < 1.0 || min_p > 0.0);
   if (!table.logits && !truncated) {
     law.as_given = true;
     return true;
   }
   chunk_max_.resize(static_cast<std::size_t>(chunk_count(table.vocabulary)));
-  law.max = row_max(row, chunk_max_.data());
+  law.max = row_max(law.source, chunk_max_.data());
   if (!std::isfinite(law.max) || (!table.logits && !(law.max > 0.0))) return false;
   if (greedy && !softened) {
     law.greedy = true;
@@ -149,9 +129,9 @@ bool OpenRow::open(const LawTable& table, std::int64_t b, std::int64_t r, bool s
     law.inverse = 1.0;
     return true;
   }
-  if (row.logits && !greedy) rescale(temperature);
+  if (table.logits && !greedy) rescale(table.temperature.at(b));
   if (truncated) {
-    truncate(top_k, top_p, min_p, table.joint);
+    truncate(table.top_k.at(b), table.top_p.at(b), table.min_p.at(b), table.joint);
   } else {
     measure();
   }

@@ -16,7 +16,7 @@ struct RowTable {
   Dtype dtype = Dtype::kFloat32;
   std::int64_t batch_stride = 0, outer_stride = 0, inner_stride = 0;
   std::int64_t inner = 1;
-  const void* at(std::int64_t b, std::int64_t r) const {
+  HOTLOOP_INLINE const void* at(std::int64_t b, std::int64_t r) const {
     const std::int64_t element = b * batch_stride + r / inner * outer_stride + r % inner * inner_stride;
     return static_cast<const char*>(data) + element * item_size(dtype);
   }
@@ -27,7 +27,7 @@ template <class T>
 struct PerRequest {
   const T* data = nullptr;
   T value{};
-  T at(std::int64_t b) const { return data == nullptr ? value : data[b]; }
+  HOTLOOP_INLINE T at(std::int64_t b) const { return data == nullptr ? value : data[b]; }
 };
 
 // What Python's Logits and Probs say.
@@ -46,6 +46,24 @@ struct LawTable {
   const float* bias = nullptr;
   std::int64_t biases = 0;
   std::uint8_t* refused = nullptr;  // see RowSource
+
+  HOTLOOP_INLINE bool greedy(std::int64_t b) const { return logits && !(temperature.at(b) > 0.0); }
+  HOTLOOP_INLINE bool truncates(std::int64_t b) const {
+    const std::int64_t k = top_k.at(b);
+    return !greedy(b) && ((k > 0 && k < vocabulary) || top_p.at(b) < 1.0 || min_p.at(b) > 0.0);
+  }
+  // Row r of request b, but for its bias, which is sorted first.
+  HOTLOOP_INLINE RowSource source(std::int64_t b, std::int64_t r) const {
+    RowSource row;
+    row.data = rows.at(b, r);
+    row.reference = reference.data == nullptr ? nullptr : reference.at(b, r);
+    row.dtype = rows.dtype;
+    row.vocabulary = vocabulary;
+    row.logits = logits;
+    row.mixture = mixture;
+    row.refused = refused;
+    return row;
+  }
 };
 
 // A row's law and what its passes left behind.

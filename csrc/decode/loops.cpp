@@ -11,87 +11,70 @@
 #include <limits>
 
 #include "core/parallel.hpp"
-#include "decode/walks.hpp"
 
 namespace hotloop::decode {
 
 namespace {
 
-Draws draws_of(const Seeds& seeds, std::int64_t b) {
-  return {static_cast<std::uint64_t>(seeds.seed.at(b)), seeds.counted ? static_cast<std::uint64_t>(b) : 0,
-          seeds.offset.at(b)};
-}
-
 // A request is worth a thread from 32768 tokens on; below, requests go together.
 std::int64_t grain(std::int64_t vocabulary, std::int64_t rows) { return 1 + 32768 / (vocabulary * rows + 1); }
 
+// f(rows, b, id) for every request, `id` of the type of its token ids.
 template <class F>
-void with_ids(Dtype dtype, F&& f) {
-  if (dtype == Dtype::kInt32) return f(std::int32_t{});
-  f(std::int64_t{});
-}
-
-// f(rows, b, n, ids, draws, emitted) for every request.
-template <class F>
-void over_requests(const VerifyCall& call, std::int64_t out_width, F&& f) {
-  with_ids(call.ids.dtype, [&](auto id) {
-    using Id = decltype(id);
+void over_requests(const VerifyCall& call, F&& f) {
+  with_integer(call.ids.dtype, [&](auto id) {
     parallel_for(call.batch, grain(call.target.vocabulary, call.width + 1), [&](std::int64_t begin, std::int64_t end) {
       CpuRows rows(call.target, call.has_draft ? &call.draft : nullptr);
       for (std::int64_t b = begin; b < end; ++b) {
         rows.request(b);
-        const std::int64_t n = std::clamp<std::int64_t>(call.lengths.at(b), 0, call.width);
-        const Emitted<Id> out{static_cast<Id*>(call.output) + b * out_width,
-                              call.logps == nullptr ? nullptr : call.logps + b * out_width, call.accepted + b,
-                              call.rows_read + b, out_width};
-        f(rows, b, n, static_cast<const Id*>(call.ids.data) + b * call.ids.row_stride, draws_of(call.seeds, b), out);
+        f(rows, b, id);
       }
     });
   });
 }
 
-// f(row, b, r) for every row of every request.
+// f(row, has_law, i) for every row of every request, i its number among all.
 template <class F>
-void over_rows(std::int64_t batch, std::int64_t rows, const LawTable& law, F&& f) {
-  parallel_for(batch * rows, grain(law.vocabulary, 1), [&](std::int64_t begin, std::int64_t end) {
+void over_rows(const RowsCall& call, F&& f) {
+  parallel_for(call.batch * call.rows, grain(call.law.vocabulary, 1), [&](std::int64_t begin, std::int64_t end) {
     OpenRow row;
-    for (std::int64_t i = begin; i < end; ++i) f(row, i / rows, i % rows, i);
+    for (std::int64_t i = begin; i < end; ++i) f(row, row.open(call.law, i / call.rows, i % call.rows, false), i);
   });
 }
 
 }  // namespace
 
 void chain(const VerifyCall& call) {
-  over_requests(call, call.width + 1,
-                [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
-                  walk_chain(rows, x, n, draws, out);
-                });
+  over_requests(call, [&](CpuRows& rows, std::int64_t b, auto id) {
+    using Id = decltype(id);
+    walk_chain(rows, call.tokens<Id>(b), call.length(b), call.seeds.at(b), call.emitted<Id>(b, call.width + 1));
+  });
 }
 
 void block(const VerifyCall& call) {
-  over_requests(call, call.width + 1,
-                [](CpuRows& rows, std::int64_t, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
-                  std::vector<double> reach(static_cast<std::size_t>(n + 1));
-                  walk_block(rows, x, n, draws, reach.data(), out);
-                });
+  over_requests(call, [&](CpuRows& rows, std::int64_t b, auto id) {
+    using Id = decltype(id);
+    std::vector<double> reach(static_cast<std::size_t>(call.length(b) + 1));
+    walk_block(rows, call.tokens<Id>(b), call.length(b), call.seeds.at(b), reach.data(),
+               call.emitted<Id>(b, call.width + 1));
+  });
 }
 
 void tree(const TreeCall& call) {
-  over_requests(call, call.depth + 1,
-                [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
-                  using Id = std::remove_cv_t<std::remove_reference_t<decltype(*x)>>;
-                  const Tree<Id> nodes{x, call.parents + b * call.width, n, call.depth, call.replacement};
-                  walk_tree(rows, nodes, draws, call.nodes + b * call.depth, out);
-                });
+  over_requests(call, [&](CpuRows& rows, std::int64_t b, auto id) {
+    using Id = decltype(id);
+    walk_tree(rows, call.tree<Id>(b), call.seeds.at(b), call.nodes + b * call.depth,
+              call.emitted<Id>(b, call.depth + 1));
+  });
 }
 
 void lantern(const LanternCall& call) {
   const Relaxation<std::int32_t> relaxation{call.neighbors, call.columns, call.neighbor_stride, call.k, call.delta};
-  over_requests(call, call.width + 1,
-                [&](CpuRows& rows, std::int64_t b, std::int64_t n, const auto* x, const Draws& draws, const auto& out) {
-                  const bool greedy = call.target.logits && !(call.target.temperature.at(b) > 0.0);
-                  walk_lantern(rows, x, n, relaxation, greedy, draws, call.moved + b * call.width, out);
-                });
+  over_requests(call, [&](CpuRows& rows, std::int64_t b, auto id) {
+    using Id = decltype(id);
+    walk_lantern(rows, call.tokens<Id>(b), call.length(b), relaxation, call.target.greedy(b), call.seeds.at(b),
+                 call.moved + b * call.width, call.emitted<Id>(b, call.width + 1));
+  });
 }
 
 void paths(const PathsCall& call) {
@@ -137,7 +120,7 @@ void paths(const PathsCall& call) {
         std::copy(ids + 1, ids + 1 + longest, out);
         ++read;
         if (row.open(call.target, b, best * tokens + longest, false)) {
-          out[longest] = call.typical ? row.pick(draws_of(call.seeds, b).at(longest).pick) : row.best();
+          out[longest] = call.typical ? row.pick(call.seeds.at(b).at(longest).pick) : row.best();
         }
       }
       call.rows_read[b] = read;
@@ -146,13 +129,11 @@ void paths(const PathsCall& call) {
 }
 
 void sample(const SampleCall& call) {
-  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
-    call.output[i] = -1;
-    call.logps[i] = 0.0f;
-    if (!row.open(call.law, b, r, false)) return;
-    const std::int64_t token = row.pick(draws_of(call.seeds, b).at(r, 0, kSampling).pick);
+  over_rows(call, [&](OpenRow& row, bool has_law, std::int64_t i) {
+    const Draws draws = call.seeds.at(i / call.rows);
+    const std::int64_t token = has_law ? row.pick(draws.at(i % call.rows, 0, kSampling).pick) : -1;
     call.output[i] = token;
-    if (token >= 0) call.logps[i] = static_cast<float>(row.logp(token));
+    call.logps[i] = token >= 0 ? static_cast<float>(row.logp(token)) : 0.0f;
   });
 }
 
@@ -162,7 +143,7 @@ template <class Out>
 void write_probs(const ProbsCall& call, OpenRow& row, bool has_law, Out* out) {
   const std::int64_t vocabulary = call.law.vocabulary;
   constexpr Out kNever = -std::numeric_limits<Out>::infinity();
-  if (!has_law) {
+  if (!has_law && !call.logits) {
     std::fill(out, out + vocabulary, call.log ? kNever : static_cast<Out>(0));
     return;
   }
@@ -170,24 +151,23 @@ void write_probs(const ProbsCall& call, OpenRow& row, bool has_law, Out* out) {
   const double log_mass = std::log(static_cast<double>(row.law.mass) * kWeightUnit);
   for (std::int64_t first = 0; first < vocabulary; first += kChunk) {
     const std::int64_t count = std::min(kChunk, vocabulary - first);
-    if (call.log) {
+    if (call.log || call.logits) {
       row_logits(row.law.source, first, count, values);
-      for (std::int64_t j = 0; j < count; ++j) {
-        const double logp = values[j] - row.law.max - log_mass;
-        out[first + j] = std::isnan(logp) ? kNever : static_cast<Out>(logp);
-      }
     } else {
       row_probs(row.law, first, count, values);
-      for (std::int64_t j = 0; j < count; ++j) out[first + j] = static_cast<Out>(values[j]);
     }
+    for (std::int64_t j = 0; call.log && j < count; ++j) {
+      const double logp = values[j] - row.law.max - log_mass;
+      values[j] = std::isnan(logp) ? static_cast<double>(kNever) : logp;
+    }
+    for (std::int64_t j = 0; j < count; ++j) out[first + j] = static_cast<Out>(values[j]);
   }
 }
 
 }  // namespace
 
 void probs(const ProbsCall& call) {
-  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
-    const bool has_law = row.open(call.law, b, r, false);
+  over_rows(call, [&](OpenRow& row, bool has_law, std::int64_t i) {
     if (call.dtype == Dtype::kFloat64) {
       write_probs(call, row, has_law, static_cast<double*>(call.output) + i * call.law.vocabulary);
     } else {
@@ -197,12 +177,12 @@ void probs(const ProbsCall& call) {
 }
 
 void top(const TopCall& call) {
-  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
+  over_rows(call, [&](OpenRow& row, bool has_law, std::int64_t i) {
     std::int64_t* ids = call.output + i * call.k;
     float* logps = call.logps + i * call.k;
     std::fill(ids, ids + call.k, -1);
     std::fill(logps, logps + call.k, -std::numeric_limits<float>::infinity());
-    if (!row.open(call.law, b, r, false)) return;
+    if (!has_law) return;
     const std::vector<std::int64_t> found = row.top(call.k);
     for (std::size_t j = 0; j < found.size(); ++j) {
       ids[j] = found[j];
@@ -211,27 +191,8 @@ void top(const TopCall& call) {
   });
 }
 
-void logits(const LogitsCall& call) {
-  const std::int64_t vocabulary = call.law.vocabulary;
-  over_rows(call.batch, 1, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
-    static_cast<void>(row.open(call.law, b, r, false));
-    double z[kChunk];
-    for (std::int64_t first = 0; first < vocabulary; first += kChunk) {
-      const std::int64_t count = std::min(kChunk, vocabulary - first);
-      row_logits(row.law.source, first, count, z);
-      for (std::int64_t j = 0; j < count; ++j) {
-        if (call.dtype == Dtype::kFloat64) {
-          static_cast<double*>(call.output)[i * vocabulary + first + j] = z[j];
-        } else {
-          static_cast<float*>(call.output)[i * vocabulary + first + j] = static_cast<float>(z[j]);
-        }
-      }
-    }
-  });
-}
-
 void branch_reuse(const ReuseCall& call) {
-  with_ids(call.dtype, [&](auto id) {
+  with_integer(call.dtype, [&](auto id) {
     using Id = decltype(id);
     const Id* emitted = static_cast<const Id*>(call.emitted);
     const Id* roots = static_cast<const Id*>(call.roots);
@@ -255,9 +216,9 @@ void branch_reuse(const ReuseCall& call) {
 }
 
 void temperatures(const TemperatureCall& call) {
-  over_rows(call.batch, call.rows, call.law, [&](OpenRow& row, std::int64_t b, std::int64_t r, std::int64_t i) {
+  over_rows(call, [&](OpenRow& row, bool has_law, std::int64_t i) {
     call.output[i] = static_cast<float>(call.temperature);
-    if (!row.open(call.law, b, r, false)) return;
+    if (!has_law) return;
     const double h = (std::log(std::max(row.entropy(0.0), 0.0)) - call.median) / call.std;
     const double scaled = h > 0.0 ? h / call.maximum : h / std::abs(call.minimum);
     call.output[i] = static_cast<float>(call.temperature * (1.0 + call.tau * std::clamp(scaled, -1.0, 1.0)));

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "decode/cpu_rows.hpp"
+#include "decode/walks.hpp"
 
 namespace hotloop::decode {
 
@@ -16,6 +17,9 @@ struct Ids {
 struct Seeds {
   PerRequest<std::int64_t> seed, offset;
   bool counted = true;  // one seed for all: the request's number tells their draws apart
+  HOTLOOP_INLINE Draws at(std::int64_t b) const {
+    return {static_cast<std::uint64_t>(seed.at(b)), counted ? static_cast<std::uint64_t>(b) : 0, offset.at(b)};
+  }
 };
 
 // Outputs are contiguous; those that the caller does not want are nullptr.
@@ -31,6 +35,21 @@ struct VerifyCall {
   std::int64_t* accepted = nullptr;   // (B,)
   float* logps = nullptr;             // (B, width + 1)
   std::int64_t* rows_read = nullptr;  // (B,)
+
+  // Of request b.
+  HOTLOOP_INLINE std::int64_t length(std::int64_t b) const {
+    const std::int64_t n = lengths.at(b);
+    return n < 0 ? 0 : n < width ? n : width;
+  }
+  template <class Id>
+  HOTLOOP_INLINE const Id* tokens(std::int64_t b) const {
+    return static_cast<const Id*>(ids.data) + b * ids.row_stride;
+  }
+  template <class Id>
+  HOTLOOP_INLINE Emitted<Id> emitted(std::int64_t b, std::int64_t out_width) const {
+    return {static_cast<Id*>(output) + b * out_width, logps == nullptr ? nullptr : logps + b * out_width, accepted + b,
+            rows_read + b, out_width};
+  }
 };
 
 struct TreeCall : VerifyCall {
@@ -38,6 +57,11 @@ struct TreeCall : VerifyCall {
   std::int64_t depth = 0;                 // outputs are (B, depth + 1)
   bool replacement = false;
   std::int64_t* nodes = nullptr;  // (B, depth)
+
+  template <class Id>
+  HOTLOOP_INLINE Tree<Id> tree(std::int64_t b) const {
+    return {tokens<Id>(b), parents + b * width, length(b), depth, replacement};
+  }
 };
 
 struct LanternCall : VerifyCall {
@@ -63,37 +87,31 @@ struct PathsCall {
   std::int64_t* rows_read = nullptr;
 };
 
-// Rows (B, rows): a token of each.
-struct SampleCall {
+// Rows (B, rows) under their laws.
+struct RowsCall {
   std::int64_t batch = 0, rows = 0;
   LawTable law;
+};
+
+// A token of each.
+struct SampleCall : RowsCall {
   Seeds seeds;
   std::int64_t* output = nullptr;
   float* logps = nullptr;
 };
 
 // Probabilities of each row's law, float32 or float64.
-struct ProbsCall {
-  std::int64_t batch = 0, rows = 0;
-  LawTable law;
+struct ProbsCall : RowsCall {
   void* output = nullptr;  // (B, rows, V)
   Dtype dtype = Dtype::kFloat32;
-  bool log = false;  // the log-probabilities instead, before rounding to the grid
+  bool log = false;     // the log-probabilities instead, before rounding to the grid
+  bool logits = false;  // the logits instead, as the passes see them: bias added, temperature divided out
 };
 
-struct TopCall {
-  std::int64_t batch = 0, rows = 0, k = 0;
-  LawTable law;
+struct TopCall : RowsCall {
+  std::int64_t k = 0;
   std::int64_t* output = nullptr;  // (B, rows, k)
   float* logps = nullptr;
-};
-
-// The logits themselves as the passes see them: bias added, temperature divided out.
-struct LogitsCall {
-  std::int64_t batch = 0;
-  LawTable law;
-  void* output = nullptr;  // (B, V), float32 or float64
-  Dtype dtype = Dtype::kFloat32;
 };
 
 // Branch j of position tau whose root is the token emitted there. Token ids are int32 or int64, all arrays contiguous.
@@ -109,9 +127,7 @@ struct ReuseCall {
   void* window = nullptr;                  // (B, following)
 };
 
-struct TemperatureCall {
-  std::int64_t batch = 0, rows = 0;
-  LawTable law;
+struct TemperatureCall : RowsCall {
   double median = 0.0, std = 1.0, maximum = 1.0, minimum = -1.0, temperature = 1.0, tau = 0.0;
   float* output = nullptr;  // (B, rows)
 };
@@ -124,7 +140,6 @@ void paths(const PathsCall& call);
 void sample(const SampleCall& call);
 void probs(const ProbsCall& call);
 void top(const TopCall& call);
-void logits(const LogitsCall& call);
 void branch_reuse(const ReuseCall& call);
 void temperatures(const TemperatureCall& call);
 

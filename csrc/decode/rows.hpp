@@ -64,45 +64,33 @@ struct ResidualCall {
 
 }  // namespace hotloop::decode
 
-HOTLOOP_FOR_EACH_SIMD(
-    double row_max(const decode::RowSource& row, double* chunk_max);
-    std::uint64_t row_mass(const decode::RowLaw& law, const double* chunk_max, std::uint64_t* chunk_mass);
-    std::uint64_t row_entropy(const decode::RowLaw& law, const double* chunk_max);
-    void row_weights(const decode::RowLaw& law, std::int64_t first, std::int64_t count, double* weights);
-    void row_probs(const decode::RowLaw& law, std::int64_t first, std::int64_t count, double* probs);
-    void row_logits(const decode::RowSource& row, std::int64_t first, std::int64_t count, double* z);
-    void residual_chunk(const decode::ResidualCall& call, std::int64_t first, std::int64_t count, double* left);
-    std::uint64_t row_residual(const decode::ResidualCall& call, std::uint64_t* chunk_mass);)
+// Largest value of the row and of each chunk; -inf where there is none (NaN never counts). +inf is reported.
+HOTLOOP_SIMD_FUNCTION(decode, double, row_max, (const decode::RowSource& row, double* chunk_max), (row, chunk_max))
+// Sum of the weights, and of each chunk's, in units of 2^-42. law.max must be set.
+HOTLOOP_SIMD_FUNCTION(decode, std::uint64_t, row_mass,
+                      (const decode::RowLaw& law, const double* chunk_max, std::uint64_t* chunk_mass),
+                      (law, chunk_max, chunk_mass))
+// Sum of weight * (max - z) over the row, in units of 2^-42: what the entropy needs beside the mass.
+HOTLOOP_SIMD_FUNCTION(decode, std::uint64_t, row_entropy, (const decode::RowLaw& law, const double* chunk_max),
+                      (law, chunk_max))
+// `count` <= kChunk weights, probabilities or logits from token `first` on.
+HOTLOOP_SIMD_FUNCTION(decode, void, row_weights,
+                      (const decode::RowLaw& law, std::int64_t first, std::int64_t count, double* weights),
+                      (law, first, count, weights))
+HOTLOOP_SIMD_FUNCTION(decode, void, row_probs,
+                      (const decode::RowLaw& law, std::int64_t first, std::int64_t count, double* probs),
+                      (law, first, count, probs))
+HOTLOOP_SIMD_FUNCTION(decode, void, row_logits,
+                      (const decode::RowSource& row, std::int64_t first, std::int64_t count, double* z),
+                      (row, first, count, z))
+// max(a p - b q, 0) with the edits: one chunk of it, or its sum over the row and over each chunk in units of 2^-51.
+HOTLOOP_SIMD_FUNCTION(decode, void, residual_chunk,
+                      (const decode::ResidualCall& call, std::int64_t first, std::int64_t count, double* left),
+                      (call, first, count, left))
+HOTLOOP_SIMD_FUNCTION(decode, std::uint64_t, row_residual,
+                      (const decode::ResidualCall& call, std::uint64_t* chunk_mass), (call, chunk_mass))
 
 namespace hotloop::decode {
-
-// Largest value of the row and of each chunk; -inf where there is none (NaN never counts). +inf is reported.
-inline double row_max(const RowSource& row, double* chunk_max) { HOTLOOP_SIMD_DISPATCH(row_max(row, chunk_max)) }
-// Sum of the weights, and of each chunk's, in units of 2^-42. law.max must be set.
-inline std::uint64_t row_mass(const RowLaw& law, const double* chunk_max, std::uint64_t* chunk_mass) {
-  HOTLOOP_SIMD_DISPATCH(row_mass(law, chunk_max, chunk_mass))
-}
-// Sum of weight * (max - z) over the row, in units of 2^-42: what the entropy needs beside the mass.
-inline std::uint64_t row_entropy(const RowLaw& law, const double* chunk_max) {
-  HOTLOOP_SIMD_DISPATCH(row_entropy(law, chunk_max))
-}
-// `count` <= kChunk weights, probabilities or logits from token `first` on.
-inline void row_weights(const RowLaw& law, std::int64_t first, std::int64_t count, double* weights) {
-  HOTLOOP_SIMD_DISPATCH(row_weights(law, first, count, weights))
-}
-inline void row_probs(const RowLaw& law, std::int64_t first, std::int64_t count, double* probs) {
-  HOTLOOP_SIMD_DISPATCH(row_probs(law, first, count, probs))
-}
-inline void row_logits(const RowSource& row, std::int64_t first, std::int64_t count, double* z) {
-  HOTLOOP_SIMD_DISPATCH(row_logits(row, first, count, z))
-}
-// max(a p - b q, 0) with the edits: one chunk of it, or its sum over the row and over each chunk in units of 2^-51.
-inline void residual_chunk(const ResidualCall& call, std::int64_t first, std::int64_t count, double* left) {
-  HOTLOOP_SIMD_DISPATCH(residual_chunk(call, first, count, left))
-}
-inline std::uint64_t row_residual(const ResidualCall& call, std::uint64_t* chunk_mass) {
-  HOTLOOP_SIMD_DISPATCH(row_residual(call, chunk_mass))
-}
 
 // One token's logit (scaled, biased) or probability, as the passes see it; NaN for a NaN logit.
 double point_value(const RowSource& row, std::int64_t id);

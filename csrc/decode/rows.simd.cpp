@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/bisect.hpp"
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
 #include "core/simd.hpp"
@@ -35,22 +36,9 @@ HOTLOOP_INLINE void widen(const Storage* x, std::int64_t count, R* z) {
   for (std::int64_t j = 0; j < count; ++j) z[j] = static_cast<R>(to_float(x[j]));
 }
 
-// The first of n ascending ids that is at least `id`. Not the library's: see simd_begin.hpp about shared templates.
-template <class Ids>
-HOTLOOP_INLINE std::int64_t first_at_least(std::int64_t n, std::int64_t id, Ids&& ids) {
-  std::int64_t low = 0;
-  while (n > 0) {
-    const std::int64_t half = n / 2;
-    const bool below = ids(low + half) < id;
-    low = below ? low + half + 1 : low;
-    n = below ? n - half - 1 : half;
-  }
-  return low;
-}
-
 template <class R>
 HOTLOOP_INLINE void add_bias(const RowSource& row, std::int64_t first, std::int64_t count, R* z) {
-  std::int64_t at = first_at_least(row.biases, first, [&](std::int64_t i) { return row.bias_ids[i]; });
+  std::int64_t at = first_where(row.biases, [&](std::int64_t i) { return row.bias_ids[i] >= first; });
   for (; at < row.biases && row.bias_ids[at] < first + count; ++at) {
     z[row.bias_ids[at] - first] = z[row.bias_ids[at] - first] + static_cast<R>(row.bias[at]);
   }
@@ -304,7 +292,7 @@ void residual_chunk(const ResidualCall& call, std::int64_t first, std::int64_t c
   double edited[kChunk];
   HOTLOOP_SIMD_NAMESPACE::row_probs(*call.p, first, count, left);
   const double a = call.a, b = call.b;
-  const std::int64_t begin = first_at_least(call.edit_count, first, [&](std::int64_t i) { return call.edits[i].id; });
+  const std::int64_t begin = first_where(call.edit_count, [&](std::int64_t i) { return call.edits[i].id >= first; });
   std::int64_t end = begin;
   for (; end < call.edit_count && call.edits[end].id < first + count; ++end) {
     edited[end - begin] = call.edits[end].spared ? residual(a, left[call.edits[end].id - first], 0.0, 0.0) : 0.0;

@@ -47,10 +47,7 @@ class Writer {
  public:
   HOTLOOP_INLINE Writer(Rows& rows, const Emitted<Id>& out) : rows_(rows), out_(out) {
     if (!rows_.leader()) return;
-    for (std::int64_t i = 0; i < out_.width; ++i) {
-      out_.ids[i] = static_cast<Id>(-1);
-      if (out_.logps != nullptr) out_.logps[i] = 0.0f;
-    }
+    for (std::int64_t i = 0; i < out_.width; ++i) drop(i);
   }
   HOTLOOP_INLINE void put(std::int64_t at, std::int64_t token) {
     if (!rows_.leader() || token < 0) return;

@@ -29,8 +29,7 @@ struct TwoLmHeads {
   const R* teacher_bias;
   LogitMap<R> student_map, teacher_map;
 
-  template <class Call>
-  explicit TwoLmHeads(const Call& call)
+  explicit TwoLmHeads(const TwoTilesCall& call)
       : student(as_matrix<const Storage>(call.student, "divergence", "student", false)),
         teacher(as_matrix<const Storage>(call.teacher, "divergence", "teacher", false)),
         student_bias(static_cast<const R*>(call.student_bias.data)),
@@ -229,8 +228,8 @@ void log_cosh_rows(const LogCoshCall& call) {
   });
 }
 
-template <class Call, class F>
-void dispatch_heads(const Call& call, F&& f) {
+template <class F>
+void dispatch_heads(const TwoTilesCall& call, F&& f) {
   note_simd_level();
   dispatch_float(call.student.dtype, "divergence", "student", [&](auto storage) {
     if (call.student_transform.softcap > 0 || call.teacher_transform.softcap > 0) {

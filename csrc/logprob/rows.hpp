@@ -32,31 +32,33 @@ struct Transform {
   double temperature = 1.0;
 };
 
-struct StatisticsCall {
+struct TileCall {
   View tile;                      // [n, columns]
   View bias;                      // [columns], float of the tile's accumulation type; data == nullptr: none
   const std::int64_t* labels;     // [n], index into the whole vocabulary; others never match
   std::int64_t first_column = 0;  // of the tile in the vocabulary
   Transform transform;
+};
+
+struct StatisticsCall : TileCall {
   bool all = false;      // also kSumZExp, kSumExp2, kSumZ
   void* statistics;      // [kStatistics, n], updated; max starts at -inf, sums at 0, label at NaN
   std::int64_t* argmax;  // [n], updated; nullptr: not wanted
 };
 
-struct GradientCall {
-  View tile;  // [n, columns], overwritten by the gradient
-  View bias;
-  const std::int64_t* labels;
-  std::int64_t first_column = 0;
-  Transform transform;
+// The tile is overwritten by the gradient.
+struct GradientCall : TileCall {
   const void* coefficients;  // [6, n]: lse, a, b, c, d, e (see RowGradient)
 };
 
-struct DivergenceCall {
-  View student;  // [n, columns]; the gradient call overwrites it
-  View teacher;  // [n, columns]
+struct TwoTilesCall {
+  View student, teacher;  // [n, columns]
   View student_bias, teacher_bias;
   Transform student_transform, teacher_transform;
+};
+
+// divergence_gradient overwrites the student's tile.
+struct DivergenceCall : TwoTilesCall {
   double beta = 0.5;
   void* statistics;          // [kDivergenceStatistics, n], updated by divergence_statistics
   const void* coefficients;  // [7, n]: lse_student, lse_teacher, forward, reverse, jsd, KL(q||p), KL(q||M)
@@ -64,28 +66,16 @@ struct DivergenceCall {
 };
 
 // Log-cosh of half the logit gap, and its gradient: sum_v log cosh((s - t) / 2) per row.
-struct LogCoshCall {
-  View student, teacher;  // [n, columns]
-  View student_bias, teacher_bias;
-  Transform student_transform, teacher_transform;
+struct LogCoshCall : TwoTilesCall {
   void* sums;           // [n], added to; nullptr: not wanted
   const void* weights;  // [n]: the student tile is overwritten by weight * tanh((s - t) / 2); nullptr: not wanted
 };
 
 }  // namespace hotloop::logprob
 
-HOTLOOP_FOR_EACH_SIMD(void row_statistics(const logprob::StatisticsCall& call);
-                      void row_gradient(const logprob::GradientCall& call);
-                      void divergence_statistics(const logprob::DivergenceCall& call);
-                      void divergence_mixture(const logprob::DivergenceCall& call);
-                      void divergence_gradient(const logprob::DivergenceCall& call);
-                      void log_cosh(const logprob::LogCoshCall& call);)
-
-namespace hotloop::logprob {
-inline void row_statistics(const StatisticsCall& call) { HOTLOOP_SIMD_DISPATCH(row_statistics(call)) }
-inline void row_gradient(const GradientCall& call) { HOTLOOP_SIMD_DISPATCH(row_gradient(call)) }
-inline void divergence_statistics(const DivergenceCall& call) { HOTLOOP_SIMD_DISPATCH(divergence_statistics(call)) }
-inline void divergence_mixture(const DivergenceCall& call) { HOTLOOP_SIMD_DISPATCH(divergence_mixture(call)) }
-inline void divergence_gradient(const DivergenceCall& call) { HOTLOOP_SIMD_DISPATCH(divergence_gradient(call)) }
-inline void log_cosh(const LogCoshCall& call) { HOTLOOP_SIMD_DISPATCH(log_cosh(call)) }
-}  // namespace hotloop::logprob
+HOTLOOP_SIMD_FUNCTION(logprob, void, row_statistics, (const logprob::StatisticsCall& call), (call))
+HOTLOOP_SIMD_FUNCTION(logprob, void, row_gradient, (const logprob::GradientCall& call), (call))
+HOTLOOP_SIMD_FUNCTION(logprob, void, divergence_statistics, (const logprob::DivergenceCall& call), (call))
+HOTLOOP_SIMD_FUNCTION(logprob, void, divergence_mixture, (const logprob::DivergenceCall& call), (call))
+HOTLOOP_SIMD_FUNCTION(logprob, void, divergence_gradient, (const logprob::DivergenceCall& call), (call))
+HOTLOOP_SIMD_FUNCTION(logprob, void, log_cosh, (const logprob::LogCoshCall& call), (call))

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "core/parallel.hpp"
+#include "core/stable_pass.hpp"
 #include "table/hash.hpp"
 
 namespace hotloop::table {
@@ -255,36 +256,15 @@ void MultiplexHits::sort(std::uint64_t most) {
   const int bits = static_cast<int>(std::bit_width(most));
   const int passes = (bits + 10) / 11;  // at most 2048 counters a pass
   const int digit = passes == 0 ? 0 : (bits + passes - 1) / passes;
-  const std::uint64_t radix = std::uint64_t{1} << digit, mask = radix - 1;
-  const std::int64_t parts = std::min<std::int64_t>(max_threads(), n / kHitsPerThread + 1);
+  const std::uint64_t mask = (std::uint64_t{1} << digit) - 1;
   std::vector<Hit> other(hits_.size());
-  std::vector<std::int64_t> places(static_cast<std::size_t>(parts) * radix);
-  for (int pass = 0; pass < passes; ++pass) {
-    const int shift = pass * digit;
-    const auto each_part = [&](auto&& body) {
-      parallel_for(parts, 1, [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t p = from; p < to; ++p) {
-          body(places.data() + static_cast<std::uint64_t>(p) * radix, n * p / parts, n * (p + 1) / parts);
-        }
-      });
-    };
-    std::fill(places.begin(), places.end(), 0);
-    each_part([&](std::int64_t* place, std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) ++place[(hits_[static_cast<std::size_t>(i)].row >> shift) & mask];
-    });
-    std::int64_t at = 0;
-    for (std::uint64_t d = 0; d < radix; ++d) {
-      for (std::int64_t p = 0; p < parts; ++p) {
-        std::int64_t& place = places[static_cast<std::uint64_t>(p) * radix + d];
-        at += std::exchange(place, at);
-      }
-    }
-    each_part([&](std::int64_t* place, std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        const Hit& hit = hits_[static_cast<std::size_t>(i)];
-        other[static_cast<std::size_t>(place[(hit.row >> shift) & mask]++)] = hit;
-      }
-    });
+  for (int shift = 0; shift < passes * digit; shift += digit) {
+    stable_pass(
+        n, std::int64_t{1} << digit, kHitsPerThread, nullptr,
+        [&](std::int64_t i) { return (hits_[static_cast<std::size_t>(i)].row >> shift) & mask; },
+        [&](std::int64_t i, std::int64_t to) {
+          other[static_cast<std::size_t>(to)] = hits_[static_cast<std::size_t>(i)];
+        });
     hits_.swap(other);
   }
 }

@@ -1,18 +1,15 @@
-// The launcher of the CUDA pointwise loop and the second pass of its sums; the kernels are in kernels/<room>/heads.cu.
+// The launcher of the CUDA pointwise loop and the second pass of its sums; the kernels are in pointwise.cuh.
 //
 // A handle names a room and a place in its list of heads. A launch allocates nothing: each block leaves its sums in a
 // buffer of the caller, and a second kernel of one block adds them in a fixed order.
 #include "kernels/core/pointwise.cuh"
 
-#include <stdexcept>
-#include <string>
-
-// HOTLOOP_ROOM(<room>) for every kernels/<room>/heads.cu, written by CMake.
+// HOTLOOP_ROOM(<room>) for every room with heads, written by CMake.
 #define HOTLOOP_ROOM(room)                     \
   namespace hotloop::pointwise::cuda_kernels { \
   std::span<const CudaEntry> room##_heads();   \
   }
-#include "pointwise_rooms_cuda.inc"
+#include "pointwise_rooms.inc"
 #undef HOTLOOP_ROOM
 
 namespace hotloop::pointwise {
@@ -23,13 +20,9 @@ namespace {
 
 constexpr const char* kOp = "pointwise";
 
-struct Room {
-  const char* name;
-  std::span<const CudaEntry> (*heads)();
-};
-const std::vector<Room> kRooms = {
+const std::vector<RoomHeads<CudaEntry>> kRooms = {
 #define HOTLOOP_ROOM(room) {#room, room##_heads},
-#include "pointwise_rooms_cuda.inc"
+#include "pointwise_rooms.inc"
 #undef HOTLOOP_ROOM
 };
 
@@ -112,31 +105,14 @@ void launch(Kernel<R> kernel, const CudaCall& call, unsigned int blocks) {
   kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(call.stream)>>>(a);
 }
 
-const CudaEntry& find(int handle) {
-  const auto room = static_cast<std::size_t>(handle / kRoomStride);
-  const auto place = static_cast<std::size_t>(handle % kRoomStride);
-  if (handle < 0 || room >= kRooms.size() || place >= kRooms[room].heads().size()) {
-    throw std::invalid_argument("[pointwise] head: got handle " + std::to_string(handle) +
-                                ", which is not compiled in.");
-  }
-  return kRooms[room].heads()[place];
-}
-
 }  // namespace
 
-const HeadInfo& info_cuda(int handle) { return find(handle).info; }
+const HeadInfo& info_cuda(int handle) { return find_head(kRooms, handle).info; }
 
-std::vector<RoomInfo> rooms_cuda() {
-  std::vector<RoomInfo> all;
-  for (const Room& room : kRooms) {
-    all.push_back({room.name, {}});
-    for (const CudaEntry& head : room.heads()) all.back().heads.push_back(head.info);
-  }
-  return all;
-}
+std::vector<RoomInfo> rooms_cuda() { return infos_of(kRooms); }
 
 void loop_cuda(int handle, const CudaCall& call) {
-  const CudaEntry& head = find(handle);
+  const CudaEntry& head = find_head(kRooms, handle);
   const std::int64_t n = call.rows.n > 0 ? call.rows.n : 0;
   const bool total = call.total.data != nullptr || call.outs != nullptr;
   if (n == 0 && !total) return;  // the sum over no rows is still written: it is 0

@@ -68,7 +68,7 @@ struct alignas(sizeof(Storage) * kCount < 16 ? sizeof(Storage) * kCount : 16) Pa
 };
 
 template <class Storage, class R>
-__device__ __forceinline__ void load(const Input<R>& column, std::int64_t first, std::int64_t n, R (&x)[kRows<R>]) {
+HOTLOOP_INLINE void load(const Input<R>& column, std::int64_t first, std::int64_t n, R (&x)[kRows<R>]) {
   const Storage* data = static_cast<const Storage*>(column.data);
   if (column.layout == Layout::kPacked && first + kRows<R> <= n) {
     const auto pack = *reinterpret_cast<const Pack<Storage, kRows<R>>*>(data + first);
@@ -84,27 +84,17 @@ __device__ __forceinline__ void load(const Input<R>& column, std::int64_t first,
 }
 
 template <class R>
-__device__ __forceinline__ void load_any(const Input<R>& column, std::int64_t first, std::int64_t n, R (&x)[kRows<R>]) {
+HOTLOOP_INLINE void load_any(const Input<R>& column, std::int64_t first, std::int64_t n, R (&x)[kRows<R>]) {
   if (column.layout == Layout::kNumber) {
     HOTLOOP_UNROLL
     for (int i = 0; i < kRows<R>; ++i) x[i] = column.number;
     return;
   }
-  // Apart, so that the usual dtype does not go through the jump table of the switch.
-  if (column.dtype == Dtype::kFloat32) return load<float>(column, first, n, x);
-  switch (column.dtype) {
-    case Dtype::kFloat64:
-      return load<double>(column, first, n, x);
-    case Dtype::kFloat16:
-      return load<Float16>(column, first, n, x);
-    default:
-      return load<BFloat16>(column, first, n, x);
-  }
+  with_float(column.dtype, [&](auto storage) { load<decltype(storage)>(column, first, n, x); });
 }
 
 template <class Storage, class R>
-__device__ __forceinline__ void store(const Output& column, std::int64_t first, std::int64_t n,
-                                      const R (&x)[kRows<R>]) {
+HOTLOOP_INLINE void store(const Output& column, std::int64_t first, std::int64_t n, const R (&x)[kRows<R>]) {
   using A = typename Accumulate<Storage>::type;
   Storage* data = static_cast<Storage*>(column.data);
   if (column.layout == Layout::kPacked && first + kRows<R> <= n) {
@@ -121,18 +111,9 @@ __device__ __forceinline__ void store(const Output& column, std::int64_t first, 
 }
 
 template <class R>
-__device__ __forceinline__ void store_any(const Output& column, std::int64_t first, std::int64_t n,
-                                          const R (&x)[kRows<R>]) {
+HOTLOOP_INLINE void store_any(const Output& column, std::int64_t first, std::int64_t n, const R (&x)[kRows<R>]) {
   if (column.data == nullptr) return;
-  if (column.dtype == Dtype::kFloat32) return store<float>(column, first, n, x);
-  switch (column.dtype) {
-    case Dtype::kFloat64:
-      return store<double>(column, first, n, x);
-    case Dtype::kFloat16:
-      return store<Float16>(column, first, n, x);
-    default:
-      return store<BFloat16>(column, first, n, x);
-  }
+  with_float(column.dtype, [&](auto storage) { store<decltype(storage)>(column, first, n, x); });
 }
 
 struct Add {
@@ -163,40 +144,13 @@ __device__ __forceinline__ double over_block(double x) {
   return total;
 }
 
-__device__ __forceinline__ std::int64_t offset_at(const Groups& groups, std::int64_t k) {
-  return groups.wide ? static_cast<const std::int64_t*>(groups.offsets)[k]
-                     : static_cast<const std::int32_t*>(groups.offsets)[k];
-}
-
-// The group that holds `row`. Offsets are trusted to ascend; a wrong one still gives a group that exists.
-__device__ __forceinline__ std::int64_t group_of(const Groups& groups, std::int64_t row) {
-  if (groups.offsets == nullptr) return row / groups.rows;
-  std::int64_t low = 0, high = groups.count;
-  while (high - low > 1) {
-    const std::int64_t middle = low + (high - low) / 2;
-    if (offset_at(groups, middle) <= row) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 template <class R>
-__device__ __forceinline__ R one(const Input<R>& column, std::int64_t at) {
+HOTLOOP_INLINE R one(const Input<R>& column, std::int64_t at) {
   if (column.layout == Layout::kNumber) return column.number;
   const std::int64_t i = at * column.stride;
-  switch (column.dtype) {
-    case Dtype::kFloat64:
-      return static_cast<R>(static_cast<const double*>(column.data)[i]);
-    case Dtype::kFloat16:
-      return static_cast<R>(to_float(static_cast<const Float16*>(column.data)[i]));
-    case Dtype::kBFloat16:
-      return static_cast<R>(to_float(static_cast<const BFloat16*>(column.data)[i]));
-    default:
-      return static_cast<R>(static_cast<const float*>(column.data)[i]);
-  }
+  return with_float(column.dtype, [&](auto storage) {
+    return static_cast<R>(to_float(static_cast<const decltype(storage)*>(column.data)[i]));
+  });
 }
 
 template <class H, class R>
@@ -247,17 +201,13 @@ __global__ void __launch_bounds__(kThreads) kernel(const __grid_constant__ Argum
       }
       if (a.partials != nullptr && counts) {
         sum += static_cast<double>(loss[i]);
-        if constexpr (H::kOut > 0) {
-          counted += 1.0;
-          HOTLOOP_UNROLL
-          for (int k = 0; k < H::kOut; ++k) {
-            const auto v = static_cast<double>(out[k]);
-            sums[k] += v;
-            least[k] = Least::of(least[k], v);
-            largest[k] = Largest::of(largest[k], v);
-          }
-        } else {
-          counted += 1.0;
+        counted += 1.0;
+        HOTLOOP_UNROLL
+        for (int k = 0; k < H::kOut; ++k) {
+          const auto v = static_cast<double>(out[k]);
+          sums[k] += v;
+          least[k] = Least::of(least[k], v);
+          largest[k] = Largest::of(largest[k], v);
         }
       }
     }
@@ -302,7 +252,7 @@ std::span<const CudaEntry> entries(HeadList<Heads...>) {
 
 }  // namespace hotloop::pointwise::cuda_kernels
 
-// The body of kernels/<room>/heads.cu; `hotloop::<room>::Heads` is the room's list.
+// For the file that CMake writes for a room; `hotloop::<room>::Heads` is the room's list.
 #define HOTLOOP_ROOM_HEADS_CUDA(room)                                                     \
   namespace hotloop::pointwise::cuda_kernels {                                            \
   std::span<const CudaEntry> room##_heads() { return entries(::hotloop::room::Heads{}); } \

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/bisect.hpp"
 #include "core/segment_parts.hpp"
 #include "core/vmath.hpp"
 #include "kernels/core/segments_cuda.hpp"
@@ -28,22 +29,9 @@ using cuda::kWarp;
 inline constexpr std::int64_t kAlongColumns = 8;
 inline constexpr int kDigits = 1 << kCudaDigitBits;
 
-// The number of offsets at or below a position, among the first `count`.
-HOTLOOP_INLINE std::int64_t offsets_up_to(const std::int64_t* offsets, std::int64_t count, std::int64_t position) {
-  std::int64_t low = 0, high = count;
-  while (low < high) {
-    const std::int64_t middle = low + (high - low) / 2;
-    if (offsets[middle] <= position) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 // The segment of a position: the last that begins there or before, so not one without rows.
 HOTLOOP_INLINE std::int64_t segment_at(const Groups& g, std::int64_t position) {
-  return offsets_up_to(g.offsets, g.count, position) - 1;
+  return first_where(g.count, [&](std::int64_t s) { return g.offsets[s] > position; }) - 1;
 }
 
 HOTLOOP_BOTH inline double exchange(double x, int distance) {
@@ -321,16 +309,7 @@ struct WriteOffsets {
 
  private:
   HOTLOOP_BOTH std::int64_t first_from(std::int64_t key) const {
-    std::int64_t low = 0, high = n;
-    while (low < high) {
-      const std::int64_t middle = low + (high - low) / 2;
-      if (static_cast<std::int64_t>(keys[order[middle]]) < key) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    return low;
+    return first_where(n, [&](std::int64_t i) { return static_cast<std::int64_t>(keys[order[i]]) >= key; });
   }
 };
 
@@ -355,29 +334,11 @@ void reduce_as(const ReduceCall& call, Run&& run) {
 }
 template <class Run>
 void reduce(const ReduceCall& call, Run&& run) {
-  switch (call.values.dtype) {
-    case Dtype::kFloat64:
-      return reduce_as<double>(call, run);
-    case Dtype::kFloat16:
-      return reduce_as<Float16>(call, run);
-    case Dtype::kBFloat16:
-      return reduce_as<BFloat16>(call, run);
-    default:
-      return reduce_as<float>(call, run);
-  }
+  with_float(call.values.dtype, [&](auto storage) { reduce_as<decltype(storage)>(call, run); });
 }
 template <class Run>
 void spread(const SpreadCall& call, Run&& run) {
-  switch (call.values.dtype) {
-    case Dtype::kFloat64:
-      return run(Spread<double>{call});
-    case Dtype::kFloat16:
-      return run(Spread<Float16>{call});
-    case Dtype::kBFloat16:
-      return run(Spread<BFloat16>{call});
-    default:
-      return run(Spread<float>{call});
-  }
+  with_float(call.values.dtype, [&](auto storage) { run(Spread<decltype(storage)>{call}); });
 }
 
 template <class Key, class Run>
@@ -398,8 +359,7 @@ void sort(const CudaSortCall& call, const Key* keys, Run&& run) {
 }
 template <class Run>
 void sort(const CudaSortCall& call, Run&& run) {
-  if (call.dtype == Dtype::kInt32) return sort(call, static_cast<const std::int32_t*>(call.keys), run);
-  sort(call, static_cast<const std::int64_t*>(call.keys), run);
+  with_integer(call.dtype, [&](auto key) { sort(call, static_cast<const decltype(key)*>(call.keys), run); });
 }
 
 }  // namespace hotloop::segments::gpu

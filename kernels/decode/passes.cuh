@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/bisect.hpp"
 #include "core/dtype.hpp"
 #include "core/macros.hpp"
 #include "decode/cpu_rows.hpp"
@@ -88,13 +89,7 @@ HOTLOOP_INLINE Items<Storage, kCount> fetch(const void* row, std::int64_t vocabu
 // Adds what the ascending bias_ids say, entry after entry.
 template <class R, int kCount>
 HOTLOOP_INLINE void add_bias(const RowSource& row, std::int64_t first, R (&z)[kCount]) {
-  std::int64_t at = 0, n = row.biases;
-  while (n > 0) {
-    const std::int64_t half = n / 2;
-    const bool below = row.bias_ids[at + half] < first;
-    at = below ? at + half + 1 : at;
-    n = below ? n - half - 1 : half;
-  }
+  std::int64_t at = first_where(row.biases, [&](std::int64_t i) { return row.bias_ids[i] >= first; });
   for (; at < row.biases && row.bias_ids[at] < first + kCount; ++at) {
     const std::int64_t where = row.bias_ids[at] - first;
     HOTLOOP_UNROLL
@@ -180,36 +175,17 @@ HOTLOOP_INLINE void over_packs_of(const RowSource& row, Packs packs, int in_warp
 }
 template <class F>
 HOTLOOP_INLINE void over_packs(const RowSource& row, Packs packs, int in_warp, F&& f) {
-  switch (row.dtype) {
-    case Dtype::kFloat64:
-      return over_packs_of<double>(row, packs, in_warp, f);
-    case Dtype::kFloat16:
-      return over_packs_of<Float16>(row, packs, in_warp, f);
-    case Dtype::kBFloat16:
-      return over_packs_of<BFloat16>(row, packs, in_warp, f);
-    default:
-      return over_packs_of<float>(row, packs, in_warp, f);
-  }
+  with_float(row.dtype, [&](auto storage) { over_packs_of<decltype(storage)>(row, packs, in_warp, f); });
 }
 // f(z) for kCount tokens from `first` on.
 template <int kCount, class F>
 HOTLOOP_INLINE void at_tokens(const RowSource& row, std::int64_t first, F&& f) {
-  const auto load = [&](auto storage) {
+  with_float(row.dtype, [&](auto storage) {
     using Storage = decltype(storage);
     typename Accumulate<Storage>::type z[kCount];
     values_of(row, first, fetch<Storage, kCount>(row.data, row.vocabulary, first), z);
     f(z);
-  };
-  switch (row.dtype) {
-    case Dtype::kFloat64:
-      return load(double{});
-    case Dtype::kFloat16:
-      return load(Float16{});
-    case Dtype::kBFloat16:
-      return load(BFloat16{});
-    default:
-      return load(float{});
-  }
+  });
 }
 
 // What a logit or probability weighs under a law.

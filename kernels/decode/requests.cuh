@@ -153,12 +153,6 @@ class Block {
   double* reach_;
 };
 
-HOTLOOP_BOTH inline Draws draws_for(const Seeds& seeds, std::int64_t b) {
-  const auto of = [b](const PerRequest<std::int64_t>& x) { return x.data == nullptr ? x.value : x.data[b]; };
-  return {static_cast<std::uint64_t>(of(seeds.seed)), seeds.counted ? static_cast<std::uint64_t>(b) : 0,
-          of(seeds.offset)};
-}
-
 // Each walk with registers of its own: together they would need more than there are.
 template <class Rows, class Id>
 HOTLOOP_OUTLINE void outlined_chain(Rows& rows, const Id* x, std::int64_t n, const Draws& draws,
@@ -179,19 +173,14 @@ HOTLOOP_OUTLINE void outlined_tree(Rows& rows, const Tree<Id>& tree, const Draws
 template <class Id, class Rows>
 HOTLOOP_BOTH void verify_request(Rows& rows, const VerifyLaunch& launch, std::int64_t b, double* reach) {
   const TreeCall& call = launch.call;
-  const std::int64_t given = call.lengths.data == nullptr ? call.lengths.value : call.lengths.data[b];
-  const std::int64_t n = given < 0 ? 0 : given < call.width ? given : call.width;
+  const std::int64_t n = call.length(b);
   const bool tree = launch.walk == Walk::kTree;
-  const std::int64_t out_width = (tree ? call.depth : call.width) + 1;
-  const Id* x = static_cast<const Id*>(call.ids.data) + b * call.ids.row_stride;
-  const Draws draws = draws_for(call.seeds, b);
-  const Emitted<Id> out{static_cast<Id*>(call.output) + b * out_width,
-                        call.logps == nullptr ? nullptr : call.logps + b * out_width, call.accepted + b,
-                        call.rows_read + b, out_width};
+  const Id* x = call.tokens<Id>(b);
+  const Draws draws = call.seeds.at(b);
+  const Emitted<Id> out = call.emitted<Id>(b, (tree ? call.depth : call.width) + 1);
   rows.request(b, n + 1, tree ? n + 1 : n);
   if (tree) {
-    const Tree<Id> nodes{x, call.parents + b * call.width, n, call.depth, call.replacement};
-    outlined_tree(rows, nodes, draws, call.nodes + b * call.depth, out);
+    outlined_tree(rows, call.tree<Id>(b), draws, call.nodes + b * call.depth, out);
   } else if (launch.walk == Walk::kBlock) {
     outlined_block(rows, x, n, draws, reach, out);
   } else {
@@ -206,11 +195,7 @@ HOTLOOP_BOTH void verify_block(BlockMemory<kThreads>& memory, const VerifyLaunch
   Block<kThreads, TreeCall> block(memory, launch, call.target, call.has_draft ? &call.draft : nullptr, call.width,
                                   thread, index);
   block.over_requests(call.batch, [&](std::int64_t b) {
-    if (call.ids.dtype == Dtype::kInt32) {
-      verify_request<std::int32_t>(block.rows, launch, b, block.reach());
-    } else {
-      verify_request<std::int64_t>(block.rows, launch, b, block.reach());
-    }
+    with_integer(call.ids.dtype, [&](auto id) { verify_request<decltype(id)>(block.rows, launch, b, block.reach()); });
   });
 }
 
@@ -223,7 +208,7 @@ HOTLOOP_BOTH void sample_block(BlockMemory<kThreads>& memory, const SampleLaunch
     const std::int64_t b = i / call.rows, r = i % call.rows;
     block.rows.request(b, r + 1, 0);
     std::int64_t token = -1;
-    if (block.rows.open(r)) token = block.rows.pick(draws_for(call.seeds, b).at(r, 0, kSampling).pick);
+    if (block.rows.open(r)) token = block.rows.pick(call.seeds.at(b).at(r, 0, kSampling).pick);
     if (!block.rows.leader()) return;
     call.output[i] = token;
     call.logps[i] = token >= 0 ? static_cast<float>(block.rows.logp(token)) : 0.0f;

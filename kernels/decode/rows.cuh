@@ -84,7 +84,7 @@ class GpuRows {
     rows_ = rows;
     draft_rows_ = draft_rows;
     first_ = count_ = taken_ = 0;
-    window_ = truncates(target_) || (draft_ != nullptr && truncates(*draft_)) ? 1 : most_;
+    window_ = target_.truncates(b_) || (draft_ != nullptr && draft_->truncates(b_)) ? 1 : most_;
     team_.block_sync();
     sort_bias(target_, places_.target);
     if (draft_ != nullptr) sort_bias(*draft_, places_.draft);  // `prepare` waits before it is read
@@ -166,21 +166,6 @@ class GpuRows {
   HOTLOOP_BOTH void sync() { team_.sync(); }
 
  private:
-  template <class T>
-  HOTLOOP_BOTH static T of(const PerRequest<T>& parameter, std::int64_t b) {
-    return parameter.data == nullptr ? parameter.value : parameter.data[b];
-  }
-  HOTLOOP_BOTH static const void* at(const RowTable& table, std::int64_t b, std::int64_t r) {
-    const std::int64_t element =
-        b * table.batch_stride + r / table.inner * table.outer_stride + r % table.inner * table.inner_stride;
-    return static_cast<const char*>(table.data) + element * item_size(table.dtype);
-  }
-  HOTLOOP_BOTH bool greedy(const LawTable& table) const { return table.logits && !(of(table.temperature, b_) > 0.0); }
-  HOTLOOP_BOTH bool truncates(const LawTable& table) const {
-    const std::int64_t top_k = of(table.top_k, b_);
-    return !greedy(table) &&
-           ((top_k > 0 && top_k < table.vocabulary) || of(table.top_p, b_) < 1.0 || of(table.min_p, b_) > 0.0);
-  }
   // This block's packs of a row.
   HOTLOOP_BOTH Packs share(const RowSource& row) const { return piece_of(packs_of(row), team_.blocks(), team_.rank()); }
   HOTLOOP_BOTH const LawTable& table_of(int lane) const { return lane < kMostWindow ? target_ : *draft_; }
@@ -201,17 +186,12 @@ class GpuRows {
     const BiasList& bias = lane < kMostWindow ? places_.target : places_.draft;
     law = Law{};
     RowSource& source = law.source;
-    source.data = at(table.rows, b_, row);
-    source.reference = table.reference.data == nullptr ? nullptr : at(table.reference, b_, row);
-    source.dtype = table.rows.dtype;
-    source.vocabulary = table.vocabulary;
-    source.logits = table.logits;
-    source.mixture = table.mixture;
+    source = table.source(b_, row);
     source.bias_ids = bias.ids;
     source.bias = bias.values;
     source.biases = table.biases;
     law.threshold = none<double>();
-    law.truncated = truncates(table);
+    law.truncated = table.truncates(b_);
     law.as_given = !table.logits && !law.truncated;
     law.read = !law.as_given;
     law.valid = true;
@@ -257,9 +237,9 @@ class GpuRows {
       law.max = of_order_key(team_.total(thread));
       const bool finite = law.max > none<double>() && law.max < -none<double>();
       law.valid = finite && (law.source.logits || law.max > 0.0);
-      law.greedy = law.valid && greedy(table_of(lane));
+      law.greedy = law.valid && table_of(lane).greedy(b_);
       if (law.valid && law.source.logits && !law.greedy) {
-        rescale(law, of(table_of(lane).temperature, b_));
+        rescale(law, table_of(lane).temperature.at(b_));
       }
     }
     team_.block_sync();
@@ -350,8 +330,8 @@ class GpuRows {
   }
 
   HOTLOOP_OUTLINE void truncate(Law& law, const LawTable& table) {
-    const std::int64_t top_k = of(table.top_k, b_);
-    const double top_p = of(table.top_p, b_), min_p = of(table.min_p, b_);
+    const std::int64_t top_k = table.top_k.at(b_);
+    const double top_p = table.top_p.at(b_), min_p = table.min_p.at(b_);
     double threshold = none<double>();
     const bool by_count = top_k > 0 && top_k < table.vocabulary;
     if (by_count) threshold = select(law, false, static_cast<double>(top_k), none<double>());

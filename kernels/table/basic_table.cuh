@@ -15,23 +15,23 @@
 #include "kernels/table/admission.hpp"
 #include "kernels/table/buffers.cuh"
 #include "kernels/table/calls.hpp"
-#include "kernels/table/erasures.hpp"
 #include "kernels/table/insert.cuh"
 #include "kernels/table/plan.hpp"
 #include "kernels/table/runs.cuh"
 #include "kernels/table/scan.cuh"
 #include "kernels/table/transfers.cuh"
+#include "table/store/erasures.hpp"
 
 namespace hotloop::table::gpu {
 
 inline constexpr std::int64_t kScanned = std::int64_t{1} << 24;  // slots that expiry looks at in one go
 
 template <class Machine>
-class BasicTable : private Transfers<Machine> {
+class BasicTable : public DeviceTable, private Transfers<Machine> {
  public:
   BasicTable(const Settings& settings, Machine machine)
-      : Transfers<Machine>(std::move(machine)),
-        settings_(settings),
+      : DeviceTable(settings),
+        Transfers<Machine>(std::move(machine)),
         plan_(plan_of(settings)),
         keep_(machine_, false),
         erasures_(settings.hash_seed) {
@@ -49,68 +49,57 @@ class BasicTable : private Transfers<Machine> {
   }
 
   const Shape& shape() const { return shape_; }
-  const Settings& settings() const { return settings_; }
   const Store& store() const { return memory_.store; }
-  Machine& machine() { return machine_; }
-  std::int64_t slots() const { return memory_.store.slots(); }
-  std::int64_t bytes() const { return scratch_.bytes() + keep_.bytes(); }
-  std::int64_t capacity() const {
+  void use(void* stream) override { machine_.use(stream); }
+  std::int64_t row_bytes() const override { return shape_.stride; }
+  std::int64_t slots() const override { return memory_.store.slots(); }
+  std::int64_t bytes() const override { return scratch_.bytes() + keep_.bytes(); }
+  std::int64_t capacity() const override {
     return evicts() ? static_cast<std::int64_t>(memory_.store.buckets) * most() : std::min(slots(), settings_.max_rows);
   }
-  std::int64_t size() {
+  std::int64_t size() override {
     const auto entered = machine_.enter();
     return static_cast<std::int64_t>(counters().size);
   }
-  std::uint64_t tick() const { return tick_; }
-  void set_tick(std::uint64_t tick) { tick_ = tick; }
-  std::uint64_t generation() const { return generation_; }
-  void set_generation(std::uint64_t g) { generation_ = g; }
-  std::uint64_t mark() {
-    if (generation_ >= 0xFFFFFFFEu) throw std::overflow_error("a table counts to 2^32 marks");
-    return generation_++;
+  void find(Keys keys, Values values, std::uint8_t* found, std::uint64_t* scores) override {
+    const auto entered = machine_.enter();
+    run(finder(keys, nullptr, matrix(values, shape_.value_bytes), found, scores, nullptr, nullptr));
+  }
+  void locate(Keys keys, std::uint32_t* rows) override {
+    const auto entered = machine_.enter();
+    run(finder(keys, nullptr, {}, nullptr, nullptr, rows, nullptr));
   }
 
-  // found, scores, values: out, null where not wanted.
-  void find(const std::uint64_t* keys, std::int64_t n, Rows values, std::uint8_t* found, std::uint64_t* scores) {
-    const auto entered = machine_.enter();
-    run(finder(keys, n, nullptr, matrix(values, shape_.value_bytes), found, scores, nullptr, nullptr));
-  }
-  void locate(const std::uint64_t* keys, std::int64_t n, std::uint32_t* rows) {
-    const auto entered = machine_.enter();
-    run(finder(keys, n, nullptr, {}, nullptr, nullptr, rows, nullptr));
-  }
-
-  void upsert(const UpsertCall& call) {
+  void upsert(const UpsertCall& call) override {
     const auto entered = machine_.enter();
     upsert_now(call, false);
   }
 
-  void assign(const std::uint64_t* keys, std::int64_t n, Rows values, const Moment& moment, bool accumulate,
-              std::uint8_t* found) {
+  void assign(Keys keys, Values values, const table::Stamp& given, bool accumulate, std::uint8_t* found) override {
+    const std::int64_t n = keys.count;
     check_count(n);
     const auto entered = machine_.enter();
     if (n == 0) return;
     const auto rows = take<std::uint32_t>(n);
-    run(finder(keys, n, nullptr, {}, found, nullptr, rows.get(), nullptr));
-    WriteCall write = write_call(accumulate ? Write::kAccumulate : Write::kAssign, stamp(moment, false));
+    run(finder(keys, nullptr, {}, found, nullptr, rows.get(), nullptr));
+    WriteCall write = write_call(accumulate ? Write::kAccumulate : Write::kAssign, stamp(given, false));
     write.values = matrix(values, shape_.value_bytes);
     write_rows(write, rows.get(), n);
   }
 
-  void erase(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found) {
+  void erase(Keys keys, std::uint8_t* found) override {
+    const std::int64_t n = keys.count;
     check_count(n);
     const auto entered = machine_.enter();
     if (n == 0) return;
     const auto rows = take<std::uint32_t>(n);
-    run(finder(keys, n, nullptr, {}, nullptr, nullptr, rows.get(), nullptr));
+    run(finder(keys, nullptr, {}, nullptr, nullptr, rows.get(), nullptr));
     machine_.fill(found, 0, static_cast<std::size_t>(n));
     Sorted sorted = sort_by_slot(rows.get(), n);
     run(EraseRuns{memory_.store, sorted.runs, found, &counters_.get()->size});
     if (!settings_.versions) return;
-    std::vector<std::uint64_t> k(static_cast<std::size_t>(n));
-    std::vector<std::uint8_t> f(static_cast<std::size_t>(n));
-    machine_.download(k.data(), keys, k.size() * 8);
-    machine_.download(f.data(), found, f.size());
+    std::vector<std::uint64_t> k = host(keys.data, n);
+    const std::vector<std::uint8_t> f = host(found, n);
     std::size_t kept = 0;
     for (std::size_t i = 0; i < k.size(); ++i) {
       if (f[i] != 0) k[kept++] = k[i];
@@ -118,20 +107,20 @@ class BasicTable : private Transfers<Machine> {
     erasures_.note(generation_, k.data(), kept);
   }
 
-  void clear() {
+  void clear() override {
     const auto entered = machine_.enter();
     machine_.fill(memory_.store.digests, 0, static_cast<std::size_t>(slots()));
     machine_.fill(&counters_.get()->size, 0, 8);
     forget_erased(generation_);
   }
 
-  void reserve(std::int64_t rows) {
+  void reserve(std::int64_t rows) override {
     const auto entered = machine_.enter();
     const std::int64_t wanted = buckets_for(std::min(rows, settings_.max_rows));
     while (static_cast<std::int64_t>(memory_.store.buckets) < wanted && can_grow()) grow();
   }
 
-  std::int64_t expire(std::uint32_t time) {
+  std::int64_t expire(std::uint32_t time) override {
     const auto entered = machine_.enter();
     std::int64_t expired = 0;
     if (time == 0) return 0;
@@ -139,11 +128,11 @@ class BasicTable : private Transfers<Machine> {
       const std::int64_t n = std::min(kScanned, slots() - begin);
       const auto flags = take<std::uint8_t>(n);
       const auto which = take<std::uint32_t>(n);
-      run(FlagSlots{memory_.store, begin, n, 0, time, flags.get()});
+      run_each(n, FlagSlots{memory_.store, begin, 0, time, flags.get()});
       const std::int64_t m = select(flags.get(), n, which.get());
       if (m == 0) continue;
       const auto keys = take<std::uint64_t>(m);
-      run(EraseSlots{memory_.store, begin, which.get(), m, keys.get()});
+      run_each(m, EraseSlots{memory_.store, begin, which.get(), keys.get()});
       add_size(-m);
       expired += m;
       if (settings_.versions) erasures_.note(generation_, host(keys.get(), m).data(), static_cast<std::size_t>(m));
@@ -151,14 +140,13 @@ class BasicTable : private Transfers<Machine> {
     return expired;
   }
 
-  // Rows of slots [begin, end) whose version is above `since`, from the front of host arrays on; says how many.
-  std::int64_t export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const HostRows& out) {
+  std::int64_t export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const Export& out) override {
     const auto entered = machine_.enter();
     const std::int64_t n = std::min(end, slots()) - begin;
     if (n <= 0 || since > 0xFFFFFFFFu) return 0;
     const auto flags = take<std::uint8_t>(n);
     const auto which = take<std::uint32_t>(n);
-    run(FlagSlots{memory_.store, begin, n, static_cast<std::uint32_t>(since), 0, flags.get()});
+    run_each(n, FlagSlots{memory_.store, begin, static_cast<std::uint32_t>(since), 0, flags.get()});
     const std::int64_t m = select(flags.get(), n, which.get());
     if (m == 0) return 0;
     const auto keys = take<std::uint64_t>(m);
@@ -179,12 +167,12 @@ class BasicTable : private Transfers<Machine> {
     return m;
   }
 
-  // Puts rows back, from host arrays, as exported. beyond: of a replica; without a strategy there is no bound then.
-  void import_rows(std::int64_t n, const HostRows& in, bool beyond = false) {
+  void import_rows(Keys given, const Export& in, bool beyond) override {
+    const std::int64_t n = given.count;
     check_count(n);
     const auto entered = machine_.enter();
     if (n == 0) return;
-    const auto keys = sent(in.keys, n);
+    const auto keys = sent(given.data, n);
     const auto values = sent_rows(in.values, n, shape_.value_bytes);
     const bool with_state = in.state.data != nullptr && shape_.states > 0;
     const auto state = with_state ? sent_rows(in.state, n, shape_.states * 4) : Held<Machine, char>{};
@@ -193,10 +181,9 @@ class BasicTable : private Transfers<Machine> {
     const auto times = in.times != nullptr ? sent(in.times, n) : Held<Machine, std::uint32_t>{};
     const auto rows = take<std::uint32_t>(n);
     UpsertCall call;
-    call.keys = keys.get();
-    call.n = n;
+    call.keys = {keys.get(), n};
     call.values = {values.get(), shape_.value_bytes};
-    call.moment.scores = scores.get();
+    call.stamp.scores = scores.get();
     call.rows = rows.get();
     upsert_now(call, exact, beyond && !evicts());
     if (!with_state && times.get() == nullptr) return;
@@ -205,9 +192,7 @@ class BasicTable : private Transfers<Machine> {
                     with_state ? matrix_of(state.get(), shape_.states * 4, shape_.states * 4) : Matrix{}, times.get()});
   }
 
-  // Keys and rows that left in the last upsert that kept them.
-  std::int64_t evicted() const { return evicted_; }
-  void take_evicted(std::uint64_t* keys, Rows values, std::uint64_t* scores) {
+  void take_evicted(std::uint64_t* keys, Values values, std::uint64_t* scores) override {
     const auto entered = machine_.enter();
     const auto m = static_cast<std::size_t>(evicted_);
     if (m == 0) return;
@@ -217,63 +202,58 @@ class BasicTable : private Transfers<Machine> {
     drop_evicted();
   }
 
-  // out: (count, dim), float32 or the type of the table.
-  void pool(const BagCall& call, Rows out, bool wide, std::int64_t* sizes, std::int64_t* largest) {
+  void pool(const table::Bags& bags, const Pooled& pooled) override {
     const auto entered = machine_.enter();
-    const bool plain = call.offsets == nullptr && call.weights == nullptr && call.mode == Mode::kSum;
+    const bool wide = pooled.dtype == Dtype::kFloat32;
+    const bool plain = bags.offsets == nullptr && bags.weights == nullptr && bags.pool == table::Pool::kSum;
     if (plain && !(wide && shape_.dtype != Dtype::kFloat32)) {
-      const Matrix values = matrix(out, shape_.value_bytes);
-      Find find = finder(call.keys, call.n, call.rows, values, nullptr, nullptr, nullptr, nullptr);
-      find.sizes = sizes;
+      const Matrix values = matrix(pooled.out, shape_.value_bytes);
+      Find find = finder(bags.keys, bags.rows, values, nullptr, nullptr, nullptr, nullptr);
+      find.sizes = pooled.sizes;
       run(find);
       return;
     }
-    with_storage(shape_.dtype, [&](auto storage) {
+    with_row_type(shape_.dtype, [&](auto storage) {
       using Storage = decltype(storage);
       if (wide)
-        run(Pool<Storage, float>{memory_.store, shape_, bags(call), out.data, out.stride, sizes, largest});
+        run(gpu::Pool<Storage, float>{memory_.store, shape_, {bags}, pooled});
       else
-        run(Pool<Storage, Storage>{memory_.store, shape_, bags(call), out.data, out.stride, sizes, largest});
+        run(gpu::Pool<Storage, Storage>{memory_.store, shape_, {bags}, pooled});
     });
   }
 
-  void weight_gradient(const BagCall& call, Rows kept, const float* grad, std::int64_t grad_stride, float* out) {
+  void weight_gradient(const table::Bags& bags, Values kept, const float* grad, std::int64_t grad_stride,
+                       float* out) override {
     const auto entered = machine_.enter();
-    with_storage(shape_.dtype, [&](auto storage) {
-      run(WeightGradient<decltype(storage)>{shape_, bags(call), kept.data, kept.stride, grad, grad_stride, out});
+    with_row_type(shape_.dtype, [&](auto storage) {
+      run(WeightGradient<decltype(storage)>{shape_, {bags}, kept, grad, grad_stride, out});
     });
   }
 
-  // Says how many positions have lost their row since they were given one.
-  std::int64_t update(const BagCall& call, const UpdateCall& update) {
-    check_count(call.n);
+  std::int64_t update(const table::Bags& bags, const Update& update, bool counts) override {
+    const std::int64_t n = bags.keys.count;
+    check_count(n);
     const auto entered = machine_.enter();
-    if (call.n == 0) return 0;
-    const auto rows = take<std::uint32_t>(call.n);
+    if (n == 0) return 0;
+    const auto rows = take<std::uint32_t>(n);
     machine_.fill(&counters_.get()->missing, 0, 4);
-    run(finder(call.keys, call.n, call.rows, {}, nullptr, nullptr, rows.get(), &counters_.get()->missing));
-    Moment moment;
-    moment.time = update.time;
-    WriteCall write = write_call(Write::kUpdate, stamp(moment, false));
-    write.spec = update.spec;
-    write.bags = bags(call);
-    write.grad = update.grad;
-    write.grad_stride = update.grad_stride;
-    write.sizes = update.sizes;
-    write.largest = update.largest;
-    write.seed = update.seed;
-    write_rows(write, rows.get(), call.n);
-    return update.counts ? counters().missing : 0;
+    run(finder(bags.keys, bags.rows, {}, nullptr, nullptr, rows.get(), &counters_.get()->missing));
+    WriteCall write = write_call(Write::kUpdate, stamp(update.stamp, false));
+    write.update = update;
+    write.bags = {bags};
+    write_rows(write, rows.get(), n);
+    return counts ? counters().missing : 0;
   }
 
-  std::vector<std::uint64_t> erased_since(std::uint64_t since) {
-    std::vector<std::uint64_t> keys = erasures_.since(since);
+  std::vector<std::uint64_t> erased_since(std::uint64_t since) override {
+    const auto erased = erasures_.since(since);
+    std::vector<std::uint64_t> keys(erased.begin(), erased.end());
     if (keys.empty()) return keys;
     const auto entered = machine_.enter();
     const auto n = static_cast<std::int64_t>(keys.size());
     const auto on_device = sent(keys.data(), n);
     const auto found = take<std::uint8_t>(n);
-    run(finder(on_device.get(), n, nullptr, {}, found.get(), nullptr, nullptr, nullptr));
+    run(finder({on_device.get(), n}, nullptr, {}, found.get(), nullptr, nullptr, nullptr));
     const std::vector<std::uint8_t> there = host(found.get(), n);
     std::size_t kept = 0;
     for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -282,20 +262,19 @@ class BasicTable : private Transfers<Machine> {
     keys.resize(kept);
     return keys;
   }
-  void forget_erased(std::uint64_t until) { erasures_.forget(until); }
-  // Whether a row was written, used or erased after `since`.
-  bool changed_since(std::uint64_t since) {
+  void forget_erased(std::uint64_t until) override { erasures_.forget(until); }
+  bool changed_since(std::uint64_t since) override {
     bool is = erasures_.any_since(since);
     for (std::int64_t b = 0; !is && b < slots(); b += kScanned) is = export_rows(b, b + kScanned, since, {}) > 0;
     return is;
   }
-  // Erases keys in host memory.
-  void erase_host(const std::uint64_t* keys, std::int64_t n, std::uint8_t* found) {
+  void erase_host(Keys keys, std::uint8_t* found) override {
+    const std::int64_t n = keys.count;
     if (n == 0) return;
     const auto entered = machine_.enter();
-    const auto k = sent(keys, n);
+    const auto k = sent(keys.data, n);
     const auto f = take<std::uint8_t>(n);
-    erase(k.get(), n, f.get());
+    erase({k.get(), n}, f.get());
     machine_.download(found, f.get(), static_cast<std::size_t>(n));
   }
 
@@ -377,22 +356,23 @@ class BasicTable : private Transfers<Machine> {
   void run(const Body& body) {
     machine_.run(body, Body::kScratch * shape_.dim, scratch_);
   }
-  static Matrix matrix(Rows rows, std::int64_t bytes) {
+  template <class Item>
+  void run_each(std::int64_t n, const Item& item) {
+    run(EachLane<Item>{item, n});
+  }
+  static Matrix matrix(Values rows, std::int64_t bytes) {
     return rows.data == nullptr ? Matrix{} : matrix_of(rows.data, rows.stride, bytes);
   }
-  Bags bags(const BagCall& c) const {
-    return {c.keys, c.rows, c.offsets, c.weights, c.n, c.count, static_cast<PoolMode>(c.mode)};
+  Find finder(Keys keys, const std::uint32_t* given, Matrix values, std::uint8_t* found, std::uint64_t* scores,
+              std::uint32_t* rows, std::uint32_t* missing) const {
+    return {memory_.store, shape_, keys.data, given, keys.count, values, found, scores, rows, nullptr, missing};
   }
-  Find finder(const std::uint64_t* keys, std::int64_t n, const std::uint32_t* given, Matrix values, std::uint8_t* found,
-              std::uint64_t* scores, std::uint32_t* rows, std::uint32_t* missing) const {
-    return {memory_.store, shape_, keys, given, n, values, found, scores, rows, nullptr, missing};
-  }
-  Stamp stamp(const Moment& moment, bool exact) {
+  Stamp stamp(const table::Stamp& given, bool exact) {
     if (tick_ + 1 >= kMostTicks && settings_.strategy == Strategy::kEpochLru) {
-      run(Renumber{memory_.store});
+      run_each(slots(), Renumber{memory_.store});
       tick_ = kMostTicks - kTicksTaken;
     }
-    return {moment.scores, moment.epoch, ++tick_, moment.time, static_cast<std::uint32_t>(generation_), exact};
+    return {given.scores, given.epoch, ++tick_, given.time, static_cast<std::uint32_t>(generation_), exact};
   }
   WriteCall write_call(Write write, const Stamp& stamp) const {
     WriteCall call{};
@@ -433,7 +413,7 @@ class BasicTable : private Transfers<Machine> {
     const auto part_uses = take<std::uint64_t>(parts);
     call.part_rows = part_rows.get();
     call.part_uses = part_uses.get();
-    with_storage(shape_.dtype, [&](auto storage) {
+    with_row_type(shape_.dtype, [&](auto storage) {
       using Storage = decltype(storage);
       run(WritePieces<Storage>{{call}});
       if (n > kTile) run(WriteSpans<Storage>{{call}});
@@ -441,18 +421,19 @@ class BasicTable : private Transfers<Machine> {
   }
 
   void upsert_now(const UpsertCall& call, bool exact, bool beyond = false) {
-    check_count(call.n);
+    const std::int64_t n = call.keys.count;
+    check_count(n);
     drop_evicted();
-    const Stamp now = stamp(call.moment, exact);
-    if (call.n == 0) return;
+    const Stamp now = stamp(call.stamp, exact);
+    if (n == 0) return;
     machine_.fill(&counters_.get()->missing, 0, 4);
-    run(finder(call.keys, call.n, nullptr, {}, call.found, nullptr, call.rows, &counters_.get()->missing));
+    run(finder(call.keys, nullptr, {}, call.found, nullptr, call.rows, &counters_.get()->missing));
     Unknown unknown;
     if (const std::int64_t m = counters().missing; m > 0) {
       unknown = sorted_misses(call, m);
       if (call.ask != nullptr) ask(call, unknown);
       if (unknown.misses.d > 0 && make_room(unknown.misses, beyond)) {
-        run(finder(call.keys, call.n, nullptr, {}, nullptr, nullptr, call.rows, nullptr));
+        run(finder(call.keys, nullptr, {}, nullptr, nullptr, call.rows, nullptr));
       }
     }
     const Misses& misses = unknown.misses;
@@ -475,11 +456,11 @@ class BasicTable : private Transfers<Machine> {
       room = {};
       keep_gone(misses, values, leaving);
     }
-    with_storage(shape_.dtype, [&](auto storage) {
+    with_row_type(shape_.dtype, [&](auto storage) {
       run(FillRows<decltype(storage)>{memory_.store, shape_, misses, now, values, slot_of.get()});
     });
     run(PlaceRows{misses, slot_of.get(), call.rows, call.found});
-    if (evicts()) run(ConfirmRows{memory_.store, call.keys, call.n, call.rows});
+    if (evicts()) run_each(n, ConfirmRows{memory_.store, call.keys.data, call.rows});
     if (!call.keep_evicted) drop_evicted();
   }
 
@@ -488,29 +469,30 @@ class BasicTable : private Transfers<Machine> {
     if (values.data != nullptr || in_order) {
       WriteCall write = write_call(values.data != nullptr ? Write::kAssign : Write::kTouch, now);
       write.values = values;
-      write_rows(write, call.rows, call.n);
+      write_rows(write, call.rows, call.keys.count);
     } else if (evicts() || settings_.times) {
-      run(TouchEach{memory_.store, shape_, now, call.rows, call.n});
+      run_each(call.keys.count, TouchEach{memory_.store, shape_, now, call.rows});
     }
   }
 
   Unknown sorted_misses(const UpsertCall& call, std::int64_t m) {
     Unknown u{take<std::uint64_t>(m), take<std::uint32_t>(m), take<std::uint32_t>(m), {}};
     {
-      const auto flags = take<std::uint8_t>(call.n);
-      run(FlagMisses{call.rows, call.n, flags.get()});
-      machine_.select(flags.get(), call.n, u.positions.get(), &counters_.get()->selected, scratch_);
-      run(HashMisses{call.keys, u.positions.get(), m, u.hashes.get(), settings_.hash_seed});
+      const std::int64_t n = call.keys.count;
+      const auto flags = take<std::uint8_t>(n);
+      run_each(n, FlagMisses{call.rows, flags.get()});
+      machine_.select(flags.get(), n, u.positions.get(), &counters_.get()->selected, scratch_);
+      run_each(m, HashMisses{call.keys.data, u.positions.get(), u.hashes.get(), settings_.hash_seed});
       machine_.sort_hashes(u.hashes.get(), u.positions.get(), m, scratch_);
     }
     distinguish(call, u, m);
     return u;
   }
   void distinguish(const UpsertCall& call, Unknown& u, std::int64_t m) {
-    u.misses = {call.keys, u.hashes.get(), u.positions.get(), u.firsts.get(), m, 0};
+    u.misses = {call.keys.data, u.hashes.get(), u.positions.get(), u.firsts.get(), m, 0};
     if (m == 0) return;
     const auto flags = take<std::uint8_t>(m);
-    run(FlagDistinct{u.hashes.get(), m, flags.get()});
+    run_each(m, FlagDistinct{u.hashes.get(), flags.get()});
     u.misses.d = select(flags.get(), m, u.firsts.get());
   }
 
@@ -518,7 +500,7 @@ class BasicTable : private Transfers<Machine> {
   void ask(const UpsertCall& call, Unknown& u) {
     const std::int64_t m = u.misses.m, d = u.misses.d;
     const auto distinct = take<std::uint64_t>(d);
-    run(DistinctKeys{u.misses, distinct.get()});
+    run_each(d, DistinctKeys{u.misses, distinct.get()});
     const Admitted admitted = admitted_of(*call.ask, host(distinct.get(), d), host(u.firsts.get(), d),
                                           host(u.hashes.get(), m), host(u.positions.get(), m));
     if (!admitted.hashes.empty()) {
@@ -537,10 +519,10 @@ class BasicTable : private Transfers<Machine> {
       run(CountFill{memory_.store, misses, &counters_.get()->fullest});
       const Counters c = counters();
       const bool too_many = static_cast<std::int64_t>(c.size) + misses.d > settings_.max_rows;
-      if (!evicts() && too_many && !beyond) throw Full();
+      if (!evicts() && too_many && !beyond) throw TableFull();
       if (static_cast<std::int64_t>(c.fullest) <= most()) return grew;
       if (!can_grow()) {
-        if (!evicts()) throw Full();
+        if (!evicts()) throw TableFull();
         return grew;
       }
       grow();
@@ -561,7 +543,7 @@ class BasicTable : private Transfers<Machine> {
   void keep_gone(const Misses& misses, const Matrix& given, const Leaving& leaving) {
     evicted_ = select(leaving.gone.flags, misses.d, leaving.which.get());
     const Matrix values = matrix_of(gone_values_.get(), shape_.value_bytes, shape_.value_bytes);
-    with_storage(shape_.dtype, [&](auto storage) {
+    with_row_type(shape_.dtype, [&](auto storage) {
       run(CopyGone<decltype(storage)>{memory_.store, shape_, misses, given, leaving.gone, leaving.which.get(), evicted_,
                                       gone_keys_.get(), gone_scores_.get(), values});
     });
@@ -577,7 +559,6 @@ class BasicTable : private Transfers<Machine> {
     gone_values_ = {};
   }
 
-  Settings settings_;
   BucketPlan plan_;
   Shape shape_;
   Buffers<Machine> keep_;  // the table itself
@@ -586,8 +567,6 @@ class BasicTable : private Transfers<Machine> {
   Memory memory_;
   Held<Machine, std::uint64_t> gone_keys_, gone_scores_;
   Held<Machine, char> gone_values_;
-  std::int64_t evicted_ = 0;
-  std::uint64_t tick_ = 0, generation_ = 1;
   Erasures erasures_;
 };
 

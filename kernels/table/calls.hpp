@@ -1,15 +1,15 @@
-// The calls of a table in device memory. No CUDA header is needed to make them.
+// A table in device memory, as its callers see it. No CUDA header is needed to use it.
 #pragma once
 
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "core/rules.hpp"
+#include "table/store/calls.hpp"
 #include "table/store/layout.hpp"
 
 namespace hotloop::table::gpu {
@@ -18,63 +18,15 @@ namespace hotloop::table::gpu {
 using Ask =
     std::function<void(std::int64_t n, const std::uint64_t* keys, const std::uint32_t* counts, std::uint8_t* admitted)>;
 
-struct Keys {
-  const std::uint64_t* data = nullptr;
-  std::int64_t count = 0;
-};
-
-// Rows outside the table, `stride` bytes apart.
-struct Rows {
-  char* data = nullptr;
-  std::int64_t stride = 0;
-};
-
-struct Moment {
-  const std::uint64_t* scores = nullptr;  // (n,)
-  std::uint64_t epoch = 0;
-  std::uint32_t time = 0;
-};
-
 // All arrays of calls are in device memory, but for those of exports and imports, which are in the host's.
 struct UpsertCall {
-  const std::uint64_t* keys = nullptr;
-  std::int64_t n = 0;
-  Rows values{};  // without them rows of known keys stay and new ones are initialised
-  Moment moment{};
+  Keys keys{};
+  Values values{};  // without them rows of known keys stay and new ones are initialised
+  table::Stamp stamp{};
   const Ask* ask = nullptr;
   bool keep_evicted = false;
   std::uint32_t* rows = nullptr;  // (n,) out
   std::uint8_t* found = nullptr;  // (n,) out, optional
-};
-
-enum class Mode : std::int32_t { kSum, kMean, kMax };
-
-struct BagCall {
-  const std::uint64_t* keys = nullptr;
-  const std::uint32_t* rows = nullptr;
-  const std::int64_t* offsets = nullptr;
-  const float* weights = nullptr;
-  std::int64_t n = 0, count = 0;
-  Mode mode = Mode::kSum;
-};
-
-struct UpdateCall {
-  RuleSpec spec{};
-  std::uint32_t time = 0;
-  std::uint64_t seed = 0;
-  const float* grad = nullptr;  // (count, dim)
-  std::int64_t grad_stride = 0;
-  const std::int64_t* sizes = nullptr;
-  const std::int64_t* largest = nullptr;
-  bool counts = true;  // of positions that lost their row; the host waits for the number
-};
-
-// In host memory; null where not wanted or not given.
-struct HostRows {
-  std::uint64_t* keys = nullptr;
-  Rows values{}, state{};
-  std::uint64_t* scores = nullptr;
-  std::uint32_t* times = nullptr;
 };
 
 inline void check_count(std::int64_t n) {
@@ -82,9 +34,68 @@ inline void check_count(std::int64_t n) {
   throw std::length_error("[Table] keys: expected at most 2^31 - 1 in one call, got " + std::to_string(n) + ".");
 }
 
-class Full : public std::exception {
+// One table is used from one stream at a time: calls are enqueued on the stream that `use` named last, which first
+// waits for what the table had enqueued on another. Calls that return numbers, and those that may insert, wait for the
+// stream. std::runtime_error where the device refuses: what a failed call had allocated is given back, and growth that
+// fails leaves the old table as it was.
+class DeviceTable {
  public:
-  const char* what() const noexcept override { return "full"; }
+  explicit DeviceTable(Settings settings) : settings_(std::move(settings)) {}
+  virtual ~DeviceTable() = default;
+  DeviceTable(const DeviceTable&) = delete;
+  DeviceTable& operator=(const DeviceTable&) = delete;
+
+  const Settings& settings() const { return settings_; }
+  std::uint64_t tick() const { return tick_; }
+  void set_tick(std::uint64_t tick) { tick_ = tick; }
+  std::uint64_t generation() const { return generation_; }
+  void set_generation(std::uint64_t g) { generation_ = g; }
+  std::uint64_t mark() {
+    if (generation_ >= 0xFFFFFFFEu) throw std::overflow_error("a table counts to 2^32 marks");
+    return generation_++;
+  }
+  // Keys and rows that left in the last upsert that kept them.
+  std::int64_t evicted() const { return evicted_; }
+
+  virtual void use(void* stream) = 0;  // cudaStream_t
+  virtual std::int64_t row_bytes() const = 0;
+  virtual std::int64_t size() = 0;
+  virtual std::int64_t capacity() const = 0;
+  virtual std::int64_t slots() const = 0;
+  virtual std::int64_t bytes() const = 0;
+
+  // found, scores, values: out, null where not wanted.
+  virtual void find(Keys keys, Values values, std::uint8_t* found, std::uint64_t* scores) = 0;
+  virtual void locate(Keys keys, std::uint32_t* rows) = 0;
+  virtual void upsert(const UpsertCall& call) = 0;  // throws TableFull before anything is written
+  virtual void assign(Keys keys, Values values, const table::Stamp& stamp, bool accumulate, std::uint8_t* found) = 0;
+  virtual void erase(Keys keys, std::uint8_t* found) = 0;
+  virtual void erase_host(Keys keys, std::uint8_t* found) = 0;  // keys and found in host memory
+  virtual void clear() = 0;
+  virtual void reserve(std::int64_t rows) = 0;
+  virtual std::int64_t expire(std::uint32_t time) = 0;
+  // Rows of slots [begin, end) whose version is above `since`, from the front of host arrays on; says how many.
+  virtual std::int64_t export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const Export& out) = 0;
+  // Puts rows back, from host arrays, as exported. beyond: of a replica; without a strategy there is no bound then.
+  virtual void import_rows(Keys keys, const Export& in, bool beyond) = 0;
+  virtual void take_evicted(std::uint64_t* keys, Values values, std::uint64_t* scores) = 0;
+  virtual void pool(const table::Bags& bags, const Pooled& pooled) = 0;
+  // kept: (n, dim) of the type of the table, the rows as they were when the bags were pooled.
+  virtual void weight_gradient(const table::Bags& bags, Values kept, const float* grad, std::int64_t grad_stride,
+                               float* out) = 0;
+  // Says how many positions have lost their row since they were given one, where that `counts`: the host waits for it.
+  virtual std::int64_t update(const table::Bags& bags, const Update& update, bool counts) = 0;
+  virtual std::vector<std::uint64_t> erased_since(std::uint64_t since) = 0;  // throws std::out_of_range
+  virtual void forget_erased(std::uint64_t until) = 0;
+  // Whether a row was written, used or erased after `since`.
+  virtual bool changed_since(std::uint64_t since) = 0;
+
+ protected:
+  Settings settings_;
+  std::uint64_t tick_ = 0, generation_ = 1;
+  std::int64_t evicted_ = 0;
 };
+
+std::unique_ptr<DeviceTable> cuda_table(const Settings& settings, int device, void* stream);
 
 }  // namespace hotloop::table::gpu

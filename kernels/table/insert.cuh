@@ -26,40 +26,22 @@ HOTLOOP_BOTH inline void first_row(const Shape& shape, std::uint64_t key, char* 
 
 // Positions without a row: a flag each, and the hash that they are sorted by.
 struct FlagMisses {
-  static constexpr std::int64_t kScratch = 0;
   const std::uint32_t* rows;
-  std::int64_t n;
   std::uint8_t* flags;
-  std::int64_t warps() const { return blocks_of(n, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane;
-    if (i < n) flags[i] = rows[i] == kNoRow ? 1 : 0;
-  }
+  HOTLOOP_BOTH void each(std::int64_t i) const { flags[i] = rows[i] == kNoRow ? 1 : 0; }
 };
 struct HashMisses {
-  static constexpr std::int64_t kScratch = 0;
   const std::uint64_t* keys;
   const std::uint32_t* positions;
-  std::int64_t m;
   std::uint64_t* hashes;
   std::uint64_t seed;
-  std::int64_t warps() const { return blocks_of(m, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane;
-    if (i < m) hashes[i] = place_hash(keys[positions[i]], seed);
-  }
+  HOTLOOP_BOTH void each(std::int64_t i) const { hashes[i] = place_hash(keys[positions[i]], seed); }
 };
 // The first of equal hashes, which are equal keys: the hash is a bijection.
 struct FlagDistinct {
-  static constexpr std::int64_t kScratch = 0;
   const std::uint64_t* hashes;
-  std::int64_t m;
   std::uint8_t* flags;
-  std::int64_t warps() const { return blocks_of(m, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane;
-    if (i < m) flags[i] = i == 0 || hashes[i] != hashes[i - 1] ? 1 : 0;
-  }
+  HOTLOOP_BOTH void each(std::int64_t i) const { flags[i] = i == 0 || hashes[i] != hashes[i - 1] ? 1 : 0; }
 };
 
 // The unknown keys of a batch: `firsts` are the places of the d distinct ones among m sorted positions.
@@ -337,27 +319,18 @@ struct PlaceRows {
 
 // Known keys of the batch may have had to leave for its new ones.
 struct ConfirmRows {
-  static constexpr std::int64_t kScratch = 0;
   Store store;
   const std::uint64_t* keys;
-  std::int64_t n;
   std::uint32_t* rows;
-  std::int64_t warps() const { return blocks_of(n, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane;
-    if (i < n && rows[i] != kNoRow && !holds(store, rows[i], keys[i])) rows[i] = kNoRow;
+  HOTLOOP_BOTH void each(std::int64_t i) const {
+    if (rows[i] != kNoRow && !holds(store, rows[i], keys[i])) rows[i] = kNoRow;
   }
 };
 
 struct DistinctKeys {
-  static constexpr std::int64_t kScratch = 0;
   Misses misses;
   std::uint64_t* keys;  // (d,) out
-  std::int64_t warps() const { return blocks_of(misses.d, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t k = warp * kWarp + lane;
-    if (k < misses.d) keys[k] = misses.key(k);
-  }
+  HOTLOOP_BOTH void each(std::int64_t k) const { keys[k] = misses.key(k); }
 };
 
 // Twice the buckets: the keys of bucket b go to 2b and 2b + 1, in the order of their slots.

@@ -6,11 +6,25 @@
 
 #include <cstdint>
 
+#include "core/bisect.hpp"
 #include "kernels/table/store.cuh"
+#include "table/store/calls.hpp"
 
 namespace hotloop::table::gpu {
 
 HOTLOOP_INLINE std::int64_t blocks_of(std::int64_t n, std::int64_t size) { return (n + size - 1) / size; }
+
+// An item a lane: body.each(i) for i of [0, n).
+template <class Item>
+struct EachLane : Item {
+  static constexpr std::int64_t kScratch = 0;
+  std::int64_t n;
+  std::int64_t warps() const { return blocks_of(n, kWarp); }
+  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
+    const std::int64_t i = warp * kWarp + lane;
+    if (i < n) this->each(i);
+  }
+};
 
 // A group of lanes per key: 16 digests a lane, the keys that they let through, then the row.
 struct Find {
@@ -61,37 +75,20 @@ struct Find {
   }
 };
 
-enum class PoolMode : std::int32_t { kSum, kMean, kMax };
-
-// Bag b holds the positions [offsets[b], offsets[b + 1]); without offsets every position is a bag.
-struct Bags {
-  const std::uint64_t* keys = nullptr;    // (n,)
-  const std::uint32_t* rows = nullptr;    // (n,) as in Find::given, or null
-  const std::int64_t* offsets = nullptr;  // (count + 1,)
-  const float* weights = nullptr;         // (n,)
-  std::int64_t n = 0, count = 0;
-  PoolMode mode = PoolMode::kSum;
-
+// Bags as a warp reads them.
+struct Bags : table::Bags {
   // Kept inside the batch whatever the offsets are: they are not checked, since the host does not read them.
   HOTLOOP_INLINE std::int64_t bound(std::int64_t b) const {
-    const std::int64_t at = offsets != nullptr ? offsets[b] : b;
-    return at < 0 ? 0 : at > n ? n : at;
+    const std::int64_t at = begin(b);
+    return at < 0 ? 0 : at > keys.count ? keys.count : at;
   }
   // The bag of a position: the last that begins at or before it, so that empty ones are passed over.
   HOTLOOP_INLINE std::int64_t bag_of(std::int64_t position) const {
     if (offsets == nullptr) return position;
-    std::int64_t low = 0, high = count - 1;
-    while (low < high) {
-      const std::int64_t middle = (low + high + 1) / 2;
-      if (offsets[middle] <= position)
-        low = middle;
-      else
-        high = middle - 1;
-    }
-    return low;
+    return first_where(count - 1, [&](std::int64_t b) { return offsets[b + 1] > position; });
   }
   HOTLOOP_BOTH std::uint32_t locate_at(const Store& store, std::int64_t position, bool inside, int lane) const {
-    const std::uint64_t key = inside ? keys[position] : 0;
+    const std::uint64_t key = inside ? keys.data[position] : 0;
     const std::uint32_t row = inside && rows != nullptr ? rows[position] : kNoRow;
     return locate_each(store, key, row, inside && (rows == nullptr || row != kNoRow), lane);
   }
@@ -106,10 +103,7 @@ struct Pool {
   Store store;
   Shape shape;
   Bags bags;
-  char* out;
-  std::int64_t out_stride;  // in bytes
-  std::int64_t* sizes;      // (count,) out, or null
-  std::int64_t* largest;    // (count, dim) out, or null
+  Pooled pooled;
 
   std::int64_t warps() const { return bags.count; }
 
@@ -138,7 +132,7 @@ struct Pool {
             const std::int64_t j = column + r * kWarp + lane;
             if (j >= shape.dim) break;
             const float x = to_float(cuda::read_global(row + j));
-            if (bags.mode == PoolMode::kMax) {
+            if (bags.pool == table::Pool::kMax) {
               const bool better = x > sum[r] || from[r] < 0;
               sum[r] = better ? x : sum[r];
               from[r] = better ? first + k : from[r];
@@ -152,11 +146,11 @@ struct Pool {
       for (int r = 0; r < kWide; ++r) {
         const std::int64_t j = column + r * kWarp + lane;
         if (j >= shape.dim) break;
-        const float x = bags.mode == PoolMode::kMean && size > 1 ? sum[r] / static_cast<float>(size) : sum[r];
-        put(reinterpret_cast<Out*>(out + bag * out_stride)[j], x);
-        if (largest != nullptr) largest[bag * shape.dim + j] = from[r];
+        const float x = bags.pool == table::Pool::kMean && size > 1 ? sum[r] / static_cast<float>(size) : sum[r];
+        put(reinterpret_cast<Out*>(pooled.out.row(bag))[j], x);
+        if (pooled.largest != nullptr) pooled.largest[bag * shape.dim + j] = from[r];
       }
-      if (sizes != nullptr && lane == 0) sizes[bag] = size;
+      if (pooled.sizes != nullptr && lane == 0) pooled.sizes[bag] = size;
     }
   }
 };
@@ -168,22 +162,21 @@ struct WeightGradient {
   static constexpr int kHalf = kWarp / 2;
   Shape shape;
   Bags bags;
-  const char* kept;          // (n, dim): the rows as they were when the bags were pooled, zeros where there was none
-  std::int64_t kept_stride;  // in bytes
+  Values kept;  // (n, dim): the rows as they were when the bags were pooled, zeros where there was none
   const float* grad;
   std::int64_t grad_stride;
   float* out;  // (n,)
 
-  std::int64_t warps() const { return blocks_of(bags.n, kWarp); }
+  std::int64_t warps() const { return blocks_of(bags.keys.count, kWarp); }
 
   HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
     const std::int64_t first = warp * kWarp;
     const int half = lane / kHalf;
-    for (int k = 0; k < kWarp && first + k < bags.n; k += 2) {
+    for (int k = 0; k < kWarp && first + k < bags.keys.count; k += 2) {
       const std::int64_t position = first + k + half;
       float part = 0.0f;
-      if (position < bags.n) {
-        const Storage* row = reinterpret_cast<const Storage*>(kept + position * kept_stride);
+      if (position < bags.keys.count) {
+        const Storage* row = reinterpret_cast<const Storage*>(kept.row(position));
         const float* g = grad + bags.bag_of(position) * grad_stride;
         for (std::int64_t j = lane % kHalf; j < shape.dim; j += kHalf) {
           part += to_float(cuda::read_global(row + j)) * g[j];
@@ -191,7 +184,7 @@ struct WeightGradient {
       }
       float sum = 0.0f;
       for (int l = 0; l < kHalf; ++l) sum += cuda::shuffle(part, half * kHalf + l);
-      if (position < bags.n && lane % kHalf == 0) out[position] = sum;
+      if (position < bags.keys.count && lane % kHalf == 0) out[position] = sum;
     }
   }
 };

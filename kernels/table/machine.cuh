@@ -40,14 +40,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 struct Iota {
-  static constexpr std::int64_t kScratch = 0;
   std::uint32_t* out;
-  std::int64_t n;
-  std::int64_t warps() const { return blocks_of(n, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane;
-    if (i < n) out[i] = static_cast<std::uint32_t>(i);
-  }
+  HOTLOOP_BOTH void each(std::int64_t i) const { out[i] = static_cast<std::uint32_t>(i); }
 };
 
 class CudaMachine {
@@ -62,7 +56,8 @@ class CudaMachine {
   }
 
   // Later calls run on this stream, behind what ran on the last one.
-  void use(cudaStream_t stream) {
+  void use(void* next) {
+    const auto stream = static_cast<cudaStream_t>(next);
     if (stream == stream_) return;
     const cuda::DeviceScope scope("Table", device_);
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -173,7 +168,7 @@ class CudaMachine {
   void sort_slots(const std::uint32_t* slots, std::int64_t n, int bits, std::uint32_t* sorted, std::uint32_t* positions,
                   Scratch& scratch) {
     const auto numbers = scratch.take<std::uint32_t>(n);
-    run(Iota{numbers.get(), n}, 0, scratch);
+    run(EachLane<Iota>{{numbers.get()}, n}, 0, scratch);
     with_room(scratch, [&](void* room, std::size_t& bytes) {
       return cub::DeviceRadixSort::SortPairs(room, bytes, slots, sorted, numbers.get(), positions, n, 0, bits, stream_);
     });

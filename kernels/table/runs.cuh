@@ -43,13 +43,8 @@ struct WriteCall {
   Write write;
   Runs runs;
   Matrix values;  // of the batch, for kAssign and kAccumulate
-  RuleSpec spec;  // kUpdate, and what follows
+  Update update;  // kUpdate, but for its stamp
   Bags bags;
-  const float* grad;
-  std::int64_t grad_stride;
-  const std::int64_t* sizes;
-  const std::int64_t* largest;
-  std::uint64_t seed;
   float* part_rows;          // (2 tiles, dim): sums of pieces; 2 t goes on from before tile t, 2 t + 1 begins in it
   std::uint64_t* part_uses;  // (2 tiles,)
 
@@ -115,8 +110,9 @@ struct RunWriter {
       for (std::int64_t j = lane; j < call.shape.dim; j += kWarp) put(values[j], to_float(values[j]) + sum[j]);
     } else if (call.write == Write::kUpdate) {
       const std::uint64_t key = call.store.keys[slot];
-      const std::uint64_t random = mix64(call.seed + call.stamp.tick * 0x9E3779B97F4A7C15ull) ^ mix64(key);
-      update_row(call.spec, sum, Weights<Storage>{values, call.shape.dim, random, call.spec.stochastic_rounding, lane},
+      const std::uint64_t random = mix64(call.update.seed + call.stamp.tick * 0x9E3779B97F4A7C15ull) ^ mix64(key);
+      update_row(call.update.spec, sum,
+                 Weights<Storage>{values, call.shape.dim, random, call.update.spec.stochastic_rounding, lane},
                  reinterpret_cast<float*>(row + call.shape.state));
     }
     if (lane != 0) return;
@@ -127,15 +123,16 @@ struct RunWriter {
  private:
   HOTLOOP_BOTH float weight_of(std::int64_t position, std::int64_t bag) const {
     float weight = call.bags.weights != nullptr ? call.bags.weights[position] : 1.0f;
-    if (call.bags.mode == PoolMode::kMean) weight /= static_cast<float>(call.sizes[bag]);
+    if (call.bags.pool == table::Pool::kMean) weight /= static_cast<float>(call.update.sizes[bag]);
     return weight;
   }
   HOTLOOP_INLINE float term(std::int64_t position, std::int64_t bag, float weight, std::int64_t j) const {
     if (call.write == Write::kAccumulate) {
       return to_float(reinterpret_cast<const Storage*>(call.values.row(position))[j]);
     }
-    const float g = call.grad[bag * call.grad_stride + j];
-    if (call.bags.mode == PoolMode::kMax) return call.largest[bag * call.shape.dim + j] == position ? g : 0.0f;
+    const float g = call.update.grad[bag * call.update.grad_stride + j];
+    if (call.bags.pool == table::Pool::kMax)
+      return call.update.largest[bag * call.shape.dim + j] == position ? g : 0.0f;
     return weight * g;
   }
 };
@@ -247,16 +244,12 @@ struct RestoreRuns {
 
 // Of a table that keeps the number of the last call, or nothing: a use needs no order.
 struct TouchEach {
-  static constexpr std::int64_t kScratch = 0;
   Store store;
   Shape shape;
   Stamp stamp;
   const std::uint32_t* rows;
-  std::int64_t n;
-  std::int64_t warps() const { return blocks_of(n, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane;
-    if (i < n && rows[i] != kNoRow) touch(store, shape, stamp, rows[i], 1, true);
+  HOTLOOP_BOTH void each(std::int64_t i) const {
+    if (rows[i] != kNoRow) touch(store, shape, stamp, rows[i], 1, true);
   }
 };
 

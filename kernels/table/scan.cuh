@@ -7,18 +7,15 @@
 
 namespace hotloop::table::gpu {
 
-// Slots of [begin, begin + n) that are used and pass the test: a flag each.
+// Slots from `begin` on that are used and pass the test: a flag each.
 struct FlagSlots {
-  static constexpr std::int64_t kScratch = 0;
   Store store;
-  std::int64_t begin, n;
+  std::int64_t begin;
   std::uint32_t since;   // 0: all; else those whose version is above it
   std::uint32_t before;  // 0: all; else those last used before it
   std::uint8_t* flags;
-  std::int64_t warps() const { return blocks_of(n, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane, slot = begin + i;
-    if (i >= n) return;
+  HOTLOOP_BOTH void each(std::int64_t i) const {
+    const std::int64_t slot = begin + i;
     bool is = *digest_at(store, slot) != 0;
     if (is && since > 0) is = store.versions[slot] > since;
     if (is && before > 0) is = store.times[slot] < before;
@@ -28,26 +25,16 @@ struct FlagSlots {
 
 // See Table::renumber. What free slots hold does not matter.
 struct Renumber {
-  static constexpr std::int64_t kScratch = 0;
   Store store;
-  std::int64_t warps() const { return blocks_of(store.slots(), kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t slot = warp * kWarp + lane;
-    if (slot < store.slots()) store.scores[slot] = renumbered(store.scores[slot]);
-  }
+  HOTLOOP_BOTH void each(std::int64_t slot) const { store.scores[slot] = renumbered(store.scores[slot]); }
 };
 
 struct EraseSlots {
-  static constexpr std::int64_t kScratch = 0;
   Store store;
   std::int64_t begin;
   const std::uint32_t* which;  // (m,) numbers from `begin` on
-  std::int64_t m;
-  std::uint64_t* keys;  // (m,) out, or null
-  std::int64_t warps() const { return blocks_of(m, kWarp); }
-  HOTLOOP_BOTH void operator()(std::int64_t warp, int lane, float*) const {
-    const std::int64_t i = warp * kWarp + lane;
-    if (i >= m) return;
+  std::uint64_t* keys;         // (m,) out, or null
+  HOTLOOP_BOTH void each(std::int64_t i) const {
     const std::int64_t slot = begin + which[i];
     *digest_at(store, slot) = 0;
     if (keys != nullptr) keys[i] = store.keys[slot];

@@ -215,17 +215,4 @@ HOTLOOP_INLINE std::uint64_t warp_add_scores(std::uint64_t x) {
   return x;
 }
 
-// Calls f with a zero of the type that rows are stored in.
-template <class F>
-void with_storage(Dtype dtype, F&& f) {
-  switch (dtype) {
-    case Dtype::kFloat16:
-      return f(Float16{});
-    case Dtype::kBFloat16:
-      return f(BFloat16{});
-    default:
-      return f(float{});
-  }
-}
-
 }  // namespace hotloop::table::gpu

@@ -26,7 +26,7 @@ class Transfers {
   void fetch(T* to, const T* from, std::int64_t n) {
     if (to != nullptr) machine_.download(to, from, static_cast<std::size_t>(n) * sizeof(T));
   }
-  void fetch_rows(Rows to, const char* from, std::int64_t n, std::int64_t width) {
+  void fetch_rows(Values to, const char* from, std::int64_t n, std::int64_t width) {
     if (to.stride == width) return machine_.download(to.data, from, static_cast<std::size_t>(n * width));
     const std::vector<char> packed = host(from, n * width);
     for (std::int64_t i = 0; i < n; ++i) {
@@ -39,7 +39,7 @@ class Transfers {
     machine_.upload(held.get(), from, static_cast<std::size_t>(n) * sizeof(T));
     return held;
   }
-  Held<Machine, char> sent_rows(Rows from, std::int64_t n, std::int64_t width) {
+  Held<Machine, char> sent_rows(Values from, std::int64_t n, std::int64_t width) {
     if (from.stride == width) return sent(from.data, n * width);
     std::vector<char> packed(static_cast<std::size_t>(n * width));
     for (std::int64_t i = 0; i < n; ++i) {

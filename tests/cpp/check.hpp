@@ -4,8 +4,12 @@
 
 #include <cmath>
 #include <cstdio>
+#include <exception>
 #include <string>
 #include <vector>
+
+#include "core/simd.hpp"
+#include "core/view.hpp"
 
 namespace hotloop::test {
 
@@ -29,6 +33,40 @@ inline std::string text(double x) {  // std::to_string shows 1e-9 as 0.000000
   char buffer[32];
   std::snprintf(buffer, sizeof buffer, "%.9g", x);
   return buffer;
+}
+
+// What f throws, as text; "" if nothing.
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// Calls f with each instruction set in force that runs here.
+template <class F>
+void at_every_level(F&& f) {
+  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
+    if (!simd_level_runnable(level)) continue;
+    force_simd_level(simd_level_name(level));
+    f();
+  }
+  force_simd_level("auto");
+}
+
+// Rows of `data`, `row_stride` elements apart.
+template <class T>
+View matrix(T* data, std::int64_t rows, std::int64_t cols, std::int64_t row_stride) {
+  View view;
+  view.data = const_cast<std::remove_const_t<T>*>(data);
+  view.dtype = DtypeOf<std::remove_const_t<T>>::value;
+  view.rank = 2;
+  view.shape = {rows, cols};
+  view.stride = {row_stride, 1};
+  return view;
 }
 
 inline int finish(const char* name) {

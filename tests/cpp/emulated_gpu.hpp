@@ -9,11 +9,13 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -208,6 +210,24 @@ class Gpu {
 };
 
 inline Gpu gpu;
+
+// Warps of a body in a random order, up to `most` at a time, two to a block; each has as much scratch, filled before.
+template <class T, class Body, class Random>
+void run_warps(const Body& body, Random& random, int most, std::int64_t scratch, T fill) {
+  const std::int64_t warps = body.warps();
+  if (warps <= 0) return;
+  std::vector<std::int64_t> order(static_cast<std::size_t>(warps));
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  std::shuffle(order.begin(), order.end(), random);
+  std::vector<T> memory(static_cast<std::size_t>(most * (scratch + 1)), fill);
+  const int at_once = static_cast<int>(std::min<std::int64_t>(most, (warps + 1) / 2 * 2));
+  gpu.launch(at_once / 2, 2 * cuda::kWarp, random(), [&](int thread, int block) {
+    const int mine = block * 2 + thread / cuda::kWarp;
+    for (std::int64_t w = mine; w < warps; w += at_once) {
+      body(order[static_cast<std::size_t>(w)], thread % cuda::kWarp, memory.data() + mine * (scratch + 1));
+    }
+  });
+}
 
 }  // namespace hotloop::test
 

@@ -51,23 +51,10 @@ struct EmulatedMachine {
   void download(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
   void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
 
-  // Eight warps at a time go through all that there are, in a random order.
+  void use(void*) {}
   template <class Body>
   void run(const Body& body, std::int64_t floats, table::gpu::Buffers<EmulatedMachine>&) {
-    constexpr int kAtOnce = 8, kThreads = 2 * cuda::kWarp;
-    const std::int64_t warps = body.warps();
-    if (warps <= 0) return;
-    std::vector<std::int64_t> order(static_cast<std::size_t>(warps));
-    std::iota(order.begin(), order.end(), std::int64_t{0});
-    std::shuffle(order.begin(), order.end(), state->random);
-    std::vector<float> memory(static_cast<std::size_t>(kAtOnce * std::max<std::int64_t>(floats, 1)), std::nanf(""));
-    const int at_once = static_cast<int>(std::min<std::int64_t>(kAtOnce, (warps + 1) / 2 * 2));
-    gpu.launch(at_once / 2, kThreads, state->random(), [&](int thread, int block) {
-      const int mine = block * 2 + thread / cuda::kWarp;
-      for (std::int64_t w = mine; w < warps; w += at_once) {
-        body(order[static_cast<std::size_t>(w)], thread % cuda::kWarp, memory.data() + mine * floats);
-      }
-    });
+    run_warps<float>(body, state->random, 8, floats, std::nanf(""));
   }
 
   void select(const std::uint8_t* flags, std::int64_t n, std::uint32_t* which, std::uint32_t* count,
@@ -108,5 +95,32 @@ struct EmulatedMachine {
 };
 
 using EmulatedTable = table::gpu::BasicTable<EmulatedMachine>;
+
+using Key = std::uint64_t;
+using Floats = std::vector<float>;
+
+inline Floats draw(std::mt19937_64& g, std::size_t n) {
+  std::normal_distribution<float> normal;
+  Floats x(n);
+  for (float& v : x) v = normal(g);
+  return x;
+}
+// Rows of a matrix of floats that are `width` long.
+inline table::Values rows_of(const Floats& x, std::int64_t width) {
+  return {reinterpret_cast<char*>(const_cast<float*>(x.data())), width * 4};
+}
+
+// A call of upsert with its outputs.
+struct Batch {
+  explicit Batch(const std::vector<Key>& keys) : rows(keys.size()), found(keys.size(), 7) {
+    call.keys = {keys.data(), static_cast<std::int64_t>(keys.size())};
+    call.rows = rows.data();
+    call.found = found.data();
+  }
+  Batch(Batch&&) = default;
+  std::vector<std::uint32_t> rows;
+  std::vector<std::uint8_t> found;
+  table::gpu::UpsertCall call;
+};
 
 }  // namespace hotloop::test

@@ -9,7 +9,6 @@
 
 #include "check.hpp"
 #include "core/parallel.hpp"
-#include "core/simd.hpp"
 #include "decode/cpu_rows.hpp"
 #include "decode/loops.hpp"
 
@@ -129,9 +128,7 @@ TEST(every_level_and_split_finds_the_same) {
   const LawTable table = table_over(z, n, 2);
   std::vector<std::uint64_t> masses, residuals;
   std::vector<std::int64_t> tokens;
-  for (const SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
-    if (!simd_level_runnable(level)) continue;
-    force_simd_level(simd_level_name(level));
+  test::at_every_level([&] {
     for (const int threads : {1, 2}) {
       omp_set_num_threads(threads);
       OpenRow p, q;
@@ -142,8 +139,7 @@ TEST(every_level_and_split_finds_the_same) {
       residuals.push_back(row_residual(call, parts.data()));
       tokens.push_back(p.pick(0.731));
     }
-  }
-  force_simd_level("auto");
+  });
   omp_set_num_threads(2);
   CHECK(std::all_of(masses.begin(), masses.end(), [&](auto x) { return x == masses[0]; }));
   CHECK(std::all_of(residuals.begin(), residuals.end(), [&](auto x) { return x == residuals[0]; }));

@@ -110,12 +110,7 @@ TEST(put_and_dispatch) {
   }
   CHECK(called == 4);
   for (Dtype d : {Dtype::kInt64, Dtype::kInt32, Dtype::kUInt8}) {
-    std::string text;
-    try {
-      dispatch_float(d, "op", "x", [](auto) {});
-    } catch (const std::exception& error) {
-      text = error.what();
-    }
+    const std::string text = test::error_of([&] { dispatch_float(d, "op", "x", [](auto) {}); });
     CHECK(text.find("[op] x: expected float32, float64, float16 or bfloat16, got ") == 0);
     CHECK(text.find(dtype_name(d)) != std::string::npos);
   }

@@ -3,7 +3,6 @@
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "check.hpp"
@@ -44,15 +43,10 @@ TEST(covers_the_range_once) {
 TEST(an_exception_reaches_the_caller) {
   for (int threads : {1, 3}) {
     const Threads set(threads);
-    std::string text;
-    try {
-      parallel_for(100, 1, [](std::int64_t, std::int64_t end) {
-        if (end == 100) throw std::runtime_error("from inside");
-      });
-    } catch (const std::runtime_error& error) {
-      text = error.what();
-    }
-    CHECK(text == "from inside");
+    const auto fails_at_the_end = [](std::int64_t, std::int64_t end) {
+      if (end == 100) throw std::runtime_error("from inside");
+    };
+    CHECK(test::error_of([&] { parallel_for(100, 1, fails_at_the_end); }) == "from inside");
     std::atomic<std::int64_t> sum{0};
     parallel_for(100, 1, [&](std::int64_t begin, std::int64_t end) { sum += end - begin; });
     CHECK(sum == 100);

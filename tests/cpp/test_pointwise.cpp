@@ -58,44 +58,48 @@ double dpo(double pc, double pr, double rc, double rr, double beta) {
   return std::log1p(std::exp(-beta * ((pc - rc) - (pr - rr))));
 }
 
+void dpo_of(std::size_t n, std::size_t stride) {
+  const double beta = 0.3;
+  Column pc(n, stride, -3.0f), pr(n, stride, -2.5f), rc(n, stride, -2.0f);
+  Column loss(n, stride, kNan), grad_chosen(n, stride, kNan), grad_rejected(n, stride, kNan);
+  const double reference = -2.25;
+  double total = -1.0;
+  Call call;
+  call.n = static_cast<std::int64_t>(n);
+  const auto s = static_cast<std::int64_t>(stride);
+  call.inputs[0] = {pc.data(), Dtype::kFloat32, s};
+  call.inputs[1] = {pr.data(), Dtype::kFloat32, s};
+  call.inputs[2] = {rc.data(), Dtype::kFloat32, s};
+  call.inputs[3] = {&reference, Dtype::kFloat64, 0};
+  call.params[0] = beta;
+  call.grads[0] = {grad_chosen.data(), Dtype::kFloat32, s};
+  call.grads[1] = {grad_rejected.data(), Dtype::kFloat32, s};
+  call.loss = {loss.data(), Dtype::kFloat32, s};
+  call.total = &total;
+  call.grad_scale = 2.0;
+  loop(head_named("dpo"), call);
+  double sum = 0.0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const double h = 1e-5;
+    const auto at = [&](double da, double db) { return dpo(pc[i] + da, pr[i] + db, rc[i], reference, beta); };
+    CHECK_CLOSE(loss[i], at(0, 0), 2e-6, 0.0);
+    CHECK_CLOSE(grad_chosen[i], 2 * (at(h, 0) - at(-h, 0)) / (2 * h), 1e-5, 1e-7);
+    CHECK_CLOSE(grad_rejected[i], 2 * (at(0, h) - at(0, -h)) / (2 * h), 1e-5, 1e-7);
+    sum += at(0, 0);
+  }
+  CHECK_CLOSE(total, sum, 1e-6, 0.0);
+  for (Column* c : {&loss, &grad_chosen, &grad_rejected}) CHECK(c->others_untouched(n));
+}
+
 }  // namespace
 
 TEST(dpo_in_poisoned_memory) {
-  const double beta = 0.3;
-  // None; one; a block less one, whole, plus one; several blocks and a tail.
-  for (std::size_t n : {0u, 1u, 255u, 256u, 257u, 1000u}) {
-    for (std::size_t stride : {1u, 3u}) {
-      Column pc(n, stride, -3.0f), pr(n, stride, -2.5f), rc(n, stride, -2.0f);
-      Column loss(n, stride, kNan), grad_chosen(n, stride, kNan), grad_rejected(n, stride, kNan);
-      const double reference = -2.25;
-      double total = -1.0;
-      Call call;
-      call.n = static_cast<std::int64_t>(n);
-      const auto s = static_cast<std::int64_t>(stride);
-      call.inputs[0] = {pc.data(), Dtype::kFloat32, s};
-      call.inputs[1] = {pr.data(), Dtype::kFloat32, s};
-      call.inputs[2] = {rc.data(), Dtype::kFloat32, s};
-      call.inputs[3] = {&reference, Dtype::kFloat64, 0};
-      call.params[0] = beta;
-      call.grads[0] = {grad_chosen.data(), Dtype::kFloat32, s};
-      call.grads[1] = {grad_rejected.data(), Dtype::kFloat32, s};
-      call.loss = {loss.data(), Dtype::kFloat32, s};
-      call.total = &total;
-      call.grad_scale = 2.0;
-      loop(head_named("dpo"), call);
-      double sum = 0.0;
-      for (std::size_t i = 0; i < n; ++i) {
-        const double h = 1e-5;
-        const auto at = [&](double da, double db) { return dpo(pc[i] + da, pr[i] + db, rc[i], reference, beta); };
-        CHECK_CLOSE(loss[i], at(0, 0), 2e-6, 0.0);
-        CHECK_CLOSE(grad_chosen[i], 2 * (at(h, 0) - at(-h, 0)) / (2 * h), 1e-5, 1e-7);
-        CHECK_CLOSE(grad_rejected[i], 2 * (at(0, h) - at(0, -h)) / (2 * h), 1e-5, 1e-7);
-        sum += at(0, 0);
-      }
-      CHECK_CLOSE(total, sum, 1e-6, 0.0);
-      for (Column* c : {&loss, &grad_chosen, &grad_rejected}) CHECK(c->others_untouched(n));
+  test::at_every_level([] {
+    // None; one; a block less one, whole, plus one; several blocks and a tail; enough for two threads.
+    for (std::size_t n : {0u, 1u, 255u, 256u, 257u, 1000u, 10000u}) {
+      for (std::size_t stride : {1u, 3u}) dpo_of(n, stride);
     }
-  }
+  });
 }
 
 TEST(every_head_on_a_tail_of_one_row) {

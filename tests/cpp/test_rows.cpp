@@ -1,5 +1,6 @@
 #include "logprob/rows.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -25,14 +26,11 @@ struct Tile {
     }
   }
   float& at(std::int64_t i, std::int64_t j) { return memory[static_cast<std::size_t>(i * stride + j)]; }
-  View view() {
-    View v;
-    v.data = memory.data();
-    v.rank = 2;
-    v.shape = {rows, cols, 0, 0};
-    v.stride = {stride, 1, 0, 0};
-    return v;
+  // The columns from `first` on, at most `width` of them.
+  View view(std::int64_t first, std::int64_t width) {
+    return test::matrix(memory.data() + first, rows, std::min(width, cols - first), stride);
   }
+  View view() { return view(0, cols); }
   bool gaps_untouched() {
     for (std::int64_t i = 0; i < rows; ++i) {
       for (std::int64_t j = cols; j < stride; ++j) {
@@ -54,54 +52,64 @@ std::vector<float> empty_statistics(std::int64_t n) {
   return s;
 }
 
-}  // namespace
-
-TEST(statistics_and_gradient_in_poisoned_memory) {
-  // One column; around a chunk of 1024; two chunks and a rest.
-  for (std::int64_t cols : {1, 7, 1023, 1024, 1025, 2053}) {
-    const std::int64_t n = 3;
-    Tile tile(n, cols);
-    const std::vector<std::int64_t> labels = {0, cols - 1, cols + 10};  // the last is not in this tile
-    std::vector<float> statistics = empty_statistics(n);
-    std::vector<std::int64_t> argmax(static_cast<std::size_t>(n), -1);
+// The tile in parts of `width` columns, one after the other.
+void statistics_and_gradient(std::int64_t cols, std::int64_t width) {
+  const std::int64_t n = 3;
+  Tile tile(n, cols);
+  const std::vector<std::int64_t> labels = {0, cols - 1, cols + 10};  // the last is not in this tile
+  std::vector<float> statistics = empty_statistics(n);
+  std::vector<std::int64_t> argmax(static_cast<std::size_t>(n), -1);
+  for (std::int64_t column = 0; column < cols; column += width) {
     StatisticsCall call;
-    call.tile = tile.view();
+    call.tile = tile.view(column, width);
     call.labels = labels.data();
+    call.first_column = column;
     call.all = true;
     call.statistics = statistics.data();
     call.argmax = argmax.data();
     row_statistics(call);
-    std::vector<float> coefficients(static_cast<std::size_t>(6 * n), 0.0f);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const auto of = [&](int k) { return static_cast<double>(statistics[static_cast<std::size_t>(k * n + i)]); };
-      double sum = 0.0, largest = -1e30;
-      std::int64_t first = 0;
-      for (std::int64_t j = 0; j < cols; ++j) {
-        sum += std::exp(static_cast<double>(tile.at(i, j)));
-        if (tile.at(i, j) > largest) largest = tile.at(i, j), first = j;
-      }
-      const double lse = std::log(sum);
-      CHECK(of(kMax) == largest && argmax[static_cast<std::size_t>(i)] == first);
-      CHECK_CLOSE(of(kMax) + std::log(of(kSumExp)), lse, 2e-6, 1e-6);
-      CHECK_CLOSE(of(kLabelZ), i == 0 ? tile.at(0, 0) : i == 1 ? tile.at(1, cols - 1) : kNan, 0.0, 0.0);
-      coefficients[static_cast<std::size_t>(i)] = static_cast<float>(lse);
-      coefficients[static_cast<std::size_t>(n + i)] = -1.0f;
-      coefficients[static_cast<std::size_t>(5 * n + i)] = 1.0f;
-    }
-    Tile logits = tile;
-    GradientCall gradient;
-    gradient.tile = tile.view();
-    gradient.labels = labels.data();
-    gradient.coefficients = coefficients.data();
-    row_gradient(gradient);
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (std::int64_t j = 0; j < cols; ++j) {
-        const double p = std::exp(static_cast<double>(logits.at(i, j)) - coefficients[static_cast<std::size_t>(i)]);
-        CHECK_CLOSE(tile.at(i, j), (labels[static_cast<std::size_t>(i)] == j ? 1.0 : 0.0) - p, 2e-5, 2e-6);
-      }
-    }
-    CHECK(tile.gaps_untouched());
   }
+  std::vector<float> coefficients(static_cast<std::size_t>(6 * n), 0.0f);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const auto of = [&](int k) { return static_cast<double>(statistics[static_cast<std::size_t>(k * n + i)]); };
+    double sum = 0.0, largest = -1e30;
+    std::int64_t first = 0;
+    for (std::int64_t j = 0; j < cols; ++j) {
+      sum += std::exp(static_cast<double>(tile.at(i, j)));
+      if (tile.at(i, j) > largest) largest = tile.at(i, j), first = j;
+    }
+    const double lse = std::log(sum);
+    CHECK(of(kMax) == largest && argmax[static_cast<std::size_t>(i)] == first);
+    CHECK_CLOSE(of(kMax) + std::log(of(kSumExp)), lse, 2e-6, 1e-6);
+    CHECK_CLOSE(of(kLabelZ), i == 0 ? tile.at(0, 0) : i == 1 ? tile.at(1, cols - 1) : kNan, 0.0, 0.0);
+    coefficients[static_cast<std::size_t>(i)] = static_cast<float>(lse);
+    coefficients[static_cast<std::size_t>(n + i)] = -1.0f;
+    coefficients[static_cast<std::size_t>(5 * n + i)] = 1.0f;
+  }
+  Tile logits = tile;
+  GradientCall gradient;
+  gradient.tile = tile.view();
+  gradient.labels = labels.data();
+  gradient.coefficients = coefficients.data();
+  row_gradient(gradient);
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (std::int64_t j = 0; j < cols; ++j) {
+      const double p = std::exp(static_cast<double>(logits.at(i, j)) - coefficients[static_cast<std::size_t>(i)]);
+      CHECK_CLOSE(tile.at(i, j), (labels[static_cast<std::size_t>(i)] == j ? 1.0 : 0.0) - p, 2e-5, 2e-6);
+    }
+  }
+  CHECK(tile.gaps_untouched());
+}
+
+}  // namespace
+
+TEST(statistics_and_gradient_in_poisoned_memory) {
+  test::at_every_level([] {
+    // One column; around a chunk of 1024; two chunks and a rest.
+    for (std::int64_t cols : {1, 7, 1023, 1024, 1025, 2053}) {
+      for (std::int64_t width : {std::int64_t{1}, std::int64_t{100}, cols}) statistics_and_gradient(cols, width);
+    }
+  });
 }
 
 TEST(minus_infinity_has_no_weight_and_no_gradient) {

@@ -21,23 +21,11 @@ namespace {
 using Random = std::mt19937_64;
 std::int64_t up_to(Random& g, std::int64_t most) { return std::uniform_int_distribution<std::int64_t>(0, most)(g); }
 
-// Warps of a body in a random order, four at a time as in a block, with scratch that holds anything at first.
 struct Emulated {
   Random& random;
   template <class Body>
   void operator()(const Body& body) const {
-    constexpr int kAtOnce = 4;
-    const std::int64_t warps = body.warps();
-    std::vector<std::int64_t> order(static_cast<std::size_t>(warps));
-    std::iota(order.begin(), order.end(), std::int64_t{0});
-    std::shuffle(order.begin(), order.end(), random);
-    std::vector<std::uint64_t> scratch(static_cast<std::size_t>(kAtOnce * (Body::kScratch + 1)), 0xA5A5A5A5A5A5A5A5u);
-    test::gpu.launch(1, kAtOnce * cuda::kWarp, random(), [&](int thread, int) {
-      const int warp = thread / cuda::kWarp;
-      for (std::int64_t i = warp; i < warps; i += kAtOnce) {
-        body(order[static_cast<std::size_t>(i)], thread % cuda::kWarp, scratch.data() + warp * (Body::kScratch + 1));
-      }
-    });
+    test::run_warps<std::uint64_t>(body, random, 4, Body::kScratch, 0xA5A5A5A5A5A5A5A5u);
   }
 };
 
@@ -147,8 +135,8 @@ void sort_case(Random& g, std::int64_t n, std::int64_t num_keys) {
   std::vector<std::int64_t> order(size, -1), expected(size), other(size, -1), counts(bins, -1), expected_counts(bins),
       offsets(bins + 1, -1), expected_offsets(bins + 1);
   std::vector<std::int64_t> starts(static_cast<std::size_t>(256 * (cuda_tiles(n, kCudaSortTile) + 1)), -1);
-  CHECK(counting_sort(keys.data(), n, num_keys, expected.data(), wanted ? expected_counts.data() : nullptr,
-                      wanted ? expected_offsets.data() : nullptr) == -1);
+  CHECK(counting_sort(keys.data(), DtypeOf<Key>::value, n, num_keys, expected.data(),
+                      wanted ? expected_counts.data() : nullptr, wanted ? expected_offsets.data() : nullptr) == -1);
   gpu::sort({keys.data(), DtypeOf<Key>::value, n, num_keys, order.data(), wanted ? counts.data() : nullptr,
              wanted ? offsets.data() : nullptr, other.data(), starts.data()},
             Emulated{g});
@@ -200,7 +188,7 @@ TEST(the_cpu_refuses_what_points_outside) {
   call.groups.ids = negative;
   CHECK(!segment_reduce(call));
   std::int64_t order[3];
-  CHECK(counting_sort(negative, 3, 4, order, nullptr, nullptr) == 1);
+  CHECK(counting_sort(negative, Dtype::kInt64, 3, 4, order, nullptr, nullptr) == 1);
 }
 
 TEST_MAIN

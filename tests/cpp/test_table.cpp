@@ -393,7 +393,7 @@ TEST(rows_beyond_the_bound_stay_until_somebody_enters) {
               std::fill_n(&b.values[i * kDim], kDim, static_cast<float>(b.keys[i] % 1000));
               scores.push_back(5000 - b.keys[i]);
             }
-            Table::Export rows;
+            Export rows;
             rows.values = b.out();
             rows.scores = scores.data() + first;
             table.import_rows(b.view(), rows, true);

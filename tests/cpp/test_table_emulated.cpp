@@ -20,13 +20,9 @@
 using namespace hotloop;
 using namespace hotloop::table;
 using namespace hotloop::table::gpu;
-using hotloop::test::EmulatedMachine;
-using hotloop::test::EmulatedTable;
+using namespace hotloop::test;
 
 namespace {
-
-using Key = std::uint64_t;
-using Floats = std::vector<float>;
 
 struct Row {
   Floats values;
@@ -103,27 +99,19 @@ class Model {
   std::size_t most_;
 };
 
-struct Batch {
-  std::vector<std::uint32_t> rows;
-  std::vector<std::uint8_t> found;
-};
-
 Batch upsert(EmulatedTable& t, const std::vector<Key>& keys, const Floats* values = nullptr,
              const std::vector<std::uint64_t>* scores = nullptr, std::uint64_t epoch = 0, std::uint32_t time = 0,
              bool keep = false, const Ask* ask = nullptr) {
-  Batch b{std::vector<std::uint32_t>(keys.size()), std::vector<std::uint8_t>(keys.size(), 7)};
-  UpsertCall call;
-  call.keys = keys.data();
-  call.n = static_cast<std::int64_t>(keys.size());
-  if (values != nullptr) call.values = {reinterpret_cast<char*>(const_cast<float*>(values->data())), t.shape().dim * 4};
-  call.moment = {scores != nullptr ? scores->data() : nullptr, epoch, time};
-  call.keep_evicted = keep;
-  call.ask = ask;
-  call.rows = b.rows.data();
-  call.found = b.found.data();
-  t.upsert(call);
+  Batch b(keys);
+  if (values != nullptr) b.call.values = rows_of(*values, t.shape().dim);
+  b.call.stamp = {scores != nullptr ? scores->data() : nullptr, epoch, time};
+  b.call.keep_evicted = keep;
+  b.call.ask = ask;
+  t.upsert(b.call);
   return b;
 }
+
+Keys view(const std::vector<Key>& keys) { return {keys.data(), static_cast<std::int64_t>(keys.size())}; }
 
 struct Found {
   Floats values;
@@ -133,8 +121,7 @@ struct Found {
 Found find(EmulatedTable& t, const std::vector<Key>& keys) {
   const auto n = keys.size(), dim = static_cast<std::size_t>(t.shape().dim);
   Found f{Floats(n * dim, std::nanf("")), std::vector<std::uint8_t>(n, 7), std::vector<std::uint64_t>(n, 7)};
-  t.find(keys.data(), static_cast<std::int64_t>(n), {reinterpret_cast<char*>(f.values.data()), t.shape().dim * 4},
-         f.found.data(), f.scores.data());
+  t.find(view(keys), rows_of(f.values, t.shape().dim), f.found.data(), f.scores.data());
   return f;
 }
 
@@ -147,11 +134,7 @@ std::map<Key, Row> content(EmulatedTable& t, std::uint64_t since = 0) {
     std::vector<std::uint64_t> scores(step);
     std::vector<std::uint32_t> times(step);
     Floats values(step * (dim + 1));  // rows that are apart
-    HostRows out;
-    out.keys = keys.data();
-    out.values = {reinterpret_cast<char*>(values.data()), static_cast<std::int64_t>(dim + 1) * 4};
-    out.scores = scores.data();
-    out.times = times.data();
+    const Export out{keys.data(), rows_of(values, t.shape().dim + 1), {}, scores.data(), times.data()};
     const std::int64_t m = t.export_rows(begin, begin + step, since, out);
     for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) {
       const auto at = values.begin() + static_cast<std::ptrdiff_t>(i * (dim + 1));
@@ -171,12 +154,6 @@ std::vector<Key> draw_keys(std::mt19937_64& g, std::size_t n, std::uint64_t rang
     k = r < kOddKeys.size() ? kOddKeys[r] : mix64(r);
   }
   return keys;
-}
-Floats draw(std::mt19937_64& g, std::size_t n) {
-  std::normal_distribution<float> normal;
-  Floats x(n);
-  for (float& v : x) v = normal(g);
-  return x;
 }
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
@@ -232,8 +209,7 @@ TEST(verbs_against_a_map) {
       } else if (round % 5 <= 3) {
         const bool add = round % 5 == 3;
         std::vector<std::uint8_t> found(n, 7);
-        const Rows given{reinterpret_cast<char*>(const_cast<float*>(values.data())), dim * 4};
-        t.assign(keys.data(), static_cast<std::int64_t>(n), given, {nullptr, 0, time}, add, found.data());
+        t.assign(view(keys), rows_of(values, dim), {nullptr, 0, time}, add, found.data());
         std::map<Key, Floats> sums;
         for (std::size_t i = 0; i < n; ++i) {
           const auto at = model.rows.find(keys[i]);
@@ -255,7 +231,7 @@ TEST(verbs_against_a_map) {
         }
       } else {
         std::vector<std::uint8_t> found(n, 7);
-        t.erase(keys.data(), static_cast<std::int64_t>(n), found.data());
+        t.erase(view(keys), found.data());
         for (std::size_t i = 0; i < n; ++i) CHECK(found[i] == model.rows.erase(keys[i]));
       }
       CHECK(t.size() == static_cast<std::int64_t>(model.rows.size()));
@@ -341,7 +317,7 @@ TEST(evictions_against_buckets_of_a_map) {
         std::vector<Key> k(gone.size());
         std::vector<std::uint64_t> sc(gone.size());
         Floats v(gone.size() * 3);
-        t.take_evicted(k.data(), {reinterpret_cast<char*>(v.data()), 12}, sc.data());
+        t.take_evicted(k.data(), rows_of(v, 3), sc.data());
         for (std::size_t i = 0; i < gone.size(); ++i) {
           const auto at = v.begin() + static_cast<std::ptrdiff_t>(i * 3);
           CHECK((gone[i] == Model::Gone{k[i], sc[i], Floats(at, at + 3)}));
@@ -450,13 +426,7 @@ TEST(a_full_table_refuses_before_it_writes) {
   upsert(t, first);
   const auto before = content(t);
   const Floats values = draw(g, 2 * mixed.size());
-  bool full = false;
-  try {
-    upsert(t, mixed, &values);
-  } catch (const Full&) {
-    full = true;
-  }
-  CHECK(full && t.size() == 150 && content(t) == before);
+  CHECK(error_of([&] { upsert(t, mixed, &values); }) == "full" && t.size() == 150 && content(t) == before);
   upsert(t, first, nullptr);  // known keys still are welcome
   CHECK(content(t) == before);
 }
@@ -474,15 +444,11 @@ TEST(growth_that_finds_no_memory_changes_nothing) {
     int failures = 0;
     for (std::int64_t more = 0; more < 400'000; more += 9'000) {
       state->budget = held + more;
-      try {
-        upsert(t, many);
-        break;
-      } catch (const std::runtime_error&) {
-        ++failures;
-        state->budget = std::int64_t{1} << 40;
-        // A doubling that was finished may stay; rows and their number are as before.
-        CHECK(content(t) == before && t.size() == static_cast<std::int64_t>(before.size()));
-      }
+      if (error_of([&] { upsert(t, many); }).empty()) break;
+      ++failures;
+      state->budget = std::int64_t{1} << 40;
+      // A doubling that was finished may stay; rows and their number are as before.
+      CHECK(content(t) == before && t.size() == static_cast<std::int64_t>(before.size()));
     }
     CHECK(failures > 3 && t.slots() > slots);
     state->budget = std::int64_t{1} << 40;
@@ -513,12 +479,7 @@ TEST(an_upsert_without_memory_changes_nothing) {
     const auto before = content(t);
     const std::uint64_t mark = t.mark();
     state->fails_in = which;
-    bool failed = false;
-    try {
-      upsert(t, mixed, &values, nullptr, 0, 5, true);
-    } catch (const std::runtime_error&) {
-      failed = true;
-    }
+    const bool failed = !error_of([&] { upsert(t, mixed, &values, nullptr, 0, 5, true); }).empty();
     state->fails_in = 0;
     if (!failed) {
       CHECK(t.evicted() > 0 && content(t) != before);
@@ -563,15 +524,9 @@ TEST(a_replica_takes_more_rows_than_its_bound_and_knows_what_changed) {
   for (std::size_t i = 0; i < keys.size(); ++i) keys[i] = 3 * i;
   Floats values(75, 2.0f);
   std::vector<std::uint32_t> times(25, 7);
-  const HostRows in{keys.data(), {reinterpret_cast<char*>(values.data()), 12}, {}, nullptr, times.data()};
-  bool full = false;
-  try {
-    t.import_rows(25, in);
-  } catch (const Full&) {
-    full = true;
-  }
-  CHECK(full && t.size() == 0);
-  t.import_rows(25, in, true);
+  const Export in{keys.data(), rows_of(values, 3), {}, nullptr, times.data()};
+  CHECK(error_of([&] { t.import_rows(view(keys), in, false); }) == "full" && t.size() == 0);
+  t.import_rows(view(keys), in, true);
   CHECK(t.size() == 25 && content(t).size() == 25);
   const std::uint64_t mark = t.mark();
   CHECK(!t.changed_since(mark) && t.changed_since(mark - 1));
@@ -579,7 +534,7 @@ TEST(a_replica_takes_more_rows_than_its_bound_and_knows_what_changed) {
   CHECK(t.changed_since(mark) && content(t, mark).size() == 2);
   const std::uint64_t second = t.mark();
   std::uint8_t found = 0;
-  t.erase_host(keys.data(), 1, &found);
+  t.erase_host({keys.data(), 1}, &found);
   CHECK(found == 1 && t.changed_since(second) && !t.changed_since(t.mark()));
 }
 
@@ -605,19 +560,15 @@ TEST(export_and_import_expiry_and_erasures) {
   Floats v(512 * 3), st(512 * 2);
   std::vector<std::uint64_t> sc(512);
   std::vector<std::uint32_t> ti(512);
-  const Rows of_values{reinterpret_cast<char*>(v.data()), 12}, of_state{reinterpret_cast<char*>(st.data()), 8};
-  HostRows all{k.data(), of_values, of_state, sc.data(), ti.data()};
+  const Export all{k.data(), rows_of(v, 3), rows_of(st, 2), sc.data(), ti.data()};
   const std::int64_t m = t.export_rows(0, t.slots(), 0, all);
   CHECK(m == t.size());
   for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) st[2 * i] = static_cast<float>(i);
-  u.import_rows(m, all);
+  u.import_rows({k.data(), m}, all, false);
   CHECK(content(u) == content(t));
-  HostRows again = all;
   Floats st2(512 * 2);
-  again.state = {reinterpret_cast<char*>(st2.data()), 8};
   std::vector<Key> k2(512);
-  again.keys = k2.data();
-  u.export_rows(0, u.slots(), 0, again);
+  u.export_rows(0, u.slots(), 0, {k2.data(), all.values, rows_of(st2, 2), sc.data(), ti.data()});
   std::map<Key, float> state_of;
   for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) state_of[k[i]] = st[2 * i];
   for (std::size_t i = 0; i < static_cast<std::size_t>(m); ++i) {
@@ -631,7 +582,7 @@ TEST(export_and_import_expiry_and_erasures) {
   for (const auto& [key, row] : content(u)) CHECK(row.time == 90);
   CHECK(static_cast<std::int64_t>(u.erased_since(before).size()) == expired && u.erased_since(u.mark()).empty());
   std::vector<std::uint8_t> found(few.size());
-  u.erase_host(few.data(), static_cast<std::int64_t>(few.size()), found.data());
+  u.erase_host(view(few), found.data());
   CHECK(u.size() == 0 && std::count(found.begin(), found.end(), 1) == m - expired);
   upsert(u, few, nullptr, &their);
   CHECK(static_cast<std::int64_t>(u.erased_since(before).size()) == expired);  // who came back is not erased

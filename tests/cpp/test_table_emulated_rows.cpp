@@ -15,19 +15,15 @@
 using namespace hotloop;
 using namespace hotloop::table;
 using namespace hotloop::table::gpu;
-using hotloop::test::EmulatedMachine;
-using hotloop::test::EmulatedTable;
+using namespace hotloop::test;
 
 namespace {
 
-using Key = std::uint64_t;
-using Floats = std::vector<float>;
-
-Floats draw(std::mt19937_64& g, std::size_t n) {
-  std::normal_distribution<float> normal;
-  Floats x(n);
-  for (float& v : x) v = normal(g);
-  return x;
+RuleSpec plain_sgd() {
+  RuleParameters p;
+  p.rule = Rule::kSgd;
+  p.lr = 1.0;
+  return resolve(p);
 }
 
 std::vector<RuleParameters> rules() {
@@ -72,13 +68,18 @@ Settings settings_of(std::int64_t dim, Dtype dtype, const RuleSpec& spec) {
 }
 
 std::vector<std::uint32_t> rows_of(EmulatedTable& t, const std::vector<Key>& keys) {
-  std::vector<std::uint32_t> rows(keys.size());
-  UpsertCall call;
-  call.keys = keys.data();
-  call.n = static_cast<std::int64_t>(keys.size());
-  call.rows = rows.data();
-  t.upsert(call);
-  return rows;
+  Batch b(keys);
+  t.upsert(b.call);
+  return b.rows;
+}
+
+// Every position a bag of its own.
+table::Bags each_of(const std::vector<Key>& keys, const std::vector<std::uint32_t>& rows) {
+  const auto n = static_cast<std::int64_t>(keys.size());
+  return {.keys = {keys.data(), n}, .count = n, .rows = rows.data()};
+}
+Update update_by(const RuleSpec& spec, const Floats& grad, std::int64_t dim, std::uint64_t seed = 0) {
+  return {.spec = spec, .seed = seed, .grad = grad.data(), .grad_stride = dim};
 }
 
 std::vector<char> row_bytes(EmulatedTable& t, std::uint32_t row) {
@@ -139,16 +140,7 @@ TEST(updates_are_those_of_the_cpu) {
               Floats& sum = sums.try_emplace(keys[i], d, 0.0f).first->second;
               for (std::size_t j = 0; j < d; ++j) sum[j] += grad[i * d + j];
             }
-            BagCall bags;
-            bags.keys = keys.data();
-            bags.rows = rows.data();
-            bags.n = bags.count = static_cast<std::int64_t>(keys.size());
-            hotloop::table::gpu::UpdateCall call;
-            call.spec = spec;
-            call.seed = 99;
-            call.grad = grad.data();
-            call.grad_stride = dim;
-            CHECK(t.update(bags, call) == 0);
+            CHECK(t.update(each_of(keys, rows), update_by(spec, grad, dim, 99), true) == 0);
             apply_on_cpu(wanted, sums, spec, s, t.tick(), 99);
           }
           for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -161,10 +153,7 @@ TEST(updates_are_those_of_the_cpu) {
 }
 
 TEST(long_runs_are_cut_and_added_in_order) {
-  RuleParameters p;
-  p.rule = Rule::kSgd;
-  p.lr = 1.0;
-  const RuleSpec spec = resolve(p);
+  const RuleSpec spec = plain_sgd();
   for (const std::int64_t dim : {3, 140, 1030}) {  // 1030: scratch that a block does not hold
     const std::size_t n = dim == 3 ? 1700 : 600;
     std::mt19937_64 g(1);
@@ -181,15 +170,7 @@ TEST(long_runs_are_cut_and_added_in_order) {
       machine.state->random.seed(static_cast<std::uint64_t>(repeat));
       EmulatedTable t(s, machine);
       const std::vector<std::uint32_t> rows = rows_of(t, keys);
-      BagCall bags;
-      bags.keys = keys.data();
-      bags.rows = rows.data();
-      bags.n = bags.count = static_cast<std::int64_t>(n);
-      hotloop::table::gpu::UpdateCall call;
-      call.spec = spec;
-      call.grad = grad.data();
-      call.grad_stride = dim;
-      CHECK(t.update(bags, call) == 0);
+      CHECK(t.update(each_of(keys, rows), update_by(spec, grad, dim), true) == 0);
       std::map<Key, std::vector<double>> sums;
       for (std::size_t i = 0; i < n; ++i) {
         auto& sum = sums.try_emplace(keys[i], d, 0.0).first->second;
@@ -227,15 +208,11 @@ TEST(long_runs_of_uses_and_values) {
       scores[i] = g() % 1000 + 1;
     }
     const Floats values = draw(g, 2 * keys.size());
-    std::vector<std::uint32_t> rows(keys.size());
-    UpsertCall call;
-    call.keys = keys.data();
-    call.n = static_cast<std::int64_t>(keys.size());
-    call.values = {reinterpret_cast<char*>(const_cast<float*>(values.data())), 8};
-    call.moment.scores = scores.data();
-    call.rows = rows.data();
-    t.upsert(call);  // new
-    t.upsert(call);  // known
+    Batch b(keys);
+    b.call.values = rows_of(values, 2);
+    b.call.stamp.scores = scores.data();
+    t.upsert(b.call);  // new
+    t.upsert(b.call);  // known
     std::map<Key, std::uint64_t> wanted;
     std::map<Key, std::size_t> last;
     for (int twice = 0; twice < 2; ++twice) {
@@ -246,17 +223,14 @@ TEST(long_runs_of_uses_and_values) {
       }
     }
     for (std::size_t i = 0; i < keys.size(); ++i) {
-      CHECK(t.store().scores[rows[i]] == wanted[keys[i]]);
-      CHECK(std::memcmp(row_at(t.store(), t.shape(), rows[i]), values.data() + 2 * last[keys[i]], 8) == 0);
+      CHECK(t.store().scores[b.rows[i]] == wanted[keys[i]]);
+      CHECK(std::memcmp(row_at(t.store(), t.shape(), b.rows[i]), values.data() + 2 * last[keys[i]], 8) == 0);
     }
   }
 }
 
 TEST(rows_are_found_again_where_they_moved) {
-  RuleParameters p;
-  p.rule = Rule::kSgd;
-  p.lr = 1.0;
-  const RuleSpec spec = resolve(p);
+  const RuleSpec spec = plain_sgd();
   Settings s = settings_of(4, Dtype::kFloat32, spec);
   EmulatedTable t(s, EmulatedMachine{});
   const std::vector<Key> keys = {3, 900, 4, 3};
@@ -266,37 +240,27 @@ TEST(rows_are_found_again_where_they_moved) {
   rows_of(t, many);  // grows: the rows have other slots
   std::uint8_t gone = 0;
   const Key erased = 900;
-  t.erase(&erased, 1, &gone);
+  t.erase({&erased, 1}, &gone);
   const Floats grad(16, 1.0f);
   std::vector<std::uint32_t> now(4);
-  t.locate(keys.data(), 4, now.data());
+  t.locate({keys.data(), 4}, now.data());
   CHECK(now[0] != rows[0] || now[2] != rows[2]);
   const float before = value_of(s, row_at(t.store(), t.shape(), now[0]), 1);
-  BagCall bags;
-  bags.keys = keys.data();
-  bags.rows = rows.data();
-  bags.n = bags.count = 4;
-  hotloop::table::gpu::UpdateCall call;
-  call.spec = spec;
-  call.grad = grad.data();
-  call.grad_stride = 4;
-  CHECK(t.update(bags, call) == 1);
+  const table::Bags bags = each_of(keys, rows);
+  CHECK(t.update(bags, update_by(spec, grad, 4), true) == 1);
   CHECK_CLOSE(value_of(s, row_at(t.store(), t.shape(), now[0]), 1), before - 2.0f, 1e-6, 1e-6);
   Floats out(16, -1.0f);
   std::vector<std::int64_t> sizes(4);
-  t.pool(bags, {reinterpret_cast<char*>(out.data()), 16}, true, sizes.data(), nullptr);
+  t.pool(bags, {rows_of(out, 4), Dtype::kFloat32, sizes.data()});
   CHECK(sizes[0] == 1 && sizes[1] == 0 && out[5] == 0.0f);
   CHECK(out[1] == value_of(s, row_at(t.store(), t.shape(), now[0]), 1));
 }
 
 TEST(bags_are_pooled_and_their_gradients_go_back) {
-  RuleParameters p;
-  p.rule = Rule::kSgd;
-  p.lr = 1.0;
-  const RuleSpec spec = resolve(p);
+  const RuleSpec spec = plain_sgd();
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kFloat16, Dtype::kBFloat16}) {
     for (const std::int64_t dim : {1, 20, 64, 270}) {
-      for (const Mode mode : {Mode::kSum, Mode::kMean, Mode::kMax}) {
+      for (const auto mode : {table::Pool::kSum, table::Pool::kMean, table::Pool::kMax}) {
         for (const bool given : {false, true}) {
           const Settings s = settings_of(dim, dtype, spec);
           EmulatedTable t(s, EmulatedMachine{});
@@ -308,21 +272,19 @@ TEST(bags_are_pooled_and_their_gradients_go_back) {
           const std::vector<std::int64_t> offsets = {0, 0, 1, 5, 5, 70, 96, 97};
           const auto bags = static_cast<std::int64_t>(offsets.size()) - 1;
           std::vector<std::uint32_t> rows(keys.size());
-          t.locate(keys.data(), static_cast<std::int64_t>(keys.size()), rows.data());
+          t.locate({keys.data(), static_cast<std::int64_t>(keys.size())}, rows.data());
           const Floats weights = draw(g, keys.size());
-          BagCall call;
-          call.keys = keys.data();
-          call.rows = given ? rows.data() : nullptr;
-          call.offsets = offsets.data();
-          call.weights = mode == Mode::kSum ? weights.data() : nullptr;
-          call.n = static_cast<std::int64_t>(keys.size());
-          call.count = bags;
-          call.mode = mode;
+          table::Bags call{.keys = {keys.data(), static_cast<std::int64_t>(keys.size())},
+                           .offsets = offsets.data(),
+                           .count = bags,
+                           .weights = mode == table::Pool::kSum ? weights.data() : nullptr,
+                           .pool = mode,
+                           .rows = given ? rows.data() : nullptr};
           const auto d = static_cast<std::size_t>(dim), b = static_cast<std::size_t>(bags);
           Floats out(b * d, -9.0f), wanted(b * d, 0.0f);
           std::vector<std::int64_t> sizes(b, -9), wanted_sizes(b, 0), largest(b * d, -9), from(b * d, -1);
-          t.pool(call, {reinterpret_cast<char*>(out.data()), dim * 4}, true, sizes.data(),
-                 mode == Mode::kMax ? largest.data() : nullptr);
+          t.pool(call, {rows_of(out, dim), Dtype::kFloat32, sizes.data(),
+                        mode == table::Pool::kMax ? largest.data() : nullptr});
           for (std::size_t bag = 0; bag < b; ++bag) {
             for (auto i = static_cast<std::size_t>(offsets[bag]); i < static_cast<std::size_t>(offsets[bag + 1]); ++i) {
               if (rows[i] == kNoRow) continue;
@@ -331,21 +293,21 @@ TEST(bags_are_pooled_and_their_gradients_go_back) {
               load_floats(dtype, row_at(t.store(), t.shape(), rows[i]), row.data(), dim);
               for (std::size_t j = 0; j < d; ++j) {
                 float& x = wanted[bag * d + j];
-                if (mode == Mode::kMax) {
+                if (mode == table::Pool::kMax) {
                   const bool better = row[j] > x || from[bag * d + j] < 0;
                   if (better) from[bag * d + j] = static_cast<std::int64_t>(i);
                   x = better ? row[j] : x;
                 } else {
-                  x = x + (mode == Mode::kSum ? weights[i] : 1.0f) * row[j];
+                  x = x + (mode == table::Pool::kSum ? weights[i] : 1.0f) * row[j];
                 }
               }
             }
-            if (mode == Mode::kMean && wanted_sizes[bag] > 1) {
+            if (mode == table::Pool::kMean && wanted_sizes[bag] > 1) {
               for (std::size_t j = 0; j < d; ++j) wanted[bag * d + j] /= static_cast<float>(wanted_sizes[bag]);
             }
           }
           CHECK(out == wanted && sizes == wanted_sizes);
-          if (mode == Mode::kMax) CHECK(largest == from);
+          if (mode == table::Pool::kMax) CHECK(largest == from);
 
           // Gradients of the weights, then of the rows.
           const Floats grad = draw(g, b * d);
@@ -355,12 +317,8 @@ TEST(bags_are_pooled_and_their_gradients_go_back) {
           };
           Floats of_weights(keys.size(), -9.0f);
           std::vector<char> kept(keys.size() * static_cast<std::size_t>(t.shape().value_bytes));
-          BagCall each;
-          each.keys = keys.data();
-          each.rows = rows.data();
-          each.n = each.count = call.n;
-          const Rows taken{kept.data(), t.shape().value_bytes};
-          t.pool(each, taken, dtype == Dtype::kFloat32, nullptr, nullptr);
+          const Values taken{kept.data(), t.shape().value_bytes};
+          t.pool(each_of(keys, rows), {taken, dtype});
           t.weight_gradient(call, taken, grad.data(), dim, of_weights.data());
           std::map<Key, Floats> sums;
           for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -377,32 +335,28 @@ TEST(bags_are_pooled_and_their_gradients_go_back) {
             for (std::size_t j = 0; j < d; ++j) {
               const float x = grad[bag * d + j];
               dot += static_cast<double>(row[j]) * x;
-              if (mode == Mode::kMax)
+              if (mode == table::Pool::kMax)
                 sum[j] += from[bag * d + j] == static_cast<std::int64_t>(i) ? x : 0.0f;
               else
-                sum[j] = sum[j] + (mode == Mode::kSum ? weights[i] : 1.0f / bag_size) * x;
+                sum[j] = sum[j] + (mode == table::Pool::kSum ? weights[i] : 1.0f / bag_size) * x;
             }
             CHECK_CLOSE(of_weights[i], dot, 1e-5, 1e-4);
           }
           std::map<Key, std::vector<char>> after;
           for (const auto& [key, sum] : sums) {
             std::uint32_t row = 0;
-            t.locate(&key, 1, &row);
+            t.locate({&key, 1}, &row);
             after[key] = row_bytes(t, row);
           }
-          hotloop::table::gpu::UpdateCall update;
-          update.spec = spec;
-          update.grad = grad.data();
-          update.grad_stride = dim;
+          Update update = update_by(spec, grad, dim);
           update.sizes = sizes.data();
           update.largest = largest.data();
-          BagCall with_rows = call;
-          with_rows.rows = rows.data();
-          CHECK(t.update(with_rows, update) == 0);
+          call.rows = rows.data();
+          CHECK(t.update(call, update, true) == 0);
           apply_on_cpu(after, sums, spec, s, t.tick(), 0);
           for (const auto& [key, wanted_row] : after) {
             std::uint32_t row = 0;
-            t.locate(&key, 1, &row);
+            t.locate({&key, 1}, &row);
             CHECK(row_bytes(t, row) == wanted_row);
           }
         }

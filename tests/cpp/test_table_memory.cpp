@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "check.hpp"
-#include "core/simd.hpp"
 #include "table/error_memory/error_memory.hpp"
 
 using namespace hotloop;
@@ -15,15 +14,11 @@ using namespace hotloop::table;
 
 namespace {
 
+using test::at_every_level;
+
 template <class R>
-View matrix(std::vector<R>& x, std::int64_t rows, std::int64_t cols) {
-  View view;
-  view.data = x.data();
-  view.dtype = DtypeOf<R>::value;
-  view.rank = 2;
-  view.shape = {rows, cols};
-  view.stride = {cols, 1};
-  return view;
+View matrix(const std::vector<R>& x, std::int64_t rows, std::int64_t cols) {
+  return test::matrix(x.data(), rows, cols, cols);
 }
 
 template <class R>
@@ -32,14 +27,6 @@ std::vector<R> normal(std::mt19937& g, std::int64_t n) {
   std::vector<R> x(static_cast<std::size_t>(n));
   for (R& v : x) v = draw(g);
   return x;
-}
-
-std::vector<SimdLevel> levels() {
-  std::vector<SimdLevel> found;
-  for (SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
-    if (simd_level_runnable(level)) found.push_back(level);
-  }
-  return found;
 }
 
 double similarity(const double* a, const double* b, std::int64_t dim) {
@@ -93,15 +80,13 @@ void check_neighbors(std::int64_t batch, std::int64_t slots, std::int64_t dim, s
 }  // namespace
 
 TEST(neighbors_are_those_of_a_full_sort) {
-  for (const SimdLevel level : levels()) {
-    force_simd_level(simd_level_name(level));
+  at_every_level([] {
     for (const std::int64_t slots : {1, 31, 32, 33, 257, 1025}) {
       for (const std::int64_t k : {std::int64_t{1}, (slots + 1) / 2, slots}) check_neighbors(9, slots, 5, k, slots / 3);
     }
     check_neighbors(1, 20000, 8, 64, 0);
     check_neighbors(17, 700, 600, 3, 699);
-  }
-  force_simd_level("auto");
+  });
 }
 
 TEST(half_types_and_what_is_not_finite) {
@@ -121,15 +106,13 @@ TEST(half_types_and_what_is_not_finite) {
   call.prediction = prediction.data();
   call.weights = weights.data();
   call.neighbors = neighbors.data();
-  for (const SimdLevel level : levels()) {
-    force_simd_level(simd_level_name(level));
+  at_every_level([&] {
     error_memory(call);
     CHECK((neighbors == std::vector<std::int64_t>{0, 2, 3, -1, -1, -1, -1, -1}));
     CHECK(weights[3] == 0.0f && prediction[1] == 0.75f);
     const double e = std::exp(std::sqrt(0.5) - 1.0), f = std::exp(-1.0);
     CHECK_CLOSE(static_cast<double>(prediction[0]), (1.0 + f) / (1.0 + e + f), 1e-6, 0.0);
-  }
-  force_simd_level("auto");
+  });
 }
 
 TEST(candidates_order_like_similarity_then_age) {
@@ -149,13 +132,11 @@ TEST(buckets_and_sketch) {
   std::mt19937 g(1);
   const std::vector<float> hidden = normal<float>(g, rows * dim), w = normal<float>(g, repeats * bits * dim);
   std::vector<std::int32_t> first, buckets(static_cast<std::size_t>(rows * repeats));
-  for (const SimdLevel level : levels()) {
-    force_simd_level(simd_level_name(level));
+  at_every_level([&] {
     lsh_buckets({hidden.data(), w.data(), rows, dim, repeats, bits, buckets.data()});
     if (first.empty()) first = buckets;
     CHECK(first == buckets);
-  }
-  force_simd_level("auto");
+  });
   std::vector<std::int64_t> sketch(static_cast<std::size_t>(repeats * size * 3));
   const std::vector<double> y(static_cast<std::size_t>(rows), 1.0), yb(static_cast<std::size_t>(rows), 0.25);
   SketchReadCall call{};

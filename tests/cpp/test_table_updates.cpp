@@ -4,14 +4,13 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "check.hpp"
 #include "table/rows/merge.hpp"
 #include "table/rows/quantize.hpp"
 #include "table/rows/row_rules.hpp"
+#include "table/store/floats.hpp"
 
 using namespace hotloop;
 using namespace hotloop::table;
@@ -70,12 +69,6 @@ class Guarded {
   std::size_t begin_, end_;
 };
 
-void put_one(Dtype dtype, void* values, std::int64_t j, float x) {
-  if (dtype == Dtype::kFloat32) static_cast<float*>(values)[j] = x;
-  if (dtype == Dtype::kFloat16) put(static_cast<Float16*>(values)[j], x);
-  if (dtype == Dtype::kBFloat16) put(static_cast<BFloat16*>(values)[j], x);
-}
-
 }  // namespace
 
 TEST(state_layout) {
@@ -108,11 +101,9 @@ TEST(packed_rows_and_arrays_agree) {
         float* const own = state.data() + 1;
         init_state(spec, dim, own);
         std::vector<float> columns(own, own + floats);
-        for (std::int64_t j = 0; j < dim; ++j) {
-          put_one(dtype, packed.data(), j, 1.0f - gradient(3, j));
-          put_one(dtype, arrays.data(), j, 1.0f - gradient(3, j));
-        }
         std::vector<float> grad(static_cast<std::size_t>(dim));
+        for (std::int64_t j = 0; j < dim; ++j) grad[static_cast<std::size_t>(j)] = 1.0f - gradient(3, j);
+        for (Guarded* first : {&packed, &arrays}) store_floats(dtype, grad.data(), first->data(), dim);
         const UpdateRow update = update_row(spec, dtype);
         for (std::int64_t step = 0; step < 3; ++step) {
           for (std::int64_t j = 0; j < dim; ++j) grad[static_cast<std::size_t>(j)] = gradient(step, j);
@@ -148,26 +139,21 @@ TEST(no_columns) {
 }
 
 TEST(other_types_are_refused) {
-  std::string text;
-  try {
-    update_row(resolve(parameters(Rule::kSgd)), Dtype::kUInt8);
-  } catch (const std::invalid_argument& error) {
-    text = error.what();
-  }
-  CHECK(text == "[table] values: expected float32, float16 or bfloat16, got uint8.");
+  CHECK(test::error_of([] { update_row(resolve(parameters(Rule::kSgd)), Dtype::kUInt8); }) ==
+        "[table] values: expected float32, float16 or bfloat16, got uint8.");
 }
 
 TEST(int8_rows) {
-  const float x[] = {0.0f, 0.5f, -0.5f, 0.49999997f, 1.5f, -1.5f, 127.4f, 127.5f, 200.0f, -128.4f, -200.0f, kNan};
+  float x[] = {0.0f, 0.5f, -0.5f, 0.49999997f, 1.5f, -1.5f, 127.4f, 127.5f, 200.0f, -128.4f, -200.0f, kNan};
   const std::int8_t wanted[] = {0, 1, -1, 0, 2, -2, 127, 127, 127, -128, -128, 0};
   std::int8_t q[13];
   q[12] = 77;
-  encode_row_int8(x, 12, 128.0f, q);
+  quantize_rows({.n = 1, .dim = 12, .range = 128.0f, .values = x, .codes = q}, true);
   for (int j = 0; j < 12; ++j) CHECK(q[j] == wanted[j]);
   CHECK(q[12] == 77);
   float back[13];
   back[12] = kNan;
-  decode_row_int8(q, 12, 0.5f, back);
+  quantize_rows({.n = 1, .dim = 12, .range = 0.5f, .values = back, .codes = q}, false);
   for (int j = 0; j < 12; ++j) CHECK(back[j] == static_cast<float>(wanted[j]) / 256.0f);
   CHECK(std::isnan(back[12]));
 }

@@ -1,6 +1,5 @@
 #include "core/view.hpp"
 
-#include <stdexcept>
 #include <string>
 
 #include "check.hpp"
@@ -9,24 +8,9 @@ using namespace hotloop;
 
 namespace {
 
-template <class F>
-std::string error_of(F f) {
-  try {
-    f();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
+using test::error_of;
 
-View matrix(float* data) {
-  View v;
-  v.data = data;
-  v.rank = 2;
-  v.shape = {3, 4, 0, 0};
-  v.stride = {6, 1, 0, 0};
-  return v;
-}
+View matrix(float* data) { return test::matrix(data, 3, 4, 6); }
 
 }  // namespace
 

@@ -7,7 +7,6 @@
 
 #include "check.hpp"
 #include "core/exponentials.hpp"
-#include "core/simd.hpp"
 #include "core/vmath_kernels.hpp"
 
 using namespace hotloop;
@@ -57,15 +56,7 @@ void spot_checks(double relative) {
   }
 }
 
-template <class F>
-void at_every_level(F f) {
-  for (SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
-    if (!simd_level_runnable(level)) continue;
-    force_simd_level(simd_level_name(level));
-    f();
-  }
-  force_simd_level("auto");
-}
+using test::at_every_level;
 
 }  // namespace
 

@@ -150,18 +150,8 @@ void sketch_read(const SketchReadCall& call);
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(void scan_slots(const table::ScanCall<float>& call);
-                      void scan_slots(const table::ScanCall<double>& call);
-                      void pack_projections(const table::BucketCall& call, float* panels);
-                      void bucket_rows(const table::BucketCall& call, const table::BucketRange& range);)
-
-namespace hotloop::table {
-inline void scan_slots(const ScanCall<float>& call) { HOTLOOP_SIMD_DISPATCH(scan_slots(call)) }
-inline void scan_slots(const ScanCall<double>& call) { HOTLOOP_SIMD_DISPATCH(scan_slots(call)) }
-inline void pack_projections(const BucketCall& call, float* panels) {
-  HOTLOOP_SIMD_DISPATCH(pack_projections(call, panels))
-}
-inline void bucket_rows(const BucketCall& call, const BucketRange& range) {
-  HOTLOOP_SIMD_DISPATCH(bucket_rows(call, range))
-}
-}  // namespace hotloop::table
+HOTLOOP_SIMD_FUNCTION(table, void, scan_slots, (const table::ScanCall<float>& call), (call))
+HOTLOOP_SIMD_FUNCTION(table, void, scan_slots, (const table::ScanCall<double>& call), (call))
+HOTLOOP_SIMD_FUNCTION(table, void, pack_projections, (const table::BucketCall& call, float* panels), (call, panels))
+HOTLOOP_SIMD_FUNCTION(table, void, bucket_rows, (const table::BucketCall& call, const table::BucketRange& range),
+                      (call, range))

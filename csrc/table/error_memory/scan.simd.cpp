@@ -115,14 +115,7 @@ void scan(const ScanCall<R>& call) {
 
 void scan_slots(const table::ScanCall<float>& call) {
   note_simd_level();
-  switch (call.keys.dtype) {
-    case Dtype::kFloat16:
-      return scan<Float16, float>(call);
-    case Dtype::kBFloat16:
-      return scan<BFloat16, float>(call);
-    default:
-      return scan<float, float>(call);
-  }
+  with_row_type(call.keys.dtype, [&](auto storage) { scan<decltype(storage)>(call); });
 }
 
 void scan_slots(const table::ScanCall<double>& call) {

@@ -37,7 +37,7 @@ AddRows add_rows() { HOTLOOP_SIMD_DISPATCH(table_add_rows) }
 
 }  // namespace
 
-std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* rows, const Update& update) {
+std::int64_t update_bags(Table& table, const Bags& bags, const Update& update) {
   const std::int64_t dim = table.layout().dim;
   const std::int64_t first = bags.count > 0 ? bags.begin(0) : 0;
   const std::int64_t n = bags.count > 0 ? bags.end(bags.count - 1) - first : 0;
@@ -60,7 +60,7 @@ std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* ro
     for (std::int64_t b = 0; b < bags.count; ++b) {
       for (std::int64_t i = bags.begin(b) - first, last = bags.end(b) - first; i < last; ++i) {
         if (count == mine.size()) mine.resize(count + count / 4);
-        const std::uint32_t row = rows[first + i];
+        const std::uint32_t row = bags.rows[first + i];
         const std::int64_t share =
             (std::uint64_t{row} * 0x9E3779B1u >> 16 & 0xFFFFu) * static_cast<std::uint64_t>(threads) >> 16;
         // Written whether it is ours or not: a branch would be mispredicted every other time.

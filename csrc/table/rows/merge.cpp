@@ -41,6 +41,4 @@ std::int64_t number_ids(const std::int64_t* ids, std::int64_t n, std::int64_t* i
   return found;
 }
 
-void merge_rows(const MergeCall& call) { HOTLOOP_SIMD_DISPATCH(table_merge_rows(call)) }
-
 }  // namespace hotloop::table

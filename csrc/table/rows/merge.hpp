@@ -22,8 +22,7 @@ struct MergeCall {
   std::int64_t grad_stride = 0;
   float* out = nullptr;  // (unique, dim), contiguous
 };
-void merge_rows(const MergeCall& call);
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(void table_merge_rows(const table::MergeCall& call);)
+HOTLOOP_SIMD_FUNCTION(table, void, merge_rows, (const table::MergeCall& call), (call))

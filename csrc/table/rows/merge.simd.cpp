@@ -48,16 +48,9 @@ void merge(const MergeCall& call) {
 
 }  // namespace
 
-void table_merge_rows(const MergeCall& call) {
+void merge_rows(const MergeCall& call) {
   note_simd_level();
-  switch (call.dtype) {
-    case Dtype::kFloat16:
-      return merge<Float16>(call);
-    case Dtype::kBFloat16:
-      return merge<BFloat16>(call);
-    default:
-      return merge<float>(call);
-  }
+  with_row_type(call.dtype, [&](auto storage) { merge<decltype(storage)>(call); });
 }
 
 #include "core/simd_end.hpp"

@@ -9,9 +9,6 @@
 
 namespace hotloop::table {
 
-void encode_row_int8(const float* x, std::int64_t dim, float range, std::int8_t* out);
-void decode_row_int8(const std::int8_t* q, std::int64_t dim, float range, float* out);
-
 // Rows of arrays, strides in elements. `dtype`: float32, float16 or bfloat16, of the side that is not int8.
 struct QuantizeCall {
   std::int64_t n = 0, dim = 0;
@@ -22,11 +19,8 @@ struct QuantizeCall {
   std::int8_t* codes = nullptr;
   std::int64_t code_stride = 0;
 };
-void encode_rows_int8(const QuantizeCall& call);
-void decode_rows_int8(const QuantizeCall& call);
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(void table_encode_row(const float* x, std::int64_t dim, float range, std::int8_t* out);
-                      void table_decode_row(const std::int8_t* q, std::int64_t dim, float range, float* out);
-                      void table_quantize_rows(const table::QuantizeCall& call, bool encode);)
+// Values to codes if `encode`, else codes to values.
+HOTLOOP_SIMD_FUNCTION(table, void, quantize_rows, (const table::QuantizeCall& call, bool encode), (call, encode))

@@ -39,7 +39,7 @@ void decode_row(const std::int8_t* q, std::int64_t dim, float range, Storage* ou
 }
 
 template <class Storage>
-void quantize_rows(const QuantizeCall& call, bool encode) {
+void rows_of(const QuantizeCall& call, bool encode) {
   // About 20 us of work: below that a second thread costs more than it brings.
   const std::int64_t grain = 131072 / (call.dim > 0 ? call.dim : 1) + 1;
   parallel_for(call.n, grain, [&](std::int64_t begin, std::int64_t end) {
@@ -57,23 +57,9 @@ void quantize_rows(const QuantizeCall& call, bool encode) {
 
 }  // namespace
 
-void table_encode_row(const float* x, std::int64_t dim, float range, std::int8_t* out) {
-  encode_row(x, dim, range, out);
-}
-void table_decode_row(const std::int8_t* q, std::int64_t dim, float range, float* out) {
-  decode_row(q, dim, range, out);
-}
-
-void table_quantize_rows(const QuantizeCall& call, bool encode) {
+void quantize_rows(const QuantizeCall& call, bool encode) {
   note_simd_level();
-  switch (call.dtype) {
-    case Dtype::kFloat16:
-      return quantize_rows<Float16>(call, encode);
-    case Dtype::kBFloat16:
-      return quantize_rows<BFloat16>(call, encode);
-    default:
-      return quantize_rows<float>(call, encode);
-  }
+  with_row_type(call.dtype, [&](auto storage) { rows_of<decltype(storage)>(call, encode); });
 }
 
 #include "core/simd_end.hpp"

@@ -13,6 +13,4 @@ UpdateRow update_row(const RuleSpec& spec, Dtype values) {
   HOTLOOP_SIMD_DISPATCH(table_update_row(spec, values))
 }
 
-void update_rows(const UpdateCall& call) { HOTLOOP_SIMD_DISPATCH(table_update_rows(call)) }
-
 }  // namespace hotloop::table

@@ -42,7 +42,6 @@ struct UpdateCall {
   bool distinct = true;    // no row is repeated
   std::uint64_t seed = 0;  // row i of the batch rounds with the key `rounding_key(seed, i)`
 };
-void update_rows(const UpdateCall& call);
 
 // Element e = j % 64 of a row rounds by 16 bits: the lower (e < 32) or upper half of word e % 32 / 8 of
 // Philox(key, 0, j / 64 * 8 + e % 8).
@@ -53,5 +52,5 @@ HOTLOOP_INLINE std::uint64_t rounding_key(std::uint64_t seed, std::int64_t item)
 
 }  // namespace hotloop::table
 
-HOTLOOP_FOR_EACH_SIMD(table::UpdateRow table_update_row(const RuleSpec& spec, Dtype values);
-                      void table_update_rows(const table::UpdateCall& call);)
+HOTLOOP_FOR_EACH_SIMD(table::UpdateRow table_update_row(const RuleSpec& spec, Dtype values);)
+HOTLOOP_SIMD_FUNCTION(table, void, update_rows, (const table::UpdateCall& call), (call))

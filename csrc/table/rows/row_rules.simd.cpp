@@ -318,14 +318,13 @@ Kernel kernel_of(const RuleSpec& p, Dtype dtype) {
     using U = decltype(update);
     return {U::parts, U::template row<kScalars>};
   };
-  switch (dtype) {
-    case Dtype::kFloat16:
-      return stochastic ? both(Update<Rule, Float16, true>{}) : both(Update<Rule, Float16, false>{});
-    case Dtype::kBFloat16:
-      return stochastic ? both(Update<Rule, BFloat16, true>{}) : both(Update<Rule, BFloat16, false>{});
-    default:
-      return both(Update<Rule, float, false>{});
-  }
+  return with_row_type(dtype, [&](auto storage) {
+    using Storage = decltype(storage);
+    if constexpr (sizeof(Storage) == 2) {
+      if (stochastic) return both(Update<Rule, Storage, true>{});
+    }
+    return both(Update<Rule, Storage, false>{});
+  });
 }
 
 Kernel kernel(const RuleSpec& p, Dtype dtype) {
@@ -357,7 +356,7 @@ table::UpdateRow table_update_row(const RuleSpec& spec, Dtype values) {
   return kernel(spec, values).row;
 }
 
-void table_update_rows(const UpdateCall& call) {
+void update_rows(const UpdateCall& call) {
   note_simd_level();
   const UpdateParts update = kernel(call.spec, call.dtype).parts;
   const std::int64_t item = item_size(call.dtype);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <mutex>
 #include <vector>
@@ -42,6 +43,17 @@ class Arena {
     live_words(word).fetch_or(bits, std::memory_order_release);
   }
   std::uint64_t live_word(std::uint32_t word) const { return live_words(word).load(std::memory_order_acquire); }
+  // Words of live bits: of 64 rows each.
+  std::int64_t words() const { return (std::int64_t{end()} + 63) / 64; }
+  // visit(row) for the rows of words [begin, end) that are in use when their word is looked at.
+  template <class Visit>
+  void each_live(std::int64_t begin, std::int64_t end, Visit&& visit) const {
+    for (std::int64_t w = begin; w < end; ++w) {
+      for (std::uint64_t live = live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
+        visit(static_cast<std::uint32_t>(w * 64 + std::countr_zero(live)));
+      }
+    }
+  }
 
   // Rows [0, end) have been handed out at some time.
   std::uint32_t end() const { return end_.load(std::memory_order_acquire); }

@@ -68,21 +68,17 @@ void Evictor::scan() {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   std::vector<Victim> kept;  // a heap, highest first
   kept.reserve(most);
-  const std::int64_t words = (std::int64_t{table_.arena_.end()} + 63) / 64;
-  for (std::int64_t w = 0; w < words; ++w) {
-    for (std::uint64_t live = table_.arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
-      const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
-      const char* const p = table_.arena_.row(r);
-      const Victim v{load_relaxed<std::uint64_t>(p + table_.layout_.score), load_relaxed<std::uint64_t>(p), r};
-      if (kept.size() == most) {
-        if (!(v < kept.front())) continue;
-        std::pop_heap(kept.begin(), kept.end());
-        kept.pop_back();
-      }
-      kept.push_back(v);
-      std::push_heap(kept.begin(), kept.end());
+  table_.arena_.each_live(0, table_.arena_.words(), [&](std::uint32_t r) {
+    const char* const p = table_.arena_.row(r);
+    const Victim v{load_relaxed<std::uint64_t>(p + table_.layout_.score), load_relaxed<std::uint64_t>(p), r};
+    if (kept.size() == most) {
+      if (!(v < kept.front())) return;
+      std::pop_heap(kept.begin(), kept.end());
+      kept.pop_back();
     }
-  }
+    kept.push_back(v);
+    std::push_heap(kept.begin(), kept.end());
+  });
   fresh_.clear();
   active_ = !kept.empty();
   if (active_) last_ = kept.front();

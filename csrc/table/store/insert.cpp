@@ -457,7 +457,7 @@ bool Table::remove(Index& index, std::uint64_t key, std::vector<std::uint32_t>& 
   }
   size_.fetch_sub(1, std::memory_order_relaxed);
   reserved_.fetch_sub(1, std::memory_order_relaxed);
-  if (settings_.versions) note_erased(key);
+  if (settings_.versions) erasures_.note(generation_, &key, 1);
   return true;
 }
 
@@ -490,17 +490,13 @@ std::int64_t Table::expire(std::uint32_t time) {
   const std::shared_lock together(structure_);
   const std::shared_ptr<Index> index = this->index();
   std::atomic<std::int64_t> expired{0};
-  const std::int64_t words = (std::int64_t{arena_.end()} + 63) / 64;
-  parallel_for(words, 64, [&](std::int64_t begin, std::int64_t end) {
+  const auto old = [&](const char* row) { return load_relaxed<std::uint32_t>(row + layout_.time) < time; };
+  parallel_for(arena_.words(), 64, [&](std::int64_t begin, std::int64_t end) {
     std::vector<std::uint32_t> freed;
-    for (std::int64_t w = begin; w < end; ++w) {
-      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
-        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
-        const auto old = [&](const char* row) { return load_relaxed<std::uint32_t>(row + layout_.time) < time; };
-        // Checked again under the row's lock: the row may have been used, or given to another key, since the scan.
-        if (old(arena_.row(r))) remove(*index, arena_.key(r), freed, old);
-      }
-    }
+    arena_.each_live(begin, end, [&](std::uint32_t r) {
+      // Checked again under the row's lock: the row may have been used, or given to another key, since the scan.
+      if (old(arena_.row(r))) remove(*index, arena_.key(r), freed, old);
+    });
     expired += static_cast<std::int64_t>(freed.size());
     arena_.give(freed);
   });
@@ -511,11 +507,10 @@ void Table::clear() {
   const std::unique_lock alone(structure_);
   auto index = std::make_shared<Index>(this->index()->buckets());
   std::vector<std::uint32_t> freed;
-  for (std::uint32_t r = 0; r < arena_.end(); ++r) {
-    if (!arena_.live(r)) continue;
+  arena_.each_live(0, arena_.words(), [&](std::uint32_t r) {
     release(r, always);
     freed.push_back(r);
-  }
+  });
   {
     const std::lock_guard lock(index_mutex_);
     index_ = std::move(index);

@@ -177,13 +177,7 @@ class Sums {
   std::vector<char> copy_;
 };
 
-Bags each_alone(Keys keys, const Found& out) {
-  Bags bags;
-  bags.keys = keys;
-  bags.count = keys.count;
-  bags.scale = out.scale;
-  return bags;
-}
+Bags each_alone(Keys keys, const Found& out) { return {.keys = keys, .count = keys.count, .scale = out.scale}; }
 
 // Calls body(first bag, last bag + 1) on threads with about as many positions each.
 template <class Body>
@@ -206,11 +200,11 @@ void divide_bags(const Bags& bags, Body&& body) {
 
 // Calls visit(position, key, row) in order for the positions of bags [first, last); row may be kNoRow.
 template <class Visit>
-void visit_rows(const Table& table, const Bags& bags, const std::uint32_t* rows, std::int64_t first, std::int64_t last,
-                Visit&& visit) {
+void visit_rows(const Table& table, const Bags& bags, std::int64_t first, std::int64_t last, Visit&& visit) {
   const std::int64_t begin = bags.begin(first), end = bags.end(last - 1);
   const RowLayout& layout = table.layout();
   const std::int64_t bytes = layout.values + layout.value_bytes();
+  const std::uint32_t* const rows = bags.rows;
   if (rows == nullptr) {
     table.look_up(
         *table.index(), end - begin, bytes, [&](std::int64_t i) { return std::pair(begin + i, bags.keys[begin + i]); },
@@ -224,14 +218,9 @@ void visit_rows(const Table& table, const Bags& bags, const std::uint32_t* rows,
   }
 }
 
-}  // namespace
-
-namespace {
-
 // Calls visited(position, key, row) for the positions of all bags, in order within a bag; row: kNoRow if it is nowhere.
 template <class Visited>
-void pool_and_visit(const Table& table, const Bags& bags, const std::uint32_t* rows, const Pooled& pooled,
-                    Visited&& visited) {
+void pool_and_visit(const Table& table, const Bags& bags, const Pooled& pooled, Visited&& visited) {
   divide_bags(bags, [&](std::int64_t first, std::int64_t last) {
     Sums sums(table, bags, pooled);
     std::int64_t bag = first;
@@ -240,7 +229,7 @@ void pool_and_visit(const Table& table, const Bags& bags, const std::uint32_t* r
       sums.finish();
       if (++bag < last) sums.start(bag);
     };
-    visit_rows(table, bags, rows, first, last, [&](std::int64_t at, std::uint64_t key, std::uint32_t row) {
+    visit_rows(table, bags, first, last, [&](std::int64_t at, std::uint64_t key, std::uint32_t row) {
       while (at >= bags.end(bag)) next_bag();
       visited(at, key, row != kNoRow ? sums.add(at, key, row) : row);
     });
@@ -250,8 +239,8 @@ void pool_and_visit(const Table& table, const Bags& bags, const std::uint32_t* r
 
 }  // namespace
 
-void pool_bags(const Table& table, const Bags& bags, const std::uint32_t* rows, const Pooled& pooled) {
-  pool_and_visit(table, bags, rows, pooled, [](std::int64_t, std::uint64_t, std::uint32_t) {});
+void pool_bags(const Table& table, const Bags& bags, const Pooled& pooled) {
+  pool_and_visit(table, bags, pooled, [](std::int64_t, std::uint64_t, std::uint32_t) {});
 }
 
 // Most batches of most tables hold known keys, so the rows are pooled as they are found. The keys that were not are
@@ -264,7 +253,7 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
   const bool refuses = settings.strategy == Strategy::kNone && settings.max_rows < kMaxRows;
   const bool uses = table.keeps_uses() && !refuses;
   std::atomic<bool> some_missing{false};
-  pool_and_visit(table, bags, nullptr, pooled, [&](std::int64_t at, std::uint64_t key, std::uint32_t row) {
+  pool_and_visit(table, bags, pooled, [&](std::int64_t at, std::uint64_t key, std::uint32_t row) {
     call.rows[at] = row;
     if (call.found != nullptr) call.found[at] = row != kNoRow;
     if (row != kNoRow) {
@@ -345,7 +334,7 @@ void pool_or_insert(Table& table, const Bags& bags, const Upsert& given, const P
 void find(const Table& table, Keys keys, const Found& out, std::uint8_t* found) {
   if (out.dtype == table.settings().dtype) return table.find(keys, out.values, found, nullptr);
   std::vector<std::int64_t> sizes(static_cast<std::size_t>(keys.count));
-  pool_bags(table, each_alone(keys, out), nullptr, {out.values, out.dtype, sizes.data(), nullptr});
+  pool_bags(table, each_alone(keys, out), {out.values, out.dtype, sizes.data(), nullptr});
   for (std::int64_t i = 0; i < keys.count; ++i) found[i] = sizes[static_cast<std::size_t>(i)] != 0;
 }
 

@@ -12,32 +12,7 @@
 
 namespace hotloop::table {
 
-enum class Pool : std::int32_t { kSum, kMean, kMax };
-
-// Bag b holds the positions [offsets[b], offsets[b + 1]); without offsets every position is a bag of its own.
-// A key without a row is as if it were not in the bag, and so is `padding`.
-struct Bags {
-  Keys keys{};
-  const std::int64_t* offsets = nullptr;  // (count + 1,), checked by the caller
-  std::int64_t count = 0;
-  const float* weights = nullptr;  // (n,), sums only
-  Pool pool = Pool::kSum;
-  float scale = 1;  // of int8 rows: what a step is worth
-
-  std::int64_t begin(std::int64_t b) const { return offsets != nullptr ? offsets[b] : b; }
-  std::int64_t end(std::int64_t b) const { return offsets != nullptr ? offsets[b + 1] : b + 1; }
-};
-
-// out: (count, dim), float32 or the type of the table; empty bags are zeros. sizes: (count,) out, how many keys of
-// a bag had rows. largest: (count, dim) out, for kMax: the position each maximum came from, or -1.
-// rows: (n,) in, as `upsert` gave them, kNoRow to leave a position out; null: keys are looked up here.
-struct Pooled {
-  Values out{};
-  Dtype dtype = Dtype::kFloat32;
-  std::int64_t* sizes = nullptr;
-  std::int64_t* largest = nullptr;
-};
-void pool_bags(const Table& table, const Bags& bags, const std::uint32_t* rows, const Pooled& pooled);
+void pool_bags(const Table& table, const Bags& bags, const Pooled& pooled);
 
 // The same for keys that get rows where they have none: an `upsert` without values of the keys of the bags, which
 // writes call.rows and call.found, and pools in one pass over the table what was there before.
@@ -59,18 +34,8 @@ void find_or_insert(Table& table, const Upsert& call, const Found& out);
 void weight_gradient(const Bags& bags, const Values& kept, Dtype dtype, std::int64_t dim, const float* grad,
                      std::int64_t grad_stride, float* grad_weights);
 
-// Gradients of bags (count, dim), merged per row in the order of the batch and applied by the rule, every row once.
 // Positions whose row is no longer the key's are looked up again; returns how many were left without one.
-struct Update {
-  RuleSpec spec{};
-  Stamp stamp{};
-  std::uint64_t seed = 0;  // of stochastic rounding
-  const float* grad = nullptr;
-  std::int64_t grad_stride = 0;
-  const std::int64_t* sizes = nullptr;
-  const std::int64_t* largest = nullptr;
-};
-std::int64_t update_bags(Table& table, const Bags& bags, const std::uint32_t* rows, const Update& update);
+std::int64_t update_bags(Table& table, const Bags& bags, const Update& update);
 
 struct WeightedRow {
   const void* row;

@@ -11,23 +11,14 @@
 
 namespace {
 
-HOTLOOP_INLINE float element(const float* p, std::int64_t j) { return p[j]; }
-HOTLOOP_INLINE float element(const Float16* p, std::int64_t j) { return to_float(p[j]); }
-HOTLOOP_INLINE float element(const BFloat16* p, std::int64_t j) { return to_float(p[j]); }
-HOTLOOP_INLINE float element(const std::int8_t* p, std::int64_t j) { return static_cast<float>(p[j]); }
+using hotloop::to_float;
+HOTLOOP_INLINE float to_float(std::int8_t x) { return static_cast<float>(x); }
 
+// f(row) of its storage type; kUInt8 stands for int8.
 template <class F>
 HOTLOOP_INLINE void typed(Dtype dtype, const void* row, F&& f) {
-  switch (dtype) {
-    case Dtype::kFloat32:
-      return f(static_cast<const float*>(row));
-    case Dtype::kFloat16:
-      return f(static_cast<const Float16*>(row));
-    case Dtype::kBFloat16:
-      return f(static_cast<const BFloat16*>(row));
-    default:
-      return f(static_cast<const std::int8_t*>(row));
-  }
+  if (dtype == Dtype::kUInt8) return f(static_cast<const std::int8_t*>(row));
+  with_row_type(dtype, [&](auto storage) { f(static_cast<const decltype(storage)*>(row)); });
 }
 
 // Vectors by name: left to itself the compiler adds two rows at a time and one column after the other.
@@ -40,7 +31,7 @@ HOTLOOP_INLINE void load(const Storage* p, Lanes& lanes) {
     std::memcpy(&lanes, p, sizeof lanes);
   } else {
     float x[kLanes];
-    for (int j = 0; j < kLanes; ++j) x[j] = element(p, j);
+    for (int j = 0; j < kLanes; ++j) x[j] = to_float(p[j]);
     std::memcpy(&lanes, x, sizeof lanes);
   }
 }
@@ -80,7 +71,7 @@ void table_add_rows(Dtype dtype, const table::WeightedRow* rows, std::int64_t co
     for (; j < dim; ++j) {
       float total = sum != nullptr ? sum[j] : 0.0f;
       for (std::int64_t i = 0; i < count; ++i)
-        total += rows[i].weight * element(static_cast<const Storage*>(rows[i].row), j);
+        total += rows[i].weight * to_float(static_cast<const Storage*>(rows[i].row)[j]);
       out[j] = total;
     }
   });
@@ -91,7 +82,7 @@ void table_max_row(Dtype dtype, const void* row, float scale, std::int64_t posit
   typed(dtype, row, [&](const auto* p) {
 #pragma GCC ivdep
     for (std::int64_t j = 0; j < dim; ++j) {
-      const float x = scale * element(p, j);
+      const float x = scale * to_float(p[j]);
       const bool better = x > best[j] || from[j] < 0;
       out[j] = better ? x : best[j];
       out_from[j] = better ? position : from[j];
@@ -106,9 +97,9 @@ float table_dot_row(Dtype dtype, const void* row, const float* grad, std::int64_
   typed(dtype, row, [&](const auto* p) {
     std::int64_t j = 0;
     for (; j + kLanes <= dim; j += kLanes) {
-      for (int k = 0; k < kLanes; ++k) lanes[k] += element(p, j + k) * grad[j + k];
+      for (int k = 0; k < kLanes; ++k) lanes[k] += to_float(p[j + k]) * grad[j + k];
     }
-    for (; j < dim; ++j) lanes[j % kLanes] += element(p, j) * grad[j];
+    for (; j < dim; ++j) lanes[j % kLanes] += to_float(p[j]) * grad[j];
   });
   for (int k = 0; k < kLanes; ++k) sum += lanes[k];
   return sum;

@@ -1,5 +1,5 @@
+#include <algorithm>
 #include <stdexcept>
-#include <unordered_set>
 
 #include "core/parallel.hpp"
 #include "table/store/table.hpp"
@@ -7,9 +7,6 @@
 namespace hotloop::table {
 
 namespace {
-
-// As many as Monolith's touched-key set holds; 32 MiB.
-constexpr std::size_t kMostErased = std::size_t{1} << 21;
 
 template <class T>
 void put_out(T* out, std::int64_t i, const char* row, std::int64_t offset) {
@@ -22,11 +19,12 @@ void put_out(T* out, std::int64_t i, const char* row, std::int64_t offset) {
 
 }  // namespace
 
-std::int64_t Table::export_rows(std::uint32_t begin, std::uint32_t end, std::uint64_t since, const Export& out) const {
+std::int64_t Table::export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const Export& out) const {
   std::vector<char> copy(static_cast<std::size_t>(layout_.stride));
   const char* const row = copy.data();
   std::int64_t n = 0;
-  for (std::uint32_t r = begin; r < end; ++r) {
+  const auto last = static_cast<std::uint32_t>(std::min<std::int64_t>(end, arena_.end()));
+  for (auto r = static_cast<std::uint32_t>(std::min<std::int64_t>(begin, last)); r < last; ++r) {
     if ((r & 63u) == 0 && arena_.live_word(r >> 6) == 0) {
       r |= 63u;
       continue;
@@ -61,53 +59,26 @@ std::uint64_t Table::mark() {
   return g;
 }
 
-void Table::note_erased(std::uint64_t key) {
-  const std::lock_guard lock(erased_mutex_);
-  if (erased_.size() >= kMostErased) {
-    const std::size_t half = erased_.size() / 2;
-    erased_from_ = erased_[half - 1].first;
-    erased_.erase(erased_.begin(), erased_.begin() + static_cast<std::ptrdiff_t>(half));
-  }
-  erased_.emplace_back(generation(), key);
-}
-
 std::vector<std::uint64_t> Table::erased_since(std::uint64_t since) const {
-  std::unordered_set<std::uint64_t, SeededHash> keys(0, SeededHash{settings_.hash_seed});
-  {
-    const std::lock_guard lock(erased_mutex_);
-    if (since < erased_from_) throw std::out_of_range("erasures that long ago are forgotten");
-    for (const auto& [generation, key] : erased_) {
-      if (generation > since) keys.insert(key);
-    }
-  }
+  auto keys = erasures_.since(since);
   const std::shared_ptr<Index> index = this->index();
   std::erase_if(keys, [&](std::uint64_t key) { return row_of(*index, key, hash_of(key)) != kNoRow; });
   return {keys.begin(), keys.end()};
 }
 
 bool Table::changed_since(std::uint64_t since) const {
-  {
-    const std::lock_guard lock(erased_mutex_);
-    if (since < erased_from_ || (!erased_.empty() && erased_.back().first > since)) return true;
-  }
+  if (erasures_.any_since(since)) return true;
   std::atomic<bool> changed{false};
-  parallel_for((std::int64_t{arena_.end()} + 63) / 64, 64, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(arena_.words(), 64, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t w = begin; w < end && !changed.load(std::memory_order_relaxed); ++w) {
-      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
-        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
+      arena_.each_live(w, w + 1, [&](std::uint32_t r) {
         if (load_relaxed<std::uint32_t>(arena_.row(r) + layout_.version) > since) {
           changed.store(true, std::memory_order_relaxed);
         }
-      }
+      });
     }
   });
   return changed;
-}
-
-void Table::forget_erased(std::uint64_t until) {
-  const std::lock_guard lock(erased_mutex_);
-  std::erase_if(erased_, [&](const auto& e) { return e.first <= until; });
-  erased_from_ = std::max(erased_from_, until);
 }
 
 }  // namespace hotloop::table

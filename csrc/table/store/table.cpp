@@ -31,7 +31,11 @@ std::int64_t buckets_for(std::int64_t rows, double load) {
 }  // namespace
 
 Table::Table(const Settings& settings)
-    : settings_(settings), layout_(settings), arena_(layout_.stride, settings.capacity), most_rows_(settings.max_rows) {
+    : settings_(settings),
+      layout_(settings),
+      arena_(layout_.stride, settings.capacity),
+      most_rows_(settings.max_rows),
+      erasures_(settings.hash_seed) {
   const std::int64_t rows = std::clamp<std::int64_t>(settings.capacity, 1, settings.max_rows);
   index_ = std::make_shared<Index>(buckets_for(rows, settings.max_load_factor));
   limit_ = limit_of(index_->buckets());
@@ -48,13 +52,8 @@ std::int64_t Table::limit_of(std::int64_t buckets) const {
 }
 
 std::int64_t Table::bytes() const {
-  std::int64_t erased = 0;
-  {
-    const std::lock_guard lock(erased_mutex_);
-    erased = static_cast<std::int64_t>(erased_.capacity() * sizeof(erased_[0]));
-  }
   const std::int64_t candidates = evictor_ == nullptr ? 0 : evictor_->bytes();
-  return arena_.bytes() + static_cast<std::int64_t>(index()->bytes()) + erased + candidates;
+  return arena_.bytes() + static_cast<std::int64_t>(index()->bytes()) + erasures_.bytes() + candidates;
 }
 
 void Table::reserve(std::int64_t rows) {
@@ -71,8 +70,7 @@ void Table::grow(std::int64_t rows) {
 
 void Table::rebuild(std::int64_t rows) {
   auto index = std::make_shared<Index>(buckets_for(rows, settings_.max_load_factor));
-  const std::int64_t words = (std::int64_t{arena_.end()} + 63) / 64;
-  parallel_for(words, 64, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(arena_.words(), 64, [&](std::int64_t begin, std::int64_t end) {
     constexpr int kAhead = 16;
     std::uint64_t hashes[kAhead];
     std::uint32_t rows_of[kAhead];
@@ -81,15 +79,12 @@ void Table::rebuild(std::int64_t rows) {
       for (int i = 0; i < n; ++i) index->place(hashes[i], rows_of[i]);
       n = 0;
     };
-    for (std::int64_t w = begin; w < end; ++w) {
-      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
-        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
-        hashes[n] = hash_of(arena_.key(r));
-        __builtin_prefetch(index->home(hashes[n]), 1);
-        rows_of[n] = r;
-        if (++n == kAhead) flush();
-      }
-    }
+    arena_.each_live(begin, end, [&](std::uint32_t r) {
+      hashes[n] = hash_of(arena_.key(r));
+      __builtin_prefetch(index->home(hashes[n]), 1);
+      rows_of[n] = r;
+      if (++n == kAhead) flush();
+    });
     flush();
   });
   const std::lock_guard lock(index_mutex_);
@@ -101,14 +96,11 @@ void Table::rebuild(std::int64_t rows) {
 std::uint64_t Table::renumber() {
   const std::unique_lock alone(structure_);
   if (tick_.load(std::memory_order_relaxed) >= kMostTicks) {  // else another call has renumbered already
-    for (std::int64_t w = 0, words = (std::int64_t{arena_.end()} + 63) / 64; w < words; ++w) {
-      for (std::uint64_t live = arena_.live_word(static_cast<std::uint32_t>(w)); live != 0; live &= live - 1) {
-        const auto r = static_cast<std::uint32_t>(w * 64 + std::countr_zero(live));
-        const SeqLocks::Writing writing(locks_, r);
-        char* const score = arena_.row(r) + layout_.score;
-        store_relaxed(score, renumbered(load_relaxed<std::uint64_t>(score)));
-      }
-    }
+    arena_.each_live(0, arena_.words(), [&](std::uint32_t r) {
+      const SeqLocks::Writing writing(locks_, r);
+      char* const score = arena_.row(r) + layout_.score;
+      store_relaxed(score, renumbered(load_relaxed<std::uint64_t>(score)));
+    });
     evictor_->forget();
     tick_.store(kMostTicks - kTicksTaken, std::memory_order_relaxed);
   }

@@ -10,7 +10,6 @@
 #include <atomic>
 #include <bit>
 #include <cstdint>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,34 +18,14 @@
 #include <vector>
 
 #include "table/store/arena.hpp"
+#include "table/store/calls.hpp"
+#include "table/store/erasures.hpp"
 #include "table/store/index.hpp"
 #include "table/store/layout.hpp"
 #include "table/store/scores.hpp"
 #include "table/store/seqlock.hpp"
 
 namespace hotloop::table {
-
-struct Keys {
-  const std::uint64_t* data;
-  std::int64_t count;
-  std::uint64_t operator[](std::int64_t i) const { return data[i]; }
-};
-
-// Rows of values outside the table, `stride` bytes apart.
-struct Values {
-  char* data = nullptr;
-  std::int64_t stride = 0;
-  char* row(std::int64_t i) const { return data + i * stride; }
-  explicit operator bool() const { return data != nullptr; }
-};
-
-// What a write leaves in the rows beside values.
-struct Stamp {
-  const std::uint64_t* scores = nullptr;  // (n,) of the caller: custom scores, or increments of LFU
-  std::uint64_t epoch = 0;
-  std::uint32_t time = 0;
-  std::uint64_t tick = 0;  // the number of this call; 0: the table takes the next
-};
 
 class CountFilter;
 
@@ -78,11 +57,6 @@ struct Upsert {
 struct Outcome {
   std::uint32_t row;
   bool existed;
-};
-
-class TableFull : public std::exception {
- public:
-  const char* what() const noexcept override { return "full"; }
 };
 
 class Evictor;
@@ -132,14 +106,8 @@ class Table {
   template <class Edit>
   bool edit(std::uint64_t key, std::uint32_t row, const Stamp& stamp, std::int64_t at, Edit&& edit);
 
-  struct Export {
-    std::uint64_t* keys = nullptr;
-    Values values{}, state{};
-    std::uint64_t* scores = nullptr;
-    std::uint32_t* times = nullptr;
-  };
   // Rows of [begin, end) in use whose version is above `since`, from the front of the outputs on; says how many.
-  std::int64_t export_rows(std::uint32_t begin, std::uint32_t end, std::uint64_t since, const Export& out) const;
+  std::int64_t export_rows(std::int64_t begin, std::int64_t end, std::uint64_t since, const Export& out) const;
   // Puts rows back with state, score and time as exported. beyond: for a replica, whose source decides which rows stay:
   // the bound is ignored, and rows above it stay until the next key is entered, or `trim`.
   void import_rows(Keys keys, const Export& rows, bool beyond = false);
@@ -154,7 +122,7 @@ class Table {
   std::vector<std::uint64_t> erased_since(std::uint64_t since) const;
   // Whether a row was written, used or erased after `since`.
   bool changed_since(std::uint64_t since) const;
-  void forget_erased(std::uint64_t until);
+  void forget_erased(std::uint64_t until) { erasures_.forget(until); }
 
   // The number of a call: what LRU calls time.
   std::uint64_t next_tick() {
@@ -224,7 +192,6 @@ class Table {
   void upsert_evicting(const Upsert& call, const std::vector<std::int64_t>& positions);
   template <class If>
   bool release(std::uint32_t row, If&& condition);
-  void note_erased(std::uint64_t key);
   void set_score(std::uint32_t row, std::uint64_t score);  // under the row's lock
 
   Settings settings_;
@@ -242,9 +209,7 @@ class Table {
   std::atomic<std::int64_t> limit_{0};
   std::atomic<std::int64_t> most_rows_;  // the bound, but while a replica takes rows beyond it
   std::atomic<std::uint64_t> tick_{0}, generation_{1};
-  mutable std::mutex erased_mutex_;
-  std::vector<std::pair<std::uint64_t, std::uint64_t>> erased_;  // (generation, key), oldest first
-  std::uint64_t erased_from_ = 0;                                // what is known begins after this generation
+  Erasures erasures_;
 };
 
 template <bool kWrite = false>

@@ -1,92 +1,77 @@
 from __future__ import annotations
 
-import collections.abc
-import typing
+from collections.abc import Sequence
+from typing import Any
 
 class TableFull(Exception):
     pass
 
 class Table:
-    def __init__(self, settings: dict[str, typing.Any]) -> None: ...
+    def __init__(self, settings: dict[str, Any]) -> None: ...
     def assign(
-        self,
-        n: int,
-        keys: typing.Any,
-        values: typing.Any,
-        moment: tuple[typing.Any, ...],
-        accumulate: bool,
-        found: typing.Any,
+        self, n: int, keys: Any, values: Any, moment: tuple[Any, ...], accumulate: bool, found: Any
     ) -> None: ...
     def changed_since(self, since: int) -> bool: ...
     def clear(self) -> None: ...
-    def contains(self, n: int, keys: typing.Any, found: typing.Any, scores: typing.Any) -> None: ...
-    def erase(self, n: int, keys: typing.Any, found: typing.Any) -> None: ...
+    def contains(self, n: int, keys: Any, found: Any, scores: Any) -> None: ...
+    def erase(self, n: int, keys: Any, found: Any) -> None: ...
     def erased_since(self, since: int) -> bytes: ...
     def expire(self, time: int) -> int: ...
-    def export(self, begin: int, end: int, since: int, arrays: tuple[typing.Any, ...]) -> int: ...
-    def find(
-        self, n: int, keys: typing.Any, values: typing.Any, found: typing.Any, scale: float
-    ) -> None: ...
+    def export(self, begin: int, end: int, since: int, arrays: tuple[Any, ...]) -> int: ...
+    def find(self, n: int, keys: Any, values: Any, found: Any, scale: float) -> None: ...
     def find_or_insert(
         self,
         n: int,
-        keys: typing.Any,
-        values: typing.Any,
-        found: typing.Any,
+        keys: Any,
+        values: Any,
+        found: Any,
         scale: float,
-        moment: tuple[typing.Any, ...],
-        admission: typing.Any,
+        moment: tuple[Any, ...],
+        admission: Any,
     ) -> None: ...
     def forget_erased(self, until: int) -> None: ...
-    def import_rows(self, n: int, arrays: tuple[typing.Any, ...], beyond: bool = False) -> None: ...
-    def locate(self, n: int, keys: typing.Any, rows: typing.Any) -> None: ...
+    def import_rows(self, n: int, arrays: tuple[Any, ...], beyond: bool = False) -> None: ...
+    def locate(self, n: int, keys: Any, rows: Any) -> None: ...
     def mark(self) -> int: ...
     def pool(
-        self,
-        bags: tuple[typing.Any, ...],
-        rows: typing.Any,
-        out: typing.Any,
-        sizes: typing.Any,
-        largest: typing.Any,
+        self, bags: tuple[Any, ...], rows: Any, out: Any, sizes: Any, largest: Any
     ) -> None: ...
     def pool_or_insert(
         self,
-        bags: tuple[typing.Any, ...],
-        moment: tuple[typing.Any, ...],
-        admission: typing.Any,
-        rows: typing.Any,
-        found: typing.Any,
-        out: typing.Any,
-        sizes: typing.Any,
-        largest: typing.Any,
+        bags: tuple[Any, ...],
+        moment: tuple[Any, ...],
+        admission: Any,
+        rows: Any,
+        found: Any,
+        out: Any,
+        sizes: Any,
+        largest: Any,
     ) -> None: ...
     def reserve(self, rows: int) -> None: ...
     def trim(self) -> int: ...
     def update(
         self,
-        rule: dict[str, typing.Any],
-        bags: tuple[typing.Any, ...],
-        rows: typing.Any,
-        grad: typing.Any,
-        sizes: typing.Any,
-        largest: typing.Any,
+        rule: dict[str, Any],
+        bags: tuple[Any, ...],
+        rows: Any,
+        grad: Any,
+        sizes: Any,
+        largest: Any,
         time: int,
         seed: int,
     ) -> int: ...
     def upsert(
         self,
         n: int,
-        keys: typing.Any,
-        values: typing.Any,
-        moment: tuple[typing.Any, ...],
-        admission: typing.Any,
+        keys: Any,
+        values: Any,
+        moment: tuple[Any, ...],
+        admission: Any,
         keep_evicted: bool,
-        rows: typing.Any,
-        found: typing.Any,
-    ) -> typing.Any: ...
-    def weight_gradient(
-        self, bags: tuple[typing.Any, ...], kept: typing.Any, grad: typing.Any, out: typing.Any
-    ) -> None: ...
+        rows: Any,
+        found: Any,
+    ) -> Any: ...
+    def weight_gradient(self, bags: tuple[Any, ...], kept: Any, grad: Any, out: Any) -> None: ...
     @property
     def bytes(self) -> int: ...
     @property
@@ -112,116 +97,89 @@ class Table:
 
 class CountFilter:
     def __init__(self, capacity: int, splits: int) -> None: ...
-    def add(self, n: int, keys: typing.Any, counts: typing.Any, old: typing.Any) -> None: ...
-    def admits(
-        self, n: int, keys: typing.Any, counts: typing.Any, threshold: int, admitted: typing.Any
-    ) -> None: ...
-    def changed_since(self, mark: int | None) -> tuple[typing.Any, ...]: ...
+    def add(self, n: int, keys: Any, counts: Any, old: Any) -> None: ...
+    def admits(self, n: int, keys: Any, counts: Any, threshold: int, admitted: Any) -> None: ...
+    def changed_since(self, mark: int | None) -> tuple[Any, ...]: ...
     def clear(self) -> None: ...
-    def count(self, n: int, keys: typing.Any, counts: typing.Any) -> None: ...
+    def count(self, n: int, keys: Any, counts: Any) -> None: ...
     def has_changed_since(self, mark: int) -> bool: ...
-    def load(
-        self,
-        head: int,
-        advances: int,
-        failures: int,
-        elements: collections.abc.Sequence[int],
-        cells: typing.Any,
-    ) -> None: ...
+    def load(self, state: tuple[Any, ...], cells: Any) -> None: ...
     def mark(self) -> int: ...
-    def put(
-        self,
-        head: int,
-        advances: int,
-        failures: int,
-        elements: collections.abc.Sequence[int],
-        n: int,
-        names: typing.Any,
-        cells: typing.Any,
-        whole: bool,
-    ) -> None: ...
-    def save(self, cells: typing.Any) -> tuple[typing.Any, ...]: ...
+    def put(self, state: tuple[Any, ...], n: int, names: Any, cells: Any, whole: bool) -> None: ...
+    def save(self, cells: Any) -> tuple[Any, ...]: ...
     @property
     def bytes(self) -> int: ...
     @property
     def cells_per_split(self) -> int: ...
 
 class MultiplexHits:
-    def __init__(self, layout: tuple[typing.Any, ...]) -> None: ...
-    def dense(self, gradients: list[typing.Any], grad: typing.Any) -> None: ...
+    def __init__(self, layout: tuple[Any, ...]) -> None: ...
+    def dense(self, gradients: list[Any], grad: Any) -> None: ...
     def rows(self, table: int) -> int: ...
-    def sparse(
-        self, table: int, indices: typing.Any, values: typing.Any, grad: typing.Any
-    ) -> None: ...
+    def sparse(self, table: int, indices: Any, values: Any, grad: Any) -> None: ...
 
 def error_memory(
-    query: typing.Any,
-    keys: typing.Any,
+    query: Any,
+    keys: Any,
     first: int,
-    base_prediction: typing.Any,
-    labels: typing.Any,
-    base_predictions: typing.Any,
+    base_prediction: Any,
+    labels: Any,
+    base_predictions: Any,
     k: int,
-    numbers: typing.Annotated[collections.abc.Sequence[float], "FixedSize(3)"],
-    prediction: typing.Any,
-    weights: typing.Any,
-    neighbors: typing.Any,
+    numbers: Sequence[float],
+    prediction: Any,
+    weights: Any,
+    neighbors: Any,
 ) -> None: ...
 def evict(
     slots: int,
-    state: tuple[typing.Any, ...],
+    state: tuple[Any, ...],
     n: int,
-    incoming: tuple[typing.Any, ...],
+    incoming: tuple[Any, ...],
     now: int,
     policy: str,
     decay_exponent: float,
-    mapping: typing.Any,
-) -> tuple[typing.Any, ...]: ...
+    mapping: Any,
+) -> tuple[Any, ...]: ...
 def filter_cells(capacity: int, splits: int) -> int: ...
 def hash_bucket(
-    n: int, keys: typing.Any, feature: int, chunk: int, seed: int, buckets: int, out: typing.Any
+    n: int, keys: Any, feature: int, chunk: int, seed: int, buckets: int, out: Any
 ) -> None: ...
-def hash_strings(n: int, text: bytes, offsets: typing.Any, out: typing.Any) -> None: ...
-def largest(x: typing.Any) -> float: ...
-def least(n: int, x: typing.Any) -> int: ...
-def lsh_buckets(hidden: typing.Any, projections: typing.Any, buckets: typing.Any) -> None: ...
+def hash_strings(n: int, text: bytes, offsets: Any, out: Any) -> None: ...
+def largest(x: Any) -> float: ...
+def least(n: int, x: Any) -> int: ...
+def lsh_buckets(hidden: Any, projections: Any, buckets: Any) -> None: ...
 def lsh_sketch_read(
-    buckets: typing.Any,
-    base_prediction: typing.Any,
-    sketch: typing.Any,
+    buckets: Any,
+    base_prediction: Any,
+    sketch: Any,
     share: float,
-    numbers: typing.Annotated[collections.abc.Sequence[float], "FixedSize(3)"],
-    prediction: typing.Any,
-    weights: typing.Any,
+    numbers: Sequence[float],
+    prediction: Any,
+    weights: Any,
 ) -> None: ...
-def lsh_sketch_write(
-    buckets: typing.Any, labels: typing.Any, base_predictions: typing.Any, sketch: typing.Any
-) -> None: ...
-def merge_rows(grads: typing.Any, inverse: typing.Any, out: typing.Any) -> None: ...
-def multiplexed(
-    layout: tuple[typing.Any, ...], tables: list[typing.Any], out: typing.Any
-) -> None: ...
-def number_ids(
-    ids: typing.Any, inverse: typing.Any, unique: typing.Any, counts: typing.Any
-) -> int: ...
+def lsh_sketch_write(buckets: Any, labels: Any, base_predictions: Any, sketch: Any) -> None: ...
+def merge_rows(grads: Any, inverse: Any, out: Any) -> None: ...
+def multiplexed(layout: tuple[Any, ...], tables: list[Any], out: Any) -> None: ...
+def number_ids(ids: Any, inverse: Any, unique: Any, counts: Any) -> int: ...
 def probabilistic(
     n: int,
     seed: int,
-    keys: typing.Any,
+    keys: Any,
     step: int,
-    counts: typing.Any,
+    counts: Any,
     threshold: float,
     equal: bool,
-    admitted: typing.Any,
+    admitted: Any,
 ) -> None: ...
-def quantize(values: typing.Any, codes: typing.Any, value_range: float, encode: bool) -> None: ...
-def state_shape(rule: dict[str, typing.Any]) -> tuple[typing.Any, ...]: ...
+def quantize(values: Any, codes: Any, value_range: float, encode: bool) -> None: ...
+def state_shape(rule: dict[str, Any]) -> tuple[Any, ...]: ...
 def update_rows(
-    rule: dict[str, typing.Any],
-    weight: typing.Any,
-    grad: typing.Any,
-    state: list[typing.Any],
-    rows: typing.Any,
+    rule: dict[str, Any],
+    weight: Any,
+    grad: Any,
+    state: list[Any],
+    rows: Any,
     distinct: bool,
     seed: int,
 ) -> None: ...

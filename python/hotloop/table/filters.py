@@ -191,9 +191,8 @@ class CountFilter:
             integer(op, n, state[n], at_least=0, at_most=self.splits - 1 if n == "head" else None)
             for n in numbers
         )
-        self._native.load(
-            head, advances, failures, elements.tolist(), _as_bytes(np.ascontiguousarray(cells))
-        )
+        saved = (head, advances, failures, elements.tolist())
+        self._native.load(saved, _as_bytes(np.ascontiguousarray(cells)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"threshold": self.threshold, "state": self.state_dict()}

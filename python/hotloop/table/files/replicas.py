@@ -172,7 +172,7 @@ def _fitting_filter(op: str, table: Store, change: FilterChange | None) -> tuple
             f"[{op}] admission: expected what {counter!r} saw, got {error!r}. "
             "Load a snapshot of the table: the filter comes with it."
         ) from error
-    return head, advances, failures, elements, len(lines), lines, cells, whole
+    return (head, advances, failures, elements), len(lines), lines, cells, whole
 
 
 # --- rows

@@ -1,4 +1,0 @@
-#include "preference/heads.hpp"
-
-#define HOTLOOP_ROOM preference
-#include "core/room_heads.hpp"

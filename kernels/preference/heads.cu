@@ -1,5 +1,0 @@
-#include "preference/heads.hpp"
-
-#include "kernels/core/pointwise.cuh"
-
-HOTLOOP_ROOM_HEADS_CUDA(preference)

@@ -1,5 +1,0 @@
-#include "reward/heads.hpp"
-
-#include "kernels/core/pointwise.cuh"
-
-HOTLOOP_ROOM_HEADS_CUDA(reward)

@@ -1,5 +1,0 @@
-#include "unlearn/heads.hpp"
-
-#include "kernels/core/pointwise.cuh"
-
-HOTLOOP_ROOM_HEADS_CUDA(unlearn)
