@@ -191,13 +191,3 @@ def test_compiled_whole_equals_eager(backend):
         keys = torch.arange(n)
         for seed in (0, 2**64 - 1):
             assert torch.equal(compiled(keys, seed), buckets(keys, seed))
-
-
-def test_opcheck():
-    table.salted_hash_bucket(KEYS, 5)
-    import hotloop.table._operators  # noqa: F401
-
-    for keys in (torch.arange(5), torch.arange(6).reshape(2, 3), torch.arange(0)):
-        torch.library.opcheck(
-            torch.ops.hotloop.salted_hash_bucket.default, (keys, 100, 1, 2, -1, "auto")
-        )

@@ -1,6 +1,5 @@
 """Numbers that would leave a wrong order of eviction or rows that are not finite are refused, and nothing changes."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -19,6 +18,7 @@ from hotloop.table import (
     Table,
     Uniform,
 )
+from processes import printed
 from table_checks import refused
 from table_model import Model
 
@@ -121,7 +121,7 @@ print(table.nbytes - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux gives it")
 def test_scores_given_again_and_again_take_no_memory():
     """2,000,000 uses left 48 MB of candidates, which ``nbytes`` did not show."""
-    out = subprocess.check_output([sys.executable, "-c", HEAP], text=True).split()
+    out = printed(HEAP).split()
     assert int(out[0]) < 100_000 and int(out[1]) < 8_000  # bytes; KiB
 
 

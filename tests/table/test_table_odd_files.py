@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ from hotloop.table import Adam, CountFilter, ProbabilisticFilter, Table
 from hotloop.table.files import container, disk, manifests, snapshots
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import printed
 from table_checks import refused
 from table_file_cases import reseal, resealed
 
@@ -151,10 +151,7 @@ except ValueError as error:
 
 
 def refused_within(directory):
-    out = subprocess.check_output(
-        [sys.executable, "-c", HUGE, str(directory)], text=True, timeout=120
-    )
-    name, grown = out.split()
+    name, grown = printed(HUGE, str(directory)).split()
     assert name == "FormatError" and int(grown) < 64 << 10  # KiB
 
 
@@ -269,10 +266,7 @@ def test_a_part_that_shrinks_while_it_is_read_does_not_end_the_process(tmp_path)
     table = Table(64)
     table.insert_or_assign(np.arange(2000), np.ones((2000, 64), np.float32))
     table.save(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", SHRINKS, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0 and done.stdout == "loaded\n", done.stderr
+    assert printed(SHRINKS, str(tmp_path)) == "loaded\n"
 
 
 def test_a_part_that_was_shorter_than_its_size_is_a_format_error(tmp_path, monkeypatch):

@@ -1,21 +1,9 @@
 """NumPy arrays where torch is not installed."""
 
-import subprocess
-import sys
-
 import pytest
+from processes import WITHOUT_TORCH, printed
 
-BEFORE = """
-import importlib.util, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *r: None if name == "torch" else find(name, *r)
-
-class NoTorch:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError(name, name=name)
-
-sys.meta_path.insert(0, NoTorch())
+TABLE = """
 import numpy as np
 from hotloop import table
 """
@@ -73,9 +61,5 @@ for impl in ("cpu", "reference"):
 )
 def test_numpy_alone_is_enough(script, lines):
     """``script`` prints ``lines`` lines per implementation."""
-    done = subprocess.run(
-        [sys.executable, "-c", BEFORE + script + AFTER], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = done.stdout.splitlines()
+    found = printed(WITHOUT_TORCH + TABLE + script + AFTER).splitlines()
     assert len(found) == 2 * lines and found[:lines] == found[lines:], "cpu and reference"
