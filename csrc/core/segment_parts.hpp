@@ -18,7 +18,7 @@ HOTLOOP_INLINE auto value_of(Storage x) {
   return kReduction == Reduction::kMin ? -to_float(x) : to_float(x);
 }
 
-// Of no value. kMean is a kSum that is divided at the end.
+// The part of a segment without values, the neutral element of merge. kMean is a kSum that is divided at the end.
 template <Reduction kReduction>
 HOTLOOP_INLINE constexpr Part nothing() {
   return {kReduction == Reduction::kSum ? 0.0 : -std::numeric_limits<double>::infinity(), 0.0, -1};

@@ -50,7 +50,7 @@ void write(const ReduceCall& call, std::int64_t s, std::int64_t first, std::int6
   }
 }
 
-// Of the sixteen lanes, in halves.
+// The sum of all lanes. Lane k takes lane k + 8, then k + 4, k + 2 and k + 1: one order on every instruction set.
 template <class R>
 inline double sum_of(R* lane) {
   for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {

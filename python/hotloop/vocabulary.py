@@ -1,7 +1,8 @@
 """Texts of arguments, results and errors that mean the same in every op; ``documented`` puts them into docstrings.
 
 A docstring in the source says what is special about its op. Arguments it does not describe get the text of this file,
-in the order of the signature, so that ``help()`` describes all of them.
+in the order of the signature, so that ``help()`` describes all of them. ``like`` takes what is missing from the
+docstring of another op.
 """
 
 from __future__ import annotations
@@ -20,21 +21,32 @@ ARGUMENTS = {
     "policy_rejected_logps": "the same of the other answer, shape (n,). Differentiable.",
     "ref_chosen_logps": "log-probability of the preferred answer under the reference, shape (n,).",
     "ref_rejected_logps": "the same of the other answer, shape (n,).",
-    "chosen_lengths": "nc, tokens of the preferred answer, shape (n,) or a number. Counts below 1 count as 1.",
-    "rejected_lengths": "nr, tokens of the other answer, shape (n,) or a number.",
+    "policy_logps": "log-probability of the answer under the policy, summed over its tokens, shape (n,), nats. "
+    "Differentiable.",
+    "ref_logps": "the same under the reference, shape (n,).",
+    "policy_logps_1": "log-probability of the first answer under the policy, summed over its tokens, shape (n,), nats. "
+    "Differentiable.",
+    "policy_logps_2": "the same of the second answer, shape (n,). Differentiable.",
+    "ref_logps_1": "log-probability of the first answer under the reference, shape (n,).",
+    "ref_logps_2": "the same of the second answer, shape (n,).",
+    "chosen_lengths": "nc, tokens of the preferred answer, integers or floats, shape (n,) or a number. Counts below 1 "
+    "count as 1.",
+    "rejected_lengths": "nr, the same of the other answer, given together with chosen_lengths.",
+    "chosen_nll": "negative log-likelihood of the preferred answer, shape (n,), or one value for the batch; left out "
+    "where None. Differentiable.",
     "beta": "inverse temperature, > 0.",
     "reduction": '"mean", "sum" or "none".',
     "impl": '"auto", "cpu", "cuda" or "reference".',
 }
-RETURNS = {
-    "reduced": 'Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is float64.',
-}
+REDUCED = 'Scalar for "mean" and "sum", shape (n,) for "none"; float32, or float64 if any input is float64.'
 RAISES = {
     "TypeError": "an argument is not a float tensor, or a number is not a number.",
     "ValueError": "shapes or devices differ, or a number is out of range.",
     "NotImplementedError": "the forced impl cannot run these inputs.",
 }
 _SECTIONS = ("Args", "Returns", "Raises", "Example", "Reference", "Note")
+_IMPORTS = {"import torch": "torch.", "import numpy as np": "np."}
+"""What an example imports by itself where it uses it."""
 _WIDTH = 100
 
 
@@ -42,7 +54,7 @@ def documented(
     function: F,
     *,
     arguments: Mapping[str, str] = ARGUMENTS,
-    returns: str = RETURNS["reduced"],
+    returns: str = REDUCED,
     raises: Mapping[str, str] = RAISES,
 ) -> F:
     """Complete the docstring of ``function`` and return it.
@@ -51,25 +63,49 @@ def documented(
         TypeError: an argument is described neither in the docstring nor in ``arguments``, or the docstring describes
             one that the function does not take.
     """
-    head, sections = split(inspect.getdoc(function) or "")
+    known = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in arguments:
+            default = parameter.default
+            said = "" if default is parameter.empty else f" Default {_shown(default)}."
+            known[name] = _entry(name, arguments[name] + said)
+    errors = {name: _entry(name, text) for name, text in raises.items()}
+    return _complete(function, known, textwrap.fill(returns, _WIDTH - 8), errors)
+
+
+def like(other: Callable[..., Any]) -> Callable[[F], F]:
+    """Complete a docstring with the arguments, the result and the errors that the one of ``other`` describes."""
+    _, sections = split(inspect.getdoc(other) or "")
+    known, errors = (entries(sections.get(name, "")) for name in ("Args", "Raises"))
+    return lambda function: _complete(function, known, sections.get("Returns", ""), errors)
+
+
+def _complete(
+    function: F, arguments: Mapping[str, str], returns: str, errors: Mapping[str, str]
+) -> F:
+    doc = inspect.getdoc(function)
+    if doc is None:  # python -OO takes docstrings away
+        return function
+    head, sections = split(doc)
     described = entries(sections.get("Args", ""))
-    parameters = inspect.signature(function).parameters
     lines = []
-    for name, parameter in parameters.items():
-        if name in described:
-            lines.append(described.pop(name))
-            continue
-        if name not in arguments:
+    for name in inspect.signature(function).parameters:
+        entry = described.pop(name, None) or arguments.get(name)
+        if entry is None:
             raise TypeError(f"{function.__name__}: {name} is described nowhere.")
-        default = parameter.default
-        said = "" if default is parameter.empty else f" Default {_shown(default)}."
-        lines.append(_entry(name, arguments[name] + said))
+        if entry not in lines:  # one entry may describe several
+            lines.append(entry)
     if described:
         raise TypeError(f"{function.__name__}: {', '.join(described)} is no argument.")
     sections["Args"] = "\n".join(lines)
-    sections.setdefault("Returns", textwrap.fill(returns, _WIDTH - 8))
-    usual = {name: _entry(name, text) for name, text in raises.items()}
-    sections["Raises"] = "\n".join({**usual, **entries(sections.get("Raises", ""))}.values())
+    sections.setdefault("Returns", returns)
+    sections["Raises"] = "\n".join(
+        dict.fromkeys({**errors, **entries(sections.get("Raises", ""))}.values())
+    )
+    example = sections.get("Example", "")
+    for line, used in _IMPORTS.items():
+        if used in example and line not in example:
+            sections["Example"] = example = f">>> {line}\n{example}"
     parts = [head]
     for name in _SECTIONS:
         if name in sections:
@@ -88,15 +124,15 @@ def split(doc: str) -> tuple[str, dict[str, str]]:
 
 
 def entries(section: str) -> dict[str, str]:
-    """The entries ``name: text`` of a section as they stand, by name."""
+    """The entries ``name: text`` or ``name, name: text`` of a section as they stand, by name."""
     found: dict[str, str] = {}
-    name = ""
+    names: list[str] = []
     for line in section.splitlines():
         if start := re.match(r"(\S[^:]*): ", line):
-            name = start[1]
-            found[name] = line
-        elif name:
-            found[name] += "\n" + line
+            names = start[1].split(", ")
+            found.update(dict.fromkeys(names, line))
+        else:
+            found.update({name: f"{found[name]}\n{line}" for name in names})
     return found
 
 
@@ -105,10 +141,6 @@ def _entry(name: str, text: str) -> str:
 
 
 def _shown(value: object) -> str:
-    return (
-        f'"{value}"'
-        if isinstance(value, str)
-        else f"{value:g}"
-        if type(value) is float
-        else repr(value)
-    )
+    if isinstance(value, str):
+        return f'"{value}"'
+    return f"{value:g}" if isinstance(value, float) else repr(value)

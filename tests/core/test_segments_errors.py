@@ -28,7 +28,7 @@ WRONG: Table = {
     "num_segments: expected None without segment_ids, got 2": 2,
     "num_segments: expected the number of groups beside segment_ids, got None": by_ids(IDS, None),
     "num_segments: expected an integer >= 0 and <= 4611686018427387904, got -1": by_ids(IDS, -1),
-    r"segment_ids: expected shape \(3,\) like the rows of values, got \(2,\)": by_ids(IDS[:2], 2),
+    r"segment_ids: expected shape \(3,\), got \(2,\)": by_ids(IDS[:2], 2),
     r"segment_ids: expected 0 to 0, got 1 at \[1\] \(2 of 3\)": by_ids(IDS, 1),
     r"segment_ids: expected 0 to 1, got -1 at \[0\] \(1 of 3\)": by_ids(
         IDS - torch.tensor([1, 0, 0]), 2

@@ -7,6 +7,7 @@ kept but for ``segment_logsumexp``. Asked for a graph (``create_graph=True``), b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,19 +32,29 @@ def reduce(op: str, reduction: str, values: Tensor, groups: Groups) -> Tensor:
     return reduced
 
 
-def spread(
-    reduction: str,
-    grad: Tensor,
-    groups: Groups,
-    values: Tensor | None,
-    out: Tensor | None,
-    counts: Tensor | None,
-    rows: Tensor | None,
-    n: int,
-    dtype: torch.dtype,
-) -> Tensor:
+_Kept = tuple[Tensor | None, ...]
+"""What a gradient needs of its reduction, else None: offsets, ids, mask, values, out, counts, rows."""
+_Call = tuple[str, int, int, torch.dtype]
+"""Reduction, number of segments, number of rows, dtype of the values."""
+
+
+def _keep(
+    reduction: str, values: Tensor, groups: Groups, out: Tensor, counts: Any, rows: Any
+) -> tuple[_Kept, _Call]:
+    segments, offsets, ids, mask = groups
+    exponents = (values, out) if reduction == "logsumexp" else (None, None)
+    counts = counts if reduction == "mean" else None
+    rows = rows if reduction in ("max", "min") else None
+    call = (reduction, segments, values.shape[0], values.dtype)
+    return (offsets, ids, mask, *exponents, counts, rows), call
+
+
+def _spread(grad: Tensor, kept: _Kept, call: _Call) -> Tensor:
     """The gradient of the values, (n,) or (n, d), from that of the result."""
+    reduction, segments, n, dtype = call
     result = torch.empty((n, *grad.shape[1:]), dtype=dtype, device=grad.device)
+    offsets, ids, mask, values, out, counts, rows = kept
+    groups = (segments, offsets, ids, mask)
     arguments = (reduction, grad.contiguous(), *groups, counts, rows, values, out, result)
     if grad.is_cpu:
         native.core.segments.spread(*arguments)
@@ -52,39 +63,30 @@ def spread(
     return result
 
 
-def _spread_graph(
-    reduction: str,
-    grad: Tensor,
-    groups: Groups,
-    values: Tensor | None,
-    out: Tensor | None,
-    counts: Tensor | None,
-    rows: Tensor | None,
-    n: int,
-    dtype: torch.dtype,
-) -> Tensor:
+def _spread_graph(grad: Tensor, kept: _Kept, call: _Call) -> Tensor:
     """The same in torch ops, to be differentiated again."""
+    _, segments, n, dtype = call
+    offsets, ids, mask, values, out, counts, rows = kept
     if rows is not None:
-        flat, columns = rows.reshape(groups.segments, -1), grad.reshape(groups.segments, -1)
+        flat, columns = rows.reshape(segments, -1), grad.reshape(segments, -1)
         # A row more takes what belongs to none.
         zeros = torch.zeros((n + 1, flat.shape[1]), dtype=grad.dtype, device=grad.device)
         spread = zeros.scatter(0, torch.where(flat < 0, n, flat), columns)[:n]
         return spread.reshape(n, *grad.shape[1:]).to(dtype)
-    owner = groups.ids
-    if owner is None:
-        owner = torch.repeat_interleave(
-            torch.arange(groups.segments, device=grad.device), groups.offsets.diff(), output_size=n
-        )
+    if offsets is not None:
+        each = torch.arange(segments, device=grad.device)
+        ids = torch.repeat_interleave(each, offsets.diff(), output_size=n)
+    assert ids is not None
     if counts is not None:
         divisor = counts.clamp(min=1).to(grad.dtype)
         grad = grad / (divisor if grad.ndim == 1 else divisor[:, None])
-    result = grad.index_select(0, owner)
+    result = grad.index_select(0, ids)
     if out is not None and values is not None:
-        lse = out.index_select(0, owner)
+        lse = out.index_select(0, ids)
         weight = (values.to(grad.dtype) - lse).exp()
         result = result * torch.where(lse == -torch.inf, 0.0, weight)
-    if groups.mask is not None:
-        keep = groups.mask.bool()
+    if mask is not None:
+        keep = mask.bool()
         result = torch.where(keep if grad.ndim == 1 else keep[:, None], result, 0.0)
     return result.to(dtype)
 
@@ -93,22 +95,15 @@ class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, groups: Groups, reduction: str) -> Tensor:
         out, counts, rows = forward(reduction, values, groups, True)
-        softmax = reduction == "logsumexp"
-        ctx.save_for_backward(
-            groups.offsets, groups.ids, groups.mask,
-            values if softmax else None, out if softmax else None, counts, rows,
-        )  # fmt: skip
-        ctx.rest = reduction, groups.segments, values.shape[0], values.dtype
+        kept, ctx.call = _keep(reduction, values, groups, out, counts, rows)
+        ctx.save_for_backward(*kept)
         result: Tensor = out
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, ids, mask, values, out, counts, rows = ctx.saved_tensors
-        reduction, count, n, dtype = ctx.rest
-        run = _spread_graph if torch.is_grad_enabled() else spread
-        groups = Groups(count, offsets, ids, mask)
-        return run(reduction, grad, groups, values, out, counts, rows, n, dtype), None, None
+        run = _spread_graph if torch.is_grad_enabled() else _spread
+        return run(grad, ctx.saved_tensors, ctx.call), None, None
 
 
 # -- registered forms, for torch.compile ------------------------------------------------------------------
@@ -137,14 +132,8 @@ def _reduce_op(
 
 
 @_reduce_op.register_fake
-def _(
-    values: Tensor,
-    offsets: Tensor | None,
-    ids: Tensor | None,
-    mask: Tensor | None,
-    count: int,
-    reduction: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(values: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_groups, count, reduction = rest
     shape = (count, *values.shape[1:])
     return (
         values.new_empty(shape, dtype=_maths(values.dtype)),
@@ -156,61 +145,33 @@ def _(
 @torch.library.custom_op("hotloop::segment_spread", mutates_args=())
 def _spread_op(
     grad: Tensor,
-    offsets: Tensor | None,
-    ids: Tensor | None,
-    mask: Tensor | None,
-    values: Tensor | None,
-    out: Tensor | None,
-    counts: Tensor | None,
-    rows: Tensor | None,
-    n: int,
-    count: int,
-    dtype: torch.dtype,
+    kept: Sequence[Tensor | None],
     reduction: str,
+    segments: int,
+    n: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    groups = Groups(count, offsets, ids, mask)
-    return spread(reduction, grad, groups, values, out, counts, rows, n, dtype)
+    return _spread(grad, tuple(kept), (reduction, segments, n, dtype))
 
 
 @_spread_op.register_fake
-def _(
-    grad: Tensor,
-    offsets: Tensor | None,
-    ids: Tensor | None,
-    mask: Tensor | None,
-    values: Tensor | None,
-    out: Tensor | None,
-    counts: Tensor | None,
-    rows: Tensor | None,
-    n: int,
-    count: int,
-    dtype: torch.dtype,
-    reduction: str,
-) -> Tensor:
+def _(grad: Tensor, _kept: Any, *call: Any) -> Tensor:
+    *_, n, dtype = call
     return grad.new_empty((n, *grad.shape[1:]), dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     values, offsets, ids, mask, count, reduction = inputs
-    softmax = reduction == "logsumexp"
-    ctx.save_for_backward(
-        offsets, ids, mask,
-        values if softmax else None, output[0] if softmax else None,
-        output[1] if reduction == "mean" else None, output[2] if reduction in ("max", "min") else None,
-    )  # fmt: skip
-    ctx.rest = reduction, count, values.shape[0], values.dtype
+    kept, ctx.call = _keep(reduction, values, Groups(count, offsets, ids, mask), *output)
+    ctx.save_for_backward(*kept)
 
 
 def _backward(ctx: Any, grad: Tensor, _counts: Tensor, _rows: Tensor) -> tuple[Tensor | None, ...]:
-    offsets, ids, mask, values, out, counts, rows = ctx.saved_tensors
-    reduction, count, n, dtype = ctx.rest
+    kept = ctx.saved_tensors
     if torch.is_grad_enabled():
-        groups = Groups(count, offsets, ids, mask)
-        found = _spread_graph(reduction, grad, groups, values, out, counts, rows, n, dtype)
+        found = _spread_graph(grad, kept, ctx.call)
     else:
-        found = torch.ops.hotloop.segment_spread(
-            grad, offsets, ids, mask, values, out, counts, rows, n, count, dtype, reduction
-        )
+        found = torch.ops.hotloop.segment_spread(grad, list(kept), *ctx.call)
     return found, None, None, None, None, None
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,38 +59,31 @@ def _seen(value: Tensor) -> bool:
     return not torch._C._are_functorch_transforms_active()
 
 
-@at_run_time.look("marks")
-def _marked(op: str, name: str, value: Tensor) -> Tensor:
-    """True and False, or 1 and 0, in any dtype. -1 for a bad answer would be read as a number."""
-    value = check.tensor(op, name, value)
-    if value.dtype is torch.bool:
-        return value
-    if torch.compiler.is_compiling():
-        return at_run_time.checked("marks", op, name, value)
-    if not _seen(value):
-        return value
-    if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
-        if native.core.pointwise.are_marks(value):
-            return value
-    plain.check(op, name, value)
-    if value.numel() <= _SHORT:
-        wrong = [x for x in value.reshape(-1).tolist() if x not in (0, 1)]
-    else:
-        wrong = value[(value != 0) & (value != 1)][:1].tolist()
-    if wrong:
-        raise ValueError(
-            f"[{op}] {name}: expected True and False, or 1 and 0, got {wrong[0]}. "
-            f"Pass {name} > 0 where the marks are 1 and -1."
-        )
-    return value
-
-
 class _Marks:
-    """True and False, or 1 and 0, shape (n,)."""
+    """True and False, or 1 and 0, in any dtype, shape (n,). -1 for a bad answer would be read as a number."""
 
-    def __call__(self, op: str, name: str, value: Any) -> Tensor:
-        marked: Tensor = _marked(op, name, value)
-        return marked
+    def __call__(self, op: str, name: str, value: Tensor) -> Tensor:
+        value = check.tensor(op, name, value)
+        if value.dtype is torch.bool:
+            return value
+        if torch.compiler.is_compiling():
+            return at_run_time.checked("marks", op, name, value)
+        if not _seen(value):
+            return value
+        if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
+            if native.core.pointwise.are_marks(value):
+                return value
+        plain.check(op, name, value)
+        if value.numel() <= _SHORT:
+            wrong = [x for x in value.reshape(-1).tolist() if x not in (0, 1)]
+        else:
+            wrong = value[(value != 0) & (value != 1)][:1].tolist()
+        if wrong:
+            raise ValueError(
+                f"[{op}] {name}: expected True and False, or 1 and 0, got {wrong[0]}. "
+                f"Pass {name} > 0 where the marks are 1 and -1."
+            )
+        return value
 
     def wrong(self) -> Iterator[tuple[Any, type[Exception]]]:
         yield from (
@@ -101,6 +94,7 @@ class _Marks:
 
 
 marks = _Marks()
+at_run_time.look("marks")(marks)
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,7 @@ def _check_range(op: str, name: str, value: Tensor, below: float | None, high: f
     raise ValueError(f"[{op}] {name}: expected numbers >= 0 and {top}, got {got:g}.")
 
 
-def check_rows(op: str, rows: Mapping[str, Tensor], ndim: int | None = 1) -> None:
+def check_rows(op: str, ndim: int | None = 1, **rows: Tensor) -> None:
     """Check float tensors that the front door computes with itself: one shape, one device."""
     names = list(rows)
     first = check.float_tensor(op, names[0], rows[names[0]], ndim=ndim)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..front import arrays, check, native
+from ..vocabulary import like
 
 FUNCTIONS = (
     "exp",
@@ -60,10 +61,7 @@ def elementary(name: str, x: Any) -> Any:
     Reference:
         Definition.
     """
-    if name not in FUNCTIONS:
-        raise ValueError(
-            f"[elementary] name: expected one of {', '.join(FUNCTIONS)}, got {name!r}."
-        )
+    check.choice("elementary", "name", name, FUNCTIONS)
     return _map("elementary", name, x)
 
 
@@ -94,20 +92,16 @@ def exp2_evolved(x: Any, *, coarse: bool = False) -> Any:
     return _map("exp2_evolved", "exp2_evolved_coarse" if coarse else "exp2_evolved", x)
 
 
+@like(exp2_evolved)
 def exp2_minimax(x: Any, *, degree: int = 5) -> Any:
     """2^x on [0, 1] by a minimax polynomial (our Remez fit).
 
     Relative error before rounding at most 7.5e-8 (degree 5) or 1.9e-9 (degree 6).
 
     Args:
-        x: float32 or float64 array with values in [0, 1].
         degree: 5 or 6. Default 5.
 
-    Returns:
-        Array of the shape and dtype of ``x``; meaningless outside [0, 1].
-
     Raises:
-        TypeError: another dtype.
         ValueError: another degree.
 
     Example:
@@ -122,6 +116,7 @@ def exp2_minimax(x: Any, *, degree: int = 5) -> Any:
     return _map("exp2_minimax", f"exp2_minimax{degree}", x)
 
 
+@like(elementary)
 def exp_by_exp2(x: Any, *, method: str = "minimax") -> Any:
     """exp(x) from one of the exponentials above: x = (k + r) log 2 with k = floor(x / log 2).
 
@@ -129,11 +124,7 @@ def exp_by_exp2(x: Any, *, method: str = "minimax") -> Any:
         x: float32 or float64 array. "minimax" clamps to [-87.3, 88.7].
         method: "minimax" (degree 5) or "evolved". Default "minimax".
 
-    Returns:
-        Array of the shape and dtype of ``x``.
-
     Raises:
-        TypeError: another dtype.
         ValueError: another method.
 
     Example:
@@ -182,17 +173,12 @@ def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
     return words.view(np.uint32)
 
 
+@like(philox)
 def philox_uniform(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
     """Uniform float32 numbers in (0, 1] from the words of ``philox``: ((word >> 8) + 1) / 2^24, shape (n, 4).
 
-    Args:
-        seed, n, offset, first_item: as in ``philox``.
-
     Returns:
         float32 array of shape (n, 4); never 0, so its logarithm is finite.
-
-    Raises:
-        ValueError: a number out of range.
 
     Example:
         >>> bool((philox_uniform(1, 100) > 0).all())

@@ -58,10 +58,12 @@ def run(
         absent: inputs that may be None: zero, without a gradient.
     """
     inputs, rows = list(differentiable.values()), list(constants.values())
-    return _call(
-        op, head, tuple(differentiable), inputs, tuple(constants), rows, params, reduction, impl,
-        lambda: reduce(body(*_columns(inputs, rows)), reduction), absent, None,
-    )  # fmt: skip
+    names: Names = (op, tuple(differentiable), tuple(constants), absent)
+
+    def reference() -> Tensor:
+        return reduce(body(*_columns(inputs, rows)), reduction)
+
+    return _call(names, head, inputs, rows, params, reduction, impl, reference)
 
 
 def run_grouped(
@@ -128,28 +130,29 @@ def run_grouped(
         loss, extras.found = reference()
         return loss
 
-    loss = _call(
-        op, head, tuple(differentiable), list(differentiable.values()), tuple(constants), list(constants.values()),
-        params, reduction, impl, plain_torch, (), extras,
-    )  # fmt: skip
+    names: Names = (op, tuple(differentiable), tuple(constants), ())
+    inputs, rows = list(differentiable.values()), list(constants.values())
+    loss = _call(names, head, inputs, rows, params, reduction, impl, plain_torch, extras)
     assert extras.found is not None
     return loss, extras.found
 
 
+Names = tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+"""Of an op, its differentiable columns, its constants, and the columns that may be None."""
+
+
 def _call(
-    op: str,
+    called: Names,
     head: str,
-    names: tuple[str, ...],
     inputs: list[Any],
-    row_names: tuple[str, ...],
     rows: list[Any],
     params: tuple[float, ...],
     reduction: str,
     impl: str,
     reference: Callable[[], Tensor],
-    absent: tuple[str, ...],
-    extras: Extras | None,
+    extras: Extras | None = None,
 ) -> Tensor:
+    op, names, row_names, absent = called
     if reduction not in REDUCTIONS:
         check.choice(op, "reduction", reduction, REDUCTIONS)
     like, first = names[0], inputs[0]
@@ -191,11 +194,8 @@ def _call(
             if row.is_quantized:
                 plain.check(op, row_names[k], row)
             # Counts and flags: in a half type a length of 1001 would be rounded.
-            row = (
-                row
-                if arrays.dtype(row) in arrays.FLOATS
-                else row.to(torch.float64 if double else torch.float32)
-            )
+            if arrays.dtype(row) not in arrays.FLOATS:
+                row = row.to(torch.float64 if double else torch.float32)
             row = row.reshape(1) if row.ndim == 0 else row
             _check_row(op, row_names[k], row, first, like, broadcast=True)
             double = double or row.dtype is torch.float64
@@ -292,12 +292,9 @@ def loss(
     def declared(body: F) -> F:
         op = body.__name__
         room = body.__module__.split(".")[1]
-        options = tuple(
-            name
-            for name in declare.parameters(body)
-            if name not in (*grad, *row, "reduction", "impl")
-        )
-        absent = tuple(n for n in grad if declare.parameters(body)[n].default is None)
+        taken = declare.parameters(body)
+        options = tuple(n for n in taken if n not in (*grad, *row, "reduction", "impl"))
+        names: Names = (op, grad, row, tuple(n for n in grad if taken[n].default is None))
         batched = tuple(grad.index(name) for name in batch)
         fixed = f"{room}.{head or op.removesuffix('_loss')}"
 
@@ -316,20 +313,7 @@ def loss(
                 values = body(**dict(zip((*grad, *row), columns)), **dict(zip(options, numbers)))
                 return reduce(values, reduction)
 
-            return _call(
-                op,
-                chosen,
-                grad,
-                inputs,
-                row,
-                rows,
-                params,
-                reduction,
-                impl,
-                reference,
-                absent,
-                None,
-            )
+            return _call(names, chosen, inputs, rows, params, reduction, impl, reference)
 
         numbers = "".join(f"{o}, " for o in options)
         source = f"_call([{', '.join(grad)}], [{', '.join(row)}], ({numbers}), reduction, impl)"

@@ -52,64 +52,14 @@ def handles(device: str) -> dict[str, int]:
     }
 
 
-def _run(
-    head: str,
-    n: int,
-    device: torch.device,
-    inputs: list[Any],
-    params: Sequence[float],
-    loss: Tensor | None,
-    grads: list[Tensor | None],
-    grad_scale: float,
-    total: Tensor | None,
-    double: bool,
-    divisor: int,
-    extras: Extras | None,
-) -> None:
-    """Call the compiled loop of ``device``; ``total``, where given, receives the sum of the losses / ``divisor``."""
-    if extras is not None:
-        inputs = inputs + extras.columns
-    if device.type == "cpu":
-        loop = native.core.pointwise
-        handle = handles("cpu")[head]
-        if extras is None:
-            value = loop.run(
-                handle, n, inputs, params, loss, grads, grad_scale, total is not None, double
-            )
-        else:
-            value, counted, outs = loop.run(
-                handle, n, inputs, params, loss, grads, grad_scale, total is not None, double, extras.weight,
-                extras.groups, True,
-            )  # fmt: skip
-            stats = torch.tensor(outs, dtype=torch.float64, device="cpu").reshape(-1, 3)
-            extras.found = Outs(
-                torch.tensor(counted, dtype=torch.float64, device="cpu"), *stats.unbind(1)
-            )
-        if total is not None:
-            total.fill_(
-                value / divisor if divisor else float("nan")
-            )  # the mean of nothing, as in torch
-        return
-    _run_cuda(head, n, device, inputs, params, loss, grads, grad_scale, total, double, extras)
-    if total is not None and divisor != 1:
-        total /= divisor
+_Columns = tuple[int, int, list[Any], Sequence[float], Tensor | None, list[Tensor | None], float]
+"""What all loops take: handle, n, inputs, params, loss, grads, scale of the gradients."""
 
 
-def _run_cuda(
-    head: str,
-    n: int,
-    device: torch.device,
-    inputs: list[Any],
-    params: Sequence[float],
-    loss: Tensor | None,
-    grads: list[Tensor | None],
-    grad_scale: float,
-    total: Tensor | None,
-    double: bool,
-    extras: Extras | None,
-) -> None:
-    loop = native.cuda.pointwise
-    index, stream = native.stream_of(inputs[0])
+def _run_cuda(call: _Columns, total: Tensor | None, double: bool, extras: Extras | None) -> None:
+    """Run the loop of CUDA; ``total``, where given, receives the sum of the losses."""
+    loop, device = native.cuda.pointwise, call[2][0].device
+    place = native.stream_of(call[2][0])
 
     def numbers(count: int) -> Tensor:
         return torch.empty(count, dtype=torch.float64, device=device)
@@ -117,16 +67,13 @@ def _run_cuda(
     sums = None if total is None else total.reshape(1)
     if extras is None:
         partials = None if total is None else numbers(loop.PARTIALS)
-        loop.run(
-            handles("cuda")[head], n, inputs, params, loss, grads, grad_scale, sums, partials, double, index, stream
-        )  # fmt: skip
+        loop.run(*call, sums, partials, double, *place)
         return
     partials = numbers(loop.PARTIALS * (2 + 3 * loop.MAX_OUTS))
     found, counted = numbers(3 * loop.MAX_OUTS), numbers(1)
     outs = loop.run(
-        handles("cuda")[head], n, inputs, params, loss, grads, grad_scale, sums, partials, double, index, stream,
-        extras.weight, extras.groups, found, counted,
-    )  # fmt: skip
+        *call, sums, partials, double, *place, extras.weight, extras.groups, found, counted
+    )
     extras.found = Outs(counted[0], *found.reshape(-1, 3)[:outs].unbind(1))
 
 
@@ -141,17 +88,29 @@ def _losses(
     extras: Extras | None,
 ) -> Tensor:
     """Fill ``grads`` and return the loss: a scalar, or one value per row for reduction "none"."""
-    n = first.shape[0]
+    n, device = first.shape[0], first.device
+    rows, mean = reduction == "none", reduction == "mean"
     dtype = torch.float64 if double else torch.float32
-    scale = 1.0 / n if reduction == "mean" and n > 0 else 1.0
-    if reduction == "none":
-        loss = torch.empty(n, dtype=dtype, device=first.device)
-        _run(head, n, first.device, inputs, params, loss, grads, 1.0, None, double, 1, extras)
-        return loss
-    total = torch.empty((), dtype=dtype, device=first.device)
-    divisor = n if reduction == "mean" else 1
-    _run(head, n, first.device, inputs, params, None, grads, scale, total, double, divisor, extras)
-    return total
+    loss = torch.empty((n,) if rows else (), dtype=dtype, device=device)
+    columns = inputs if extras is None else inputs + extras.columns
+    scale = 1.0 / n if mean and n > 0 else 1.0
+    on_cpu = device.type == "cpu"
+    handle = handles("cpu" if on_cpu else "cuda")[head]
+    call: _Columns = (handle, n, columns, params, loss if rows else None, grads, scale)
+    if not on_cpu:
+        _run_cuda(call, None if rows else loss, double, extras)
+        return loss.div_(n) if mean else loss
+    loop = native.core.pointwise
+    if extras is None:
+        value = loop.run(*call, not rows, double)
+    else:
+        value, counted, outs = loop.run(*call, not rows, double, extras.weight, extras.groups, True)
+        stats = torch.tensor(outs, dtype=torch.float64, device="cpu").reshape(-1, 3)
+        count = torch.tensor(counted, dtype=torch.float64, device="cpu")
+        extras.found = Outs(count, *stats.unbind(1))
+    if mean:
+        value = value / n if n else float("nan")  # the mean of nothing, as in torch
+    return loss if rows else loss.fill_(value)
 
 
 def _gradient_like(x: Tensor) -> Tensor:
@@ -224,6 +183,11 @@ class Pointwise(torch.autograd.Function):
 _Found = tuple[Tensor, Tensor, Tensor]
 
 
+def _maths(*columns: Tensor | None) -> torch.dtype:
+    double = any(x is not None and x.dtype == torch.float64 for x in columns)
+    return torch.float64 if double else torch.float32
+
+
 @torch.library.custom_op("hotloop::pointwise", mutates_args=())
 def _pointwise_op(
     inputs: list[Tensor],
@@ -238,9 +202,8 @@ def _pointwise_op(
     outs: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     first = inputs[0]
-    given = (*inputs, *rows, *group_columns, *(() if weight is None else (weight,)))
-    double = any(x.dtype == torch.float64 for x in given)
-    dtype = torch.float64 if double else torch.float32
+    dtype = _maths(*inputs, *rows, *group_columns, weight)
+    double = dtype == torch.float64
     stacked = torch.empty((len(inputs), first.shape[0]), dtype=dtype, device=first.device)
     grads: list[Tensor | None] = list(stacked.unbind(0))
     extras = None
@@ -255,22 +218,9 @@ def _pointwise_op(
 
 
 @_pointwise_op.register_fake
-def _(
-    inputs: list[Tensor],
-    rows: list[Tensor],
-    head: str,
-    params: list[float],
-    reduction: str,
-    group_columns: list[Tensor],
-    group_rows: int,
-    cu_seqlens: Tensor | None,
-    weight: Tensor | None,
-    outs: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    first = inputs[0]
-    given = (*inputs, *rows, *group_columns, *(() if weight is None else (weight,)))
-    double = any(x.dtype == torch.float64 for x in given)
-    dtype = torch.float64 if double else torch.float32
+def _(inputs: list[Tensor], rows: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _head, _params, reduction, group_columns, _rows, _offsets, weight, outs = rest
+    first, dtype = inputs[0], _maths(*inputs, *rows, *group_columns, weight)
     n = first.shape[0]
     loss = first.new_empty((n,) if reduction == "none" else (), dtype=dtype)
     stacked = first.new_empty((len(inputs), n), dtype=dtype)
@@ -302,18 +252,8 @@ def _backward(ctx: Any, grad_loss: Tensor, _stacked: Tensor, _outs: Tensor) -> t
         raise RuntimeError(_NO_SECOND)
     stacked, *inputs = ctx.saved_tensors
     grads = torch.ops.hotloop.pointwise_backward(stacked, grad_loss, inputs)
-    return (
-        grads,
-        [None] * ctx.n_rows,
-        None,
-        None,
-        None,
-        [None] * ctx.n_groups,
-        None,
-        None,
-        None,
-        None,
-    )
+    others = ([None] * ctx.n_rows, *[None] * 3, [None] * ctx.n_groups, *[None] * 4)
+    return grads, *others
 
 
 _pointwise_op.register_autograd(_backward, setup_context=_setup)

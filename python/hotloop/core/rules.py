@@ -15,18 +15,12 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from ..front import arrays
-from ..front.check import choice, integer, number
+from ..front.check import choice, flag, integer, number
 from ..front.check import kind as kind_of
 
 WEIGHT_DECAY_MODES = ("l2", "decoupled")
 EPS_MODES = ("torch", "tensorflow")
 CHOICES = {"weight_decay_mode": WEIGHT_DECAY_MODES, "eps_mode": EPS_MODES}
-
-
-def _flag(op: str, name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"[{op}] {name}: expected True or False, got {type(value).__name__}.")
-    return bool(value)
 
 
 def _betas(op: str, value: Any) -> tuple[float, ...]:
@@ -75,7 +69,7 @@ class RowOptimizer:
             elif kind == "lr":
                 value = number(op, name, value, above=0, below=math.inf)
             elif kind == "flag":
-                value = _flag(op, name, value)
+                value = flag(op, name, value)
             elif kind == "choice":
                 choice(op, name, value, CHOICES[name])
             else:

@@ -1,7 +1,8 @@
-"""Segment reductions and the counting sort in plain torch or NumPy: what ``hotloop.reference.core`` names."""
+"""Segment reductions and the counting sort on checked arguments, in plain torch or NumPy."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from ..front import arrays
 from ..front.needs import missing_torch
 
 
-def counting_sort(keys: Any, num_keys: int, *, order_only: bool = False) -> Any:
+def counting_sort(keys: Any, num_keys: int, order_only: bool) -> Any:
     numbers = arrays.to_numpy(keys)
     order = arrays.from_numpy(np.argsort(numbers, kind="stable"), keys)
     if order_only:
@@ -20,82 +21,15 @@ def counting_sort(keys: Any, num_keys: int, *, order_only: bool = False) -> Any:
     return order, arrays.from_numpy(counts, keys), arrays.from_numpy(offsets, keys)
 
 
-def segment_sum(
-    values: Any,
-    cu_seqlens: Any = None,
-    *,
-    segment_ids: Any = None,
-    num_segments: Any = None,
-    mask: Any = None,
-) -> Any:
-    return _reduce("sum", values, cu_seqlens, segment_ids, num_segments, mask)
-
-
-def segment_mean(
-    values: Any,
-    cu_seqlens: Any = None,
-    *,
-    segment_ids: Any = None,
-    num_segments: Any = None,
-    mask: Any = None,
-) -> Any:
-    return _reduce("mean", values, cu_seqlens, segment_ids, num_segments, mask)
-
-
-def segment_max(
-    values: Any,
-    cu_seqlens: Any = None,
-    *,
-    segment_ids: Any = None,
-    num_segments: Any = None,
-    mask: Any = None,
-) -> Any:
-    return _reduce("max", values, cu_seqlens, segment_ids, num_segments, mask)
-
-
-def segment_min(
-    values: Any,
-    cu_seqlens: Any = None,
-    *,
-    segment_ids: Any = None,
-    num_segments: Any = None,
-    mask: Any = None,
-) -> Any:
-    return _reduce("min", values, cu_seqlens, segment_ids, num_segments, mask)
-
-
-def segment_logsumexp(
-    values: Any,
-    cu_seqlens: Any = None,
-    *,
-    segment_ids: Any = None,
-    num_segments: Any = None,
-    mask: Any = None,
-) -> Any:
-    return _reduce("logsumexp", values, cu_seqlens, segment_ids, num_segments, mask)
-
-
-def _reduce(reduction: str, values: Any, cu_seqlens: Any, ids: Any, count: Any, mask: Any) -> Any:
-    """One group after the other where no front door has looked: offsets are those of (B, T) without any."""
-    if cu_seqlens is None and ids is None:
-        batch, length = values.shape[:2]
-        cu_seqlens = arrays.arange(values, batch + 1) * length
-        values, mask = values.reshape(batch * length, *values.shape[2:]), mask.reshape(-1)
-    if ids is None:
-        count = cu_seqlens.shape[0] - 1
-    return reduce_rows(reduction, values, count, cu_seqlens, ids, mask)
-
-
 def reduce_rows(reduction: str, values: Any, count: int, offsets: Any, ids: Any, mask: Any) -> Any:
     """The reductions of (n,) or (n, d) values in plain torch, NumPy arrays too."""
+    torch = _torch()
     if isinstance(values, np.ndarray):
-        torch = _torch()
         given = [
             None if x is None else torch.from_numpy(np.ascontiguousarray(x))
             for x in (values, offsets, ids, mask)
         ]
         return reduce_rows(reduction, given[0], count, *given[1:]).numpy()
-    torch = _torch()
     x = values if values.dtype == torch.float64 else values.float()
     n = x.shape[0]
     if ids is None:
@@ -106,9 +40,7 @@ def reduce_rows(reduction: str, values: Any, count: int, offsets: Any, ids: Any,
     if mask is not None:
         at = mask.bool().nonzero().squeeze(1)
         x, ids = x[at], ids[at]
-    flat = (
-        x.reshape(x.shape[0], -1) if x.numel() else x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
-    )
+    flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))
     zeros = flat.new_zeros((count, flat.shape[1]))
     if reduction in ("sum", "mean"):
         out = zeros.index_add(0, ids, flat)

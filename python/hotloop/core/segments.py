@@ -12,6 +12,7 @@ from typing import Any
 from ..front import arrays, check
 from ..front import impl as _impl
 from ..front.impl import Impl
+from ..vocabulary import like
 from . import segment_reference
 from .segment_loops import Groups, forward, look_at_groups, look_at_keys, sort
 from .segment_loops import SortedKeys as SortedKeys
@@ -69,6 +70,7 @@ def segment_sum(
     return _reduce("sum", values, cu_seqlens, segment_ids, num_segments, mask, impl)
 
 
+@like(segment_sum)
 def segment_mean(
     values: Any,
     cu_seqlens: Any = None,
@@ -83,17 +85,7 @@ def segment_mean(
     out_s = segment_sum_s / number of values that count. torch.segment_reduce gives NaN for an empty group; the masked
     means of verl and TRL and torch_scatter give 0, which does not spoil a batch by a group that nothing fell into.
 
-    Args:
-        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
-
-    Returns:
-        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
-
     Example:
-        >>> import numpy as np
         >>> segment_mean(np.array([1.0, 3.0, 9.0], np.float32), np.array([0, 2, 2, 3])).tolist()
         [2.0, 0.0, 9.0]
         >>> segment_mean(np.array([[1.0, 3.0, 9.0]], np.float32), mask=np.array([[1, 1, 0]])).tolist()
@@ -105,6 +97,7 @@ def segment_mean(
     return _reduce("mean", values, cu_seqlens, segment_ids, num_segments, mask, impl)
 
 
+@like(segment_sum)
 def segment_max(
     values: Any,
     cu_seqlens: Any = None,
@@ -119,17 +112,7 @@ def segment_max(
     The gradient goes to the first of the largest values, or to the first NaN, as in torch.max over a dimension.
     torch.segment_reduce divides it among equal values.
 
-    Args:
-        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
-
-    Returns:
-        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
-
     Example:
-        >>> import numpy as np
         >>> segment_max(np.array([1.0, 5.0, 3.0], np.float32), np.array([0, 2, 2, 3])).tolist()
         [5.0, -inf, 3.0]
 
@@ -139,6 +122,7 @@ def segment_max(
     return _reduce("max", values, cu_seqlens, segment_ids, num_segments, mask, impl)
 
 
+@like(segment_sum)
 def segment_min(
     values: Any,
     cu_seqlens: Any = None,
@@ -152,17 +136,7 @@ def segment_min(
 
     The gradient goes to the first of the smallest values, or to the first NaN.
 
-    Args:
-        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
-
-    Returns:
-        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
-
     Example:
-        >>> import numpy as np
         >>> segment_min(np.array([1.0, 5.0, 3.0], np.float32), np.array([0, 2, 2, 3])).tolist()
         [1.0, inf, 3.0]
 
@@ -172,6 +146,7 @@ def segment_min(
     return _reduce("min", values, cu_seqlens, segment_ids, num_segments, mask, impl)
 
 
+@like(segment_sum)
 def segment_logsumexp(
     values: Any,
     cu_seqlens: Any = None,
@@ -186,17 +161,7 @@ def segment_logsumexp(
     out_s = m_s + log(sum exp(value_i - m_s)), m_s the largest value of group s: no overflow. Its gradient is the
     softmax of the group. A group of -inf only gives -inf with gradient 0; in torch.logsumexp the gradient is NaN.
 
-    Args:
-        values, cu_seqlens, segment_ids, num_segments, mask, impl: as in ``segment_sum``.
-
-    Returns:
-        (segments,) or (segments, d), float32 (float64 for float64 values), of the kind of ``values``.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``segment_sum``.
-
     Example:
-        >>> import numpy as np
         >>> segment_logsumexp(np.zeros(3, np.float32), np.array([0, 2, 3])).round(4).tolist()
         [0.6930999755859375, 0.0]
 
@@ -241,14 +206,11 @@ def counting_sort(
     op = "counting_sort"
     check.array(op, "keys", keys, arrays.INTEGERS, 1)
     check.integer(op, "num_keys", num_keys, at_least=0, at_most=2**62)
-    if not isinstance(order_only, bool):
-        raise TypeError(
-            f"[{op}] order_only: expected True or False, got {type(order_only).__name__}."
-        )
+    order_only = check.flag(op, "order_only", order_only)
     if _impl.choose(op, impl, "keys", keys, CANDIDATES) == "reference":
         if not arrays.compiling():
             look_at_keys(op, "keys", keys, num_keys)
-        return SortedKeys(*segment_reference.counting_sort(keys, num_keys, order_only=order_only))
+        return SortedKeys(*segment_reference.counting_sort(keys, num_keys, order_only))
     if arrays.compiling():
         from . import _segment_operator
 
@@ -322,9 +284,7 @@ def _groups(
         return values, Groups(
             cu_seqlens.shape[0] - 1, arrays.dense(cu_seqlens, "int64"), None, mask
         )
-    check.array(op, "segment_ids", segment_ids, arrays.INTEGERS, 1)
-    check.same_place(op, "segment_ids", segment_ids, "values", values)
-    check.shape(op, "segment_ids", segment_ids, (n,), "like the rows of values")
+    check.alike(op, "segment_ids", segment_ids, arrays.INTEGERS, (n,), "values", values)
     if num_segments is None:
         raise ValueError(
             f"[{op}] num_segments: expected the number of groups beside segment_ids, got None. "

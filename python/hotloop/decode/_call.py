@@ -17,32 +17,28 @@ from .law import check_ids, check_law, packed_number
 WITH_CUDA = {"cuda": on_cuda, "cpu": on_cpu, "reference": on_cpu}
 
 
+Drafted = tuple[Any, Any, Any, Any, Any, Any]
+"""A drafted chain or tree as the caller passed it: ids, laws of target and draft, lengths, seed, offset."""
+
+
 def check_drafted(
-    op: str,
-    draft_probs: Any,
-    draft_token_ids: Any,
-    target_probs: Any,
-    lengths: Any,
-    seed: Any,
-    offset: Any,
-    *,
-    target_name: str = "target_probs",
-    tree: bool = False,
+    op: str, drafted: Drafted, *, target_name: str = "target_probs", tree: bool = False
 ) -> tuple[Any, Law, Law | None]:
     """(ids, target, draft) of a verification, checked: a chain of K tokens, or a tree of M nodes.
 
     The target has one row more than tokens. The draft has one per token of a chain; of a tree as many as the target.
     """
-    target = check_law(op, target_name, target_probs, 3)
-    ids = check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2)
+    ids, target_law, draft_law, lengths, seed, offset = drafted
+    target = check_law(op, target_name, target_law, 3)
+    check.array(op, "draft_token_ids", ids, arrays.INTEGERS, 2)
     check.same_place(op, "draft_token_ids", ids, target_name, target.values)
     batch, n = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
     why = "for that many nodes" if tree else "for that many draft tokens"
     check.shape(op, target_name, target.values, (batch, n + 1, vocabulary), why)
     draft = None
-    if draft_probs is not None:
-        draft = check_law(op, "draft_probs", draft_probs, 3)
+    if draft_law is not None:
+        draft = check_law(op, "draft_probs", draft_law, 3)
         check.same_place(op, "draft_probs", draft.values, target_name, target.values)
         shape, rows = tuple(map(int, draft.values.shape)), n + tree
         if shape[0] != batch or shape[1] < rows or shape[2] != vocabulary:
@@ -110,9 +106,7 @@ def _check_generator(op: str, generator: Any, like: Any) -> None:
 def check_lengths(op: str, name: str, lengths: Any, batch: int, most: int, like: Any) -> None:
     if lengths is None:
         return
-    check.array(op, name, lengths, arrays.INTEGERS, 1)
-    check.same_place(op, name, lengths, "the other arrays", like)
-    check.shape(op, name, lengths, (batch,))
+    check.alike(op, name, lengths, arrays.INTEGERS, (batch,), "the other arrays", like)
     if environment.checks_on():
         n = arrays.to_numpy(lengths)
         check.refuse(op, name, n, (n < 0) | (n > most), f"0 to {most}", check.UNSET)

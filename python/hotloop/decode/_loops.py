@@ -13,7 +13,7 @@ from ..reference.decode import paths, sampling, speculative
 from ..reference.decode import tree as tree_reference
 from ..reference.decode.results import Sampled, Verified, VerifiedTree
 from . import _call
-from .law import check_law, naming, pack, refuse_probabilities
+from .law import check_law, naming, pack, pack_draft, refuse_probabilities
 
 
 def sample(law: Any, seed: Any, offset: Any, impl: str) -> Sampled:
@@ -40,35 +40,30 @@ def sample(law: Any, seed: Any, offset: Any, impl: str) -> Sampled:
 
 
 def chain(
-    op: str,
-    mode: str,
-    draft_probs: Any,
-    draft_token_ids: Any,
-    target_probs: Any,
-    lengths: Any,
-    seed: Any,
-    offset: Any,
-    impl: str,
-    named: dict[str, Any] | None = None,
+    op: str, drafted: _call.Drafted, impl: str, named: dict[str, Any] | None = None
 ) -> Verified:
-    """``mode``: "chain", "block" or "greedy"; ``named``: the draft's law as the caller passed it, for errors."""
-    target_name = "target_logits" if mode == "greedy" else "target_probs"
-    ids, target, draft = _call.check_drafted(
-        op, draft_probs, draft_token_ids, target_probs, lengths, seed, offset, target_name=target_name
-    )  # fmt: skip
-    laws = {target_name: target, **(named or {"draft_probs": draft})}
+    """``named``: the draft's law as the caller passed it, for errors."""
+    greedy, block = op == "greedy_speculative_accept", op == "block_speculative_sampling"
+    target_name = "target_logits" if greedy else "target_probs"
+    ids, target, draft = _call.check_drafted(op, drafted, target_name=target_name)
+    _, _, _, lengths, seed, offset = drafted
+
+    def laws() -> dict[str, Any]:
+        return {target_name: target, **(named or {"draft_probs": draft})}
+
     chosen = choose(op, impl, target_name, target.values, _call.WITH_CUDA)
     if chosen == "reference":
-        if mode == "greedy":
+        if greedy:
             return paths.greedy_chain(ids, target, lengths)
-        block, each = speculative.block_speculative_sampling, speculative.chain_speculative_sampling
-        verify = block if mode == "block" else each
-        with naming(op, **laws):
-            return verify(draft, ids, target, num_draft_tokens=lengths, seed=seed, offset=offset)
+        whole, each = speculative.block_speculative_sampling, speculative.chain_speculative_sampling
+        with naming(op, **laws()):
+            return (whole if block else each)(
+                draft, ids, target, num_draft_tokens=lengths, seed=seed, offset=offset
+            )
     batch, k = map(int, ids.shape)
     outputs = _call.verified_like(ids, batch, k + 1)
     arguments = (
-        mode == "block", batch, k, arrays.unit_stride(ids), pack(target), None if draft is None else pack(draft),
+        block, batch, k, arrays.unit_stride(ids), pack(target), pack_draft(draft),
         _call.packed_lengths(lengths, k), *_call.packed_stream(seed, offset, batch, ids), tuple(outputs),
     )  # fmt: skip
     if chosen == "cuda":
@@ -76,30 +71,18 @@ def chain(
 
         _cuda.run("chain", target.values, *arguments)
     elif native.core.decode.chain(*arguments):
-        refuse_probabilities(op, **laws)
+        refuse_probabilities(op, **laws())
     return outputs
 
 
 def tree(
-    draft_token_ids: Any,
-    parents: Any,
-    target_probs: Any,
-    draft_probs: Any,
-    replacement: bool,
-    lengths: Any,
-    max_depth: int | None,
-    seed: Any,
-    offset: Any,
-    impl: str,
+    drafted: _call.Drafted, parents: Any, replacement: bool, max_depth: int | None, impl: str
 ) -> VerifiedTree:
     op = "tree_speculative_verify"
-    ids, target, draft = _call.check_drafted(
-        op, draft_probs, draft_token_ids, target_probs, lengths, seed, offset, tree=True
-    )
+    ids, target, draft = _call.check_drafted(op, drafted, tree=True)
+    _, _, _, lengths, seed, offset = drafted
     batch, m = map(int, ids.shape)
-    check.array(op, "parents", parents, arrays.INTEGERS, 2)
-    check.same_place(op, "parents", parents, "target_probs", target.values)
-    check.shape(op, "parents", parents, (batch, m), "like draft_token_ids")
+    check.alike(op, "parents", parents, arrays.INTEGERS, (batch, m), "draft_token_ids", ids)
     depth = m if max_depth is None else integer(op, "max_depth", max_depth, at_least=0, at_most=m)
     if environment.checks_on():
         _check_parents(op, parents, lengths)
@@ -114,7 +97,7 @@ def tree(
     nodes = arrays.empty(ids, (batch, depth), "int64")
     arguments = (
         batch, m, depth, arrays.unit_stride(ids), arrays.dense(parents, "int64"), pack(target),
-        None if draft is None else pack(draft), bool(replacement), _call.packed_lengths(lengths, m),
+        pack_draft(draft), bool(replacement), _call.packed_lengths(lengths, m),
         *_call.packed_stream(seed, offset, batch, ids), tuple(outputs), nodes,
     )  # fmt: skip
     if chosen == "cuda":

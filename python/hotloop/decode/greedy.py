@@ -9,10 +9,12 @@ from ..front import arrays, check
 from ..front.impl import Impl
 from ..reference.decode.law import Logits
 from ..reference.decode.results import Verified, VerifiedPaths
-from .speculative import verify
+from ..vocabulary import like
+from .speculative import chain_speculative_sampling, verify
 from .typical import verify_paths
 
 
+@like(chain_speculative_sampling)
 def greedy_speculative_accept(
     draft_token_ids: Any,
     target_logits: Any,
@@ -31,7 +33,6 @@ def greedy_speculative_accept(
         target_logits: (B, K+1, V), or (B, P, K+1, V), where row i follows token i of the path; logits, or ``Logits``
             whose temperature and truncation do not matter here. For paths the longest accepted one is taken, the first
             among equals.
-        num_draft_tokens: (B,) draft tokens of each request, 0 to K; None for K.
         impl: "auto", "cuda" (chains), "cpu" or "reference".
 
     Returns:
@@ -40,10 +41,8 @@ def greedy_speculative_accept(
     Raises:
         TypeError, ValueError: an array of another dtype, shape, library or device. With HOTLOOP_CHECK=1 also NaN or
             +inf logits, and ids out of range.
-        NotImplementedError: a forced ``impl`` that cannot run.
 
     Example:
-        >>> import numpy as np
         >>> z = np.eye(3)[[[2, 1, 0]]]
         >>> greedy_speculative_accept(np.array([[2, 0]]), z).output_token_ids.tolist()
         [[2, 1, -1]]
@@ -58,4 +57,4 @@ def greedy_speculative_accept(
     check.array(op, "draft_token_ids", draft_token_ids, arrays.INTEGERS, 2, 3)
     if draft_token_ids.ndim == 3:
         return verify_paths(op, draft_token_ids, law, num_draft_tokens, impl)
-    return verify(op, "greedy", None, draft_token_ids, law, num_draft_tokens, 0, 0, impl)
+    return verify(op, (draft_token_ids, law, None, num_draft_tokens, 0, 0), impl)

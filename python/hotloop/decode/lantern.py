@@ -9,10 +9,13 @@ from ..front.check import integer
 from ..front.impl import Impl, choose
 from ..reference.decode import lantern as _reference
 from ..reference.decode.results import VerifiedRelaxed
+from ..vocabulary import like
 from . import _call
-from .law import check_ids, naming, pack, refuse_probabilities
+from .law import check_ids, naming, pack, pack_draft, refuse_probabilities
+from .speculative import chain_speculative_sampling
 
 
+@like(chain_speculative_sampling)
 def lantern_relaxed_accept(
     draft_probs: Any,
     draft_token_ids: Any,
@@ -43,14 +46,12 @@ def lantern_relaxed_accept(
 
     Args:
         draft_probs: (B, K, V) as in ``chain_speculative_sampling``; None for deterministic drafts.
-        draft_token_ids: (B, K), int32 or int64.
         target_probs: (B, K+1, V) as in ``chain_speculative_sampling``. At temperature 0 x is accepted if it is the
             argmax after borrowing, under the law at temperature 1.
         neighbors: (V, columns) int32, nearest first, without the token itself: ``vq_neighbor_table``.
         k: neighbours at most, >= 0. Default 1000.
         delta: bound on the total variation per position, or a factor above 1, >= 0; the paper sweeps 0.05 to 0.4.
             Default 0.1. 0 gives ``chain_speculative_sampling``.
-        num_draft_tokens, seed, offset: as in ``chain_speculative_sampling``.
         impl: "auto", "cpu" or "reference".
 
     Returns:
@@ -59,10 +60,8 @@ def lantern_relaxed_accept(
     Raises:
         TypeError, ValueError: an array of another dtype, shape, library or device, a number out of range. With
             HOTLOOP_CHECK=1 also rows that are no law, and ids out of range.
-        NotImplementedError: a forced ``impl`` that cannot run.
 
     Example:
-        >>> import numpy as np
         >>> p, q = np.array([[[0.5, 0.5, 0.0]] * 2]), np.array([[[1.0, 0.0, 0.0]]])
         >>> near = np.array([[1, 2], [0, 2], [1, 0]], np.int32)
         >>> done = lantern_relaxed_accept(q, np.array([[0]]), p, near, delta=0.6)
@@ -74,9 +73,8 @@ def lantern_relaxed_accept(
         delta > 1.
     """
     op = "lantern_relaxed_accept"
-    ids, target, draft = _call.check_drafted(
-        op, draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, offset
-    )
+    drafted = (draft_token_ids, target_probs, draft_probs, num_draft_tokens, seed, offset)
+    ids, target, draft = _call.check_drafted(op, drafted)
     batch, width = map(int, ids.shape)
     vocabulary = int(target.values.shape[2])
     near = check.array(op, "neighbors", neighbors, ("int32",), 2)
@@ -106,7 +104,7 @@ def lantern_relaxed_accept(
         width,
         arrays.unit_stride(ids),
         pack(target),
-        None if draft is None else pack(draft),
+        pack_draft(draft),
         arrays.unit_stride(near),
         k,
         float(delta),

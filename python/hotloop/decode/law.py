@@ -71,29 +71,18 @@ def _check_parameters(op: str, name: str, law: Law, values: Any, batch: int) -> 
         _per_request(op, f"{name}.temperature", law.temperature, batch, at_least=0.0)
         number(op, f"{name}.mixture", law.mixture, at_least=0.0, at_most=1.0)
         if law.reference is not None:
-            check.array(op, f"{name}.reference", law.reference, arrays.FLOATS)
-            check.same_place(op, f"{name}.reference", law.reference, name, values)
-            if tuple(law.reference.shape) != tuple(values.shape) or (
-                arrays.dtype(law.reference) != arrays.dtype(values)
-            ):
-                raise ValueError(
-                    f"[{op}] {name}.reference: expected {arrays.dtype(values)} {tuple(values.shape)} like {name}, "
-                    f"got {arrays.dtype(law.reference)} {tuple(law.reference.shape)}."
-                )
+            dtypes = (arrays.dtype(values),)
+            shape = tuple(values.shape)
+            check.alike(op, f"{name}.reference", law.reference, dtypes, shape, name, values)
         if (law.bias_ids is None) != (law.bias is None):
             raise ValueError(
                 f"[{op}] {name}.bias: expected bias_ids and bias together, got only one of them."
             )
         if law.bias_ids is not None:
             check.array(op, f"{name}.bias_ids", law.bias_ids, ("int64",), 2)
-            check.array(op, f"{name}.bias", law.bias, ("float32",), 2)
-            wanted = (batch, int(law.bias_ids.shape[1]))
-            for part, array in (("bias_ids", law.bias_ids), ("bias", law.bias)):
-                check.same_place(op, f"{name}.{part}", array, name, values)
-                if tuple(array.shape) != wanted:
-                    raise ValueError(
-                        f"[{op}] {name}.{part}: expected shape {wanted}, got {tuple(array.shape)}."
-                    )
+            like = ((batch, int(law.bias_ids.shape[1])), name, values)
+            check.alike(op, f"{name}.bias_ids", law.bias_ids, ("int64",), *like)
+            check.alike(op, f"{name}.bias", law.bias, ("float32",), *like)
 
 
 def _plain_numbers(law: Law) -> Law:
@@ -109,9 +98,8 @@ def _per_request(
 ) -> None:
     """Check a number, or an array of shape (B,); elements of arrays on a GPU only where checks are on."""
     if type(value) is float and not whole:
-        if value == 1.0 or (
-            value == 0.0 and "above" not in bounds
-        ):  # the defaults, which are always allowed
+        # The defaults, which are always allowed.
+        if value == 1.0 or (value == 0.0 and "above" not in bounds):
             return
     elif type(value) is int and value == 0 and whole:
         return
@@ -218,30 +206,24 @@ def packed_number(value: Any, dtype: str) -> Any:
     return arrays.dense(value, dtype)
 
 
+def pack_draft(law: Law | None) -> tuple[Any, ...] | None:
+    return None if law is None else pack(law)
+
+
 def pack(law: Law) -> tuple[Any, ...]:
     """The law as the compiled loops take it."""
     values = arrays.unit_stride(law.values)
-    joint = law.filter_order == "joint"
     cuts = (
         packed_number(law.top_k, "int64"),
         packed_number(law.top_p, "float64"),
         packed_number(law.min_p, "float64"),
-        joint,
+        law.filter_order == "joint",
     )
     if isinstance(law, Probs):
         return (values, False, 1.0, *cuts, None, 0.0, None, None)
     reference = None if law.reference is None else arrays.unit_stride(law.reference)
     bias_ids = bias = None
     if law.bias_ids is not None and law.bias_ids.shape[1] > 0:
-        bias_ids = arrays.dense(law.bias_ids)
-        bias = arrays.dense(law.bias)
-    return (
-        values,
-        True,
-        packed_number(law.temperature, "float64"),
-        *cuts,
-        reference,
-        law.mixture,
-        bias_ids,
-        bias,
-    )
+        bias_ids, bias = arrays.dense(law.bias_ids), arrays.dense(law.bias)
+    temperature = packed_number(law.temperature, "float64")
+    return (values, True, temperature, *cuts, reference, law.mixture, bias_ids, bias)

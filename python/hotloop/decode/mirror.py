@@ -53,20 +53,14 @@ def mirror_sd_branch_reuse(
     op = "mirror_sd_branch_reuse"
     ids = check.array(op, "output_token_ids", output_token_ids, arrays.INTEGERS, 2)
     batch, width = map(int, ids.shape)
-    check.array(op, "num_accepted", num_accepted, ("int64",), 1)
-    check.shape(op, "num_accepted", num_accepted, (batch,), "like output_token_ids")
-    same = (arrays.dtype(ids),)
+    like, same = ("output_token_ids", ids), (arrays.dtype(ids),)
+    check.alike(op, "num_accepted", num_accepted, ("int64",), (batch,), *like)
     check.array(op, "branch_root_ids", branch_root_ids, same, 3)
     check.array(op, "branch_token_ids", branch_token_ids, same, 4)
     kappa, following = int(branch_root_ids.shape[2]), int(branch_token_ids.shape[3])
-    check.shape(op, "branch_root_ids", branch_root_ids, (batch, width, kappa))
-    check.shape(op, "branch_token_ids", branch_token_ids, (batch, width, kappa, following))
-    for name, array in (
-        ("num_accepted", num_accepted),
-        ("branch_root_ids", branch_root_ids),
-        ("branch_token_ids", branch_token_ids),
-    ):
-        check.same_place(op, name, array, "output_token_ids", ids)
+    shape = (batch, width, kappa)
+    check.alike(op, "branch_root_ids", branch_root_ids, same, shape, *like)
+    check.alike(op, "branch_token_ids", branch_token_ids, same, (*shape, following), *like)
     if choose(op, impl, "output_token_ids", ids) == "reference":
         return _reference.mirror_sd_branch_reuse(
             ids, num_accepted, branch_root_ids, branch_token_ids
@@ -79,10 +73,10 @@ def mirror_sd_branch_reuse(
         width,
         kappa,
         following,
-        arrays.dense(ids, arrays.dtype(ids)),
-        arrays.dense(num_accepted, "int64"),
-        arrays.dense(branch_root_ids, arrays.dtype(branch_root_ids)),
-        arrays.dense(branch_token_ids, arrays.dtype(branch_token_ids)),
+        arrays.dense(ids),
+        arrays.dense(num_accepted),
+        arrays.dense(branch_root_ids),
+        arrays.dense(branch_token_ids),
         reused,
         branch,
         window,

@@ -16,6 +16,7 @@ from ..reference.decode.draws import BELOW
 from ..reference.decode.law import Law, Logits, Probs, as_law
 from ..reference.decode.results import Sampled, Verified, VerifiedTree
 from . import _loops
+from ._call import Drafted
 
 _LAW = "{1} {0}, Tensor?[] {0}_arrays, float[] {0}_numbers, str {0}_kind"
 _TARGET, _DRAFT = _LAW.format("target", "Tensor"), _LAW.format("draft", "Tensor?")
@@ -25,14 +26,11 @@ Packed = tuple[Any, list[Any], list[float], str]
 
 
 def _take_apart(law: Any) -> Packed:
+    if law is None:
+        return None, [], [], ""
     law = as_law(law)
     logits = isinstance(law, Logits)
-    parameters = [
-        law.temperature if isinstance(law, Logits) else 1.0,
-        law.top_k,
-        law.top_p,
-        law.min_p,
-    ]
+    parameters = [getattr(law, "temperature", 1.0), law.top_k, law.top_p, law.min_p]
     arrays = [p if isinstance(p, Tensor) else None for p in parameters]
     numbers = [0.0 if isinstance(p, Tensor) else float(p) for p in parameters]
     if isinstance(law, Logits):
@@ -42,16 +40,12 @@ def _take_apart(law: Any) -> Packed:
     return law.values, arrays, numbers, kind
 
 
-_NO_LAW: Packed = (None, [], [], "")
-
-
 def _put_together(values: Any, arrays: list[Any], numbers: list[float], kind: str) -> Law | None:
     if values is None:
         return None
     parts: Any = kind.split(" ")
     name, order = parts
-    both = [n if a is None else a for a, n in zip(arrays[:4], numbers[:4])]
-    temperature, top_k, top_p, min_p = both
+    temperature, top_k, top_p, min_p = (n if a is None else a for a, n in zip(arrays, numbers[:4]))
     top_k = int(top_k) if isinstance(top_k, float) else top_k
     if name == "probs":
         return Probs(values, top_k, top_p, min_p, order)
@@ -83,15 +77,9 @@ def _seed(seeds: Any, offsets: Any, seed: int, offset: int) -> tuple[Any, Any]:
     return seed % 2**64 if seeds is None else seeds, offset if offsets is None else offsets
 
 
-_OPS = {
-    "chain": "chain_speculative_sampling",
-    "block": "block_speculative_sampling",
-    "greedy": "greedy_speculative_accept",
-}
-
 torch.library.define(
     "hotloop::decode_chain",
-    f"(str mode, Tensor ids, {_TARGET}, {_DRAFT}, Tensor? lengths, {_STREAM}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(str op, Tensor ids, {_TARGET}, {_DRAFT}, Tensor? lengths, {_STREAM}) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "hotloop::decode_tree",
@@ -104,10 +92,10 @@ torch.library.define(
 
 
 @torch.library.impl("hotloop::decode_chain", ["CPU", "CUDA"])
-def _run_chain(mode: str, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _run_chain(op: str, ids: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     p, q = _put_together(*rest[:4]), _put_together(*rest[4:8])
     lengths, *stream, impl = rest[8:]
-    return tuple(_loops.chain(_OPS[mode], mode, q, ids, p, lengths, *_seed(*stream), impl))
+    return tuple(_loops.chain(op, (ids, p, q, lengths, *_seed(*stream)), impl))
 
 
 def _verified_fake(ids: Tensor, width: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -121,7 +109,7 @@ def _verified_fake(ids: Tensor, width: Any) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 @torch.library.register_fake("hotloop::decode_chain")
-def _fake_chain(mode: str, ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_chain(op: str, ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _verified_fake(ids, ids.shape[1] + 1)
 
 
@@ -129,8 +117,8 @@ def _fake_chain(mode: str, ids: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Ten
 def _run_tree(ids: Tensor, parents: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     p, q = _put_together(*rest[:4]), _put_together(*rest[4:8])
     replacement, lengths, depth, *stream, impl = rest[8:]
-    seed = _seed(*stream)
-    return tuple(_loops.tree(ids, parents, p, q, replacement, lengths, depth, *seed, impl))
+    drafted = (ids, p, q, lengths, *_seed(*stream))
+    return tuple(_loops.tree(drafted, parents, replacement, depth, impl))
 
 
 @torch.library.register_fake("hotloop::decode_tree")
@@ -153,49 +141,21 @@ def _fake_sample(law: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return law.new_empty(shape, dtype=torch.int64), law.new_empty(shape, dtype=torch.float32)
 
 
-def chain(
-    op: str,
-    mode: str,
-    draft: Any,
-    ids: Any,
-    target: Any,
-    lengths: Any,
-    seed: Any,
-    offset: Any,
-    impl: str,
-) -> Verified:
-    q = _NO_LAW if draft is None else _take_apart(draft)
-    return Verified(
-        *torch.ops.hotloop.decode_chain(
-            mode, ids, *_take_apart(target), *q, lengths, *_stream(op, seed, offset, ids), impl
-        )
-    )
+def chain(op: str, drafted: Drafted, impl: str) -> Verified:
+    ids, target, draft, lengths, seed, offset = drafted
+    laws = (*_take_apart(target), *_take_apart(draft))
+    stream = _stream(op, seed, offset, ids)
+    return Verified(*torch.ops.hotloop.decode_chain(op, ids, *laws, lengths, *stream, impl))
 
 
-def tree(
-    ids: Any,
-    parents: Any,
-    target: Any,
-    draft: Any,
-    replacement: bool,
-    lengths: Any,
-    depth: Any,
-    seed: Any,
-    offset: Any,
-    impl: str,
-) -> VerifiedTree:
-    q = _NO_LAW if draft is None else _take_apart(draft)
+def tree(drafted: Drafted, parents: Any, replacement: bool, depth: Any, impl: str) -> VerifiedTree:
+    ids, target, draft, lengths, seed, offset = drafted
+    laws = (*_take_apart(target), *_take_apart(draft))
+    depth = ids.shape[1] if depth is None else depth
+    stream = _stream("tree_speculative_verify", seed, offset, ids)
     return VerifiedTree(
         *torch.ops.hotloop.decode_tree(
-            ids,
-            parents,
-            *_take_apart(target),
-            *q,
-            replacement,
-            lengths,
-            ids.shape[1] if depth is None else depth,
-            *_stream("tree_speculative_verify", seed, offset, ids),
-            impl,
+            ids, parents, *laws, replacement, lengths, depth, *stream, impl
         )
     )
 

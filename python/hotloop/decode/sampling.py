@@ -11,6 +11,7 @@ from ..front.impl import Impl, choose
 from ..reference.decode import sampling as reference
 from ..reference.decode.law import MAX_VOCABULARY, Law, Logits
 from ..reference.decode.results import Sampled, TopLogprobs
+from ..vocabulary import like
 from . import _loops
 from .law import check_law, naming, pack, refuse_probabilities
 
@@ -66,21 +67,17 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
     return _loops.sample(law, seed, offset, impl)
 
 
+@like(sample)
 def law_probs(law: Any, *, impl: Impl = "auto") -> Any:
     """The probabilities a row is sampled with: after temperature, bias, truncation and renormalisation.
 
     Args:
-        law: ``Logits`` or ``Probs`` around an array (B, V) or (B, R, V), or a bare array of probabilities.
         impl: "auto", "cpu" or "reference".
 
     Returns:
         float32 (float64 for float64 input), shape of the input; zeros where a row has no law.
 
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sample``.
-
     Example:
-        >>> import numpy as np
         >>> from hotloop.decode import Probs
         >>> law_probs(Probs(np.array([[0.5, 0.3, 0.2]]), top_k=2)).round(3).tolist()
         [[0.625, 0.375, 0.0]]
@@ -107,23 +104,18 @@ def _probs(op: str, law: Law, log: bool = False) -> Any:
     return out.reshape(shape)
 
 
+@like(law_probs)
 def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
     """The k most likely tokens of every row with their log-probabilities: what an early exit announces, or a log shows.
 
     Args:
-        law: ``Logits`` or ``Probs`` around an array (B, V) or (B, R, V), or a bare array of probabilities.
         k: how many, 0 to 2^21.
-        impl: "auto", "cpu" or "reference".
 
     Returns:
         ``TopLogprobs``: ``token_ids`` (..., k) int64 by falling probability, the lowest id first among equals, and
         ``logprobs`` (..., k) float32; -1 and -inf where the law has fewer tokens.
 
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sample``.
-
     Example:
-        >>> import numpy as np
         >>> top_logprobs(np.array([[0.2, 0.5, 0.3]]), 2).token_ids.tolist()
         [[1, 2]]
 
@@ -145,6 +137,7 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
     return TopLogprobs(ids.reshape((*shape, k)), logps.reshape((*shape, k)))
 
 
+@like(law_probs)
 def entropy_adaptive_temperature(
     logits: Any,
     *,
@@ -167,16 +160,11 @@ def entropy_adaptive_temperature(
             smallest h; std and maximum > 0, minimum < 0.
         temperature: T0 > 0. Default 1.
         tau: strength, in [0, 1). Default 0.05.
-        impl: "auto", "cpu" or "reference".
 
     Returns:
         float32 temperatures, (B,) or (B, R); T0 where a row has no law. Pass them on as ``Logits(temperature=...)``.
 
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sample``.
-
     Example:
-        >>> import numpy as np
         >>> t = entropy_adaptive_temperature(np.zeros((1, 8)), median=0.0, std=1.0, maximum=0.5, minimum=-0.5)
         >>> round(float(t[0]), 3)
         1.05
@@ -186,37 +174,27 @@ def entropy_adaptive_temperature(
     """
     op = "entropy_adaptive_temperature"
     law = check_law(op, "logits", Logits(logits), 2, 3)
-    check.number(op, "median", median)
-    check.number(op, "std", std, above=0.0)
-    check.number(op, "maximum", maximum, above=0.0)
-    check.number(op, "minimum", minimum, below=0.0)
-    check.number(op, "temperature", temperature, above=0.0)
-    check.number(op, "tau", tau, at_least=0.0, below=1.0)
+    numbers = {
+        "median": check.number(op, "median", median),
+        "std": check.number(op, "std", std, above=0.0),
+        "maximum": check.number(op, "maximum", maximum, above=0.0),
+        "minimum": check.number(op, "minimum", minimum, below=0.0),
+        "temperature": check.number(op, "temperature", temperature, above=0.0),
+        "tau": check.number(op, "tau", tau, at_least=0.0, below=1.0),
+    }
     shape = tuple(map(int, logits.shape[:-1]))
     if choose(op, impl, "logits", logits) == "reference":
-        return reference.entropy_adaptive_temperature(
-            logits,
-            median=median,
-            std=std,
-            maximum=maximum,
-            minimum=minimum,
-            temperature=temperature,
-            tau=tau,
-        )
+        return reference.entropy_adaptive_temperature(logits, **numbers)
     rows = shape[1] if len(shape) == 2 else 1
     out = arrays.empty(logits, (shape[0], rows), "float32")
+    *entropies, temperature, tau = numbers.values()
     native.core.decode.temperatures(
-        shape[0],
-        rows,
-        pack(law),
-        (median, std, maximum, minimum),
-        temperature,
-        tau,
-        out,
+        shape[0], rows, pack(law), tuple(entropies), temperature, tau, out
     )
     return out.reshape(shape)
 
 
+@like(law_probs)
 def geometric_mixture_logits(
     logits: Any, ref_logits: Any, *, mixture: float = 0.5, impl: Impl = "auto"
 ) -> Any:
@@ -228,16 +206,11 @@ def geometric_mixture_logits(
     Args:
         logits, ref_logits: (B, V) or (B, R, V), same dtype.
         mixture: weight of ``ref_logits``, in [0, 1]. Default 0.5.
-        impl: "auto", "cpu" or "reference".
 
     Returns:
         float32 (float64 for float64 input), shape of the input; -inf where a row has no law, and for a NaN.
 
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sample``.
-
     Example:
-        >>> import numpy as np
         >>> a, b = np.log([[0.8, 0.2]]), np.log([[0.2, 0.8]])
         >>> np.exp(geometric_mixture_logits(a, b)).round(3).tolist()
         [[0.5, 0.5]]
@@ -252,6 +225,7 @@ def geometric_mixture_logits(
     return _probs(op, law, log=True)
 
 
+@like(law_probs)
 def value_augmented_logits(
     logits: Any, token_ids: Any, values: Any, *, beta: float = 1.0, impl: Impl = "auto"
 ) -> Any:
@@ -265,16 +239,11 @@ def value_augmented_logits(
         token_ids: (B, k) int64, the tokens that were valued, usually the k most likely (20); negative ids are skipped.
         values: (B, k) float32, value of the prefix with that token.
         beta: strength; the paper's example uses 3. Default 1.
-        impl: "auto", "cpu" or "reference".
 
     Returns:
         float32 (float64 for float64 input), (B, V).
 
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``sample``.
-
     Example:
-        >>> import numpy as np
         >>> ids, values = np.array([[0, 2]]), np.array([[1.0, 0.0]], np.float32)
         >>> value_augmented_logits(np.zeros((1, 3)), ids, values, beta=2.0).tolist()
         [[1.0, 0.0, -1.0]]
@@ -319,10 +288,9 @@ def value_augmented_law(logits: Any, token_ids: Any, values: Any, *, beta: float
     check.number(op, "beta", beta)
     check.array(op, "logits", logits, arrays.FLOATS, 2)
     check.array(op, "token_ids", token_ids, ("int64",), 2)
-    check.array(op, "values", values, ("float32",), 2)
-    for name, array in (("token_ids", token_ids), ("values", values)):
-        check.same_place(op, name, array, "logits", logits)
-        check.shape(op, name, array, (int(logits.shape[0]), int(token_ids.shape[1])))
+    like = ((int(logits.shape[0]), int(token_ids.shape[1])), "logits", logits)
+    check.alike(op, "token_ids", token_ids, ("int64",), *like)
+    check.alike(op, "values", values, ("float32",), *like)
     if token_ids.shape[1] == 0:
         return Logits(logits)
     valid = (token_ids >= 0) & (token_ids < logits.shape[1])

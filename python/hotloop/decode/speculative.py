@@ -8,7 +8,9 @@ from typing import Any
 from ..front import arrays, check
 from ..front.impl import Impl
 from ..reference.decode.results import Verified
+from ..vocabulary import like
 from . import _loops
+from ._call import Drafted
 from .law import check_law
 
 
@@ -62,20 +64,11 @@ def chain_speculative_sampling(
         Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023, arXiv:2302.01318. u is in (0, 1], so
         that a token of target probability 0 is never accepted and p = q always is.
     """
-    op = "chain_speculative_sampling"
-    return verify(
-        op,
-        "chain",
-        draft_probs,
-        draft_token_ids,
-        target_probs,
-        num_draft_tokens,
-        seed,
-        offset,
-        impl,
-    )
+    drafted = (draft_token_ids, target_probs, draft_probs, num_draft_tokens, seed, offset)
+    return verify("chain_speculative_sampling", drafted, impl)
 
 
+@like(chain_speculative_sampling)
 def block_speculative_sampling(
     draft_probs: Any,
     draft_token_ids: Any,
@@ -94,19 +87,11 @@ def block_speculative_sampling(
     All rows up to the first of r_i = 0 are read, for a later prefix may pass though an earlier one fails.
 
     Args:
-        draft_probs, draft_token_ids, target_probs, num_draft_tokens, seed, impl: as in ``chain_speculative_sampling``.
         offset: a count that no earlier call of the request has reached: advance it by K + 1 per call whatever was
             accepted, for the draft's ``sample`` too. Not the number of tokens emitted: what is decided here depends on
             draws beyond the last token emitted, and meeting them again would bend the law. Default 0.
 
-    Returns:
-        ``Verified``, as from ``chain_speculative_sampling``.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``chain_speculative_sampling``.
-
     Example:
-        >>> import numpy as np
         >>> p = np.full((1, 3, 4), 0.25)
         >>> block_speculative_sampling(p[:, :2], np.array([[1, 3]]), p).num_accepted.tolist()
         [2]
@@ -114,20 +99,11 @@ def block_speculative_sampling(
     Reference:
         Sun et al. 2024, "Block Verification Accelerates Speculative Decoding", arXiv:2403.10444, algorithm 2.
     """
-    op = "block_speculative_sampling"
-    return verify(
-        op,
-        "block",
-        draft_probs,
-        draft_token_ids,
-        target_probs,
-        num_draft_tokens,
-        seed,
-        offset,
-        impl,
-    )
+    drafted = (draft_token_ids, target_probs, draft_probs, num_draft_tokens, seed, offset)
+    return verify("block_speculative_sampling", drafted, impl)
 
 
+@like(chain_speculative_sampling)
 def speculative_streaming_verify(
     stream_probs: Any,
     draft_token_ids: Any,
@@ -147,16 +123,8 @@ def speculative_streaming_verify(
     Args:
         stream_probs: (B, steps, S, V) probabilities, ``Logits`` or ``Probs``, with steps * S >= K; what lies beyond K
             is not read.
-        draft_token_ids, target_probs, num_draft_tokens, seed, offset, impl: as in ``chain_speculative_sampling``.
-
-    Returns:
-        ``Verified``, as from ``chain_speculative_sampling``.
-
-    Raises:
-        TypeError, ValueError, NotImplementedError: as in ``chain_speculative_sampling``.
 
     Example:
-        >>> import numpy as np
         >>> p = np.full((1, 4, 5), 0.2)
         >>> streams = np.full((1, 2, 2, 5), 0.2)
         >>> speculative_streaming_verify(streams, np.array([[0, 1, 2]]), p).num_accepted.tolist()
@@ -183,26 +151,14 @@ def speculative_streaming_verify(
     if getattr(law, "reference", None) is not None:
         parts["reference"] = merged(law.reference)  # type: ignore[union-attr]
     draft = replace(law, **parts)
-    return verify(
-        op, "chain", draft, ids, target_probs, num_draft_tokens, seed, offset, impl, {"stream_probs": law}
-    )  # fmt: skip
+    drafted = (ids, target_probs, draft, num_draft_tokens, seed, offset)
+    return verify(op, drafted, impl, {"stream_probs": law})
 
 
-def verify(
-    op: str,
-    mode: str,
-    draft: Any,
-    ids: Any,
-    target: Any,
-    lengths: Any,
-    seed: Any,
-    offset: Any,
-    impl: Impl,
-    named: dict[str, Any] | None = None,
-) -> Verified:
+def verify(op: str, drafted: Drafted, impl: Impl, named: dict[str, Any] | None = None) -> Verified:
     """Run a chain: as an operator where torch.compile traces."""
     if arrays.compiling():
         from . import operators
 
-        return operators.chain(op, mode, draft, ids, target, lengths, seed, offset, impl)
-    return _loops.chain(op, mode, draft, ids, target, lengths, seed, offset, impl, named)
+        return operators.chain(op, drafted, impl)
+    return _loops.chain(op, drafted, impl, named)

@@ -7,9 +7,12 @@ from typing import Any
 from ..front import arrays
 from ..front.impl import Impl
 from ..reference.decode.results import VerifiedTree
+from ..vocabulary import like
 from . import _loops
+from .speculative import chain_speculative_sampling
 
 
+@like(chain_speculative_sampling)
 def tree_speculative_verify(
     draft_token_ids: Any,
     parents: Any,
@@ -42,7 +45,6 @@ def tree_speculative_verify(
         replacement: whether the children of a node were drawn independently, so that they may repeat. Default False.
         num_nodes: (B,) nodes of each tree; None for M.
         max_depth: longest path to look at, 0 to M; sizes the output. None for M.
-        seed, offset, impl: as in ``chain_speculative_sampling``.
 
     Returns:
         ``VerifiedTree``: ``output_token_ids`` (B, D+1), ``accepted_nodes`` (B, D), ``num_accepted`` (B,), ``logprobs``
@@ -52,10 +54,8 @@ def tree_speculative_verify(
         TypeError, ValueError: an array of another dtype, shape, library or device. With HOTLOOP_CHECK=1 also a child
             that does not come after its parent, rows that are no law, and ids out of range; without, such nodes are
             never reached.
-        NotImplementedError: a forced ``impl`` that cannot run.
 
     Example:
-        >>> import numpy as np
         >>> p = np.eye(4)[[[1, 2, 0, 3]]]
         >>> done = tree_speculative_verify(np.array([[0, 1, 2]]), np.array([[-1, -1, 1]]), p)
         >>> done.output_token_ids.tolist(), done.accepted_nodes.tolist()
@@ -65,9 +65,8 @@ def tree_speculative_verify(
         Miao et al. 2024 (SpecInfer), arXiv:2305.09781, multi-step speculative sampling; Li et al. 2024 (EAGLE-2),
         arXiv:2406.16858, for children chosen without chance.
     """
-    arguments = (
-        draft_token_ids, parents, target_probs, draft_probs, replacement, num_nodes, max_depth, seed, offset, impl
-    )  # fmt: skip
+    drafted = (draft_token_ids, target_probs, draft_probs, num_nodes, seed, offset)
+    arguments = (drafted, parents, replacement, max_depth, impl)
     if arrays.compiling():
         from . import operators
 

@@ -8,10 +8,13 @@ from ..front import arrays, check, environment, native
 from ..front.impl import Impl, choose
 from ..reference.decode import paths as reference
 from ..reference.decode.results import VerifiedPaths
+from ..vocabulary import like
 from . import _call
 from .law import check_ids, check_law, naming, pack, refuse_probabilities
+from .speculative import chain_speculative_sampling
 
 
+@like(chain_speculative_sampling)
 def typical_accept(
     draft_token_ids: Any,
     target_logits: Any,
@@ -38,7 +41,6 @@ def typical_accept(
         alpha: factor of exp(-H), >= 0; Medusa uses 0.3 * epsilon, its paper sqrt(epsilon). Default 0.09.
         entropy_eps: 0 for the exact entropy in one pass; Medusa's code takes log(pi + 1e-5) instead: pass 1e-5 to
             match it to the digit. Default 0.
-        num_draft_tokens, seed, offset: as in ``chain_speculative_sampling``.
         impl: "auto", "cpu" or "reference".
 
     Returns:
@@ -47,10 +49,8 @@ def typical_accept(
     Raises:
         TypeError, ValueError: an array of another dtype, shape, library or device, a number out of range. With
             HOTLOOP_CHECK=1 also rows that are no law, and ids out of range.
-        NotImplementedError: a forced ``impl`` that cannot run.
 
     Example:
-        >>> import numpy as np
         >>> from hotloop.decode import Logits
         >>> z = np.log(np.array([[[[0.1, 0.9], [0.2, 0.8]]]]))
         >>> typical_accept(np.array([[[0, 1]]]), Logits(z), seed=1).num_accepted.tolist()

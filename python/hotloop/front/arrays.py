@@ -122,13 +122,9 @@ def assign(target: Any, value: Any) -> None:
 
 
 def as_column(x: Any) -> Any:
-    return (
-        x.reshape(-1, 1)
-        if x.ndim == 1 and int(x.shape[0]) <= 1
-        else x[:, None]
-        if x.ndim == 1
-        else x
-    )
+    if x.ndim != 1:
+        return x
+    return x.reshape(-1, 1) if int(x.shape[0]) <= 1 else x[:, None]
 
 
 def compiling() -> bool:

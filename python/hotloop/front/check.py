@@ -25,6 +25,20 @@ LARGEST = 3.4028234663852886e38
 """The largest float32: more is an infinity inside the loops. ``at_most=math.inf`` lets infinity itself pass."""
 
 
+def instance(op: str, name: str, value: Any, wanted: type, hint: str) -> None:
+    if not isinstance(value, wanted):
+        raise TypeError(
+            f"[{op}] {name}: expected a {wanted.__name__}, got {type(value).__name__}. {hint}"
+        )
+
+
+def flag(op: str, name: str, value: Any) -> bool:
+    """Return a Python or NumPy boolean as a Python one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"[{op}] {name}: expected True or False, got {type(value).__name__}.")
+    return bool(value)
+
+
 def choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"[{op}] {name}: expected one of {', '.join(allowed)}, got {value!r}.")
@@ -83,9 +97,8 @@ def integer(
 ) -> int:
     """Return ``value`` as an int inside the stated range, or raise with the range in the text."""
     x: int | None
-    if isinstance(
-        value, int
-    ):  # first: torch.compile traces an argument as a symbol without __index__
+    # First, since torch.compile traces an argument as a symbol without __index__.
+    if isinstance(value, int):
         x = value
     else:
         try:

@@ -136,11 +136,13 @@ def composed(
 def references(room: str, names: dict[str, Any]) -> list[str]:
     """Put the declared ops of a room, as their own references, into ``names``; return what they are called."""
     found = [name for op, name in (full.split(".") for full in OPS) if op == room]
-    names.update({name: _reference(OPS[f"{room}.{name}"].function) for name in found})
+    names.update({name: reference_of(OPS[f"{room}.{name}"].function) for name in found})
     return found
 
 
-def _reference(function: Callable[..., Any]) -> Callable[..., Any]:
+def reference_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The op with ``impl="reference"``, and without that argument."""
+
     @functools.wraps(function)
     def reference(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs, impl="reference")

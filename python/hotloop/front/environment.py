@@ -22,20 +22,18 @@ if not (isinstance(_raw, dict) and all(isinstance(key, bytes) for key in _raw)):
     _raw = None
 
 
-def _is_set(name: str, raw_name: bytes) -> bool:
-    return name in os.environ if _raw is None else raw_name in _raw
+def _value(name: str, raw_name: bytes) -> str:
+    """The value of a variable, empty where it is not set."""
+    is_set = name in os.environ if _raw is None else raw_name in _raw
+    return os.environ.get(name, "") if is_set else ""
 
 
 def checks_on() -> bool:
-    if not _is_set("HOTLOOP_CHECK", b"HOTLOOP_CHECK"):
-        return False
-    return os.environ.get("HOTLOOP_CHECK", "") not in ("", "0")
+    return _value("HOTLOOP_CHECK", b"HOTLOOP_CHECK") not in ("", "0")
 
 
 def forced_impl() -> str | None:
-    if not _is_set("HOTLOOP_IMPL", b"HOTLOOP_IMPL"):
-        return None
-    return os.environ.get("HOTLOOP_IMPL") or None
+    return _value("HOTLOOP_IMPL", b"HOTLOOP_IMPL") or None
 
 
 def workspace_bytes() -> int:
@@ -53,9 +51,7 @@ def workspace_bytes() -> int:
 
 
 def logs() -> bool:
-    if not _is_set("HOTLOOP_LOG", b"HOTLOOP_LOG"):
-        return False
-    return os.environ.get("HOTLOOP_LOG", "") not in ("", "0")
+    return _value("HOTLOOP_LOG", b"HOTLOOP_LOG") not in ("", "0")
 
 
 def log_call(op: str, **facts: object) -> None:
@@ -67,9 +63,8 @@ def log_call(op: str, **facts: object) -> None:
 
     text = f"{op} {' '.join(f'{k}={v}' for k, v in facts.items())}"
     logger = logging.getLogger("hotloop")
-    if (
-        logger.level == logging.NOTSET
-    ):  # the root's is WARNING, and the variable asks for these lines
+    # The level of the root is WARNING, and the variable asks for these lines.
+    if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
     if logger.hasHandlers():
         logger.info(text)

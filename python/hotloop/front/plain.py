@@ -43,9 +43,8 @@ def readable(op: str, name: str, value: Any) -> Any:
         reason = f"expected a tensor with memory, got one on the meta device {tuple(value.shape)}. Pass a real tensor."
     if reason is None and value.is_neg():
         return value.detach().resolve_neg()
-    if (
-        reason is None and value._is_zerotensor()
-    ):  # zeros without memory, from forward-mode autograd
+    # Zeros without memory, from forward-mode autograd.
+    if reason is None and value._is_zerotensor():
         return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
     if reason is None and value.numel() > 0 and _address(value) is None:
         reason = _freed(value) or (

@@ -8,6 +8,7 @@ from ``options``. A new loss needs a line in ``FORMS`` only if its roles are not
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -34,7 +35,7 @@ PAIR = ("chosen", "rejected")
 PLAIN = LogitMap()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Form:
     """How a loss is fed from a batch of answers."""
 
@@ -43,7 +44,7 @@ class Form:
     tokens: bool = False  # wants log-probabilities per token, (rows, tokens), and not their sums
     means: bool = False  # wants means over tokens and not sums
     nll: str = (
-        "never"  # chosen_nll, a mean over tokens: "never", "always", or the option that asks for it
+        "never"  # chosen_nll, a mean over tokens; or "always", or the option that asks for it
     )
     lengths: str = "required"  # or the option that asks for them
     # Read from the signature once, here: torch.compile cannot take a default that it met in a signature before.
@@ -55,11 +56,9 @@ class Form:
         found = inspect.signature(self.function).parameters
         missing = inspect.Parameter.empty
         beta = found["beta"].default if "beta" in found else None
-        object.__setattr__(self, "parameters", tuple(found))
-        object.__setattr__(
-            self, "required", frozenset(n for n, p in found.items() if p.default is missing)
-        )
-        object.__setattr__(self, "beta", beta if isinstance(beta, float) else 0.1)
+        self.parameters = tuple(found)
+        self.required = frozenset(n for n, p in found.items() if p.default is missing)
+        self.beta = beta if isinstance(beta, float) else 0.1
 
 
 # What a loss is fed, where that is not (chosen, rejected) and their sums.
@@ -221,27 +220,32 @@ def linear_preference_loss(
     form = _form(loss)
     if logit is None:
         logit = PLAIN
-    elif isinstance(logit, LogitMap):
-        _arguments.logit_map(_OP, logit.temperature, logit.logit_scale, logit.softcap)
     else:
-        raise TypeError(
-            f"[{_OP}] logit: expected a hotloop.logprob.LogitMap, got {type(logit).__name__}. "
-            "Pass LogitMap(temperature=..., logit_scale=..., softcap=...)."
-        )
+        hint = "Pass LogitMap(temperature=..., logit_scale=..., softcap=...)."
+        check.instance(_OP, "logit", logit, LogitMap, hint)
+        _arguments.logit_map(_OP, logit.temperature, logit.logit_scale, logit.softcap)
     if shift_labels is not False:
         offsets = None
         if cu_seqlens is not None:
             shape = check.tensor(_OP, "labels", labels).shape
             offsets = _arguments.cu_seqlens(_OP, cu_seqlens, shape[0], labels.device)
         labels = _arguments.shifted(_OP, labels, ignore_index, shift_labels, offsets)
-    policy, lengths = _answers(
-        hidden, weight, labels, bias, cu_seqlens, logit, ignore_index, form.tokens, impl
-    )
-    counts = _counts(form, policy.shape[0], extra)
-    reference = _reference(
-        policy, labels, weight, ref_logps, ref_hidden, ref_weight, ref_bias, cu_seqlens, logit, ignore_index,
-        form.tokens, impl,
+    answers = functools.partial(
+        _answers, labels=labels, cu_seqlens=cu_seqlens, logit=logit, ignore_index=ignore_index, tokens=form.tokens,
+        impl=impl,
     )  # fmt: skip
+    policy, lengths = answers(hidden, weight, bias)
+    counts = _counts(form, policy.shape[0], extra)
+    if ref_hidden is None:
+        reference = _given(policy, labels, ref_logps, cu_seqlens, ignore_index, form.tokens)
+    elif ref_logps is not None:
+        raise ValueError(
+            f"[{_OP}] ref_hidden: expected None beside ref_logps, got both. Pass one of them."
+        )
+    else:
+        with torch.no_grad():
+            head = weight if ref_weight is None else check.tensor(_OP, "ref_weight", ref_weight)
+            reference = answers(ref_hidden, head.detach(), ref_bias)[0]
     split = policy.split(counts)
     split_ref = None if reference is None else reference.split(counts)
     split_lengths = lengths.split(counts)
@@ -266,11 +270,8 @@ def _form(loss: str | Callable[..., Tensor]) -> Form:
         if isinstance(loss, str) and loss.removesuffix("_loss") in FORMS:
             hint = f' Pass loss="{loss.removesuffix("_loss")}".'
         elif isinstance(loss, str) and loss in ELSEWHERE:
-            hint = (
-                f" Pass {ELSEWHERE[loss]}."
-                if "loss=" in ELSEWHERE[loss]
-                else f" Use {ELSEWHERE[loss]}."
-            )
+            verb = "Pass" if "loss=" in ELSEWHERE[loss] else "Use"
+            hint = f" {verb} {ELSEWHERE[loss]}."
         raise ValueError(
             f"[{_OP}] loss: expected a function or one of {', '.join(LOSSES)}, got {loss!r}.{hint}"
         )
@@ -294,8 +295,9 @@ def _counts(form: Form, answers: int, extra: Mapping[str, Any]) -> list[int]:
 def _answers(
     hidden: Tensor,
     weight: Tensor,
-    labels: Tensor,
     bias: Tensor | None,
+    *,
+    labels: Tensor,
     cu_seqlens: Tensor | None,
     logit: LogitMap,
     ignore_index: int,
@@ -303,9 +305,7 @@ def _answers(
     impl: Impl,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the answers, (answers,) or (answers, T), and their lengths (answers,)."""
-    if check.tensor("linear_preference_loss", "hidden", hidden).ndim != (
-        3 if cu_seqlens is None else 2
-    ):
+    if check.tensor(_OP, "hidden", hidden).ndim != (3 if cu_seqlens is None else 2):
         raise ValueError(
             f"[{_OP}] hidden: expected shape (answers, tokens, width), or (tokens, width) with cu_seqlens, got "
             f"{tuple(hidden.shape)}."
@@ -334,38 +334,15 @@ def _left_aligned(rows: Tensor, valid: Tensor) -> Tensor:
     return rows.gather(-1, order)
 
 
-def _reference(
+def _given(
     policy: Tensor,
     labels: Tensor,
-    weight: Tensor,
     ref_logps: Tensor | None,
-    ref_hidden: Tensor | None,
-    ref_weight: Tensor | None,
-    ref_bias: Tensor | None,
     cu_seqlens: Tensor | None,
-    logit: LogitMap,
     ignore_index: int,
     tokens: bool,
-    impl: Impl,
 ) -> Tensor | None:
-    if ref_logps is not None and ref_hidden is not None:
-        raise ValueError(
-            f"[{_OP}] ref_hidden: expected None beside ref_logps, got both. Pass one of them."
-        )
-    if ref_hidden is not None:
-        with torch.no_grad():
-            head = weight if ref_weight is None else check.tensor(_OP, "ref_weight", ref_weight)
-            return _answers(
-                ref_hidden,
-                head.detach(),
-                labels,
-                ref_bias,
-                cu_seqlens,
-                logit,
-                ignore_index,
-                tokens,
-                impl,
-            )[0]
+    """The reference's log-probabilities, passed per answer or per token, in the shape of ``policy``."""
     if ref_logps is None:
         return None
     ref_logps = check.float_tensor(_OP, "ref_logps", ref_logps).detach()
@@ -384,10 +361,6 @@ def _reference(
     return _left_aligned(ref_logps, valid) if tokens else ref_logps.sum(-1)
 
 
-def _first_known(names: tuple[str, ...], *candidates: str) -> str | None:
-    return next((c for c in candidates if c in names), None)
-
-
 def _bind(
     loss: str,
     form: Form,
@@ -398,6 +371,10 @@ def _bind(
 ) -> dict[str, Any]:
     """Arguments of the loss function by name."""
     parameters = form.parameters
+
+    def known_as(*names: str) -> str | None:
+        return next((name for name in names if name in parameters), None)
+
     wants_lengths = form.lengths == "required" or bool(extra.get(form.lengths, False))
     extra.pop("length_normalized", None)
     arguments: dict[str, Any] = {}
@@ -406,36 +383,26 @@ def _bind(
         values = policy[i]
         if form.means:
             values = values / lengths[i].clamp(min=1)
-        ratio = _first_known(parameters, f"{role}_logratios")
-        if ratio is not None:
+        if ratio := known_as(f"{role}_logratios"):
             arguments[ratio] = values - _needed(loss, reference)[i]
-        name = _first_known(
-            parameters, f"policy{tail}_logps", f"policy_logps{tail}", f"segment_logps{tail}"
-        )
-        if name is not None:
+        if name := known_as(f"policy{tail}_logps", f"policy_logps{tail}", f"segment_logps{tail}"):
             arguments[name] = values
-        ref_name = _first_known(parameters, f"ref{tail}_logps", f"ref_logps{tail}")
-        if ref_name is not None:
+        if ref_name := known_as(f"ref{tail}_logps", f"ref_logps{tail}"):
             if reference is not None:
                 arguments[ref_name] = reference[i]
             elif ref_name in form.required:
                 _needed(loss, reference)
-        length_name = _first_known(
-            parameters, f"{role}_lengths", f"lengths{tail}", "sequence_lengths"
-        )
-        if length_name is not None and wants_lengths:
+        length_name = known_as(f"{role}_lengths", f"lengths{tail}", "sequence_lengths")
+        if length_name and wants_lengths:
             arguments[length_name] = lengths[i].to(values.dtype)
     if form.nll == "always" or form.nll in extra:
         # No token that counts is a likelihood of nothing: the term is 0, and so is its gradient.
         mean = -policy[0].sum() / lengths[0].sum().clamp(min=1)
         arguments["chosen_nll"] = mean.expand(policy[0].shape[0])
-    unknown = [name for name in extra if name not in parameters or name in ("reduction", "impl")]
+    options = [name for name in parameters if name not in ("reduction", "impl")]
+    unknown = [name for name in extra if name not in options]
     if unknown:
-        free = [
-            name
-            for name in parameters
-            if name not in arguments and name not in ("reduction", "impl")
-        ]
+        free = [name for name in options if name not in arguments]
         raise ValueError(
             f"[{_OP}] options: {loss} takes {', '.join(free)}, got {', '.join(unknown)}."
         )

@@ -10,25 +10,18 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ..core import pointwise
-from ..core.columns import (
-    check_rows,
-    exact,
-)
-from ..core.pointwise import Reduction, Row, logistic, softplus
+from ..core.columns import check_rows, exact
+from ..core.pointwise import Reduction, logistic, softplus
 from ..front import declare
 from ..front.impl import Impl
 from ..front.ranges import Number, above, at_least
-from ._pair import PAIR, REF
+from ._pair import PAIR, REF, named
 
 ApoVariant = Literal["zero", "down"]
 
 
 def _exo_head(beta: float, label_smoothing: float) -> tuple[str, tuple[float, ...]]:
     return "exo_pair", (beta, math.log1p(-label_smoothing), math.log(label_smoothing))
-
-
-def _apo_head(variant: ApoVariant, beta: float) -> tuple[str, tuple[float, ...]]:
-    return f"apo_{variant}", (beta,)
 
 
 @declare.composed(
@@ -56,9 +49,6 @@ def slic_hinge_loss(
     and its weight of the target term is not known to us, so it has no default.
 
     Args:
-        ref_chosen_logps: log-probability of the preferred answer under the reference, shape (n,),
-            or None.
-        ref_rejected_logps: the same of the other answer, shape (n,), or None.
         target_logps: log-probability under the policy of the answer to stay close to, shape (n,),
             or None. Differentiable. Needs sft_weight.
         beta: scale of the margin, > 0. Default 0.1 with a reference (TRL), 1 without (SLiC-HF).
@@ -66,7 +56,6 @@ def slic_hinge_loss(
         sft_weight: weight of -target_logps, >= 0. Needs target_logps.
 
     Example:
-        >>> import torch
         >>> chosen, rejected = torch.tensor([-1.0, -3.0]), torch.tensor([-4.0, -2.5])
         >>> slic_hinge_loss(chosen, rejected, reduction="none")
         tensor([0.0000, 1.5000])
@@ -77,18 +66,17 @@ def slic_hinge_loss(
     if beta is None:
         beta = 1.0 if ref_chosen_logps is None else 0.1
     scale, weight = beta, sft_weight or 0.0
+    pair, refs = named(
+        policy_chosen_logps,
+        policy_rejected_logps,
+        0.0 if ref_chosen_logps is None else ref_chosen_logps,
+        0.0 if ref_rejected_logps is None else ref_rejected_logps,
+    )
     return pointwise.run(
         "slic_hinge_loss",
         "preference.slic_hinge",
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-            "target_logps": target_logps,
-        },
-        {
-            "ref_chosen_logps": 0.0 if ref_chosen_logps is None else ref_chosen_logps,
-            "ref_rejected_logps": 0.0 if ref_rejected_logps is None else ref_rejected_logps,
-        },
+        {**pair, "target_logps": target_logps},
+        refs,
         (scale, delta, weight),
         reduction,
         impl,
@@ -130,7 +118,7 @@ def exo_pair_loss(
         label_smoothing: e, in (0, 0.5); 0 would make the loss infinite. Default 0.001.
 
     Example:
-        >>> import math, torch
+        >>> import math
         >>> chosen, z = torch.full((1,), math.log(0.9 / 0.1)), torch.zeros(1)
         >>> abs(round(float(exo_pair_loss(chosen, z, z, z, beta=1.0, label_smoothing=0.1)), 4))
         0.0
@@ -145,7 +133,12 @@ def exo_pair_loss(
     return chosen + torch.sigmoid(-x) * (logsigmoid(-x) - math.log(label_smoothing))
 
 
-@pointwise.loss(grad=PAIR, row=REF, head=_apo_head, ranges={"beta": above(0)})
+@pointwise.loss(
+    grad=PAIR,
+    row=REF,
+    head=lambda variant, beta: (f"apo_{variant}", (beta,)),
+    ranges={"beta": above(0)},
+)
 def apo_loss(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -168,7 +161,6 @@ def apo_loss(
         variant: "zero" or "down". Default "zero".
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> float(apo_loss(z, z, z, z, variant="down"))
         1.0
@@ -210,7 +202,6 @@ def aot_loss(
         label_smoothing: e, in [0, 1]. Default 0.
 
     Example:
-        >>> import torch
         >>> chosen, z = torch.tensor([2.0, -1.0]), torch.zeros(2)
         >>> aot_loss(chosen, z, z, z, beta=1.0, reduction="none")
         tensor([1.3133, 0.1269])
@@ -221,36 +212,23 @@ def aot_loss(
     op = "aot_loss"
     check_rows(
         op,
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-            "ref_chosen_logps": ref_chosen_logps,
-            "ref_rejected_logps": ref_rejected_logps,
-        },
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
     )
     pc, pr = exact(policy_chosen_logps), exact(policy_rejected_logps)
     rc, rr = exact(ref_chosen_logps).detach(), exact(ref_rejected_logps).detach()
-    differentiable: dict[str, Tensor | None]
-    constants: dict[str, Row]
-    if paired:
-        differentiable = {"sorted policy margins": torch.sort(pc - pr).values, "none": None}
-        constants = {"sorted reference margins": torch.sort(rc - rr).values}
-    else:
-        differentiable = {
-            "sorted chosen log-ratios": torch.sort(pc - rc).values,
-            "sorted rejected log-ratios": torch.sort(pr - rr).values,
-        }
-        constants = {"no reference": 0.0}
+    first, second = (pc - pr, rc - rr) if paired else (pc - rc, pr - rr)
     return pointwise.run(
         op,
         "preference.soft_label_dpo",
-        differentiable,
-        {**constants, "zero": 0.0, "label": 1.0 - label_smoothing},
+        {"first": torch.sort(first).values, "second": torch.sort(second).values},
+        {"no reference": 0.0, "nor here": 0.0, "label": 1.0 - label_smoothing},
         (beta,),
         reduction,
         impl,
-        lambda m, k, rm, rk, label: logistic(beta * ((m - rm) - (k - rk)), label),
-        absent=("none",),
+        lambda m, k, _, __, label: logistic(beta * (m - k), label),
     )
 
 
@@ -274,7 +252,6 @@ def nca_loss(
         beta: inverse temperature, > 0; the paper uses 0.01, TRL 0.1. Default 0.1.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(nca_loss(z, z, z, z)), 4)
         1.3863

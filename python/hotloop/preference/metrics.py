@@ -59,12 +59,10 @@ def preference_metrics(
     beta = check.number(op, "beta", beta, above=0)
     check_rows(
         op,
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-            "ref_chosen_logps": ref_chosen_logps,
-            "ref_rejected_logps": ref_rejected_logps,
-        },
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
     )
     pc, pr = exact(policy_chosen_logps), exact(policy_rejected_logps)
     chosen = beta * (pc - exact(ref_chosen_logps))

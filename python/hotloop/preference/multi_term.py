@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..core import pointwise
-from ..core.columns import (
-    check_rows,
-    exact,
-)
+from ..core.columns import check_rows, exact
 from ..core.pointwise import Reduction, softplus
 from ..front import check, declare
 from ..front.impl import Impl
 from ..front.ranges import above, at_least, number
+from ._pair import named
 
 ModpoLink = Literal["logistic", "hinge"]
 OpaMode = Literal["sequence", "released"]
@@ -54,7 +52,6 @@ def modpo_loss(
         link: "logistic" or "hinge". Default "logistic".
 
     Example:
-        >>> import torch
         >>> z, rewards = torch.zeros(2), torch.tensor([[1.0], [0.0]])
         >>> modpo_loss(z, z, z, z, rewards, 0 * rewards, weights=(0.5, 0.5), reduction="none")
         tensor([1.3133, 0.6931])
@@ -65,11 +62,9 @@ def modpo_loss(
     op = "modpo_loss"
     check_rows(
         op,
-        {
-            "chosen_margin_rewards": chosen_margin_rewards,
-            "rejected_margin_rewards": rejected_margin_rewards,
-        },
         ndim=2,
+        chosen_margin_rewards=chosen_margin_rewards,
+        rejected_margin_rewards=rejected_margin_rewards,
     )
     k = chosen_margin_rewards.shape[1]
     if not isinstance(weights, (list, tuple)) or len(weights) != k + 1:
@@ -92,18 +87,14 @@ def modpo_loss(
         x = (beta * ((pc - rc) - (pr - rr)) - offset) / w[0]
         return softplus(-x) if link == "logistic" else torch.relu(1 - x)
 
+    pair, refs = named(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
     return pointwise.run(
         op,
         "preference.modpo" if link == "logistic" else "preference.modpo_hinge",
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-        },
-        {
-            "ref_chosen_logps": ref_chosen_logps,
-            "ref_rejected_logps": ref_rejected_logps,
-            "chosen_margin_rewards": offset,
-        },
+        pair,
+        {**refs, "chosen_margin_rewards": offset},
         (beta, 1.0 / w[0]),
         reduction,
         impl,
@@ -172,7 +163,6 @@ def opa_dpo_loss(
         float32, or float64 if any input is float64.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2, 5)
         >>> round(float(opa_dpo_loss(z, z, z, z, z, image_coeff=0.0, anchor_coeff=0.0)), 4)
         1.3863
@@ -183,7 +173,7 @@ def opa_dpo_loss(
     op = "opa_dpo_loss"
     released = mode == "released"
     params = (beta, image_coeff, anchor_coeff, anchor_target, -1.0 if released else 1.0)
-    groups: tuple[dict[str, Tensor | None], ...] = (
+    groups: tuple[dict[str, Any], ...] = (
         {"truth_logratios": truth_logratios, "truth_masked_logratios": truth_masked_logratios},
         {
             "revised_logratios": revised_logratios,
@@ -194,16 +184,9 @@ def opa_dpo_loss(
         {"original_logratios": original_logratios, "original_weights": original_weights},
     )
     optional = ("revised_weights", "image_weights", "original_weights")
-    checked = [
-        {
-            name: check.tensor(op, name, t)
-            for name, t in group.items()
-            if t is not None or name not in optional
-        }
-        for group in groups
-    ]
-    for group in checked:
-        check_rows(op, group, ndim=2)
+    for group in groups:
+        given = {n: x for n, x in group.items() if x is not None or n not in optional}
+        check_rows(op, ndim=2, **given)
     shape = truth_logratios.shape
     for name, value in (
         ("revised_logratios", revised_logratios),

@@ -8,18 +8,12 @@ from typing import Literal
 from torch import Tensor
 
 from ..core import pointwise
-from ..core.columns import (
-    add_term,
-    check_rows,
-    count,
-    exact,
-    tokens,
-)
+from ..core.columns import add_term, check_rows, count, exact, tokens
 from ..core.pointwise import Reduction, Row, softplus
 from ..front import check, declare
 from ..front.impl import Impl
 from ..front.ranges import above, at_least
-from ._pair import PAIR, REF
+from ._pair import PAIR, REF, named
 
 VpoMode = Literal["offline", "online"]
 XpoLink = Literal["logistic", "ipo"]
@@ -87,7 +81,6 @@ def vpo_loss(
         mode: "offline" or "online". Default "offline".
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(vpo_loss(z, z, z, z, torch.tensor([-4.0, -6.0, -2.0]), alpha=0.1)), 4)
         0.7331
@@ -97,14 +90,9 @@ def vpo_loss(
     """
     op = "vpo_loss"
     weight = (1.0 if mode == "online" else -1.0) * alpha * beta
-    pair: dict[str, Tensor | None] = {
-        "policy_chosen_logps": policy_chosen_logps,
-        "policy_rejected_logps": policy_rejected_logps,
-    }
-    refs: dict[str, Row] = {
-        "ref_chosen_logps": ref_chosen_logps,
-        "ref_rejected_logps": ref_rejected_logps,
-    }
+    pair, refs = named(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
     name = "policy_calibration_logps"
     calibration = check.float_tensor(op, name, policy_calibration_logps, ndim=1)
     first = check.float_tensor(op, "policy_chosen_logps", policy_chosen_logps, ndim=1)
@@ -122,7 +110,9 @@ def vpo_loss(
             ),
         )
     if isinstance(ref_calibration_logps, Tensor):
-        check_rows(op, {name: calibration, "ref_calibration_logps": ref_calibration_logps})
+        check_rows(
+            op, ndim=1, **{name: calibration, "ref_calibration_logps": ref_calibration_logps}
+        )
         shift: Row = exact(ref_calibration_logps).detach()
     else:
         shift = check.number(op, "ref_calibration_logps", ref_calibration_logps)
@@ -165,7 +155,6 @@ def selm_loss(
         alpha: weight of the exploration term, >= 0. Default 0.001.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(selm_loss(z, z, z, z, torch.tensor([-4.0, -6.0]), beta=0.1, alpha=0.1)), 4)
         0.6431
@@ -210,7 +199,6 @@ def xpo_loss(
         link: "logistic" or "ipo". Default "logistic".
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(xpo_loss(z, z, z, z, torch.tensor([-4.0, -6.0]), alpha=0.01)), 4)
         0.6431
@@ -253,7 +241,6 @@ def rpo_sft_loss(
         alpha: weight of the averaged form, >= 0; 0.2 to 1 is usual. Default None.
 
     Example:
-        >>> import torch
         >>> z, chosen = torch.zeros(1), torch.tensor([-20.0])
         >>> round(float(rpo_sft_loss(chosen, z, chosen, z, torch.tensor([10]), alpha=0.2)), 4)
         1.0931
@@ -266,39 +253,27 @@ def rpo_sft_loss(
         raise ValueError(
             f"[{op}] alpha: expected None beside eta, got {alpha!r}. Pass one of the two."
         )
-    pair: dict[str, Tensor | None] = {
-        "policy_chosen_logps": policy_chosen_logps,
-        "policy_rejected_logps": policy_rejected_logps,
-    }
-    refs: dict[str, Row] = {
-        "ref_chosen_logps": ref_chosen_logps,
-        "ref_rejected_logps": ref_rejected_logps,
-    }
-    if alpha is None:
-        sft = (RPO_ETA if eta is None else eta) * beta
-        return pointwise.run(
-            op,
-            "preference.flex_dpo",
-            pair,
-            refs,
-            (beta, beta, sft),
-            reduction,
-            impl,
-            lambda pc, pr, rc, rr: softplus(-beta * ((pc - rc) - (pr - rr))) - sft * pc,
-        )
-    if chosen_lengths is None:
+    pair, refs = named(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
+    )
+    if alpha is not None and chosen_lengths is None:
         raise ValueError(
             f"[{op}] chosen_lengths: expected a value with alpha, got None. Pass the token counts."
         )
+    summed = (RPO_ETA if eta is None else eta) * beta
+    weight = summed if alpha is None else alpha
+    lengths = tokens(op, "chosen_lengths", None if alpha is None else chosen_lengths)
     return pointwise.run(
         op,
         "preference.rpo_average",
         pair,
-        {**refs, "chosen_lengths": tokens(op, "chosen_lengths", chosen_lengths)},
-        (beta, alpha),
+        {**refs, "chosen_lengths": lengths},
+        (beta, weight),
         reduction,
         impl,
-        lambda pc, pr, rc, rr, n: softplus(-beta * ((pc - rc) - (pr - rr))) - alpha * pc / count(n),
+        lambda pc, pr, rc, rr, n: (
+            softplus(-beta * ((pc - rc) - (pr - rr))) - weight * pc / count(n)
+        ),
     )
 
 
@@ -338,7 +313,6 @@ def hypo_loss(
         weight_clip: bound on |w| for very long answers, > 0; it biases the gradient. Default None.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(1)
         >>> online = torch.tensor([-4.0, -6.0])
         >>> round(float(hypo_loss(z, z, z, z, online, torch.full((2,), -5.0), kl_weight=0.1)), 4)
@@ -349,26 +323,17 @@ def hypo_loss(
     """
     op = "hypo_loss"
     k = check.integer(op, "num_samples", num_samples, at_least=1)
-    check_rows(
-        op, {"policy_online_logps": policy_online_logps, "ref_online_logps": ref_online_logps}
-    )
+    check_rows(op, policy_online_logps=policy_online_logps, ref_online_logps=ref_online_logps)
     m = policy_online_logps.shape[0]
     if m % k:
         raise ValueError(
             f"[{op}] policy_online_logps: expected a multiple of num_samples={k} rows, got {m}. "
             "Pass the samples of a prompt side by side."
         )
-    loss = _dpo(
-        op,
-        {
-            "policy_chosen_logps": policy_chosen_logps,
-            "policy_rejected_logps": policy_rejected_logps,
-        },
-        {"ref_chosen_logps": ref_chosen_logps, "ref_rejected_logps": ref_rejected_logps},
-        beta,
-        reduction,
-        impl,
+    pair, refs = named(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
+    loss = _dpo(op, pair, refs, beta, reduction, impl)
     online = exact(policy_online_logps).reshape(-1, k)
     w = online.detach() - exact(ref_online_logps).detach().reshape(-1, k)
     if weight_clip is not None:

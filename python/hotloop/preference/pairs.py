@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core import pointwise
-from ..core.columns import (
-    Probability,
-    count,
-    exact,
-    probability,
-    tokens,
-)
+from ..core.columns import Probability, count, exact, probability, tokens
 from ..core.pointwise import Reduction, Row, logistic, softplus
 from ..front import check, declare
 from ..front.impl import Impl
@@ -79,7 +73,6 @@ def dpo_loss(
         conditional_reference: see above; only with f_divergence="reverse_kl". Default False.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(dpo_loss(z, z, z, z)), 4)
         0.6931
@@ -133,7 +126,6 @@ def conservative_dpo_loss(
             (n,). On CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
 
     Example:
-        >>> import torch
         >>> chosen, z = torch.tensor([3.0, -1.0]), torch.zeros(2)
         >>> e = torch.tensor([0.0, 0.5])
         >>> conservative_dpo_loss(chosen, z, z, z, beta=1.0, label_smoothing=e, reduction="none")
@@ -175,7 +167,6 @@ def robust_dpo_loss(
             CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(robust_dpo_loss(z, z, z, z)), 4)
         0.6931
@@ -213,13 +204,10 @@ def dpo_norm_loss(
     policy_rejected - ref_rejected. Token counts below 1 count as 1.
 
     Args:
-        chosen_lengths: nc, tokens of the preferred answer, integers or floats, shape (n,) or a
-            number.
         beta: inverse temperature, > 0; of the order of the answers' length times a DPO beta.
             Default 5.
 
     Example:
-        >>> import torch
         >>> chosen, z = torch.tensor([10.0]), torch.zeros(1)
         >>> round(float(dpo_norm_loss(chosen, z, z, z, torch.tensor([20]), torch.tensor([30]))), 4)
         0.0789
@@ -262,7 +250,6 @@ def flex_dpo_loss(
         sft_weight: weight of -policy_chosen_logps, >= 0. Default 0.
 
     Example:
-        >>> import torch
         >>> chosen, z = torch.tensor([5.0]), torch.zeros(1)
         >>> round(float(flex_dpo_loss(chosen, chosen, z, z)), 4)
         0.6444
@@ -298,12 +285,8 @@ def dno_loss(
     and sigma(1). label=1 is the paper's DNO-Prct on filtered pairs, which is DPO.
 
     Args:
-        policy_logps_1: log-probability of the first answer under the policy, summed over its
-            tokens, shape (n,), nats. Differentiable.
-        policy_logps_2: the same of the second answer, shape (n,). Differentiable.
         ref_logps_1: log-probability of the first answer under the frozen current iterate, shape
             (n,).
-        ref_logps_2: the same of the second answer, shape (n,).
         win_rate_gap: win rate of the first answer against samples of the current iterate, minus
             that of the second, shape (n,) or a number. Give either this or ``label``.
         label: q itself in [0, 1], shape (n,) or a number. Default None.
@@ -312,7 +295,6 @@ def dno_loss(
             point and sharpens the labels. Default 1.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(dno_loss(z, z, z, z, torch.tensor([0.5, -0.25]))), 4)
         0.6931
@@ -378,7 +360,6 @@ def drift_iterative_dpo_loss(
         beta: inverse temperature, > 0; the paper's value is not confirmed. Default 0.1.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(drift_iterative_dpo_loss(z, z, z, z)), 4)
         0.6931

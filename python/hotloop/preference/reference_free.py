@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import pointwise
-from ..core.columns import (
-    check_rows,
-    count,
-    exact,
-    probability,
-    tokens,
-)
+from ..core.columns import check_rows, count, exact, probability, tokens
 from ..core.pointwise import Reduction, Row, given, logistic, softplus
 from ..front import check, declare
 from ..front.impl import Impl
@@ -23,6 +17,20 @@ from ._pair import PAIR
 
 LOG_ODDS_CAP = -(2.0**-24)
 """Mean log-probability at which the log-odds stop growing; at 0 they are infinite."""
+_MARGIN: dict[str, declare.Range] = {
+    "beta": above(0),
+    "gamma": at_least(0),
+    "cpo_alpha": at_least(0),
+    "label_smoothing": probability,
+    "chosen_lengths": tokens,
+    "rejected_lengths": tokens,
+}
+_CPL: dict[str, declare.Range] = {
+    "alpha": above(0),
+    "gamma": above(0, at_most=1),
+    "lam": above(0, at_most=1),
+    "bc_coeff": at_least(0),
+}
 
 
 def _cpo_head(
@@ -66,7 +74,6 @@ def orpo_loss(
         beta: weight of the odds ratio, >= 0; lambda in the paper. Default 0.1.
 
     Example:
-        >>> import torch
         >>> logps = torch.tensor([-1.0, -2.0])
         >>> round(float(orpo_loss(logps, logps, -logps)), 4)
         1.5693
@@ -86,15 +93,7 @@ def orpo_loss(
     row=("chosen_lengths", "rejected_lengths", "label_smoothing"),
     head=_cpo_head,
     batch=("chosen_nll",),
-    ranges={
-        "beta": above(0),
-        "gamma": at_least(0),
-        "cpo_alpha": at_least(0),
-        "label_smoothing": probability,
-        "chosen_lengths": tokens,
-        "rejected_lengths": tokens,
-        "alpha": number,
-    },
+    ranges={**_MARGIN, "alpha": number},
     together=(("chosen_lengths", "rejected_lengths"),),
 )
 def cpo_loss(
@@ -122,19 +121,12 @@ def cpo_loss(
     (no lengths) in TRL and in the paper, means in Liger.
 
     Args:
-        chosen_nll: negative log-likelihood of the preferred answer, shape (n,), or one value for
-            the batch. Differentiable. Default None: no such term.
-        chosen_lengths: tokens of the preferred answer, shape (n,) or a number, or None. Counts
-            below 1 count as 1. Default None.
-        rejected_lengths: tokens of the other answer, given together with chosen_lengths. Default
-            None.
         label_smoothing: e in [0, 1], a number or shape (n,). Default 0.
         cpo_alpha: weight of chosen_nll, >= 0. Default 1.
         alpha: shape of the reward; 0 is CPO. Default 0.
         gamma: margin to reach, >= 0. Default 0.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(cpo_loss(z, z, torch.ones(2))), 4)
         1.6931
@@ -156,14 +148,7 @@ def cpo_loss(
     grad=(*PAIR, "chosen_nll"),
     row=("chosen_lengths", "rejected_lengths", "label_smoothing"),
     batch=("chosen_nll",),
-    ranges={
-        "beta": above(0),
-        "gamma": at_least(0),
-        "cpo_alpha": at_least(0),
-        "label_smoothing": probability,
-        "chosen_lengths": tokens,
-        "rejected_lengths": tokens,
-    },
+    ranges=_MARGIN,
     together=(("chosen_lengths", "rejected_lengths"),),
 )
 def simpo_loss(
@@ -185,24 +170,17 @@ def simpo_loss(
     x_i = beta * (chosen_i / nc_i - rejected_i / nr_i) - gamma, loss_i = (1 - e_i) softplus(-x_i) +
     e_i softplus(x_i) + cpo_alpha * nll_i. gamma is the margin after beta, as in the paper's
     equation; TRL's simpo_gamma and Liger's gamma are this number, the authors' gamma_beta_ratio is
-    gamma / beta. The default beta is the paper's, not TRL's or Liger's 0.1.
+    gamma / beta. The default beta is the paper's, not TRL's or Liger's 0.1. With nll it is CPO-SimPO.
 
     Args:
         policy_chosen_logps: log-probability of the preferred answer under the policy, summed over
             its tokens (or already a mean, without lengths), shape (n,), nats. Differentiable.
-        chosen_lengths: nc, tokens of the preferred answer, shape (n,) or a number. Counts below 1
-            count as 1. Default None: the log-probabilities are means already.
-        rejected_lengths: nr, tokens of the other answer, given together with chosen_lengths.
-            Default None.
-        chosen_nll: negative log-likelihood of the preferred answer, shape (n,), or one value for
-            the batch (CPO-SimPO). Differentiable. Default None: no such term.
         beta: inverse temperature, > 0; the paper uses 2 to 10. Default 2.5.
         gamma: margin to reach, >= 0; the authors start tuning from half of beta. Default 1.25.
         label_smoothing: e in [0, 1], a number or shape (n,). Default 0.
         cpo_alpha: weight of chosen_nll, >= 0. Default 1.
 
     Example:
-        >>> import torch
         >>> chosen, rejected = torch.tensor([-10.0]), torch.tensor([-30.0])
         >>> lengths = torch.tensor([20])
         >>> round(float(simpo_loss(chosen, rejected, lengths, lengths)), 4)
@@ -222,7 +200,7 @@ def _segments(
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities in float32 or better, and the advantages they add up to."""
     if ref is not None:
-        check_rows(op, {name: logps, ref_name: ref}, ndim=None)
+        check_rows(op, ndim=None, **{name: logps, ref_name: ref})
     steps = exact(check.float_tensor(op, name, logps))
     if steps.ndim == 1 and ref is None:
         return steps, steps
@@ -239,13 +217,7 @@ def _segments(
 
 
 @declare.composed(
-    ranges={
-        "alpha": above(0),
-        "gamma": above(0, at_most=1),
-        "lam": above(0, at_most=1),
-        "bc_coeff": at_least(0),
-        "label": probability,
-    },
+    ranges={**_CPL, "label": probability},
     together=(("ref_logps_1", "ref_logps_2"),),
 )
 def cpl_loss(
@@ -285,7 +257,6 @@ def cpl_loss(
             Default 0.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2, 3)
         >>> round(float(cpl_loss(z, z)), 4)
         0.6931
@@ -322,14 +293,7 @@ def cpl_loss(
     return loss + (cloning if reduction == "none" else getattr(cloning, reduction)())
 
 
-@declare.composed(
-    ranges={
-        "alpha": above(0),
-        "gamma": above(0, at_most=1),
-        "lam": above(0, at_most=1),
-        "bc_coeff": at_least(0),
-    }
-)
+@declare.composed(ranges=_CPL)
 def cpl_dense_loss(
     segment_logps: Tensor,
     scores: Tensor,
@@ -365,7 +329,6 @@ def cpl_dense_loss(
         input is float64.
 
     Example:
-        >>> import torch
         >>> advantages = torch.tensor([0.0, 2.0, 1.0])
         >>> cpl_dense_loss(advantages, advantages, lam=1.0, reduction="none")
         tensor([0.3133, 0.1269, 0.3133])

@@ -5,11 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core import pointwise
-from ..core.columns import (
-    count,
-    probability,
-    tokens,
-)
+from ..core.columns import count, probability, tokens
 from ..core.pointwise import Reduction, Row
 from ..front import check
 from ..front.impl import Impl
@@ -58,14 +54,9 @@ def ipo_loss(
     25 at tau = 0.1.
 
     Args:
-        chosen_lengths: nc, tokens of the preferred answer, integers or floats, shape (n,) or a
-            number, or None. Counts below 1 count as 1. Default None.
-        rejected_lengths: nr, tokens of the other answer, given together with chosen_lengths.
-            Default None.
         tau: strength of the regularisation, > 0; TRL calls it beta. Default 0.1.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> float(ipo_loss(z, z, z, z, tau=0.25))
         4.0
@@ -106,11 +97,6 @@ def online_ipo_loss(
     flows through the sampling.
 
     Args:
-        policy_logps_1: log-probability of the first answer under the policy, summed over its
-            tokens, shape (n,), nats. Differentiable.
-        policy_logps_2: the same of the second answer, shape (n,). Differentiable.
-        ref_logps_1: log-probability of the first answer under the reference, shape (n,).
-        ref_logps_2: the same of the second answer, shape (n,).
         preference: P(first preferred to second) in [0, 1], shape (n,) or a number; a tensor's range
             is not checked. Default 1.
         lengths_1: tokens of the first answer, shape (n,) or a number, or None. Default None.
@@ -118,7 +104,6 @@ def online_ipo_loss(
         tau: strength of the regularisation, > 0. Default 0.1.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> float(online_ipo_loss(z, z, z, z, torch.tensor([0.5, 1.0]), tau=0.25))
         2.0
@@ -168,7 +153,6 @@ def inpo_loss(
         tau: strength of the KL to the reference, in [0, eta]. Default 0.0025.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> float(inpo_loss(z, z, z, z, z, z, eta=0.5, tau=0.25))
         1.0
@@ -202,15 +186,12 @@ def sppo_loss(
     keep float32.
 
     Args:
-        policy_logps: log-probability of the answer under the policy, summed over its tokens, shape
-            (n,), nats. Differentiable.
         ref_logps: the same under the previous iterate, which drew the answer, shape (n,).
         win_rate: estimate of P(answer beats the previous iterate) in [0, 1], shape (n,) or a
             number. On CUDA the range is read under HOTLOOP_CHECK=1 only.
         eta: step, > 0; the inverse of TRL's beta. Default 1000.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> float(sppo_loss(z, z, torch.tensor([0.5, 1.0]), eta=2.0))
         0.5
@@ -243,7 +224,6 @@ def sppo_hard_loss(
         beta: inverse of the step eta, > 0. Default 0.001.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> float(sppo_hard_loss(z, z, z, z, beta=0.5))
         2.0
@@ -314,7 +294,6 @@ def srpo_loss(
         improvement_weight: weight of the improvement term, >= 0. Default alpha.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> float(srpo_loss(z, z, z, z, z, z, beta=0.1))
         0.25

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core import pointwise
-from ..core.columns import (
-    check_rows,
-    exact,
-    marks,
-)
+from ..core.columns import check_rows, exact, marks
 from ..core.pointwise import Reduction, Row, softplus
 from ..front import check, declare
 from ..front.impl import Impl
@@ -52,9 +48,6 @@ def kto_loss(
     average it over ranks yourself and pass ``kl``. kl=0 is TRL's ``apo_zero_unpaired``.
 
     Args:
-        policy_logps: log-probability of the answer under the policy, summed over its tokens, shape
-            (n,), nats. Differentiable.
-        ref_logps: the same under the reference, shape (n,).
         is_desirable: True or 1 for a good answer, False or 0 for a bad one, bool, integer or float,
             shape (n,).
         policy_kl_logps: log-probability under the policy of mismatched answers (each prompt with
@@ -67,7 +60,6 @@ def kto_loss(
         undesirable_weight: weight of bad answers, >= 0. Default 1.
 
     Example:
-        >>> import torch
         >>> logps, good = torch.tensor([-3.0, -5.0]), torch.tensor([True, False])
         >>> float(kto_loss(logps, logps, good, kl=0.0))
         0.5
@@ -84,11 +76,7 @@ def kto_loss(
         )
     z0 = kl
     if policy_kl_logps is not None and ref_kl_logps is not None:
-        check_rows(
-            op,
-            {"policy_kl_logps": policy_kl_logps, "ref_kl_logps": ref_kl_logps},
-            ndim=None,
-        )
+        check_rows(op, ndim=None, policy_kl_logps=policy_kl_logps, ref_kl_logps=ref_kl_logps)
         if policy_kl_logps.numel() == 0:
             raise ValueError(
                 f"[{op}] policy_kl_logps: expected at least one row, got shape {tuple(policy_kl_logps.shape)}. "
@@ -138,9 +126,6 @@ def bco_loss(
     that is in use, the paper's and TRL's. They differ where the classes are unbalanced.
 
     Args:
-        policy_logps: log-probability of the answer under the policy, summed over its tokens, shape
-            (n,), nats. Differentiable.
-        ref_logps: the same under the reference, shape (n,).
         is_desirable: True or 1 for thumbs up, False or 0 for down, bool, integer or float, shape
             (n,).
         density_weights: rho of answers with thumbs down (up ones ignore it), shape (n,) or a
@@ -150,7 +135,6 @@ def bco_loss(
         beta: inverse temperature, > 0; the paper uses 0.01 to 0.1. Default 0.1.
 
     Example:
-        >>> import torch
         >>> logps, up = torch.tensor([-3.0, -5.0]), torch.tensor([True, False])
         >>> round(float(bco_loss(logps, logps, up)), 4)
         0.6931
@@ -184,7 +168,6 @@ def bco_pair_loss(
         delta: shift of the reward, a number or a tensor with one element. Default 0.
 
     Example:
-        >>> import torch
         >>> z = torch.zeros(2)
         >>> round(float(bco_pair_loss(z, z, z, z)), 4)
         1.3863

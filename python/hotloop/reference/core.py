@@ -6,24 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ..core.segment_reference import (
-    counting_sort as counting_sort,
-)
-from ..core.segment_reference import (
-    segment_logsumexp as segment_logsumexp,
-)
-from ..core.segment_reference import (
-    segment_max as segment_max,
-)
-from ..core.segment_reference import (
-    segment_mean as segment_mean,
-)
-from ..core.segment_reference import (
-    segment_min as segment_min,
-)
-from ..core.segment_reference import (
-    segment_sum as segment_sum,
-)
+from ..core import segments
+from ..front.declare import reference_of
+
+counting_sort = reference_of(segments.counting_sort)
+segment_sum = reference_of(segments.segment_sum)
+segment_mean = reference_of(segments.segment_mean)
+segment_max = reference_of(segments.segment_max)
+segment_min = reference_of(segments.segment_min)
+segment_logsumexp = reference_of(segments.segment_logsumexp)
 
 
 def elementary(name: str, x: Any) -> Any:

@@ -37,7 +37,6 @@ def bt_reward_loss(
         center_coeff: weight of the centring term, >= 0; TRL's documentation uses 0.01. Default 0.
 
     Example:
-        >>> import torch
         >>> round(float(bt_reward_loss(torch.zeros(2), torch.zeros(2))), 4)
         0.6931
 

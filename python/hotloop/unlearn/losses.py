@@ -5,12 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core import pointwise
-from ..core.columns import (
-    add_term,
-    count,
-    exact,
-    tokens,
-)
+from ..core.columns import add_term, count, exact, tokens
 from ..core.pointwise import Reduction, Row, softplus
 from ..front import check, declare
 from ..front.impl import Impl
@@ -63,7 +58,6 @@ def npo_loss(
         retain_kl_weight: weight of retain_kl, >= 0. Default 1.
 
     Example:
-        >>> import torch
         >>> logps = torch.tensor([-3.0, -5.0])
         >>> round(float(npo_loss(logps, logps, beta=2.0)), 4)
         0.6931

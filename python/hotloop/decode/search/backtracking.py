@@ -78,29 +78,19 @@ def retrospective_backtrack(
     op = "retrospective_backtrack"
     check.array(op, "p_unconfident", p_unconfident, arrays.FLOATS, 2)
     batch, phrases = (int(n) for n in p_unconfident.shape)
-    if not isinstance(state, BacktrackState):
-        raise TypeError(
-            f"[{op}] state: expected a BacktrackState, got {type(state).__name__}. Use BacktrackState.start(...)."
-        )
+    check.instance(op, "state", state, BacktrackState, "Use BacktrackState.start(...).")
     named = {
         "chunk_lengths": chunk_lengths,
         "prefix_lengths": prefix_lengths,
         "sentence_lengths": sentence_lengths,
     }
-    check.alike(
-        op,
-        "span_ends",
-        span_ends,
-        arrays.INTEGERS,
-        (batch, phrases),
-        "p_unconfident",
-        p_unconfident,
-    )
+    like = ("p_unconfident", p_unconfident)
+    check.alike(op, "span_ends", span_ends, arrays.INTEGERS, (batch, phrases), *like)
     for name, x in named.items():
-        check.alike(op, name, x, arrays.INTEGERS, (batch,), "p_unconfident", p_unconfident)
+        check.alike(op, name, x, arrays.INTEGERS, (batch,), *like)
     kinds = (arrays.INTEGERS, arrays.INTEGERS, TREE_FLOATS, FLAGS, FLAGS)
     for name, dtypes, x in zip(state._fields, kinds, state):
-        check.alike(op, f"state.{name}", x, dtypes, (batch,), "p_unconfident", p_unconfident)
+        check.alike(op, f"state.{name}", x, dtypes, (batch,), *like)
     numbers = (
         number(op, "tau", tau, at_least=0, at_most=1),
         number(op, "temperature", temperature, at_least=0),
@@ -125,14 +115,8 @@ def retrospective_backtrack(
     check.refuse(op, "span_ends", ends, wrong, "rising positions inside the chunk, then -1")
     check.refuse(op, "prefix_lengths", prefix, prefix < 0, "counts of tokens >= 0")
     check.refuse(op, "chunk_lengths", chunk, chunk < 0, "counts of tokens >= 0")
-    check.refuse(
-        op,
-        "sentence_lengths",
-        sentence,
-        (sentence < 0) | (sentence > prefix),
-        "0 to prefix_lengths",
-        "",
-    )
+    wrong = (sentence < 0) | (sentence > prefix)
+    check.refuse(op, "sentence_lengths", sentence, wrong, "0 to prefix_lengths", "")
     if chosen == "reference":
         return reference.retrospective_backtrack(
             p_unconfident, span_ends, chunk_lengths, prefix_lengths, sentence_lengths, state, tau=tau,

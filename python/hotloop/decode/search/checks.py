@@ -26,15 +26,8 @@ def check_tree(
     shape = tuple(int(n) for n in tree.parents.shape)
     for name in (*reals, *counts, *fixed_reals, *fixed_counts):
         x, whole = getattr(tree, name), name in counts or name in fixed_counts
-        check.alike(
-            op,
-            f"tree.{name}",
-            x,
-            arrays.INTEGERS if whole else TREE_FLOATS,
-            shape,
-            "tree.parents",
-            tree.parents,
-        )
+        dtypes = arrays.INTEGERS if whole else TREE_FLOATS
+        check.alike(op, f"tree.{name}", x, dtypes, shape, "tree.parents", tree.parents)
         if name in reals or name in counts:
             check.writable(op, f"tree.{name}", x)
     if arrays.device(tree.parents) != "cpu":

@@ -12,6 +12,7 @@ from ...front.check import integer, number
 from ...front.impl import Impl, choose
 from ...reference.decode import search as reference
 from ...reference.decode.results import PuctStep, PuctTree, StarStep, StarTree
+from ...vocabulary import like
 from .checks import check_tree, nodes_in_use
 
 
@@ -76,10 +77,7 @@ def mcts_star_step(
         Zhang et al. 2024, ReST-MCTS*, arXiv:2406.03816, and the published code.
     """
     op = "mcts_star_step"
-    if not isinstance(tree, StarTree):
-        raise TypeError(
-            f"[{op}] tree: expected a StarTree, got {type(tree).__name__}. Use StarTree(...)."
-        )
+    check.instance(op, "tree", tree, StarTree, "Use StarTree(...).")
     parents = check_tree(op, tree, ("values",), ("visits",))
     numbers = (
         number(op, "c", c, at_least=0),
@@ -97,16 +95,8 @@ def mcts_star_step(
             raise ValueError(
                 f"[{op}] rollout_values: expected leaves too, got None for them. Pass leaves."
             )
-        shape = (parents.shape[0],)
-        check.alike(
-            op,
-            "rollout_values",
-            rollout_values,
-            arrays.FLOATS,
-            shape,
-            "tree.parents",
-            tree.parents,
-        )
+        like_trees = ((parents.shape[0],), "tree.parents", tree.parents)
+        check.alike(op, "rollout_values", rollout_values, arrays.FLOATS, *like_trees)
         rollouts = arrays.dense(arrays.to_numpy(rollout_values), "float64")
     if choose(op, impl, "tree.parents", tree.parents) == "reference":
         return reference.mcts_star_step(
@@ -115,19 +105,11 @@ def mcts_star_step(
         )  # fmt: skip
     trees = parents.shape[0]
     found = (np.empty(trees, np.int64), np.empty(trees, np.int64), np.empty(trees, bool))
-    native.core.decode.star_step(
-        tuple(tree),
-        places,
-        rollouts,
-        depth,
-        numbers,
-        key,
-        place,
-        found,
-    )
+    native.core.decode.star_step(tuple(tree), places, rollouts, depth, numbers, key, place, found)
     return StarStep(*(arrays.from_numpy(x, tree.parents) for x in found))
 
 
+@like(mcts_star_step)
 def puct_select_backup(
     tree: PuctTree,
     leaves: Any = None,
@@ -150,25 +132,15 @@ def puct_select_backup(
 
     Args:
         tree: ``PuctTree``; float32 or float64 and int64 or int32 arrays, any strides.
-        leaves: node to back up from in each tree, -1 for none, (B,) integers. Default None: only select.
-        starts: node to select from, -1 for none, (B,) integers. Default: the roots.
-        roots: node at which backing up ends and from which depth is counted, (B,) integers. Default node 0.
         c_puct: exploration constant, >= 0. Default 1.
         gamma: discount, in [0, 1]. Default 1.
         length_penalty: exponent of the length, >= 0; 1 is the mean log-probability. Default 1.25.
         max_depth: greatest depth selected, >= 0; the paper searches to 5. Default None: no limit.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         ``PuctStep``: nodes and depths.
 
-    Raises:
-        TypeError: not an array, a wrong dtype, or arrays of two libraries.
-        ValueError: shapes do not fit, a node is not in the tree, or a number is out of range. The tree is unchanged.
-        NotImplementedError: the forced impl cannot run these inputs.
-
     Example:
-        >>> import numpy as np
         >>> values = np.array([[0.0, 0.2, 0.6]])
         >>> counts, logps = np.zeros((1, 3), int), np.full((1, 3), -1.0)
         >>> tree = PuctTree(np.array([[-1, 0, 0]]), values.copy(), 0 * values, counts, values, logps, counts + 1)
@@ -181,10 +153,7 @@ def puct_select_backup(
         Xie et al. 2024, MCTS-DPO, arXiv:2405.00451, and the published code.
     """
     op = "puct_select_backup"
-    if not isinstance(tree, PuctTree):
-        raise TypeError(
-            f"[{op}] tree: expected a PuctTree, got {type(tree).__name__}. Use PuctTree(...)."
-        )
+    check.instance(op, "tree", tree, PuctTree, "Use PuctTree(...).")
     parents = check_tree(op, tree, ("q", "v"), ("visits",), ("values", "logps"), ("lengths",))
     numbers = (
         number(op, "c_puct", c_puct, at_least=0),

@@ -73,12 +73,10 @@ class Row:
                 x = (real(1.0 - law.mixture)) * x + m * arrays.to_numpy(law.reference)[index]
             if law.bias_ids is not None:
                 x = x.copy()
-                order = np.argsort(arrays.to_numpy(law.bias_ids)[b], kind="stable")
-                for v, add in zip(
-                    arrays.to_numpy(law.bias_ids)[b][order], arrays.to_numpy(law.bias)[b][order]
-                ):
-                    if 0 <= v < x.size:
-                        x[v] = x[v] + real(add)
+                ids, bias = (arrays.to_numpy(part)[b] for part in (law.bias_ids, law.bias))
+                for at in np.argsort(ids, kind="stable"):
+                    if 0 <= ids[at] < x.size:
+                        x[ids[at]] = x[ids[at]] + real(bias[at])
             temperature = number(law.temperature, b)
             greedy = not temperature > 0
             x = np.where(np.isnan(x), real(-np.inf), x)

@@ -69,15 +69,8 @@ def likelihood_beam_search(
         row, token = np.nonzero(score > -np.inf)
         order = np.lexsort((token, -key[row, token], row, -score[row, token]))
         children = [(float(score[row[i], token[i]]), int(row[i]), int(token[i])) for i in order]
-        pool = [
-            (
-                float(old.finished_scores[b, i]),
-                old.finished_token_ids[b, i],
-                int(old.finished_lengths[b, i]),
-            )
-            for i in range(width)
-            if old.finished_lengths[b, i] >= 0
-        ]
+        finished = (old.finished_scores[b], old.finished_token_ids[b], old.finished_lengths[b])
+        pool = [(float(s), ids, int(n)) for s, ids, n in zip(*finished) if n >= 0]
         for s, r, v in children[:width]:
             if v in eos:
                 pool.append((s, np.append(old.token_ids[b, r], v), length + 1))
@@ -277,12 +270,8 @@ def retrospective_backtrack(
                 actions[b] = ACTIONS["resample"]
                 kept[b] += 0 if bad[0] == 0 else ends[b, bad[0] - 1] + 1
         elif correcting[b]:
-            actions[b], correcting[b], local[b], heat[b] = (
-                ACTIONS["continue"],
-                False,
-                0,
-                temperature,
-            )
+            actions[b], correcting[b] = ACTIONS["continue"], False
+            local[b], heat[b] = 0, temperature
             kept[b] += ends[b, 0] + 1 if phrases else chunk[b]
         else:
             actions[b], done[b] = ACTIONS["accept"], True
