@@ -32,17 +32,17 @@ def _backward(call: LogitsCall, coefficients: Tensor) -> Tensor:
 
 
 class TokenLogprob(torch.autograd.Function):
-    """A ``LogitsCall`` and the statistics wanted -> the five statistics [N] each, and the argmax hit."""
+    """Logits, labels, the rest of a ``LogitsCall`` and the statistics wanted -> the five statistics [N] each, and the argmax hit."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-        call, wanted = LogitsCall(*arguments[:-1]), arguments[-1]
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, rest: tuple[Any, ...], wanted: frozenset[str]
+    ) -> tuple[Tensor | None, ...]:
+        call = LogitsCall(logits.detach(), labels, *rest)
         everything = bool(wanted - {"lse", "argmax_hit"})
-        statistics, hit = _forward(
-            call._replace(logits=call.logits.detach()), everything, "argmax_hit" in wanted
-        )
-        ctx.save_for_backward(*call[:2], statistics)
-        ctx.rest = call[2:]
+        statistics, hit = _forward(call, everything, "argmax_hit" in wanted)
+        ctx.save_for_backward(logits, labels, statistics)
+        ctx.rest = rest
         return _statistics.outputs(ctx, statistics, hit, wanted)
 
     @staticmethod
@@ -50,9 +50,9 @@ class TokenLogprob(torch.autograd.Function):
         logits, labels, statistics = ctx.saved_tensors
         call = LogitsCall(logits, labels, *ctx.rest)
         if torch.is_grad_enabled():
-            return _differentiable(call, grads[:5]), *([None] * 5)
+            return _differentiable(call, grads[:5]), None, None, None
         packed = _statistics.coefficients(statistics, list(grads[:5]), logits.shape[1])
-        return _backward(call, packed), *([None] * 5)
+        return _backward(call, packed), None, None, None
 
 
 def _differentiable(call: LogitsCall, grads: Sequence[Tensor | None]) -> Tensor | None:

@@ -61,11 +61,12 @@ def fake(like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def finish(sums: Tensor, vocabulary: int) -> Tensor:
     """Turn the running sums [6, N] into [5, N]: logps, entropy, lse, sum_p2, mean_logit."""
     maximum, sum_exp, sum_z_exp, sum_exp2, sum_z, label_z = sums.unbind(0)
-    lse = maximum + torch.log(sum_exp)
+    log_sum_exp = torch.log(sum_exp)
+    lse = maximum + log_sum_exp
     return torch.stack(
         (
             label_z - lse,
-            torch.log(sum_exp) - sum_z_exp / sum_exp,
+            log_sum_exp - sum_z_exp / sum_exp,
             lse,
             sum_exp2 / (sum_exp * sum_exp),
             sum_z / vocabulary,
@@ -88,7 +89,8 @@ def coefficients(statistics: Tensor, grads: list[Tensor | None], vocabulary: int
     if grads[3] is not None:
         a = a - 2 * g_sum_p2 * sum_p2
         c = 2 * g_sum_p2
-    return torch.stack((lse, a, b, c, g_mean / vocabulary, g_logp))
+    d = zero if grads[4] is None else g_mean / vocabulary
+    return torch.stack((lse, a, b, c, d, g_logp))
 
 
 def sequence_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:

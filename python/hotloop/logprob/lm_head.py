@@ -185,7 +185,7 @@ def token_logprob(
         rows = _statistics.selected(_named(packed, hit), wanted)
     else:
         check.untransformed(op, flat)
-        rows = _from_logits.TokenLogprob.apply(*call, wanted)
+        rows = _from_logits.TokenLogprob.apply(*call[:2], call[2:], wanted)
     return LogprobStatistics(*(None if r is None else r.reshape(shape) for r in rows))  # type: ignore[arg-type]
 
 
