@@ -153,9 +153,12 @@ def test_a_head_reads_nothing_back(reduction: str, monkeypatch: pytest.MonkeyPat
     y = torch.zeros(n, dtype=torch.int64, device="meta")
     with kernels_that_answer(monkeypatch, n, v):
         head = _call.LmHeadCall(h, w, None, y, -100, LogitMap(), "triton")
-        rows = _ops.LinearLogprob.apply(*head, frozenset(_statistics.STATISTICS), True)
+        rows = _ops.LinearLogprob.apply(
+            *head[:3], head[3:], frozenset(_statistics.STATISTICS), True
+        )
         sum(r.sum() for r in rows[:5]).backward()
-        loss = _ops.CrossEntropy.apply(*head, 0.1, 0.1, reduction)
+        options = {"label_smoothing": 0.1, "z_loss": 0.1, "ignore_index": -100}
+        loss = _ops.CrossEntropy.apply(*head[:3], head[3:], options | {"reduction": reduction})
         loss.backward()
 
 

@@ -211,8 +211,8 @@ def finite(op: str, **named: Any) -> None:
     if environment.checks_on() and not arrays.compiling():
         for name, value in named.items():
             if value is not None:
-                x = arrays.to_numpy(value)
-                refuse(op, name, x, ~np.isfinite(x), "finite values", UNSET)
+                isfinite = sys.modules["torch"].isfinite if arrays.is_torch(value) else np.isfinite
+                refuse(op, name, value, ~isfinite(value), "finite values", UNSET)
 
 
 def tensor(op: str, name: str, value: Any) -> Tensor:

@@ -121,7 +121,8 @@ def lm_head(
                 f"{arrays.dtype(weight)}. Convert one of them"
                 + (", or use torch.autocast." if not wide else ": autocast leaves float64 alone.")
             )
-    check.same_place(op, w, weight, h, hidden)
+    if weight.device != hidden.device:
+        check.same_place(op, w, weight, h, hidden)
     if bias is not None:
         bias = check.float_tensor(op, b, bias, ndim=1)
         if bias.shape[0] != weight.shape[0]:
@@ -130,7 +131,8 @@ def lm_head(
             )
         check.same_place(op, b, bias, h, hidden)
     flat = rows_of(hidden)
-    check.finite(op, **{h: hidden, w: weight, b: bias})
+    if environment.checks_on():
+        check.finite(op, **{h: hidden, w: weight, b: bias})
     return flat, weight, bias
 
 

@@ -56,11 +56,13 @@ def _differentiable(
 
 
 class LinearLogprob(torch.autograd.Function):
-    """A ``LmHeadCall``, the statistics wanted, grad mode -> the five statistics [N] each, and the argmax hit."""
+    """A ``LmHeadCall`` (its lm_head, and the rest as one), the statistics wanted, grad mode -> the five statistics [N]
+    each, and the argmax hit."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-        call, wanted, grad_enabled = LmHeadCall(*arguments[:-2]), *arguments[-2:]
+        *head, rest, wanted, grad_enabled = arguments
+        call = LmHeadCall(*head, *rest)
         needs_gradient = grad_enabled and any(ctx.needs_input_grad[:3])
         everything = bool(wanted - {"lse", "argmax_hit"})
         sums, largest, state = forward(call, everything, "argmax_hit" in wanted, needs_gradient)
@@ -80,7 +82,7 @@ class LinearLogprob(torch.autograd.Function):
         else:
             packed = _statistics.coefficients(statistics, list(grads[:5]), call.weight.shape[0])
             d = _backward(call, packed, ctx.state, need)
-        return (*d, *([None] * 7))
+        return *d, None, None, None
 
 
 def _hit(call: LmHeadCall, largest: Tensor) -> Tensor:
@@ -89,15 +91,17 @@ def _hit(call: LmHeadCall, largest: Tensor) -> Tensor:
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Scalar cross-entropy of an lm_head: ``LinearLogprob`` and what follows it, without autograd between them."""
+    """Scalar cross-entropy of an lm_head: ``LinearLogprob`` and what follows it, without autograd between them.
+
+    A ``LmHeadCall`` (as above) and the options of ``cross_entropy`` -> the loss.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        call, label_smoothing, z_loss, reduction = LmHeadCall(*arguments[:-3]), *arguments[-3:]
-        sums, _, state = forward(call, label_smoothing > 0, False)
+        *head, rest, options = arguments
+        call = LmHeadCall(*head, *rest)
+        sums, _, state = forward(call, options["label_smoothing"] > 0, False)
         statistics = _statistics.finish(sums, call.weight.shape[0])
-        options: dict[str, Any] = {"label_smoothing": label_smoothing, "z_loss": z_loss}
-        options |= {"ignore_index": call.ignore_index, "reduction": reduction}
         ctx.save_for_backward(*call[:4], statistics)
         ctx.state, ctx.rest, ctx.options = state, call[4:], options
         rows = dict(zip(_statistics.FIELDS, statistics.unbind(0)))
@@ -114,7 +118,7 @@ class CrossEntropy(torch.autograd.Function):
                 return (cross_entropy(rows, call.labels, **options),)
 
             d = _second.gradients(loss, call[:3], need, (grad_loss,))
-            return (*d, *([None] * 8))
+            return *d, None, None
         # The scale from above meets the rows before any of their gradient is rounded.
         scale = (call.labels != call.ignore_index).to(statistics.dtype)
         if options["reduction"] == "mean":
@@ -129,7 +133,7 @@ class CrossEntropy(torch.autograd.Function):
             d_mean = -smoothing * scale
         grads = [-(1 - smoothing) * scale, None, d_lse, None, d_mean]
         packed = _statistics.coefficients(statistics, grads, call.weight.shape[0])
-        return (*_backward(call, packed, ctx.state, need), *([None] * 8))
+        return *_backward(call, packed, ctx.state, need), None, None
 
 
 @torch.library.custom_op(

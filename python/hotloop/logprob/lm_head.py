@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -113,7 +115,7 @@ def _rows(op: str, call: LmHeadCall, wanted: frozenset[str]) -> tuple[Tensor | N
         packed, hit = torch.ops.hotloop.linear_logprob(*call[:5], *call.logit.numbers(), call.impl)
         return _statistics.selected(_named(packed, hit), wanted)
     check.untransformed(op, *call[:3])
-    return _ops.LinearLogprob.apply(*call, wanted, torch.is_grad_enabled())  # type: ignore[no-any-return]
+    return _ops.LinearLogprob.apply(*call[:3], call[3:], wanted, torch.is_grad_enabled())  # type: ignore[no-any-return]
 
 
 def _named(packed: Tensor, hit: Tensor) -> dict[str, Tensor]:
@@ -240,20 +242,20 @@ def linear_cross_entropy(
     logit = _arguments.logit_map(op, 1.0, logit_scale, softcap)
     labels = _arguments.shifted(op, labels, ignore_index, shift_labels)
     call = _arguments.lm_head_call(op, hidden, weight, labels, bias, logit, ignore_index, impl)
+    options: dict[str, Any] = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    options |= {"ignore_index": ignore_index, "reduction": reduction}
     fused = reduction != "none" and call.impl != "reference" and torch.is_grad_enabled()
     if fused and not torch.compiler.is_compiling() and _differentiable(*call[:3]):
         check.untransformed(op, *call[:3])
-        loss: Tensor = _ops.CrossEntropy.apply(*call, label_smoothing, z_loss, reduction)
+        loss: Tensor = _ops.CrossEntropy.apply(*call[:3], call[3:], options)
         return loss
     used = {"lse": label_smoothing or z_loss, "mean_logit": label_smoothing}
     rows = _rows(op, call, frozenset(name for name in used if used[name]))
     named = {name: row for name, row in zip(_statistics.FIELDS, rows) if row is not None}
-    losses = reference.cross_entropy(
-        named, call.labels, ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss,
-        reduction=reduction,
-    )  # fmt: skip
+    losses = reference.cross_entropy(named, call.labels, **options)
     return losses.reshape(hidden.shape[:-1]) if reduction == "none" else losses
 
 
-def _differentiable(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
+def _differentiable(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    bias_too = bias is not None and bias.requires_grad
+    return bias_too or hidden.requires_grad or weight.requires_grad
