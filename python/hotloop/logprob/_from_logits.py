@@ -32,7 +32,8 @@ def _backward(call: LogitsCall, coefficients: Tensor) -> Tensor:
 
 
 class TokenLogprob(torch.autograd.Function):
-    """Logits, labels, the rest of a ``LogitsCall`` and the statistics wanted -> the five statistics [N] each, and the argmax hit."""
+    """Logits, labels, the rest of a ``LogitsCall``, the statistics wanted -> the five statistics [N] each, and the
+    argmax hit."""
 
     @staticmethod
     def forward(
