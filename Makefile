@@ -14,7 +14,7 @@ TFRA := .venv-tfra
 # Python files are not here: the install is editable, so that edits of them are live.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc kernels -type f -not -name '*.py*' -not -name commit.txt 2>/dev/null)
 
-.PHONY: help tidy dev demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs stubs wheel clean
+.PHONY: help tidy dev demo demo-online test test-python test-cpp test-sanitized test-slow peers rivals bench lint format docs site stubs wheel clean
 help:
 	@echo "make dev              build and install editable: edits of Python are live, after edits of C++ run it again"
 	@echo "make demo [TEXT=DIR]  a small model learns from preferences on real text (out/demo/report.png)"
@@ -31,6 +31,7 @@ help:
 	@echo "make wheel            build, repair and test the wheel (wheelhouse)"
 	@echo "make stubs            rewrite the type stubs of the compiled modules"
 	@echo "make docs             rewrite what is generated from the catalogue and from bench/results"
+	@echo "make site             the documentation as pages, one of every room (out/site)"
 	@echo ".ci/run               these tests, the two longest shortened, lint, the CUDA build and the wheel"
 
 # torch first and pinned: anything looser fetches gigabytes of CUDA libraries.
@@ -126,6 +127,13 @@ stubs: $(VENV)/built
 
 docs: $(VENV)/built
 	$(BIN)/python tools/write_docs.py
+
+$(VENV)/site: $(VENV)/dev
+	$(PIP) --group site
+	@touch $@
+
+site: $(VENV)/built $(VENV)/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 wheel: $(VENV)/dev
 	tools/make_wheel.sh

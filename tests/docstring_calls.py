@@ -52,7 +52,7 @@ def _example(name: str) -> inspect.BoundArguments:
     try:
         for example in doctest.DocTestParser().get_examples(function.__doc__ or ""):
             exec(compile(example.source, name, "single"), space)
-        other = re.search(r"Example:\s+See ``(\w+)``", function.__doc__ or "")
+        other = re.search(r"Examples:\s+See ``(\w+)``", function.__doc__ or "")
         if other is not None:
             neighbour = getattr(importlib.import_module(f"hotloop.{op.room}"), other[1])
             for example in doctest.DocTestParser().get_examples(neighbour.__doc__):

@@ -113,7 +113,7 @@ def test_keywords_of_a_room_hold_for_its_entries_until_one_says_otherwise():
 def test_docstring_has_the_house_form_and_names_the_paper(op):
     text = inspect.getdoc(op.load())
     assert text, op.full_name
-    for section in ("Args:", "Returns:", "Example:", "Reference:"):
+    for section in ("Args:", "Returns:", "Examples:", "Reference:"):
         assert section in text, f"{op.full_name} lacks {section}"
     if op.name in ("linear_preference_loss", "linear_distill", "preference_metrics"):
         return

@@ -165,5 +165,5 @@ def test_the_docstring_is_whole(op: Declared, case: Case) -> None:
     assert list(vocabulary.entries(sections["Args"])) == list(
         inspect.signature(op.function).parameters
     )
-    for section in ("Returns", "Raises", "Example", "Reference"):
+    for section in ("Returns", "Raises", "Examples", "Reference"):
         assert sections[section].strip(), section

@@ -54,7 +54,7 @@ def elementary(name: str, x: Any) -> Any:
         TypeError: another dtype.
         ValueError: another name.
 
-    Example:
+    Examples:
         >>> elementary("softplus", np.zeros(1, np.float32)).round(4).tolist()
         [0.6930999755859375]
 
@@ -82,7 +82,7 @@ def exp2_evolved(x: Any, *, coarse: bool = False) -> Any:
     Raises:
         TypeError: another dtype.
 
-    Example:
+    Examples:
         >>> exp2_evolved(np.array([0.0, 1.0])).round(14).tolist()
         [1.0, 2.0]
 
@@ -104,7 +104,7 @@ def exp2_minimax(x: Any, *, degree: int = 5) -> Any:
     Raises:
         ValueError: another degree.
 
-    Example:
+    Examples:
         >>> abs(exp2_minimax(np.array([0.5]))[0] / 2**0.5 - 1) < 7.5e-8
         np.True_
 
@@ -127,7 +127,7 @@ def exp_by_exp2(x: Any, *, method: str = "minimax") -> Any:
     Raises:
         ValueError: another method.
 
-    Example:
+    Examples:
         >>> abs(exp_by_exp2(np.array([1.0]), method="evolved")[0] / np.e - 1) < 1e-14
         np.True_
 
@@ -156,7 +156,7 @@ def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
     Raises:
         ValueError: a number out of range.
 
-    Example:
+    Examples:
         >>> philox(0, 1).tolist()
         [[1713891541, 3781805453, 3159862348, 2600524760]]
 
@@ -180,7 +180,7 @@ def philox_uniform(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -
     Returns:
         float32 array of shape (n, 4); never 0, so its logarithm is finite.
 
-    Example:
+    Examples:
         >>> bool((philox_uniform(1, 100) > 0).all())
         True
 

@@ -56,7 +56,7 @@ def segment_sum(
             HOTLOOP_CHECK=1 only, as are NaN and infinity among the values.
         NotImplementedError: a forced ``impl`` that cannot run; torch.func transforms.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> x = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
         >>> segment_sum(x, np.array([0, 1, 1, 4])).tolist()
@@ -85,7 +85,7 @@ def segment_mean(
     out_s = segment_sum_s / number of values that count. torch.segment_reduce gives NaN for an empty group; the masked
     means of verl and TRL and torch_scatter give 0, which does not spoil a batch by a group that nothing fell into.
 
-    Example:
+    Examples:
         >>> segment_mean(np.array([1.0, 3.0, 9.0], np.float32), np.array([0, 2, 2, 3])).tolist()
         [2.0, 0.0, 9.0]
         >>> segment_mean(np.array([[1.0, 3.0, 9.0]], np.float32), mask=np.array([[1, 1, 0]])).tolist()
@@ -112,7 +112,7 @@ def segment_max(
     The gradient goes to the first of the largest values, or to the first NaN, as in torch.max over a dimension.
     torch.segment_reduce divides it among equal values.
 
-    Example:
+    Examples:
         >>> segment_max(np.array([1.0, 5.0, 3.0], np.float32), np.array([0, 2, 2, 3])).tolist()
         [5.0, -inf, 3.0]
 
@@ -136,7 +136,7 @@ def segment_min(
 
     The gradient goes to the first of the smallest values, or to the first NaN.
 
-    Example:
+    Examples:
         >>> segment_min(np.array([1.0, 5.0, 3.0], np.float32), np.array([0, 2, 2, 3])).tolist()
         [1.0, inf, 3.0]
 
@@ -161,7 +161,7 @@ def segment_logsumexp(
     out_s = m_s + log(sum exp(value_i - m_s)), m_s the largest value of group s: no overflow. Its gradient is the
     softmax of the group. A group of -inf only gives -inf with gradient 0; in torch.logsumexp the gradient is NaN.
 
-    Example:
+    Examples:
         >>> segment_logsumexp(np.zeros(3, np.float32), np.array([0, 2, 3])).round(4).tolist()
         [0.6930999755859375, 0.0]
 
@@ -194,7 +194,7 @@ def counting_sort(
         TypeError, ValueError: keys of another dtype or shape, or out of range (on a GPU with HOTLOOP_CHECK=1 only).
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> order, counts, offsets = counting_sort(np.array([2, 0, 2, 1]), 4)
         >>> order.tolist(), counts.tolist(), offsets.tolist()

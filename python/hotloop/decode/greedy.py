@@ -42,7 +42,7 @@ def greedy_speculative_accept(
         TypeError, ValueError: an array of another dtype, shape, library or device. With HOTLOOP_CHECK=1 also NaN or
             +inf logits, and ids out of range.
 
-    Example:
+    Examples:
         >>> z = np.eye(3)[[[2, 1, 0]]]
         >>> greedy_speculative_accept(np.array([[2, 0]]), z).output_token_ids.tolist()
         [[2, 1, -1]]

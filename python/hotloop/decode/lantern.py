@@ -61,7 +61,7 @@ def lantern_relaxed_accept(
         TypeError, ValueError: an array of another dtype, shape, library or device, a number out of range. With
             HOTLOOP_CHECK=1 also rows that are no law, and ids out of range.
 
-    Example:
+    Examples:
         >>> p, q = np.array([[[0.5, 0.5, 0.0]] * 2]), np.array([[[1.0, 0.0, 0.0]]])
         >>> near = np.array([[1, 2], [0, 2], [1, 0]], np.int32)
         >>> done = lantern_relaxed_accept(q, np.array([[0]]), p, near, delta=0.6)

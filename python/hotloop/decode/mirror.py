@@ -40,7 +40,7 @@ def mirror_sd_branch_reuse(
         TypeError, ValueError: an array of another dtype, shape, library or device.
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> roots, branches = np.array([[[7, 8]], [[5, 6]]]), np.arange(8).reshape(2, 1, 2, 2)
         >>> done = mirror_sd_branch_reuse(np.array([[8], [4]]), np.array([0, 0]), roots, branches)

@@ -48,7 +48,7 @@ def sample(law: Any, *, seed: Any = None, offset: Any = 0, impl: Impl = "auto") 
             no law.
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> z = np.array([[0.0, 5.0, 4.0, -1.0]], np.float32)
         >>> int(sample(Logits(z, temperature=0.0)).token_ids[0])
@@ -77,7 +77,7 @@ def law_probs(law: Any, *, impl: Impl = "auto") -> Any:
     Returns:
         float32 (float64 for float64 input), shape of the input; zeros where a row has no law.
 
-    Example:
+    Examples:
         >>> from hotloop.decode import Probs
         >>> law_probs(Probs(np.array([[0.5, 0.3, 0.2]]), top_k=2)).round(3).tolist()
         [[0.625, 0.375, 0.0]]
@@ -115,7 +115,7 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
         ``TopLogprobs``: ``token_ids`` (..., k) int64 by falling probability, the lowest id first among equals, and
         ``logprobs`` (..., k) float32; -1 and -inf where the law has fewer tokens.
 
-    Example:
+    Examples:
         >>> top_logprobs(np.array([[0.2, 0.5, 0.3]]), 2).token_ids.tolist()
         [[1, 2]]
 
@@ -164,7 +164,7 @@ def entropy_adaptive_temperature(
     Returns:
         float32 temperatures, (B,) or (B, R); T0 where a row has no law. Pass them on as ``Logits(temperature=...)``.
 
-    Example:
+    Examples:
         >>> t = entropy_adaptive_temperature(np.zeros((1, 8)), median=0.0, std=1.0, maximum=0.5, minimum=-0.5)
         >>> round(float(t[0]), 3)
         1.05
@@ -210,7 +210,7 @@ def geometric_mixture_logits(
     Returns:
         float32 (float64 for float64 input), shape of the input; -inf where a row has no law, and for a NaN.
 
-    Example:
+    Examples:
         >>> a, b = np.log([[0.8, 0.2]]), np.log([[0.2, 0.8]])
         >>> np.exp(geometric_mixture_logits(a, b)).round(3).tolist()
         [[0.5, 0.5]]
@@ -243,7 +243,7 @@ def value_augmented_logits(
     Returns:
         float32 (float64 for float64 input), (B, V).
 
-    Example:
+    Examples:
         >>> ids, values = np.array([[0, 2]]), np.array([[1.0, 0.0]], np.float32)
         >>> value_augmented_logits(np.zeros((1, 3)), ids, values, beta=2.0).tolist()
         [[1.0, 0.0, -1.0]]
@@ -275,7 +275,7 @@ def value_augmented_law(logits: Any, token_ids: Any, values: Any, *, beta: float
     Raises:
         TypeError, ValueError: an array of another dtype, shape, library or device.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> ids, values = np.array([[0, 2]]), np.array([[9.0, 0.0]], np.float32)
         >>> int(sample(value_augmented_law(np.zeros((1, 3)), ids, values, beta=9.0)).token_ids[0])

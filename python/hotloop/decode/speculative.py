@@ -53,7 +53,7 @@ def chain_speculative_sampling(
             and ids out of range.
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> p = np.full((1, 3, 4), 0.25)
         >>> done = chain_speculative_sampling(p[:, :2], np.array([[1, 3]]), p, seed=7)
@@ -91,7 +91,7 @@ def block_speculative_sampling(
             accepted, for the draft's ``sample`` too. Not the number of tokens emitted: what is decided here depends on
             draws beyond the last token emitted, and meeting them again would bend the law. Default 0.
 
-    Example:
+    Examples:
         >>> p = np.full((1, 3, 4), 0.25)
         >>> block_speculative_sampling(p[:, :2], np.array([[1, 3]]), p).num_accepted.tolist()
         [2]
@@ -124,7 +124,7 @@ def speculative_streaming_verify(
         stream_probs: (B, steps, S, V) probabilities, ``Logits`` or ``Probs``, with steps * S >= K; what lies beyond K
             is not read.
 
-    Example:
+    Examples:
         >>> p = np.full((1, 4, 5), 0.2)
         >>> streams = np.full((1, 2, 2, 5), 0.2)
         >>> speculative_streaming_verify(streams, np.array([[0, 1, 2]]), p).num_accepted.tolist()

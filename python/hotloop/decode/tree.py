@@ -55,7 +55,7 @@ def tree_speculative_verify(
             that does not come after its parent, rows that are no law, and ids out of range; without, such nodes are
             never reached.
 
-    Example:
+    Examples:
         >>> p = np.eye(4)[[[1, 2, 0, 3]]]
         >>> done = tree_speculative_verify(np.array([[0, 1, 2]]), np.array([[-1, -1, 1]]), p)
         >>> done.output_token_ids.tolist(), done.accepted_nodes.tolist()

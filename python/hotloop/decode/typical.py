@@ -50,7 +50,7 @@ def typical_accept(
         TypeError, ValueError: an array of another dtype, shape, library or device, a number out of range. With
             HOTLOOP_CHECK=1 also rows that are no law, and ids out of range.
 
-    Example:
+    Examples:
         >>> from hotloop.decode import Logits
         >>> z = np.log(np.array([[[[0.1, 0.9], [0.2, 0.8]]]]))
         >>> typical_accept(np.array([[[0, 1]]]), Logits(z), seed=1).num_accepted.tolist()

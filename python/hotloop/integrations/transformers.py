@@ -130,7 +130,7 @@ def generate(
         NotImplementedError: a model or a setting that cannot be served, named in the text; a forced ``impl`` that
             cannot run.
 
-    Example:
+    Examples:
         >>> from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
         >>> small = dict(vocab_size=16, n_positions=32, n_embd=8, n_head=2, bos_token_id=0, eos_token_id=None)
         >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, **small))
@@ -439,7 +439,7 @@ def hotloop_speculative_sampling(
         TypeError, ValueError: a seed or a verification out of range; inside the block, logits without a finite one.
         NotImplementedError: a version of transformers whose function takes other arguments.
 
-    Example:
+    Examples:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> small = dict(vocab_size=16, n_positions=32, n_embd=8, n_head=2, bos_token_id=0, eos_token_id=None)
         >>> model, draft = (GPT2LMHeadModel(GPT2Config(n_layer=n, **small)).eval() for n in (2, 1))

@@ -44,7 +44,7 @@ def linear_kl(
     Args:
         direction: "forward" or "reverse". Default "forward".
 
-    Example:
+    Examples:
         >>> import torch
         >>> h, w = torch.ones(2, 3), torch.ones(5, 3)
         >>> float(linear_kl(h, w, h, w))
@@ -88,7 +88,7 @@ def linear_jsd(
     Args:
         temperature: > 0 (1e-18 to 1e3, in float64 to 1e7), of both. Default 1 (the paper uses 0.9 to 1).
 
-    Example:
+    Examples:
         >>> import torch
         >>> h, w = torch.ones(2, 3), torch.ones(5, 3)
         >>> abs(float(linear_jsd(h, w, h, w))) < 1e-6
@@ -132,7 +132,7 @@ def linear_distill(
         delta: of "balanced". Default 2.
         impl: "auto", "cpu", "triton" or "reference"; "log_cosh" has no Triton kernel. Default "auto".
 
-    Example:
+    Examples:
         >>> import torch
         >>> h, w = torch.ones(2, 3), torch.ones(5, 3)
         >>> float(linear_distill(h, w, h, w, divergence_kind="balanced"))
@@ -170,7 +170,7 @@ def forward_kl_distill(
         temperature: T > 0 (1e-18 to 1e3, in float64 to 1e7); 2 to 4 in vision, 1 for language models. Default 1.
         scale_by_temperature: multiply by T^2, as Hinton does; language-model code often does not. Default True.
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(forward_kl_distill(torch.zeros(1, 4), torch.zeros(1, 4)))
         0.0
@@ -207,7 +207,7 @@ def reverse_kl_distill(
     Args:
         scale_by_temperature: multiply by T^2. Default False.
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(reverse_kl_distill(torch.zeros(1, 4), torch.zeros(1, 4)))
         0.0
@@ -244,7 +244,7 @@ def generalized_jsd_distill(
     Returns:
         Scalar, or shape (...) for "none", nats; at most log 2 for beta = 0.5.
 
-    Example:
+    Examples:
         >>> import torch
         >>> abs(float(generalized_jsd_distill(torch.zeros(1, 4), torch.zeros(1, 4)))) < 1e-6
         True
@@ -280,7 +280,7 @@ def balanced_divergence_kd(
     paper's values of delta and T are not confirmed. Add the cross-entropy of the student yourself; the teacher's
     own loss of the paper is ``reverse_kl_distill`` with the two swapped and scale_by_temperature=True.
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(balanced_divergence_kd(torch.zeros(1, 4), torch.zeros(1, 4)))
         0.0
@@ -316,7 +316,7 @@ def log_cosh_logit_distill(
     Args:
         impl: "auto", "cpu" or "reference". Default "auto".
 
-    Example:
+    Examples:
         >>> import torch
         >>> float(log_cosh_logit_distill(torch.zeros(1, 4), torch.zeros(1, 4)))
         0.0
@@ -352,7 +352,7 @@ def bonsai_synthesis_loss(
     Returns:
         Scalar, or shape (K, B) for "none".
 
-    Example:
+    Examples:
         >>> import torch
         >>> logits, labels = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
         >>> round(float(bonsai_synthesis_loss(logits, labels)), 4)

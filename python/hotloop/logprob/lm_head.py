@@ -70,7 +70,7 @@ def linear_logprob(
         one product, accumulated in float32 and rounded once. Logits take at most HOTLOOP_WORKSPACE_MB between
         forward and backward.
 
-    Example:
+    Examples:
         >>> import torch
         >>> h, w = torch.zeros(3, 4), torch.zeros(5, 4)
         >>> out = linear_logprob(h, w, torch.tensor([0, 4, -100]), statistics=("entropy",))
@@ -150,7 +150,7 @@ def token_logprob(
     Returns:
         ``LogprobStatistics``, each field of shape (...).
 
-    Example:
+    Examples:
         >>> import torch
         >>> out = token_logprob(torch.zeros(1, 4), torch.tensor([2]), statistics=("sum_p2",))
         >>> round(float(out.logps), 4), float(out.sum_p2)
@@ -226,7 +226,7 @@ def linear_cross_entropy(
     Returns:
         Scalar, or shape (...) for "none" with 0 at ignored tokens; float32 (float64 for float64 input).
 
-    Example:
+    Examples:
         >>> import torch
         >>> h, w = torch.zeros(3, 4), torch.zeros(5, 4)
         >>> round(float(linear_cross_entropy(h, w, torch.tensor([0, 4, -100]))), 4)

@@ -32,7 +32,7 @@ def mi_alpha_bound(
         TypeError, ValueError: an argument has the wrong type, shape or range.
         NotImplementedError: another impl is forced.
 
-    Example:
+    Examples:
         >>> import torch
         >>> round(float(mi_alpha_bound(torch.zeros(4, 4), torch.zeros(4))), 4)
         0.0

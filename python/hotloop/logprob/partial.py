@@ -64,7 +64,7 @@ def linear_logprob_partial(
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> h, w, y = torch.zeros(1, 2), torch.zeros(6, 2), torch.tensor([5])
         >>> parts = [linear_logprob_partial(h, w[i : i + 3], y, first_column=i) for i in (0, 3)]
@@ -116,7 +116,7 @@ def merge_logprob_partials(
     Raises:
         ValueError: no parts, or parts of different tokens.
 
-    Example:
+    Examples:
         See ``linear_logprob_partial``.
 
     Reference:

@@ -206,7 +206,7 @@ def linear_preference_loss(
         TypeError, ValueError: an argument has the wrong type, shape, dtype, device or range, the number of
             answers does not fit the roles, a reference is missing, or an option is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> h, w, y = torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(2, 3, dtype=torch.int64)
         >>> loss, metrics = linear_preference_loss(h, w, y, ref_hidden=h)

@@ -55,7 +55,7 @@ def slic_hinge_loss(
         delta: margin to reach, > 0. Default 1.
         sft_weight: weight of -target_logps, >= 0. Needs target_logps.
 
-    Example:
+    Examples:
         >>> chosen, rejected = torch.tensor([-1.0, -3.0]), torch.tensor([-4.0, -2.5])
         >>> slic_hinge_loss(chosen, rejected, reduction="none")
         tensor([0.0000, 1.5000])
@@ -117,7 +117,7 @@ def exo_pair_loss(
     Args:
         label_smoothing: e, in (0, 0.5); 0 would make the loss infinite. Default 0.001.
 
-    Example:
+    Examples:
         >>> import math
         >>> chosen, z = torch.full((1,), math.log(0.9 / 0.1)), torch.zeros(1)
         >>> abs(round(float(exo_pair_loss(chosen, z, z, z, beta=1.0, label_smoothing=0.1)), 4))
@@ -160,7 +160,7 @@ def apo_loss(
     Args:
         variant: "zero" or "down". Default "zero".
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> float(apo_loss(z, z, z, z, variant="down"))
         1.0
@@ -201,7 +201,7 @@ def aot_loss(
         paired: see above; unpaired is TRL's ``aot_unpaired``. Default True.
         label_smoothing: e, in [0, 1]. Default 0.
 
-    Example:
+    Examples:
         >>> chosen, z = torch.tensor([2.0, -1.0]), torch.zeros(2)
         >>> aot_loss(chosen, z, z, z, beta=1.0, reduction="none")
         tensor([1.3133, 0.1269])
@@ -251,7 +251,7 @@ def nca_loss(
     Args:
         beta: inverse temperature, > 0; the paper uses 0.01, TRL 0.1. Default 0.1.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(nca_loss(z, z, z, z)), 4)
         1.3863

@@ -42,7 +42,7 @@ def preference_metrics(
         TypeError: an argument is not a float tensor.
         ValueError: shapes or devices differ, or beta is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> chosen, rejected = torch.tensor([-3.0, -5.0]), torch.tensor([-4.0, -2.0])
         >>> z = torch.zeros(2)

@@ -51,7 +51,7 @@ def modpo_loss(
         beta: strength of the KL, > 0. Default 0.1.
         link: "logistic" or "hinge". Default "logistic".
 
-    Example:
+    Examples:
         >>> z, rewards = torch.zeros(2), torch.tensor([[1.0], [0.0]])
         >>> modpo_loss(z, z, z, z, rewards, 0 * rewards, weights=(0.5, 0.5), reduction="none")
         tensor([1.3133, 0.6931])
@@ -162,7 +162,7 @@ def opa_dpo_loss(
         Scalar for "mean" and "sum"; for "none" shape (n,), or (n, tokens) with mode="released".
         float32, or float64 if any input is float64.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2, 5)
         >>> round(float(opa_dpo_loss(z, z, z, z, z, image_coeff=0.0, anchor_coeff=0.0)), 4)
         1.3863

@@ -80,7 +80,7 @@ def vpo_loss(
             loss summed over N pairs this alpha is that one's alpha / N.
         mode: "offline" or "online". Default "offline".
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(vpo_loss(z, z, z, z, torch.tensor([-4.0, -6.0, -2.0]), alpha=0.1)), 4)
         0.7331
@@ -154,7 +154,7 @@ def selm_loss(
             the value. Default 0.
         alpha: weight of the exploration term, >= 0. Default 0.001.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(selm_loss(z, z, z, z, torch.tensor([-4.0, -6.0]), beta=0.1, alpha=0.1)), 4)
         0.6431
@@ -198,7 +198,7 @@ def xpo_loss(
         alpha: weight of the exploration term, >= 0. Default 1e-5.
         link: "logistic" or "ipo". Default "logistic".
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(xpo_loss(z, z, z, z, torch.tensor([-4.0, -6.0]), alpha=0.01)), 4)
         0.6431
@@ -240,7 +240,7 @@ def rpo_sft_loss(
             alpha.
         alpha: weight of the averaged form, >= 0; 0.2 to 1 is usual. Default None.
 
-    Example:
+    Examples:
         >>> z, chosen = torch.zeros(1), torch.tensor([-20.0])
         >>> round(float(rpo_sft_loss(chosen, z, chosen, z, torch.tensor([10]), alpha=0.2)), 4)
         1.0931
@@ -312,7 +312,7 @@ def hypo_loss(
         num_samples: answers per prompt, >= 1. Default 2.
         weight_clip: bound on |w| for very long answers, > 0; it biases the gradient. Default None.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(1)
         >>> online = torch.tensor([-4.0, -6.0])
         >>> round(float(hypo_loss(z, z, z, z, online, torch.full((2,), -5.0), kl_weight=0.1)), 4)

@@ -72,7 +72,7 @@ def dpo_loss(
         alpha: order of the alpha divergence, not 1. Default 0.5.
         conditional_reference: see above; only with f_divergence="reverse_kl". Default False.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(dpo_loss(z, z, z, z)), 4)
         0.6931
@@ -125,7 +125,7 @@ def conservative_dpo_loss(
         label_smoothing: e, the probability that the label is wrong: a number in [0, 1], or shape
             (n,). On CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
 
-    Example:
+    Examples:
         >>> chosen, z = torch.tensor([3.0, -1.0]), torch.zeros(2)
         >>> e = torch.tensor([0.0, 0.5])
         >>> conservative_dpo_loss(chosen, z, z, z, beta=1.0, label_smoothing=e, reduction="none")
@@ -166,7 +166,7 @@ def robust_dpo_loss(
         label_smoothing: e, the rate of flipped labels: a number in [0, 0.5), or shape (n,). On
             CUDA the range is read under HOTLOOP_CHECK=1 only. Default 0.1.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(robust_dpo_loss(z, z, z, z)), 4)
         0.6931
@@ -207,7 +207,7 @@ def dpo_norm_loss(
         beta: inverse temperature, > 0; of the order of the answers' length times a DPO beta.
             Default 5.
 
-    Example:
+    Examples:
         >>> chosen, z = torch.tensor([10.0]), torch.zeros(1)
         >>> round(float(dpo_norm_loss(chosen, z, z, z, torch.tensor([20]), torch.tensor([30]))), 4)
         0.0789
@@ -249,7 +249,7 @@ def flex_dpo_loss(
             Default 0.08.
         sft_weight: weight of -policy_chosen_logps, >= 0. Default 0.
 
-    Example:
+    Examples:
         >>> chosen, z = torch.tensor([5.0]), torch.zeros(1)
         >>> round(float(flex_dpo_loss(chosen, chosen, z, z)), 4)
         0.6444
@@ -294,7 +294,7 @@ def dno_loss(
         gap_scale: multiplies win_rate_gap, > 0; a scale c together with eta * c keeps the fixed
             point and sharpens the labels. Default 1.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(dno_loss(z, z, z, z, torch.tensor([0.5, -0.25]))), 4)
         0.6931
@@ -359,7 +359,7 @@ def drift_iterative_dpo_loss(
         ref_dissatisfied_logps: the same of the stored answer, shape (n,).
         beta: inverse temperature, > 0; the paper's value is not confirmed. Default 0.1.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(drift_iterative_dpo_loss(z, z, z, z)), 4)
         0.6931

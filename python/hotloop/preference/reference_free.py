@@ -73,7 +73,7 @@ def orpo_loss(
             shape (n,), or one value for the batch. Differentiable.
         beta: weight of the odds ratio, >= 0; lambda in the paper. Default 0.1.
 
-    Example:
+    Examples:
         >>> logps = torch.tensor([-1.0, -2.0])
         >>> round(float(orpo_loss(logps, logps, -logps)), 4)
         1.5693
@@ -126,7 +126,7 @@ def cpo_loss(
         alpha: shape of the reward; 0 is CPO. Default 0.
         gamma: margin to reach, >= 0. Default 0.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(cpo_loss(z, z, torch.ones(2))), 4)
         1.6931
@@ -180,7 +180,7 @@ def simpo_loss(
         label_smoothing: e in [0, 1], a number or shape (n,). Default 0.
         cpo_alpha: weight of chosen_nll, >= 0. Default 1.
 
-    Example:
+    Examples:
         >>> chosen, rejected = torch.tensor([-10.0]), torch.tensor([-30.0])
         >>> lengths = torch.tensor([20])
         >>> round(float(simpo_loss(chosen, rejected, lengths, lengths)), 4)
@@ -256,7 +256,7 @@ def cpl_loss(
         bc_coeff: weight of behaviour cloning of both segments, >= 0; needs shape (n, steps).
             Default 0.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2, 3)
         >>> round(float(cpl_loss(z, z)), 4)
         0.6931
@@ -328,7 +328,7 @@ def cpl_dense_loss(
         Scalar for "mean" and "sum", shape (n * (n - 1) / 2,) for "none"; float32, or float64 if any
         input is float64.
 
-    Example:
+    Examples:
         >>> advantages = torch.tensor([0.0, 2.0, 1.0])
         >>> cpl_dense_loss(advantages, advantages, lam=1.0, reduction="none")
         tensor([0.3133, 0.1269, 0.3133])

@@ -56,7 +56,7 @@ def ipo_loss(
     Args:
         tau: strength of the regularisation, > 0; TRL calls it beta. Default 0.1.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> float(ipo_loss(z, z, z, z, tau=0.25))
         4.0
@@ -103,7 +103,7 @@ def online_ipo_loss(
         lengths_2: tokens of the second answer, given together with lengths_1. Default None.
         tau: strength of the regularisation, > 0. Default 0.1.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> float(online_ipo_loss(z, z, z, z, torch.tensor([0.5, 1.0]), tau=0.25))
         2.0
@@ -152,7 +152,7 @@ def inpo_loss(
         eta: inverse step of mirror descent, > 0. Default 0.0075.
         tau: strength of the KL to the reference, in [0, eta]. Default 0.0025.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> float(inpo_loss(z, z, z, z, z, z, eta=0.5, tau=0.25))
         1.0
@@ -191,7 +191,7 @@ def sppo_loss(
             number. On CUDA the range is read under HOTLOOP_CHECK=1 only.
         eta: step, > 0; the inverse of TRL's beta. Default 1000.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> float(sppo_loss(z, z, torch.tensor([0.5, 1.0]), eta=2.0))
         0.5
@@ -223,7 +223,7 @@ def sppo_hard_loss(
     Args:
         beta: inverse of the step eta, > 0. Default 0.001.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> float(sppo_hard_loss(z, z, z, z, beta=0.5))
         2.0
@@ -293,7 +293,7 @@ def srpo_loss(
         joint_weight: weight of the joint term, >= 0. Default 1 - alpha.
         improvement_weight: weight of the improvement term, >= 0. Default alpha.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> float(srpo_loss(z, z, z, z, z, z, beta=0.1))
         0.25

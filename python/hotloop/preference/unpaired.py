@@ -59,7 +59,7 @@ def kto_loss(
             classes' total weights between 1 and 4/3. Default 1.
         undesirable_weight: weight of bad answers, >= 0. Default 1.
 
-    Example:
+    Examples:
         >>> logps, good = torch.tensor([-3.0, -5.0]), torch.tensor([True, False])
         >>> float(kto_loss(logps, logps, good, kl=0.0))
         0.5
@@ -134,7 +134,7 @@ def bco_loss(
         delta: shift of the reward, a number or a tensor with one element. Default 0.
         beta: inverse temperature, > 0; the paper uses 0.01 to 0.1. Default 0.1.
 
-    Example:
+    Examples:
         >>> logps, up = torch.tensor([-3.0, -5.0]), torch.tensor([True, False])
         >>> round(float(bco_loss(logps, logps, up)), 4)
         0.6931
@@ -167,7 +167,7 @@ def bco_pair_loss(
     Args:
         delta: shift of the reward, a number or a tensor with one element. Default 0.
 
-    Example:
+    Examples:
         >>> z = torch.zeros(2)
         >>> round(float(bco_pair_loss(z, z, z, z)), 4)
         1.3863
@@ -194,7 +194,7 @@ class RunningRewardMean:
         all_ranks: add up over the ranks of the default process group of torch.distributed at each
             update. Default False.
 
-    Example:
+    Examples:
         >>> import torch
         >>> running = RunningRewardMean()
         >>> running.update(torch.tensor([1.0, 3.0]))

@@ -36,7 +36,7 @@ def bt_reward_loss(
         weight: strength of the preference, shape (n,) or a number (scaled Bradley-Terry). Default 1.
         center_coeff: weight of the centring term, >= 0; TRL's documentation uses 0.01. Default 0.
 
-    Example:
+    Examples:
         >>> round(float(bt_reward_loss(torch.zeros(2), torch.zeros(2))), 4)
         0.6931
 

@@ -43,7 +43,7 @@ class CountFilter:
         TypeError: not an integer.
         ValueError: out of range; a threshold above 15 would never be met.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> counter = CountFilter(1000, 2)
         >>> counter.add(np.array([7, 7, 7, -1])).tolist()
@@ -211,7 +211,7 @@ class ProbabilisticFilter:
         equal: whether batching leaves the rate as it is. Default False.
         seed: of the draws, 0 to 2^64 - 1. Default 0.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> chance = ProbabilisticFilter(2.0, seed=1)
         >>> chance.admits(np.arange(6), step=0).tolist()
@@ -288,7 +288,7 @@ def frequency_admission_filter(
         ValueError: shapes that differ, negative counts, or a threshold that four bits cannot reach.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> counter = CountFilter(1000, 2)
         >>> frequency_admission_filter(counter, np.array([5, 5, 5, 6])).tolist()
@@ -349,7 +349,7 @@ def probabilistic_admission_filter(
         ValueError: shapes that differ, negative counts, or numbers out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> probabilistic_admission_filter(np.arange(6), threshold=2.0, step=0, seed=1).tolist()
         [False, False, True, False, True, True]

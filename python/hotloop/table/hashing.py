@@ -46,7 +46,7 @@ def salted_hash_bucket(
         ValueError: a number out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> salted_hash_bucket(np.array([1, 2, 3]), 100).tolist()
         [70, 22, 4]
@@ -89,7 +89,7 @@ def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
         TypeError: ids that are no array of integers, or a number that is no integer.
         ValueError: an id that does not fit, or a number out of range.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> ids = np.array([0, 7, -1])
         >>> [feature_keys(ids, f).tolist() for f in (0, 1)]
@@ -148,7 +148,7 @@ def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.n
     Raises:
         TypeError: one string instead of a sequence, or an item that is neither str nor bytes.
 
-    Example:
+    Examples:
         >>> hash_strings(["user:17", b"user:17", "user:18"]).tolist()
         [4359292828340978484, 4359292828340978484, 125916871650819531]
 

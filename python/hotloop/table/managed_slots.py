@@ -73,7 +73,7 @@ def mch_evict_batch(
         ValueError: shapes that do not fit, ids that stand twice, accesses after ``now``, numbers out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> table = ManagedSlots.start(3)
         >>> table = mch_evict_batch(table, np.array([70, 80]), np.array([5, 1]), now=0).slots

@@ -362,7 +362,7 @@ class HashEmbedding(_HashModule):
         capacity, max_capacity, evict_strategy, admission, dtype, initializer, track, device, hash_seed: of the
             ``Table`` that is made where none is given.
 
-    Example:
+    Examples:
         >>> from hotloop.table import SGD
         >>> layer = HashEmbedding(4, optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([[5, -3], [2**62, 5]])).shape
@@ -418,7 +418,7 @@ class HashEmbeddingBag(_HashModule):
         mode: "sum", "mean" or "max". Default "mean", as in torch.
         include_last_offset: offsets end with n. Default False.
 
-    Example:
+    Examples:
         >>> from hotloop.table import SGD
         >>> layer = HashEmbeddingBag(4, mode="sum", optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([5, 7, 5]), torch.tensor([0, 2])).shape

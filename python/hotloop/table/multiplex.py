@@ -74,7 +74,7 @@ def multiplexed_embedding_lookup(
         ValueError: shapes that do not fit, offsets that do not rise from 0 to nnz, or numbers out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> table = torch.arange(10.0).reshape(5, 2)
         >>> user, tags = torch.tensor([7, 8]), (torch.tensor([1, 2, 3]), torch.tensor([0, 3, 3]))
         >>> multiplexed_embedding_lookup(table, [user, tags], chunks=[2, 1])
@@ -387,7 +387,7 @@ class UnifiedEmbedding(nn.Module):
     Attributes:
         tables: T parameters (M, d), drawn from a normal law of standard deviation 1 / sqrt(d), cut at two of them.
 
-    Example:
+    Examples:
         >>> embedding = UnifiedEmbedding({"user": 2, "tags": 1}, num_buckets=1000, dim=16)
         >>> batch = {"user": torch.tensor([7, 8]), "tags": (torch.tensor([1, 2, 3]), torch.tensor([0, 3, 3]))}
         >>> {name: tuple(x.shape) for name, x in embedding.split(embedding(batch)).items()}

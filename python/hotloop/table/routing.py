@@ -42,7 +42,7 @@ def expert_space_routing(
         TypeError: not a float tensor.
         ValueError: shapes or devices do not fit, or temperature <= 0; with HOTLOOP_CHECK=1 a value that is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> e = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
         >>> expert_space_routing(e, torch.zeros(1, 2)).round(decimals=2)  # equal weights
@@ -120,7 +120,7 @@ def multi_reward_embedding(
         ValueError: shapes or devices do not fit, or a negative slope < 0; with HOTLOOP_CHECK=1 a value that is not
             finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> a, identity = torch.tensor([[0.0, 7.0], [14.0, 21.0]]), torch.eye(2)
         >>> w1, w2 = torch.tensor([[-200.0, 0.0], [0.0, 1.0]]), torch.zeros(2, 2)

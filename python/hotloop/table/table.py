@@ -63,7 +63,7 @@ class Table(Store):
         NotImplementedError: the device cannot hold such a table, or hotloop was built without CUDA.
         RuntimeError: there is no such device, or it has no memory for the rows.
 
-    Example:
+    Examples:
         >>> table = Table(2, initializer=Constant(1.0))
         >>> keys = np.array([7, -1, 7])
         >>> table.find_or_insert(keys).values.tolist()

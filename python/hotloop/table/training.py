@@ -46,7 +46,7 @@ class TableOptimizer(torch.optim.Optimizer):
         TypeError: not modules.
         ValueError: none of them is a hash module with an optimizer that is not frozen.
 
-    Example:
+    Examples:
         >>> from hotloop.table import SGD, HashEmbedding
         >>> layer = HashEmbedding(4, optimizer=SGD(lr=0.1))
         >>> rows = TableOptimizer(layer)

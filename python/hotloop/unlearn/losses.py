@@ -57,7 +57,7 @@ def npo_loss(
         retain_nll_weight: weight of retain_nll, >= 0. Default 1.
         retain_kl_weight: weight of retain_kl, >= 0. Default 1.
 
-    Example:
+    Examples:
         >>> logps = torch.tensor([-3.0, -5.0])
         >>> round(float(npo_loss(logps, logps, beta=2.0)), 4)
         0.6931

@@ -63,7 +63,7 @@ def retrospective_backtrack(
         ValueError: shapes do not fit, ends do not rise or lie outside the chunk, or a number is out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hotloop.decode import ACTIONS
         >>> p, ends = np.array([[0.001, 0.2]]), np.array([[3, 8]])

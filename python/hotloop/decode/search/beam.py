@@ -49,7 +49,7 @@ def likelihood_beam_search(
         ValueError: shapes do not fit, a live beam has no row, or an id is outside the vocabulary.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> state = BeamState.start(1, 2)
         >>> for p in ([0.6, 0.4, 0.0], [0.1, 0.2, 0.7]):

@@ -38,7 +38,7 @@ def vq_neighbor_table(codebook: Any, *, k: int | None = None, impl: Impl = "auto
         ValueError: not two dimensions, a number that is not finite, or k out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> vq_neighbor_table(np.array([[0.0], [1.0], [3.0]]), k=2).tolist()
         [[1, 2], [0, 2], [1, 0]]

@@ -65,7 +65,7 @@ def mcts_star_step(
         ValueError: shapes do not fit, a node is not in the tree, or a number is out of range. The tree is unchanged.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> tree = StarTree(np.array([[-1, 0, 0]]), np.array([[0.0, 0.4, 0.6]]), np.zeros((1, 3), int))
         >>> child = mcts_star_step(tree).nodes
@@ -140,7 +140,7 @@ def puct_select_backup(
     Returns:
         ``PuctStep``: nodes and depths.
 
-    Example:
+    Examples:
         >>> values = np.array([[0.0, 0.2, 0.6]])
         >>> counts, logps = np.zeros((1, 3), int), np.full((1, 3), -1.0)
         >>> tree = PuctTree(np.array([[-1, 0, 0]]), values.copy(), 0 * values, counts, values, logps, counts + 1)

@@ -62,7 +62,7 @@ def error_memory_compensate(
         ValueError: shapes or devices do not fit, or a number is out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> keys, labels, base = np.eye(3), np.array([1, 0, 0]), np.array([0.4, 0.4, 0.4])
         >>> error_memory_compensate(keys[:1], base[:1], keys, labels, base, k=1, gamma=0, lam=0.5).round(3)
@@ -185,7 +185,7 @@ class ErrorMemory:
         TypeError: an argument of another type.
         ValueError: a number out of range.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> memory = ErrorMemory(2, 3, k=1, gamma=0.0, lam=1.0)
         >>> memory.write(np.eye(3, dtype=np.float32), np.array([1, 1, 0]), np.array([0.5, 0.5, 0.5]))

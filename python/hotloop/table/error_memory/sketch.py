@@ -40,7 +40,7 @@ def lsh_projections(dim: int, *, repeats: int = 180, bits: int = 16, seed: int =
     Raises:
         TypeError, ValueError: a number of another type, or out of range.
 
-    Example:
+    Examples:
         >>> (lsh_projections(2, repeats=1, bits=2) * 1000).astype(int).tolist()
         [[[-255, 1177], [1914, -352]]]
 
@@ -78,7 +78,7 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
         ValueError: shapes or devices do not fit.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> directions = np.array([[[1, 0], [0, 1]]], np.float32)
         >>> lsh_buckets(np.array([[2.0, 3.0], [-1.0, 5.0]]), directions).tolist()
@@ -159,7 +159,7 @@ def lsh_error_sketch_write(
             is written then.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> sketch = np.zeros((1, 4, 3), np.int64)
         >>> lsh_error_sketch_write(np.array([[3], [3]], np.int32), np.array([1, 0]), np.array([0.5, 0.5]), sketch)
@@ -229,7 +229,7 @@ def lsh_error_sketch(
         ValueError: shapes or devices do not fit, a bucket is not of the sketch, or a number is out of range.
         NotImplementedError: the forced impl cannot run these inputs.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> sketch, buckets = np.zeros((2, 4, 3), np.int64), np.array([[3, 0]], np.int32)
         >>> lsh_error_sketch_write(buckets, np.array([1]), np.array([0.25]), sketch)
@@ -312,7 +312,7 @@ class ErrorSketch:
         TypeError: an argument of another type.
         ValueError: a number out of range.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> sketch = ErrorSketch(3, repeats=4, bits=8, lam=1.0, gamma=0.0)
         >>> h = np.array([[1.0, -2.0, 0.5]])

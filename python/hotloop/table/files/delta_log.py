@@ -40,7 +40,7 @@ class DeltaLog:
     Args:
         directory: of one table's deltas; made by the first delta that is published.
 
-    Example:
+    Examples:
         >>> import tempfile, numpy as np
         >>> there = tempfile.mkdtemp()
         >>> table = Table(2, track="changes")

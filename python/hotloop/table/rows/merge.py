@@ -63,7 +63,7 @@ def merge_duplicates(ids: Any, grads: Any, *, impl: Impl = "auto") -> MergedGrad
             in grads.
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> merged = merge_duplicates(np.array([7, -2, 7]), np.array([[1.0], [2.0], [3.0]], np.float32))
         >>> merged.ids.tolist(), merged.grads.tolist(), merged.counts.tolist(), merged.inverse.tolist()
@@ -116,7 +116,7 @@ def sparse_dedup_optimize(
             out of range; a state without what the optimizer keeps.
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hotloop.table import Adagrad
         >>> w, rule = np.zeros((4, 1), np.float32), Adagrad(lr=1.0)

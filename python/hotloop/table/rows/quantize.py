@@ -63,7 +63,7 @@ def serving_row_quantize(
             HOTLOOP_CHECK=1 NaN or infinity in rows.
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> serving_row_quantize(np.array([0.25, -2.0, 0.004, np.nan])).tolist()
         [32, -128, 1, 0]
@@ -114,7 +114,7 @@ def serving_row_dequantize(
         TypeError, ValueError: an array of another dtype or shape; an unknown dtype; value_range out of range.
         NotImplementedError: a forced ``impl`` that cannot run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> serving_row_dequantize(np.array([32, -128, 1], np.int8)).tolist()
         [0.25, -1.0, 0.0078125]

@@ -43,7 +43,7 @@ _F = TypeVar("_F", bound=Callable[..., None])
 def _documented(update: _F) -> _F:
     """Add to the docstring what all updates have in common."""
     if update.__doc__:
-        before, own, example = re.split(r"(?<=Args:)|(?=\n    Example:)", update.__doc__)
+        before, own, example = re.split(r"(?<=Args:)|(?=\n    Examples:)", update.__doc__)
         update.__doc__ = before + _FIRST + own.rstrip() + _LAST + example
     return update
 
@@ -81,7 +81,7 @@ def sparse_sgd_update(
         lr: learning rate, >= 0. Default 0.01.
         weight_decay: >= 0. Default 0.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> w = np.ones((1, 2), np.float32)
         >>> sparse_sgd_update(w, np.array([[1, 2]], np.float32), lr=0.5)
@@ -120,7 +120,7 @@ def rowwise_adagrad_update(
         weight_decay: >= 0. Default 0.
         weight_decay_mode: "l2" or "decoupled". Default "l2".
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> w, s = np.zeros((1, 2), np.float32), np.zeros(1, np.float32)
         >>> rowwise_adagrad_update(w, np.array([[1, 7]], np.float32), s, lr=0.5)
@@ -160,7 +160,7 @@ def sparse_adagrad_update(
         weight_decay: >= 0. Default 0.
         weight_decay_mode: "l2" or "decoupled". Default "l2".
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> w, s = np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32)
         >>> sparse_adagrad_update(w, np.array([[1, -8]], np.float32), s, lr=0.5)
@@ -212,7 +212,7 @@ def sparse_adam_update(
         weight_decay_mode: "l2" or "decoupled" (AdamW). Default "l2".
         nesterov: Monolith's form, without the schedule of torch.optim.NAdam. Default False.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> w, m, v = (np.zeros((1, 2), np.float32) for _ in range(3))
         >>> step = np.zeros(1, np.float32)
@@ -257,7 +257,7 @@ def ftrl_proximal_update(
         l2: >= 0. Default 1.
         group: Default False.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> w, z, n = (np.zeros((1, 2), np.float32) for _ in range(3))
         >>> ftrl_proximal_update(w, np.array([[3, 0.5]], np.float32), z, n, lr=1, beta=0, l1=1, l2=1)
@@ -297,7 +297,7 @@ def group_adagrad_update(
         l2: strength of the penalty on the norm, >= 0. Default 0.
         weight_decay: >= 0. Default 0.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> w, s = np.ones((2, 2), np.float32), np.ones(2, np.float32)
         >>> group_adagrad_update(w, np.zeros((2, 2), np.float32), s, lr=1, l2=5)
