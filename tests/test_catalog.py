@@ -123,6 +123,14 @@ def test_docstring_has_the_house_form_and_names_the_paper(op):
     ), f"{op.full_name}: none of {[p.source for p in op.papers]} in {body!r}"
 
 
+@pytest.mark.parametrize("op", FUNCTIONS, ids=by_name)
+def test_docstring_names_the_implementations_of_the_entry(op):
+    """Where it has the line: an op that says "as" another one has not."""
+    line = re.search(r"^ +impl: ([^;\n]*)", inspect.getdoc(op.load()) or "", re.MULTILINE)
+    if line:
+        assert set(re.findall(r'"(\w+)"', line[1])) == {"auto", *op.impls}
+
+
 def test_every_reference_has_the_signature_of_its_op():
     from hotloop import reference
 

@@ -1,5 +1,7 @@
 """Elementary functions and random numbers, for NumPy arrays; ragged groups, for torch tensors too."""
 
+from typing import Any
+
 from . import FLOATS, Paper, Room
 
 op = Room(__name__, impls=("reference", "cpu"), dtypes=("float32", "float64"))
@@ -14,13 +16,9 @@ op("exp_by_exp2", AUTONUMERICS)
 op("philox", PHILOX)
 op("philox_uniform", PHILOX)
 
-for reduction in ("sum", "mean", "max", "min"):
-    op(f"segment_{reduction}", Paper("Definition"), dtypes=FLOATS, gradient=True, compiles=True)
+RAGGED: dict[str, Any] = {"impls": ("reference", "cpu", "cuda"), "compiles": True}
 ONLINE_SOFTMAX = Paper("Online normalizer calculation for softmax", "1805.02867")
-op("segment_logsumexp", ONLINE_SOFTMAX, dtypes=FLOATS, gradient=True, compiles=True)
-op(
-    "counting_sort",
-    Paper("The Art of Computer Programming 3", "section 5.2"),
-    dtypes=(),
-    compiles=True,
-)
+for reduction in ("sum", "mean", "max", "min"):
+    op(f"segment_{reduction}", Paper("Definition"), dtypes=FLOATS, gradient=True, **RAGGED)
+op("segment_logsumexp", ONLINE_SOFTMAX, dtypes=FLOATS, gradient=True, **RAGGED)
+op("counting_sort", Paper("The Art of Computer Programming 3", "section 5.2"), dtypes=(), **RAGGED)
