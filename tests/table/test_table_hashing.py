@@ -57,6 +57,7 @@ def test_equals_the_reference_bit_by_bit(buckets, n, salt):
 
 HASHES = {
     "bucket": functools.partial(table.salted_hash_bucket, num_buckets=97),
+    "reference": functools.partial(table.salted_hash_bucket, num_buckets=97, impl="reference"),
     "feature": functools.partial(table.feature_keys, feature=5),
     "hashed feature": functools.partial(table.feature_keys, feature=5, feature_bits=0),
 }
@@ -76,6 +77,10 @@ def test_kinds_shapes_and_widths(hashed):
         assert np.array_equal(ours.numpy(), wanted)
     small = np.array([-1, 5], np.int32)
     assert np.array_equal(hashed(small), hashed(small.astype(np.int64)))
+    for one in (np.array(42), torch.tensor(42)):
+        assert type(hashed(one)) is type(one)
+        assert hashed(one).shape == ()
+        assert int(hashed(one)) == wanted[1, 2]
 
 
 def chi_square(counts, expected):

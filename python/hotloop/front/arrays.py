@@ -71,17 +71,17 @@ def to_numpy(value: Any) -> np.ndarray:
 def from_numpy(value: np.ndarray, like: Any) -> Any:
     """The array as the kind and on the device of ``like``."""
     if isinstance(like, np.ndarray):
-        return value
+        return np.asarray(value)  # arithmetic on shape () gives NumPy scalars
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
-        return torch.from_numpy(np.ascontiguousarray(value)).to(like.device)
+        return torch.from_numpy(np.asarray(value, order="C")).to(like.device)
     return sys.modules["cupy"].asarray(value)
 
 
 def dense(value: Any, dtype: str | None = None) -> Any:
     """The array contiguous and, where one is named, of this dtype; copied only if it is not so already."""
     if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value, dtype)
+        return np.asarray(value, dtype, order="C")  # np.ascontiguousarray gives () a dimension
     if not hasattr(value, "contiguous"):
         return sys.modules["cupy"].ascontiguousarray(value, dtype)
     if dtype is not None:

@@ -17,7 +17,7 @@ KEYS = ("int64", "uint64", "int32")
 def as_int64(value: Any) -> Any:
     """The same bits as contiguous int64: uint64 is looked at again, int32 is widened with its sign."""
     if isinstance(value, np.ndarray):
-        value = np.ascontiguousarray(value)
+        value = arrays.dense(value)
         return (
             value.view(np.int64) if value.dtype == np.uint64 else value.astype(np.int64, copy=False)
         )

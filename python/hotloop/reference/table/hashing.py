@@ -17,10 +17,9 @@ _MASK = 2**64 - 1
 
 def mix64(k: np.ndarray) -> np.ndarray:
     """The finaliser of MurmurHash3 over uint64."""
-    k = k ^ (k >> np.uint64(33))
-    k = k * np.uint64(0xFF51AFD7ED558CCD)
-    k = k ^ (k >> np.uint64(33))
-    k = k * np.uint64(0xC4CEB9FE1A85EC53)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        # np.multiply: where k has no dimension, * of scalars warns that it wraps.
+        k = np.multiply(k ^ (k >> np.uint64(33)), np.uint64(factor), dtype=np.uint64)
     mixed: np.ndarray = k ^ (k >> np.uint64(33))
     return mixed
 
