@@ -44,7 +44,7 @@ RAISES = {
     "ValueError": "shapes or devices differ, or a number is out of range.",
     "NotImplementedError": "the forced impl cannot run these inputs.",
 }
-_SECTIONS = ("Args", "Returns", "Raises", "Example", "Reference", "Note")
+_SECTIONS = ("Args", "Returns", "Raises", "Examples", "Reference", "Note")
 _IMPORTS = {"import torch": "torch.", "import numpy as np": "np."}
 """What an example imports by itself where it uses it."""
 _WIDTH = 100
@@ -102,10 +102,10 @@ def _complete(
     sections["Raises"] = "\n".join(
         dict.fromkeys({**errors, **entries(sections.get("Raises", ""))}.values())
     )
-    example = sections.get("Example", "")
+    example = sections.get("Examples", "")
     for line, used in _IMPORTS.items():
         if used in example and line not in example:
-            sections["Example"] = example = f">>> {line}\n{example}"
+            sections["Examples"] = example = f">>> {line}\n{example}"
     parts = [head]
     for name in _SECTIONS:
         if name in sections:
