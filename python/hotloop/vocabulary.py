@@ -54,10 +54,16 @@ def documented(
     function: F,
     *,
     arguments: Mapping[str, str] = ARGUMENTS,
-    returns: str = REDUCED,
+    returns: str | None = REDUCED,
     raises: Mapping[str, str] = RAISES,
 ) -> F:
-    """Complete the docstring of ``function`` and return it.
+    """Complete the docstring of ``function``, or of a class, and return it.
+
+    Args:
+        function: entries of its docstring come before those of this file; one may describe several arguments, "a, b".
+        arguments: by name. Where a text does not say "Default", that of the signature is added.
+        returns: of a docstring without ``Returns``. None: it needs none.
+        raises: by name of the exception.
 
     Raises:
         TypeError: an argument is described neither in the docstring nor in ``arguments``, or the docstring describes
@@ -66,11 +72,13 @@ def documented(
     known = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name in arguments:
-            default = parameter.default
-            said = "" if default is parameter.empty else f" Default {_shown(default)}."
-            known[name] = _entry(name, arguments[name] + said)
+            text, default = arguments[name], parameter.default
+            if default is not parameter.empty and "Default" not in text:
+                text += f" Default {_shown(default)}."
+            known[name] = _entry(name, text)
     errors = {name: _entry(name, text) for name, text in raises.items()}
-    return _complete(function, known, textwrap.fill(returns, _WIDTH - 8), errors)
+    result = None if returns is None else textwrap.fill(returns, _WIDTH - 8)
+    return _complete(function, known, result, errors)
 
 
 def like(other: Callable[..., Any]) -> Callable[[F], F]:
@@ -81,24 +89,28 @@ def like(other: Callable[..., Any]) -> Callable[[F], F]:
 
 
 def _complete(
-    function: F, arguments: Mapping[str, str], returns: str, errors: Mapping[str, str]
+    function: F, arguments: Mapping[str, str], returns: str | None, errors: Mapping[str, str]
 ) -> F:
     doc = inspect.getdoc(function)
     if doc is None:  # python -OO takes docstrings away
         return function
     head, sections = split(doc)
-    described = entries(sections.get("Args", ""))
+    described = _by_argument(entries(sections.get("Args", "")))
+    known = _by_argument(arguments) | described
+    parameters = inspect.signature(function).parameters
     lines = []
-    for name in inspect.signature(function).parameters:
-        entry = described.pop(name, None) or arguments.get(name)
-        if entry is None:
+    for name in parameters:
+        if name == "self":
+            continue
+        if name not in known:
             raise TypeError(f"{function.__name__}: {name} is described nowhere.")
-        if entry not in lines:  # one entry may describe several
-            lines.append(entry)
-    if described:
-        raise TypeError(f"{function.__name__}: {', '.join(described)} is no argument.")
+        if known[name] not in lines:
+            lines.append(known[name])
+    if strange := described.keys() - parameters.keys():
+        raise TypeError(f"{function.__name__}: {', '.join(strange)} is no argument.")
     sections["Args"] = "\n".join(lines)
-    sections.setdefault("Returns", returns)
+    if returns is not None:
+        sections.setdefault("Returns", returns)
     sections["Raises"] = "\n".join(
         dict.fromkeys({**errors, **entries(sections.get("Raises", ""))}.values())
     )
@@ -134,6 +146,11 @@ def entries(section: str) -> dict[str, str]:
         else:
             found.update({name: f"{found[name]}\n{line}" for name in names})
     return found
+
+
+def _by_argument(described: Mapping[str, str]) -> dict[str, str]:
+    """Entries by argument: one, ``a, b: text``, may describe several."""
+    return {name: entry for names, entry in described.items() for name in names.split(", ")}
 
 
 def _entry(name: str, text: str) -> str:

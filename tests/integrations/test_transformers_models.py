@@ -195,7 +195,7 @@ def test_keywords_of_another_generate(models, keyword, text):
 @pytest.mark.parametrize(
     ("keyword", "text"),
     [
-        ({"generator": None}, r"generator: expected one of seed, verification, impl, got another .* Pass it as seed="),
+        ({"generator": None}, r"generator: expected one of seed, verification, impl, got an .* Pass it as seed="),
         ({"do_sample": True}, r"do_sample: .* Pass it to model\.generate, inside the block\."),
         ({"sed": 1}, r"sed: .* Did you mean seed\?"),
     ],

@@ -55,7 +55,7 @@ def save_generation(directory: Path, generation: int, say: Say) -> None:
 
 
 def generation_of_snapshot(directory: Path) -> int:
-    config, blocks = snapshots.load(directory, mapped=False)
+    config, blocks = snapshots.load(directory)
     generation, count = config["generation"], 0
     for block in blocks:
         assert (block["keys"] == generation).all() and (block["values"] == generation).all()

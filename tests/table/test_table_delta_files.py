@@ -137,8 +137,8 @@ NO_DELTA = {
     TypeError: [
         ({"since": 0.5}, "since: expected an integer, got float"),
         ({"rows": {**rows(2), "keys": np.arange(2.0)}}, "['keys']: expected int64 or"),
-        ({"rows": {**rows(2), "more": [1, 2]}}, "['more']: expected a NumPy array"),
-        ({"erased": [1]}, "erased: expected a NumPy array"),
+        ({"rows": {**rows(2), "more": [1, 2]}}, "['more']: expected ndarray"),
+        ({"erased": [1]}, "erased: expected ndarray"),
     ],
 }
 
@@ -308,8 +308,6 @@ def test_pruning_keeps_what_a_replica_and_the_publisher_need(tmp_path):
     with pytest.raises(DeltaError, match="a gap"):
         publish(tmp_path, data(13, 14))
     assert publish(tmp_path, data(12, 14))
-    with pytest.raises(ValueError, match=r"\[prune\] upto: expected an integer >= 0"):
-        prune(tmp_path, -1)
 
 
 def test_a_delta_pruned_while_it_is_read_is_listed_again(tmp_path, monkeypatch):

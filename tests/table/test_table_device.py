@@ -134,7 +134,7 @@ def test_only_step_counts_on_a_device(monkeypatch, update):
     moved = _store.Store._update
 
     def noted(self, *args):
-        asked.append(len(args) == 10 or args[10])
+        asked.append(len(args) == 7 or args[7])
         return moved(self, *args)
 
     monkeypatch.setattr(_store.Store, "_update", noted)

@@ -168,6 +168,6 @@ def test_refused_states_change_nothing(changes: Any, error: Any, text: str) -> N
         memory.load_state_dict({**before, **changes})
     for name, x in memory.state_dict().items():
         np.testing.assert_array_equal(x, before[name])
-    text = "state: expected the entries of state_dict(), got none called labels, offered. Pass the whole dictionary."
+    text = "state: expected what state_dict() returns, got none of labels, offered."
     with refused(f"[ErrorMemory.load_state_dict] {text}"):
         memory.load_state_dict({"keys": Q, "base_predictions": B})

@@ -104,7 +104,7 @@ VALUES = [
     (LOAD, load(dim=4), "dim: expected 3, got 4. Make the sketch with the same arguments."),
     (LOAD, load(seed=1), "seed: expected 0, got 1. Make the sketch with the same arguments."),
     (LOAD, load(writes=-1), "writes: expected an integer >= 0, got -1."),
-    (LOAD, load_part, "state: expected the entries of state_dict(), got none called dim, seed. Pass the whole"),
+    (LOAD, load_part, "state: expected what state_dict() returns, got none of dim, seed."),
 ]  # fmt: skip
 TYPES = [
     (HASH, buckets(projections=W.astype(float)), "projections: expected dtype float32, got float64. Convert it first."),

@@ -31,9 +31,9 @@ SETTINGS = {
     TypeError: [
         ({"dim": 2.0}, "dim: expected an integer, got float"),
         ({"max_capacity": True}, "max_capacity: expected an integer, got bool"),
-        ({"admission": 3}, "admission: expected CountFilter, … or None, got int"),
+        ({"admission": 3}, "admission: expected CountFilter or … or None, got int"),
         ({"optimizer": "sgd"}, "optimizer: expected RowOptimizer or None, got str"),
-        ({"initializer": 0.1}, "initializer: expected Constant, Uniform, … got float"),
+        ({"initializer": 0.1}, "initializer: expected Constant or Uniform or … got float"),
     ],
 }
 
@@ -227,7 +227,7 @@ def test_deltas_of_no_mark():
     mark = table.mark()
     table.clear()
     assert table.delta(mark).present.tolist() == []  # it was an error once: a log could not go on
-    with refused("[Table.apply] delta: expected a Delta or its bytes, got int", TypeError):
+    with refused("[Table.apply] delta: expected Delta or bytes, got int", TypeError):
         table.apply(3)
 
 

@@ -34,7 +34,7 @@ def save_generation(directory: Path, generation: int) -> None:
 
 
 def generation(directory: Path) -> int:
-    config, blocks = load(directory, mapped=False)
+    config, blocks = load(directory)
     assert_same(join(blocks), rows(12, first=100 * config["generation"]))
     return config["generation"]
 
@@ -52,7 +52,7 @@ def save_with_filter(directory: Path, generation: int) -> None:
 
 
 def generation_with_filter(directory: Path) -> int:
-    config, blocks = load(directory, mapped=False)
+    config, blocks = load(directory)
     state, parts = blocks.admission()
     assert state == config
     cells = np.concatenate([part["cells"] for part in parts])

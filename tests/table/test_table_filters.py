@@ -336,7 +336,7 @@ ERRORS = {
         )
     ],
     ("frequency_admission_filter", TypeError): [
-        (frequency(3, K), "counter: expected a CountFilter, got int. Use"),
+        (frequency(3, K), "counter: expected CountFilter, got int. Use"),
         (frequency(COUNTER, [1]), f"keys: {NO_ARRAY}"),
         (
             frequency(COUNTER, K, torch.ones(4).long()),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hotloop.table.files import container, deltas, snapshots
+from hotloop.table.files import container, deltas, manifests, snapshots
 from hotloop.table.files.container import FormatError, NewerFormatError, RawArray, decode, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -259,7 +259,7 @@ def test_garbage_raises_nothing_but_format_errors(data, prefixed):
             {"a": [1]},
             {},
             TypeError,
-            r"arrays\['a'\]: expected a NumPy array or a RawArray, got list",
+            r"arrays\['a'\]: expected ndarray or RawArray, got list",
         ),
         ({"a": np.zeros(1, complex)}, {}, TypeError, "expected dtype uint8, .*, got complex128"),
         ({"a": np.array(["x"])}, {}, TypeError, "expected dtype"),
@@ -267,8 +267,8 @@ def test_garbage_raises_nothing_but_format_errors(data, prefixed):
         ({"a": np.zeros((1,) * 9)}, {}, ValueError, "expected at most 8 dimensions"),
         ({"__metadata__": np.zeros(1)}, {}, ValueError, "expected another name"),
         ({"\ud800": np.zeros(1)}, {}, ValueError, "text that UTF-8 can hold"),
-        ({5: np.zeros(1)}, {}, TypeError, "arrays: expected a string, got int"),
-        ({}, {"a": 5}, TypeError, r"metadata\['a'\]: expected a string, got int"),
+        ({5: np.zeros(1)}, {}, TypeError, "arrays: expected str, got int"),
+        ({}, {"a": 5}, TypeError, r"metadata\['a'\]: expected str, got int"),
         ({}, {"a": "\ud800"}, ValueError, r"metadata\['a'\]: expected text that UTF-8 can hold"),
         ({}, {"version": "7"}, ValueError, "expected other names than .*, got 'version'"),
     ],
@@ -334,7 +334,7 @@ def test_the_docs_state_the_constants():
     for value in (
         "BF16",
         snapshots.MANIFEST,
-        snapshots.FORMAT,
+        manifests.FORMAT,
         container.FORMAT,
         str(container.VERSION),
     ):

@@ -137,7 +137,7 @@ def test_opcheck(case, utility):
     offsets = None if case == "rows" else torch.tensor([0, len(ids) // 3, len(ids)])
     weights = torch.rand(len(ids)).requires_grad_() if case in ("weights", "frozen") else None
     number, insert, keep = module._held.number, case != "frozen", weights is not None
-    anchor = module._anchor if insert else module._anchor.detach()
+    anchor = module._held.anchor if insert else module._held.anchor.detach()
     look_up, update = torch.ops.hotloop.table_lookup, torch.ops.hotloop.table_update
     args = (anchor, ids, offsets, weights, number, insert, keep)
     torch.library.opcheck(look_up.default, args, test_utils=utility)

@@ -85,7 +85,7 @@ def test_programs_are_refused_with_the_way_out(kind, how, training):
 
 def test_the_number_of_a_table_that_is_gone():
     module = filled(HashEmbedding(DIM, optimizer=Adagrad()))
-    args = (module._anchor.detach(), UNIVERSE, None, None, 2**40, False, False)
+    args = (module._held.anchor.detach(), UNIVERSE, None, None, 2**40, False, False)
     text = (
         f"[hotloop::table_lookup] number: expected that of a module of this process, got {2**40}."
     )

@@ -106,13 +106,13 @@ def test_a_manifest_with_odd_entries_is_a_format_error_or_the_table(saved, data)
         ("dtype", "float8", "expected dtype of float32, float16, bfloat16, int8, got 'float8'"),
         ("tick", -1, "tick: expected an integer >= 0"),
         ("position", 2**63, "position: expected an integer >= 0"),
-        ("track", "use", "track: expected a list, got 'use'"),
+        ("track", "use", "track: expected list, got str"),
         ("value_range", "1", "value_range: expected a number"),
         ("table_id", "x", "table_id: expected 32 hexadecimal digits, got 'x'"),
         ("shard", [3, 2], "shard: expected an integer >= 0 and <= 1, got 3"),
         ("hash_seed", 2**64, "hash_seed: expected an integer"),
-        ("max_capacity", None, "max_capacity: expected a bound with an evict_strategy"),
-        ("own_mark", 1, "own_mark: expected true or false, got 1"),
+        ("max_capacity", None, "max_capacity: expected a bound with evict_strategy"),
+        ("own_mark", 1, "own_mark: expected bool, got int"),
     ],
 )
 def test_what_a_config_cannot_say(tmp_path, entry, value, text):

@@ -244,7 +244,7 @@ def test_what_is_no_delta_is_refused(error, change, text):
         Delta(**{**good, **change})
     with pytest.raises(ValueError, match=r"^\[FilterChange\] lines: expected I64 \(k,\) and U16"):
         deltas.FilterChange({}, np.arange(2), np.zeros((1, 32), np.uint16))
-    with pytest.raises(TypeError, match=r"^\[FilterChange\] state: expected a dict, got int"):
+    with pytest.raises(TypeError, match=r"^\[FilterChange\] state: expected Mapping, got int"):
         deltas.FilterChange(3, np.arange(1), np.zeros((1, 32), np.uint16))
 
 

@@ -331,12 +331,12 @@ def test_a_delta_that_is_refused_has_changed_nothing(tmp_path, which):
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"scores": torch.zeros(3, dtype=torch.int64)}, ValueError, r"scores: expected int64 of 6 rows, .* \(3,\)"),
-        ({"scores": torch.zeros(6)}, ValueError, "scores: expected int64 of 6 rows, got float32"),
-        ({"last_use": torch.zeros(6, 2, dtype=torch.int32)}, ValueError, "last_use: expected int32 of 6"),
-        ({"keys": torch.zeros(6)}, ValueError, "keys: expected int64 of 6 rows, got float32"),
-        ({"state": torch.zeros(6, 3, dtype=torch.float64)}, ValueError, "state: expected float32 of 6"),
-        ({"values": [1.0]}, TypeError, "values: expected a tensor, got list"),
+        ({"scores": torch.zeros(3, dtype=torch.int64)}, ValueError, r"scores: expected I64 \(6,\), got I64 \(3,\)"),
+        ({"scores": torch.zeros(6)}, ValueError, r"scores: expected I64 \(6,\), got F32"),
+        ({"last_use": torch.zeros(6, 2, dtype=torch.int32)}, ValueError, r"last_use: expected U32 \(6,\), got U32"),
+        ({"keys": torch.zeros(6)}, ValueError, r"keys: expected I64 \(6,\), got F32"),
+        ({"state": torch.zeros(6, 3, dtype=torch.float64)}, ValueError, r"state: expected F32 \(6, 3\), got F64"),
+        ({"values": [1.0]}, TypeError, "values: expected a torch.Tensor, got list"),
         ({"tick": "late"}, TypeError, "tick: expected an integer, got str"),
         ({"epoch": 2**32}, ValueError, "epoch: expected an integer"),
         ({"step": -1}, ValueError, "step: expected an integer >= 0"),

@@ -248,7 +248,7 @@ TYPES = [
     (ROUTE, route(temperature="1"), "temperature: expected a number > 0, got str. Pass a float."),
     (EMBED, embed(returns_to_go=torch.ones(2, 2).long()), "returns_to_go: expected dtype float32, float64, float16"),
     (EMBED, embed(bucket_bias=None), "bucket_bias: expected a torch.Tensor, got NoneType."),
-    (EMBED, embed(w2=torch.ones(3, 3).double()), "w2: expected dtype float32 like returns_to_go, got float64. Convert"),
+    (EMBED, embed(w2=torch.ones(3, 3).double()), "w2: expected dtype float32, got float64. Convert"),
 ]  # fmt: skip
 
 

@@ -89,6 +89,17 @@ def dense(value: Any, dtype: str | None = None) -> Any:
     return value.contiguous()
 
 
+def as_bytes(value: Any) -> Any:
+    """Numbers or flags of one byte as uint8: the same memory, but for a view that is negated lazily."""
+    if isinstance(value, np.ndarray):
+        return value.view(np.uint8)
+    return (
+        value.resolve_neg().view(sys.modules["torch"].uint8)
+        if is_torch(value)
+        else value.view("uint8")
+    )
+
+
 def unit_stride(value: Any) -> Any:
     """The array itself if neighbours in the last dimension lie side by side, else a copy where they do."""
     if value.ndim == 0 or value.shape[-1] <= 1:

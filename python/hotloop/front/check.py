@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,13 +24,6 @@ UNSET = "Unset HOTLOOP_CHECK to let it pass."
 """What to do about an element that only HOTLOOP_CHECK=1 looks at."""
 LARGEST = 3.4028234663852886e38
 """The largest float32: more is an infinity inside the loops. ``at_most=math.inf`` lets infinity itself pass."""
-
-
-def instance(op: str, name: str, value: Any, wanted: type, hint: str) -> None:
-    if not isinstance(value, wanted):
-        raise TypeError(
-            f"[{op}] {name}: expected a {wanted.__name__}, got {type(value).__name__}. {hint}"
-        )
 
 
 def flag(op: str, name: str, value: Any) -> bool:
@@ -113,6 +107,24 @@ def integer(
         wanted = " and ".join(b for b in (low, high) if b)
         raise ValueError(f"[{op}] {name}: expected an integer {wanted}, got {x}.")
     return x
+
+
+def instance(op: str, name: str, value: Any, *types: type, hint: str = "") -> None:
+    """Refuse what is of none of these types; ``None`` among them is a type of its own."""
+    if not isinstance(value, types):
+        wanted = " or ".join("None" if t is type(None) else t.__name__ for t in types)
+        raise TypeError(
+            f"[{op}] {name}: expected {wanted}, got {type(value).__name__}.{hint and ' ' + hint}"
+        )
+
+
+def entries(op: str, state: Any, names: Iterable[str]) -> None:
+    """Refuse a ``state_dict`` without these entries."""
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(
+            f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
+        )
 
 
 def kind(op: str, name: str, value: Any) -> arrays.Kind:

@@ -6,18 +6,22 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def known(hints: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def known(
+    hints: Mapping[str, str] | Callable[[str, Any], str | None],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Answer an unknown keyword with the hint for it, or with the nearest name and the list of all.
 
     Args:
-        hints: what to say to a keyword of another library or another function, by keyword; whole sentences.
+        hints: what to say to a keyword of another library or another function, by keyword, or as a function of it and
+            its value; whole sentences.
     """
+    hint = hints if callable(hints) else lambda name, value: hints.get(name)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         op = function.__name__
@@ -25,9 +29,9 @@ def known(hints: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            for name in kwargs:
+            for name, value in kwargs.items():
                 if name not in names:
-                    raise TypeError(refusal(op, name, names, hints))
+                    raise TypeError(refusal(op, name, names, hint(name, value)))
             return function(*args, **kwargs)
 
         return call
@@ -35,8 +39,7 @@ def known(hints: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]
     return decorate
 
 
-def refusal(op: str, name: str, names: tuple[str, ...], hints: Mapping[str, str]) -> str:
-    hint = hints.get(name)
+def refusal(op: str, name: str, names: tuple[str, ...], hint: str | None) -> str:
     if hint is None:
         near = difflib.get_close_matches(name, names, 1)
         hint = f"Did you mean {near[0]}?" if near else "Leave it out."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 _CURE = "expected torch >= 2.6 to be installed, found none. Install it with `pip install torch`."
 
@@ -28,6 +29,29 @@ def has_torch() -> bool:
         return importlib.util.find_spec("torch") is not None
     except (ImportError, ValueError):  # hidden by an import hook, or half removed
         return False
+
+
+def room(module: str, names: dict[str, Any], with_torch: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make the ``__getattr__`` of a module that does without torch but for some names.
+
+    Args:
+        names: of the module, its ``globals()``.
+        with_torch: submodules by the name that each of them defines.
+    """
+    everything = names["__all__"]
+    if not has_torch():
+        del names["__all__"]  # then __getattr__ answers, and names what it leaves out
+
+    def __getattr__(name: str) -> Any:
+        if name in with_torch:
+            if not has_torch():
+                raise missing_torch(name)
+            return getattr(importlib.import_module(f"{module}.{with_torch[name]}"), name)
+        if name == "__all__":
+            return star(module, everything, with_torch)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return __getattr__
 
 
 def star(module: str, names: Iterable[str], with_torch: Iterable[str]) -> list[str]:

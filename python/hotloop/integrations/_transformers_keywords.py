@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from transformers import GenerationConfig
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _INSTEAD = {
     "generator": "Pass it as seed=.",
@@ -37,32 +32,14 @@ _THEIRS = (
 )
 
 
-def answered(function: F) -> F:
-    """Refuse keywords that ``function`` does not have in the form of all other errors."""
-    known = tuple(inspect.signature(function).parameters)
-    op = function.__name__
+def hints(of_config: str) -> Callable[[str, Any], str | None]:
+    """For ``front.keywords.known``; ``of_config`` says where a setting of GenerationConfig goes, with its value."""
 
-    @functools.wraps(function)
-    def wrapped(*args: Any, **keywords: Any) -> Any:
-        for name, value in keywords.items():
-            if name not in known:
-                raise TypeError(
-                    f"[{op}] {name}: expected one of {', '.join(known)}, got another keyword. "
-                    f"{_way_out(name, value, known)}"
-                )
-        return function(*args, **keywords)
+    def hint(name: str, value: Any) -> str | None:
+        if name in vars(GenerationConfig()):
+            return of_config.format(name, value)
+        if name in _THEIRS:
+            return "Use model.generate, inside hotloop_speculative_sampling() if it drafts."
+        return _INSTEAD.get(name)
 
-    return cast(F, wrapped)
-
-
-def _way_out(name: str, value: Any, known: tuple[str, ...]) -> str:
-    if name in _INSTEAD and (name == "streamer" or "seed" in known):
-        return _INSTEAD[name]
-    if name in vars(GenerationConfig()):
-        if "generation_config" in known:
-            return f"Set it in generation_config: GenerationConfig({name}={value!r})."
-        return "Pass it to model.generate, inside the block."
-    if name in _THEIRS:
-        return "Use model.generate, inside hotloop_speculative_sampling() if it drafts."
-    near = difflib.get_close_matches(name, known, 1)
-    return f"Did you mean {near[0]}?" if near else "Leave it out."
+    return hint

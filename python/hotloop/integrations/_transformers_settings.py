@@ -13,6 +13,8 @@ from transformers import GenerationConfig
 
 from .. import core
 from ..decode import Logits
+from ..front import check
+from ..front.arrays import INTEGERS
 from ..front.check import integer
 from ..reference.decode.draws import BELOW
 
@@ -105,10 +107,7 @@ def read(
     num_assistant_tokens: int | None,
 ) -> Settings:
     """The settings of a call: of ``given``, else of the model, else the defaults of transformers."""
-    if given is not None and not isinstance(given, GenerationConfig):
-        raise TypeError(
-            f"[{op}] generation_config: expected a transformers.GenerationConfig, got {type(given).__name__}."
-        )
+    check.instance(op, "generation_config", given, GenerationConfig, type(None))
     config, _ = model._prepare_generation_config(given)
     _refuse_the_rest(op, config)
     name = "generation_config.num_return_sequences"
@@ -187,22 +186,17 @@ def _limits(op: str, value: Any, rows: int) -> Tensor:
     if not isinstance(value, (Tensor, np.ndarray)):
         number = integer(op, "max_new_tokens", value, at_least=1)
         return torch.full((rows,), number, device="cpu")
-    limits = torch.as_tensor(value, device="cpu")
-    if limits.dtype not in (torch.int64, torch.int32):
-        raise TypeError(
-            f"[{op}] max_new_tokens: expected dtype int64 or int32, got {limits.dtype}. Convert it first."
-        )
-    _per_row(op, "max_new_tokens", limits, rows)
+    limits = _per_row(op, "max_new_tokens", value, rows, INTEGERS)
     if rows and int(limits.min()) < 1:
         raise ValueError(f"[{op}] max_new_tokens: expected at least 1, got {int(limits.min())}.")
     return limits.long()
 
 
-def _per_row(op: str, name: str, value: Tensor, rows: int) -> None:
-    if tuple(value.shape) != (rows,):
-        raise ValueError(
-            f"[{op}] {name}: expected an integer or shape ({rows},), got shape {tuple(value.shape)}."
-        )
+def _per_row(op: str, name: str, value: Any, rows: int, dtypes: tuple[str, ...]) -> Tensor:
+    found = torch.as_tensor(value, device="cpu")
+    check.array(op, name, found, dtypes)
+    check.shape(op, name, found, (rows,), hint="Or pass an integer.")
+    return found
 
 
 def _drawn(generator: torch.Generator | None, n: int) -> Tensor:
@@ -222,12 +216,7 @@ def row_seeds(op: str, seed: Any, rows: int, copies: int) -> Tensor:
     if seed is None or isinstance(seed, torch.Generator):
         return _drawn(seed, rows * copies)
     if isinstance(seed, (Tensor, np.ndarray)):
-        seeds = torch.as_tensor(seed, device="cpu")
-        if seeds.dtype != torch.int64:
-            raise TypeError(
-                f"[{op}] seed: expected dtype int64, got {seeds.dtype}. Convert it first."
-            )
-        _per_row(op, "seed", seeds, rows)
+        seeds = _per_row(op, "seed", seed, rows, ("int64",))
         if copies == 1:
             return seeds
         each = [_derived(x % 2**64, copies) for x in seeds.tolist()]

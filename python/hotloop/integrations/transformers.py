@@ -30,17 +30,22 @@ from ..decode import (
     greedy_speculative_accept,
     sample,
 )
-from ..front.check import choice
+from ..front.check import array, choice, instance
 from ..front.impl import Impl
+from ..front.keywords import known
 from . import _transformers_settings as _settings
 from ._transformers_decoder import Decoder, check_model, embedded
-from ._transformers_keywords import answered
+from ._transformers_keywords import hints
 
 __all__ = ["Generated", "generate", "hotloop_speculative_sampling"]
 
 Verification = Literal["token", "block"]
 VERIFICATIONS = get_args(Verification)
 Stop = Callable[[Tensor, Any], Any]
+_VERIFY: dict[str, Callable[..., Any]] = {
+    "token": chain_speculative_sampling,
+    "block": block_speculative_sampling,
+}
 
 
 class Generated(NamedTuple):
@@ -73,7 +78,7 @@ class Generated(NamedTuple):
         return float(self.num_accepted.sum()) / max(1, int(self.num_drafted.sum()))
 
 
-@answered
+@known(hints("Set it in generation_config: GenerationConfig({}={!r})."))
 def generate(
     model: Any,
     input_ids: Tensor,
@@ -170,26 +175,13 @@ def generate(
         )
     pad = _settings.attention(op, input_ids, attention_mask, settings)
     seeds = _settings.row_seeds(op, seed, len(input_ids), settings.copies)
-    batch = _Batch(
-        op,
-        input_ids.repeat_interleave(settings.copies, 0),
-        pad.repeat_interleave(settings.copies, 0),
-        seeds,
-        settings,
-        stops,
-    )
-    if len(batch.prompts) == 0:
-        return batch.done()
-    models = [model] if assistant_model is None else [model, assistant_model]
-    with torch.no_grad(), _evaluating(models):
-        batch.run(
-            Decoder(op, "model", model, input_ids.device, batch.pad),
-            None
-            if assistant_model is None
-            else Decoder(op, "assistant_model", assistant_model, input_ids.device, batch.pad),
-            verification,
-            impl,
-        )
+    prompts, pad = (x.repeat_interleave(settings.copies, 0) for x in (input_ids, pad))
+    batch = _Batch(op, prompts, seeds, settings, stops, verification, impl)
+    models = {"model": model, "assistant_model": assistant_model}
+    given = {name: each for name, each in models.items() if each is not None}
+    if len(prompts):
+        with torch.no_grad(), _evaluating(list(given.values())):
+            batch.run(*(Decoder(op, *each, input_ids.device, pad) for each in given.items()))
     return batch.done()
 
 
@@ -200,14 +192,15 @@ class _Batch:
         self,
         op: str,
         prompts: Tensor,
-        pad: Tensor,
         seeds: Tensor,
         settings: _settings.Settings,
         stops: list[Stop],
+        verification: Verification,
+        impl: Impl,
     ) -> None:
         rows = len(prompts)
-        self.op, self.prompts, self.pad, self.seeds = op, prompts, pad, seeds
-        self.settings, self.stops = settings, stops
+        self.op, self.prompts, self.seeds, self.settings = op, prompts, seeds, settings
+        self.stops, self.verification, self.impl = stops, verification, impl
         longest = int(settings.limit.max()) if rows else 0
         self.tokens = torch.full((rows, longest), settings.pad or 0, device="cpu")
         self.logprobs = torch.zeros(rows, longest, dtype=torch.float32, device="cpu")
@@ -215,7 +208,7 @@ class _Batch:
             4, rows, dtype=torch.int64, device="cpu"
         )
 
-    def run(self, target: Decoder, draft: Decoder | None, verification: str, impl: Impl) -> None:
+    def run(self, target: Decoder, draft: Decoder | None = None) -> None:
         device = self.prompts.device
         most = self.settings.assistant_tokens
         rows = torch.arange(len(self.prompts), device="cpu")  # of the requests still running
@@ -226,17 +219,18 @@ class _Batch:
             k = int(lengths.max())
             # A block is rejected in view of all its draws: the next one must not meet any of them again. Token by
             # token, what follows a rejection was never looked at, and draws belong to positions.
-            drawn = self.calls[rows] * (most + 1) if verification == "block" else self.count[rows]
-            offset = drawn.to(device)
-            ids, laws = self._propose(draft, ahead, k, seeds, offset, target.vocabulary, impl)
+            block = self.verification == "block"
+            drawn = self.calls[rows] * (most + 1) if block else self.count[rows]
+            draws = {"seed": seeds, "offset": drawn.to(device), "impl": self.impl}
+            ids, laws = self._propose(draft, ahead, k, target.vocabulary, draws)
             logits = target.forward(torch.cat([fed, ids], 1), k + 1)
             if laws is not None:
                 laws = self._as_wide(laws, logits)
             if draft is None:
-                drew = sample(self.settings.law(logits), seed=seeds, offset=offset, impl=impl)
+                drew = sample(self.settings.law(logits), **draws)
                 out, logps, kept = drew.token_ids, drew.logprobs, torch.zeros_like(rows)
             else:
-                done = self._verify(laws, ids, logits, lengths, seeds, offset, verification, impl)
+                done = self._verify(laws, ids, logits, lengths, draws)
                 out, logps, kept = done.output_token_ids, done.logprobs, done.num_accepted.cpu()
             going = self._store(rows, out.cpu(), logps.cpu(), kept, lengths)
             if len(going) == 0:
@@ -262,21 +256,14 @@ class _Batch:
         return _fitted(laws, int(logits.shape[-1]))
 
     def _propose(
-        self,
-        draft: Decoder | None,
-        ahead: Tensor,
-        k: int,
-        seeds: Tensor,
-        offset: Tensor,
-        v: int,
-        impl: Impl,
+        self, draft: Decoder | None, ahead: Tensor, k: int, v: int, draws: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """Draft k tokens for every row: ids (R, k) and the logits they were drawn from, (R, k, V)."""
         ids, laws = [ahead[:, :0]], []
         for i in range(k if draft is not None else 0):
             assert draft is not None
             logits = _fitted(draft.forward(ahead, 1)[:, -1], v)
-            drew = sample(self.settings.law(logits), seed=seeds, offset=offset + i, impl=impl)
+            drew = sample(self.settings.law(logits), **{**draws, "offset": draws["offset"] + i})
             ahead = drew.token_ids[:, None]
             ids.append(ahead)
             laws.append(logits)
@@ -288,26 +275,14 @@ class _Batch:
         ids: Tensor,
         logits: Tensor,
         lengths: Tensor,
-        seeds: Tensor,
-        offset: Tensor,
-        verification: str,
-        impl: Impl,
+        draws: dict[str, Any],
     ) -> Any:
-        lengths = lengths.to(ids.device)
+        lengths, law = lengths.to(ids.device), self.settings.law
         if not self.settings.sampled:
-            return greedy_speculative_accept(ids, logits, num_draft_tokens=lengths, impl=impl)
-        verify = (
-            block_speculative_sampling if verification == "block" else chain_speculative_sampling
-        )
-        return verify(
-            None if laws is None else self.settings.law(laws),
-            ids,
-            self.settings.law(logits),
-            num_draft_tokens=lengths,
-            seed=seeds,
-            offset=offset,
-            impl=impl,
-        )
+            return greedy_speculative_accept(ids, logits, num_draft_tokens=lengths, impl=self.impl)
+        proposed = None if laws is None else law(laws)
+        verify = _VERIFY[self.verification]
+        return verify(proposed, ids, law(logits), num_draft_tokens=lengths, **draws)
 
     def _store(
         self, rows: Tensor, out: Tensor, logps: Tensor, kept: Tensor, lengths: Tensor
@@ -368,15 +343,9 @@ class _Batch:
 
 
 def _check_ids(op: str, input_ids: Any, v: int) -> None:
-    if not isinstance(input_ids, Tensor):
-        raise TypeError(
-            f"[{op}] input_ids: expected a torch.Tensor, got {type(input_ids).__name__}. "
-            "Pass tokenizer(..., return_tensors='pt').input_ids."
-        )
-    if input_ids.dtype != torch.int64:
-        raise TypeError(
-            f"[{op}] input_ids: expected dtype int64, got {input_ids.dtype}. Convert it with .long()."
-        )
+    hint = "Pass tokenizer(..., return_tensors='pt').input_ids."
+    instance(op, "input_ids", input_ids, Tensor, hint=hint)
+    array(op, "input_ids", input_ids, ("int64",))
     if input_ids.ndim != 2 or input_ids.shape[1] < 1:
         raise ValueError(
             f"[{op}] input_ids: expected shape (B, P) with P >= 1, got {tuple(input_ids.shape)}."
@@ -417,7 +386,7 @@ _UPSTREAM = (
 )
 
 
-@answered
+@known(hints("Pass it to model.generate, inside the block."))
 @contextmanager
 def hotloop_speculative_sampling(
     *, seed: Any = None, verification: Verification = "token", impl: Impl = "auto"
@@ -462,8 +431,7 @@ def hotloop_speculative_sampling(
             f"[{op}] transformers: expected generation.utils._speculative_sampling({', '.join(_UPSTREAM)}), got "
             f"{'no such function' if found is None else found}. Use hotloop.integrations.transformers.generate."
         )
-    verify = block_speculative_sampling if verification == "block" else chain_speculative_sampling
-    drawn = 0
+    verify, drawn = _VERIFY[verification], 0
 
     def _speculative_sampling(
         candidate_input_ids: Tensor,

@@ -222,7 +222,7 @@ def linear_preference_loss(
         logit = PLAIN
     else:
         hint = "Pass LogitMap(temperature=..., logit_scale=..., softcap=...)."
-        check.instance(_OP, "logit", logit, LogitMap, hint)
+        check.instance(_OP, "logit", logit, LogitMap, hint=hint)
         _arguments.logit_map(_OP, logit.temperature, logit.logit_scale, logit.softcap)
     if shift_labels is not False:
         offsets = None

@@ -3,7 +3,7 @@
 NumPy, torch or CuPy arrays; torch is needed for what has a gradient only.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.rules import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
 from ..front import needs
@@ -75,20 +75,4 @@ _WITH_TORCH = {
     "multi_reward_embedding": "routing",
     "multiplexed_embedding_lookup": "multiplex",
 }
-
-
-if not needs.has_torch():
-    _all = __all__
-    del __all__  # then __getattr__ answers, and names what it leaves out
-
-
-def __getattr__(name: str) -> Any:
-    if name in _WITH_TORCH:
-        import importlib
-
-        if not needs.has_torch():
-            raise needs.missing_torch(name)
-        return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
-    if name == "__all__":
-        return needs.star(__name__, _all, _WITH_TORCH)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = needs.room(__name__, globals(), _WITH_TORCH)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import warnings
@@ -12,6 +11,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..front.keywords import refusal
 from .hashing import salted_hash_bucket
 
 _F = TypeVar("_F", bound=Callable[..., None])
@@ -30,7 +30,7 @@ _CURES = {
 
 def answers(init: _F) -> _F:
     """Refuse what ``init`` does not take in the name of the class that was called."""
-    names = [n for n in inspect.signature(init).parameters if n != "self"]
+    names = tuple(inspect.signature(init).parameters)[1:]
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -42,13 +42,7 @@ def answers(init: _F) -> _F:
             )
         unknown = next((n for n in kwargs if n not in names), None)
         if unknown is not None and type(self).__init__ is wrapped:
-            close = difflib.get_close_matches(unknown, names, 1)
-            cure = _CURES.get(unknown) or (
-                f"Did you mean {close[0]}?" if close else f"Take one of {', '.join(names)}."
-            )
-            raise TypeError(
-                f"[{op}] {unknown}: expected no such keyword, got {kwargs[unknown]!r}. {cure}"
-            )
+            raise TypeError(refusal(op, unknown, names, _CURES.get(unknown)))
         init(self, *args, **kwargs)
 
     return cast(_F, wrapped)

@@ -37,7 +37,7 @@ def flags(keys: Any) -> tuple[Any, Any]:
         return found, found.view(np.uint8)
     found = _arrays.empty(keys, (int(keys.shape[0]),), "bool")
     found[...] = False
-    return found, found.view(sys.modules["torch"].uint8 if _arrays.is_torch(found) else "uint8")
+    return found, _arrays.as_bytes(found)
 
 
 def mask(op: str, name: str, value: Any, keys: Any) -> Any:
@@ -51,7 +51,10 @@ def scores(op: str, value: Any, keys: Any) -> Any:
     unsigned = _arrays.dtype(value) == "uint64"
     _like_keys(op, "scores", value, keys)
     value = _keys.as_int64(value)
-    if value.shape[0] and (lowest := _least(value)) < 0:
+    if not value.shape[0]:
+        return value
+    on_cpu, n = _arrays.device(value) == "cpu", int(value.shape[0])
+    if (lowest := _native.core.table.least(n, value) if on_cpu else int(value.min())) < 0:
         raise ValueError(
             f"[{op}] scores: expected 0 to 2^63 - 1, got {lowest % 2**64 if unsigned else lowest}. "
             "The lowest score is evicted first: shift them to be positive."
@@ -59,18 +62,9 @@ def scores(op: str, value: Any, keys: Any) -> Any:
     return value
 
 
-def _least(value: Any) -> int:
-    if _arrays.device(value) != "cpu":
-        return int(value.min())
-    return int(_native.core.table.least(int(value.shape[0]), value))
-
-
 def _like_keys(op: str, name: str, value: Any, keys: Any) -> None:
     check.same_place(op, name, value, "keys", keys)
-    if value.shape[0] != keys.shape[0]:
-        raise ValueError(
-            f"[{op}] {name}: expected shape ({keys.shape[0]},) like keys, got {tuple(value.shape)}."
-        )
+    check.shape(op, name, value, (int(keys.shape[0]),), "like keys")
 
 
 def _matrix(
@@ -78,8 +72,7 @@ def _matrix(
 ) -> Any:
     check.array(op, name, value, dtypes, 2)
     check.same_place(op, name, value, "keys", keys)
-    if tuple(value.shape) != shape:
-        raise ValueError(f"[{op}] {name}: expected shape {shape}, got {tuple(value.shape)}.")
+    check.shape(op, name, value, shape)
     if hasattr(value, "detach"):
         value = value.detach()
     return _arrays.unit_stride(value)
@@ -97,11 +90,11 @@ def stored(op: str, values: Any, keys: Any, table: Layout) -> Any:
     check_fits(op, values, table.dtype)
     given = _arrays.dtype(values)
     if table.dtype == "int8":
-        if given == "float32":
-            values = _int8(values, table.value_range)
-        return values.view(
-            np.uint8 if isinstance(values, np.ndarray) else sys.modules["torch"].uint8
-        )
+        if given == "int8":
+            return _arrays.as_bytes(values)
+        bits = _arrays.empty(values, tuple(values.shape), "uint8")
+        _native.core.table.quantize(values, bits, table.value_range, True)
+        return bits
     if given == table.dtype:
         return values
     if not isinstance(values, np.ndarray):
@@ -111,13 +104,6 @@ def stored(op: str, values: Any, keys: Any, table: Layout) -> Any:
         if table.dtype == "bfloat16"
         else values.astype(np.float16)
     )
-
-
-def _int8(values: Any, value_range: float) -> Any:
-    codes = _arrays.empty(values, tuple(values.shape), "int8")
-    bits = codes.view(np.uint8 if isinstance(codes, np.ndarray) else sys.modules["torch"].uint8)
-    _native.core.table.quantize(values, bits, value_range, True)
-    return codes
 
 
 def bfloat16_bits(x: np.ndarray) -> np.ndarray:
@@ -148,7 +134,7 @@ MOST_SUM = 1e15
 """Of the gradients of one key: float32 holds the sum of a hundred million squares of it, of any width."""
 
 
-def _largest(x: Any) -> float:
+def largest(x: Any) -> float:
     """The largest size among the numbers, NaN or infinite where one is; waits for the device where ``x`` is on one."""
     if not (x.shape[0] and x.shape[-1]):
         return 0.0
@@ -157,13 +143,18 @@ def _largest(x: Any) -> float:
     return float(abs(x).max())  # NaN in all libraries if there is one
 
 
-def _finite(x: Any) -> bool:
-    return _largest(x) < float("inf")
+def _finite_size(op: str, name: str, x: Any, hint: str) -> float:
+    """The largest size, or an error where it is not finite."""
+    size = largest(x)
+    if not size < float("inf"):
+        bad = ~np.isfinite(_arrays.to_numpy(x))
+        check.refuse(op, name, x, bad, "finite numbers", f"Nothing was written{hint}.")
+    return size
 
 
 def check_fits(op: str, values: Any, dtype: str) -> None:
     limit = LIMITS[dtype]
-    if not _largest(values) < limit:
+    if not largest(values) < limit:
         numbers = np.abs(np.asarray(_arrays.to_numpy(values), np.float32))
         below = "" if np.isinf(limit) else f", below {limit:.6g} in size"
         check.refuse(
@@ -176,8 +167,8 @@ def check_added(op: str, table: Layout, keys: Any, values: Any, rows: Any) -> No
     """Refuse values whose sums with the rows that are there, in order, would not be finite."""
     limit = LIMITS[table.dtype]
     bound = limit if np.isfinite(limit) else float(np.finfo(np.float32).max)
-    given, n = _largest(values), int(keys.shape[0])
-    if _largest(rows) + given * n < bound:
+    given, n = largest(values), int(keys.shape[0])
+    if largest(rows) + given * n < bound:
         return
     k, v, sums = (np.asarray(_arrays.to_numpy(x)) for x in (keys, values, rows))
     distinct, first, inverse = np.unique(k, return_index=True, return_inverse=True)
@@ -193,62 +184,32 @@ def check_added(op: str, table: Layout, keys: Any, values: Any, rows: Any) -> No
 
 
 def check_gradients(
-    op: str,
-    grads: Any,
-    keys: Any,
-    offsets: Any = None,
-    weights: Any = None,
-    mode: str = "sum",
-    sizes: Any = None,
-    largest: Any = None,
+    op: str, grads: Any, keys: Any, mode: str = "sum", bags: tuple[Any, ...] = (None,) * 4
 ) -> None:
     """Refuse what would leave rows or state that are not finite, before anything is written.
 
+    ``bags``: offsets, weights, sizes and where each maximum came from, of bags of keys with a gradient each.
     On a device only with HOTLOOP_CHECK=1: the answer would have to be waited for in every step.
     """
     if not grads.shape[0] or (_arrays.device(grads) != "cpu" and not environment.checks_on()):
         return
-    weight = 1.0
+    weights, most = bags[1], 1.0
     if weights is not None and weights.shape[0]:
-        weight = _largest(weights)
-        if not weight < float("inf"):
-            bad = ~np.isfinite(_arrays.to_numpy(weights))
-            check.refuse(
-                op, "per_sample_weights", weights, bad, "finite numbers", "Nothing was written."
-            )
-    most = _largest(grads)
-    if not most < float("inf"):
-        bad = ~np.isfinite(_arrays.to_numpy(grads))
-        check.refuse(
-            op,
-            "grads",
-            grads,
-            bad,
-            "finite numbers",
-            "Nothing was written; clip or skip this batch.",
-        )
-    if most * weight * int(keys.shape[0]) <= MOST_SUM:
-        return
-    given = (None if x is None else _arrays.to_numpy(x) for x in (offsets, weights, sizes, largest))
-    _check_sums(op, _arrays.to_numpy(grads), _arrays.to_numpy(keys), mode, *given)
+        most = _finite_size(op, "per_sample_weights", weights, "")
+    most *= _finite_size(op, "grads", grads, "; clip or skip this batch")
+    if most * int(keys.shape[0]) > MOST_SUM:
+        given = (None if x is None else _arrays.to_numpy(x) for x in (grads, keys, *bags))
+        _check_sums(op, mode, *given)
 
 
-def _check_sums(
-    op: str,
-    grads: np.ndarray,
-    keys: np.ndarray,
-    mode: str,
-    offsets: np.ndarray | None,
-    weights: np.ndarray | None,
-    sizes: np.ndarray | None,
-    largest: np.ndarray | None,
-) -> None:
+def _check_sums(op: str, mode: str, grads: Any, keys: Any, *bags: Any) -> None:
     """The sums themselves, in float64: they are near the bound, which no training is."""
+    offsets, weights, sizes, maxima = bags
     n = len(keys)
     bag = np.arange(n) if offsets is None else np.repeat(np.arange(len(grads)), np.diff(offsets))
     each = grads[bag].astype(np.float64)
-    if mode == "max" and largest is not None:
-        each = np.where(largest[bag] == np.arange(n)[:, None], each, 0.0)
+    if mode == "max" and maxima is not None:
+        each = np.where(maxima[bag] == np.arange(n)[:, None], each, 0.0)
     elif weights is not None:
         each *= weights[:, None]
     if mode == "mean" and sizes is not None:

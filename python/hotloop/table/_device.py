@@ -61,6 +61,14 @@ def on(native: Any, like: Any) -> None:
         native.use(_native.stream_of(like)[1])
 
 
+def _counter(name: str) -> Any:
+    """A property that is that of the compiled table."""
+    return property(
+        lambda self: int(getattr(self._table, name)),
+        lambda self, value: setattr(self._table, name, value),
+    )
+
+
 class DeviceTable:
     """What a ``Table`` has in the place of ``_core.table.Table``."""
 
@@ -73,39 +81,17 @@ class DeviceTable:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
 
-    @property
-    def tick(self) -> int:
-        return int(self._table.tick)
-
-    @tick.setter
-    def tick(self, value: int) -> None:
-        self._table.tick = value
-
-    @property
-    def generation(self) -> int:
-        return int(self._table.generation)
-
-    @generation.setter
-    def generation(self, value: int) -> None:
-        self._table.generation = value
+    tick, generation = _counter("tick"), _counter("generation")
 
     def upsert(
-        self,
-        n: int,
-        keys: Any,
-        values: Any,
-        moment: Any,
-        admission: Any,
-        keep: bool,
-        rows: Any,
-        found: Any,
+        self, n: int, keys: Any, values: Any, moment: Any, admission: Any, *rest: Any
     ) -> int:
         """How many rows had to leave, which ``evicted`` gives out if they were kept."""
         ask = _asked(admission)
         counts = self._refuses and admission is not None and len(admission) == 2
         before = _sightings(admission[0]) if counts else None
         try:
-            return int(self._table.upsert(n, keys, values, moment, ask, keep, rows, found))
+            return int(self._table.upsert(n, keys, values, moment, ask, *rest))
         except self.full:  # a batch that did not fit has not been seen
             if before is not None:
                 admission[0].load(*before)
@@ -126,19 +112,11 @@ class DeviceTable:
         self.pool_or_insert(alone, moment, admission, rows, found, values, None, None)
 
     def pool_or_insert(
-        self,
-        bags: tuple[Any, ...],
-        moment: Any,
-        admission: Any,
-        rows: Any,
-        found: Any,
-        out: Any,
-        sizes: Any,
-        largest: Any,
+        self, bags: tuple[Any, ...], moment: Any, admission: Any, rows: Any, found: Any, *outs: Any
     ) -> None:
         """In two passes: unknown keys go through sorts of the whole batch in any case."""
         self.upsert(bags[0], bags[1], None, moment, admission, False, rows, found)
-        self._table.pool(bags, rows, out, sizes, largest)
+        self._table.pool(bags, rows, *outs)
 
     def import_rows(self, n: int, columns: tuple[Any, ...], beyond: bool = False) -> None:
         """``beyond`` the bound only without an eviction strategy: a full bucket evicts whatever the bound is."""

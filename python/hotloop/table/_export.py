@@ -14,6 +14,8 @@ from ._store import Store
 from .files import container
 from .results import Evicted, Rows
 
+BLOCK = 1 << 14  # rows read at a time: a few MB
+
 
 def evicted(raw: Any, keys: Any, table: Store) -> Evicted:
     if table.device != "cpu":
@@ -41,41 +43,43 @@ def _storage(table: Store) -> np.dtype[Any]:
     return np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "f2", "int8": "u1"}[table.dtype])
 
 
-def blocks(table: Store, rows: int, since: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """(keys, stored values, state, scores, last use) of consecutive stretches of memory."""
-    native = table._native
+def room(table: Store, n: int) -> tuple[np.ndarray, ...]:
+    """Room for (keys, stored values, state, scores, last use) of n rows."""
+    return (
+        np.empty(n, np.int64),
+        np.empty((n, table.dim), _storage(table)),
+        np.empty((n, table.state_width), np.float32),
+        np.empty(n, np.int64),
+        np.empty(n, np.int32),
+    )
+
+
+def _stretches(table: Store, rows: int) -> Iterator[tuple[int, int]]:
+    """Where consecutive stretches of memory begin and end, as far as it goes by then."""
     begin = 0
-    while begin < native.end:
-        end = min(begin + rows, native.end)
-        n = end - begin
-        columns = (
-            np.empty(n, np.int64),
-            np.empty((n, table.dim), _storage(table)),
-            np.empty((n, table.state_width), np.float32),
-            np.empty(n, np.int64),
-            np.empty(n, np.int32),
-        )
-        m = native.export(begin, end, since, columns)
+    while begin < table._native.end:
+        end = min(begin + rows, table._native.end)
+        yield begin, end
         begin = end
-        if m:
+
+
+def blocks(table: Store, rows: int, since: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """The columns of consecutive stretches of memory, as in ``room``."""
+    for begin, end in _stretches(table, rows):
+        columns = room(table, end - begin)
+        if m := table._native.export(begin, end, since, columns):
             yield tuple(c[:m] for c in columns)
 
 
-def export(table: Store, rows: int, since: int) -> Iterator[Rows]:
-    for keys, values, state, score, use in blocks(table, rows, since):
-        raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(keys), -1)
-        yield Rows(keys, shown(raw, table), state, score, use.view(np.uint32))
+def shown_rows(table: Store, block: tuple[np.ndarray, ...]) -> Rows:
+    keys, values, state, score, use = block
+    return Rows(keys, shown(values.view(np.uint8), table), state, score, use.view(np.uint32))
 
 
-def nothing(table: Store) -> Rows:
-    raw = np.empty((0, table.dim * _storage(table).itemsize), np.uint8)
-    return Rows(
-        np.empty(0, np.int64),
-        shown(raw, table),
-        np.empty((0, table.state_width), np.float32),
-        np.empty(0, np.int64),
-        np.empty(0, np.uint32),
-    )
+def newest(keys: np.ndarray) -> np.ndarray:
+    """Where the last of each distinct key stands, by key: of one that was erased and entered again meanwhile."""
+    _, at = np.unique(keys[::-1], return_index=True)
+    return np.asarray(len(keys) - 1 - at)
 
 
 def filed(values: np.ndarray, table: Store) -> Any:
@@ -129,15 +133,11 @@ def fitting(
             columns.append(None)
             continue
         column = block.get(name)
-        if column is None:
-            raise error(
-                f"[{op}] {name}: expected {tags[0]} {shape}, got none. Write the rows with a table of these settings."
-            )
-        found = container.tag(op, name, column)
+        found = None if column is None else container.tag(op, name, column)
         if found not in tags or column.shape != shape:
+            got = "none" if column is None else f"{found} {column.shape}"
             raise error(
-                f"[{op}] {name}: expected {tags[0]} {shape}, got {found} {column.shape}. "
-                "Write the rows with a table of these settings."
+                f"[{op}] {name}: expected {tags[0]} {shape}, got {got}. Write the rows with a table of these settings."
             )
         if name == "values":
             column = unfiled(column, table)
@@ -149,11 +149,9 @@ def fitting(
 
 def all_keys(table: Store) -> np.ndarray:
     """The keys of all rows, (m,); one that was erased and entered again meanwhile may stand there twice."""
-    native, begin, step = table._native, 0, 1 << 20
-    found = []
-    while begin < native.end:
-        end = min(begin + step, native.end)
+    found = [np.empty(0, np.int64)]
+    for begin, end in _stretches(table, 1 << 20):
         keys = np.empty(end - begin, np.int64)
-        found.append(keys[: native.export(begin, end, 0, (keys, None, None, None, None))])
-        begin = end
-    return np.concatenate(found) if found else np.empty(0, np.int64)
+        m = table._native.export(begin, end, 0, (keys, None, None, None, None))
+        found.append(keys[:m])
+    return np.concatenate(found)

@@ -47,15 +47,8 @@ def joined(entries: list[tuple[Any, ...]]) -> tuple[Any, ...]:
             [g.new_ones(len(i)) if w is None else w for g, i, w in zip(grads, ids, weights)]
         )
     places = torch.cat([torch.where(x >= 0, x + begin, x) for x, begin in zip(largest, begins)])
-    return (
-        torch.cat(grads),
-        torch.cat(ids),
-        bounds,
-        scale,
-        torch.cat(rows),
-        torch.cat(sizes),
-        places,
-    )
+    moved, laid = map(torch.cat, (grads, ids)), map(torch.cat, (rows, sizes))
+    return *moved, bounds, scale, *laid, places
 
 
 def summed(helds: Iterable[Keeper]) -> KeptGradients:
@@ -63,11 +56,8 @@ def summed(helds: Iterable[Keeper]) -> KeptGradients:
     helds = list(helds)
     if not any(held.pending for held in helds):
         table = helds[0].table
-        at = table.device
-        return KeptGradients(
-            torch.empty(0, dtype=torch.int64, device=at),
-            torch.empty(0, table.dim, dtype=torch.float32, device=at),
-        )
+        grads = torch.empty(0, table.dim, dtype=torch.float32, device=table.device)
+        return KeptGradients(grads.new_empty(0, dtype=torch.int64), grads)
     grads, ids, *_ = across(helds)
     return KeptGradients(ids, grads)
 

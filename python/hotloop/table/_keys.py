@@ -40,16 +40,18 @@ def counts(op: str, value: Any, like: Any, *, name: str = "counts", least: int =
         return None
     check.array(op, name, value, arrays.INTEGERS, 1)
     check.same_place(op, name, value, "keys", like)
-    if tuple(value.shape) != tuple(like.shape):
-        raise ValueError(
-            f"[{op}] {name}: expected shape {tuple(like.shape)} like keys, got {tuple(value.shape)}."
-        )
+    check.shape(op, name, value, tuple(like.shape), "like keys")
     value = as_int64(value)
     if value.shape[0] and (lowest := int(value.min())) < least:
         raise ValueError(
             f"[{op}] {name}: expected counts >= {least}, got {lowest}. Leave out what was not seen."
         )
     return value
+
+
+def signed(bits: int) -> int:
+    """The int64 of the same 64 bits."""
+    return bits - 2**64 if bits >= 2**63 else bits
 
 
 def hash_bucket(

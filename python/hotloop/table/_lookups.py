@@ -64,11 +64,10 @@ class Held:
         self.pending.append((saved, 1.0))
         grad = saved[0]
         one = torch.ones((), dtype=torch.float32, device=self.anchor.device)
-        if grad.device.type == "cpu":
-            sound = sound and _convert._finite(grad)
-            self.anchor.grad = one if sound else one / 0
-        else:  # without waiting for the device
-            self.anchor.grad = one if sound else one / 0
+        if on_cpu := grad.device.type == "cpu":
+            sound = sound and _convert.largest(grad) < float("inf")
+        self.anchor.grad = one if sound else one / 0
+        if not on_cpu:  # without waiting for the device
             self.anchor.grad = torch.where(torch.isfinite(grad).all(), self.anchor.grad, one / 0)
 
     def _factor(self) -> Any:
@@ -102,9 +101,6 @@ class Held:
     def drop(self) -> None:
         self.pending = []
         self.anchor.grad = None
-
-    def step(self, op: str, optimizer: RowOptimizer | None, summed: bool) -> int:
-        return step(op, [self], optimizer, summed)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.pending:  # they name rows by where these lie
@@ -203,21 +199,13 @@ def _bags(
 
 
 def _backward(
-    grad: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    weights: Tensor | None,
-    rows: Tensor,
-    sizes: Tensor,
-    largest: Tensor,
-    kept: Tensor,
-    number: int,
-    of_weights: bool,
-    of_rows: bool,
+    grad: Tensor, lookup: tuple[Any, ...], number: int, of_weights: bool, of_rows: bool
 ) -> Tensor:
     """Return the gradient of the weights; that of the rows goes to the table, or waits for ``step``."""
     held = _of(number)
     grad = grad.float().contiguous()
+    saved, kept = lookup[:-1], lookup[-1]
+    ids, offsets, weights, rows, _, _ = saved
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
     n = ids.numel()
@@ -227,20 +215,25 @@ def _backward(
         bags = _bags(held, ids, offsets, weights)
         held.table._native.weight_gradient(bags, kept, grad, grad_weights)
     if of_rows and n and rows.numel() == n:  # what has no elements has no address either
-        saved = (grad, ids, offsets, weights, rows, sizes, largest)
+        saved = (grad, *saved)
         if held.fused:
             check("HashEmbedding.backward", held.mode, saved)
         _moves.after_backward(held.take, saved)
     return grad_weights
 
 
-def step(op: str, helds: list[Held], optimizer: RowOptimizer | None, summed: bool) -> int:
-    """Apply what modules keep: all of it is checked before any row moves. ``summed``: one move per row of a table."""
-    moves: list[tuple[Held, str, dict[str, Any], tuple[Any, ...]]] = []
+def by_table(helds: list[Held]) -> list[list[Held]]:
+    """Modules over one table together."""
     tables: dict[int, list[Held]] = {}
     for held in helds:
         tables.setdefault(id(held.table), []).append(held)
-    for same in tables.values():
+    return list(tables.values())
+
+
+def step(op: str, helds: list[Held], optimizer: RowOptimizer | None, summed: bool) -> int:
+    """Apply what modules keep: all of it is checked before any row moves. ``summed``: one move per row of a table."""
+    moves: list[tuple[Held, str, dict[str, Any], tuple[Any, ...]]] = []
+    for same in by_table(helds):
         ruled = [(held, held.rule(op, optimizer)) for held in same]
         ready = [(held, rule) for held, rule in ruled if held.pending]
         if summed and len(ready) > 1:
@@ -265,23 +258,23 @@ def step(op: str, helds: list[Held], optimizer: RowOptimizer | None, summed: boo
     return sum(apply(held, rule, saved, mode=mode) for held, mode, rule, saved in moves)
 
 
+def _bags_of(mode: str, saved: tuple[Any, ...]) -> tuple[Any, ...]:
+    _, _, offsets, weights, _, sizes, largest = saved
+    return offsets, weights, sizes, largest if mode == "max" else None
+
+
 def check(op: str, mode: str, saved: tuple[Any, ...]) -> None:
     """Refuse gradients that would leave rows which are not finite."""
-    grad, ids, offsets, weights, _, sizes, largest = saved
-    top = largest if mode == "max" else None
-    _convert.check_gradients(op, grad, ids, offsets, weights, mode, sizes, top)
+    _convert.check_gradients(op, saved[0], saved[1], mode, _bags_of(mode, saved))
 
 
 def apply(
     held: Held, rule: dict[str, Any], saved: tuple[Any, ...], counts: bool = True, *, mode: str
 ) -> int:
-    grad, ids, offsets, weights, rows, sizes, largest = saved
+    grad, ids, rows, bags = saved[0], saved[1], saved[4], _bags_of(mode, saved)
     if held.table.device != "cpu":
         held.table._enter("HashEmbedding.backward", ids)
-    top = largest if mode == "max" else None
-    return held.table._update(
-        rule, ids, offsets, weights, mode, rows, grad, sizes, top, held.time, counts
-    )
+    return held.table._update(rule, ids, rows, grad, held.time, mode, bags, counts)
 
 
 @torch.library.custom_op("hotloop::table_lookup", mutates_args=())
@@ -330,10 +323,8 @@ def _update_op(
     call: int,
     of_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    grad_weights = _backward(
-        grad, ids, offsets, weights, rows, sizes, largest, kept, number, of_weights, True
-    )
-    return torch.zeros_like(anchor), grad_weights
+    lookup = (ids, offsets, weights, rows, sizes, largest, kept)
+    return torch.zeros_like(anchor), _backward(grad, lookup, number, of_weights, True)
 
 
 @_update_op.register_fake
@@ -386,6 +377,5 @@ class Direct(torch.autograd.Function):
         # Not where only gradients of others were asked for, by torch.autograd.grad or backward(inputs=...).
         end = ctx.next_functions[0][0]
         of_rows = end is not None and torch._C._will_engine_execute_node(end)
-        args = (*saved, ctx.number, of_weights, of_rows)
-        grad_weights = _backward(grad, *args)
+        grad_weights = _backward(grad, saved, ctx.number, of_weights, of_rows)
         return None, None, None, grad_weights if of_weights else None, None, None, None

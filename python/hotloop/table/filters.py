@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..front import arrays, native
+from ..front import arrays, check, native
 from ..front.check import integer, number
 from ..front.impl import Impl, choose
 from ..reference.table import filters as _reference
-from . import _keys
+from . import _keys, _words
 
 MAX_COUNT = 15
 """What a counter of four bits holds, and the largest threshold that can be met."""
@@ -160,11 +160,7 @@ class CountFilter:
         op = "CountFilter.load_state_dict"
         wanted = {"version": STATE_VERSION, "capacity": self.capacity, "splits": self.splits}
         numbers = ("head", "advances", "failures")
-        missing = [n for n in (*wanted, *numbers, "elements", "cells") if n not in state]
-        if missing:
-            raise ValueError(
-                f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
-            )
+        check.entries(op, state, (*wanted, *numbers, "elements", "cells"))
         for name, value in wanted.items():
             if state[name] != value:
                 raise ValueError(
@@ -250,15 +246,12 @@ class ProbabilisticFilter:
                 f"[{op}] state: expected version {STATE_VERSION}, got {state.get('version')}. "
                 "Pass what state_dict() returned."
             )
-        missing = [name for name in ("threshold", "equal", "seed") if name not in state]
-        if missing:
-            raise ValueError(
-                f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
-            )
+        check.entries(op, state, ("threshold", "equal", "seed"))
         new = ProbabilisticFilter(state["threshold"], equal=state["equal"], seed=state["seed"])
         self.threshold, self.equal, self.seed = new.threshold, new.equal, new.seed
 
 
+@_words.documented
 def frequency_admission_filter(
     counter: CountFilter,
     keys: Any,
@@ -275,8 +268,6 @@ def frequency_admission_filter(
 
     Args:
         counter: the filter, which is updated.
-        keys: (n,), int64 or uint64 of any value, or int32.
-        counts: sightings of each key, int64 or int32 (n,), >= 0. Default 1 each.
         threshold: 0 to 15. Default None: that of ``counter``.
         impl: "auto", "cpu" or "reference" (slow: cell by cell in Python). Default "auto".
 
@@ -284,9 +275,7 @@ def frequency_admission_filter(
         bool (n,), the kind of ``keys``.
 
     Raises:
-        TypeError: wrong types or dtypes.
         ValueError: shapes that differ, negative counts, or a threshold that four bits cannot reach.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -298,10 +287,7 @@ def frequency_admission_filter(
         Liu et al. 2022, arXiv:2209.07663 (Monolith), section 2.1; the cells and the ring are those of its code.
     """
     op = "frequency_admission_filter"
-    if not isinstance(counter, CountFilter):
-        raise TypeError(
-            f"[{op}] counter: expected a CountFilter, got {type(counter).__name__}. Use CountFilter(...)."
-        )
+    check.instance(op, "counter", counter, CountFilter, hint="Use CountFilter(...).")
     k = _keys.keys(op, keys, 1)
     c = _keys.counts(op, counts, k)
     least = counter.threshold
@@ -314,6 +300,7 @@ def frequency_admission_filter(
     return out
 
 
+@_words.documented
 def probabilistic_admission_filter(
     keys: Any,
     counts: Any = None,
@@ -333,21 +320,13 @@ def probabilistic_admission_filter(
     stands twice in ``keys`` draws once, so add its sightings up first. Meant for keys that are not in the table yet.
 
     Args:
-        keys: (n,), int64 or uint64 of any value, or int32.
         counts: sightings of each key in this step, int64 or int32 (n,), >= 0. Default 1 each.
         threshold: >= 0; 0 lets everything in.
         step: number of the step, 0 to 2^64 - 1, another one each time.
         equal: see above. Default False.
-        seed: 0 to 2^64 - 1. Default 0.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         bool (n,), the kind of ``keys``.
-
-    Raises:
-        TypeError: wrong types or dtypes.
-        ValueError: shapes that differ, negative counts, or numbers out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -368,16 +347,7 @@ def probabilistic_admission_filter(
             k, c, threshold=t, step=step, equal=equal, seed=seed
         )
     out = arrays.empty(k, (k.shape[0],), "bool")
-    native.core.table.probabilistic(
-        k.shape[0],
-        seed,
-        k,
-        step,
-        c,
-        t,
-        bool(equal),
-        out,
-    )
+    native.core.table.probabilistic(k.shape[0], seed, k, step, c, t, bool(equal), out)
     return out
 
 

@@ -11,9 +11,10 @@ from ..front import arrays, native
 from ..front.check import integer
 from ..front.impl import Impl, choose
 from ..reference.table import hashing as _reference
-from . import _keys
+from . import _keys, _words
 
 
+@_words.documented
 def salted_hash_bucket(
     keys: Any,
     num_buckets: int,
@@ -36,15 +37,9 @@ def salted_hash_bucket(
         feature: which feature the keys belong to, 0 to 2^64 - 1. Default 0.
         chunk: which of the feature's chunks is looked up, 0 to 2^64 - 1. Default 0.
         seed: another family of hashes, 0 to 2^64 - 1. Default 0.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         Buckets in [0, num_buckets), int64, shape and kind of ``keys``.
-
-    Raises:
-        TypeError: keys that are no array of integers, or a number that is no integer.
-        ValueError: a number out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -59,13 +54,15 @@ def salted_hash_bucket(
     if arrays.compiling():
         from . import _operators
 
-        return _operators.hash_bucket(keys, num_buckets, feature, chunk, seed, impl)
+        salt = map(_keys.signed, (feature, chunk, seed))
+        return _operators.hash_bucket(keys, num_buckets, *salt, impl)
     return _keys.hash_bucket(keys, num_buckets, feature, chunk, seed, impl)
 
 
 MAX_FEATURE_BITS = 32
 
 
+@_words.documented
 def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
     """Turn a feature's ids into keys that no other feature has, so that many features share one ``Table``.
 
@@ -86,7 +83,6 @@ def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
         Keys, int64, shape and kind of ``ids``.
 
     Raises:
-        TypeError: ids that are no array of integers, or a number that is no integer.
         ValueError: an id that does not fit, or a number out of range.
 
     Examples:
@@ -104,7 +100,7 @@ def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
     bits = integer(op, "feature_bits", feature_bits, at_least=0, at_most=MAX_FEATURE_BITS)
     feature = integer(op, "feature", feature, at_least=0, at_most=(1 << (bits or 64)) - 1)
     if bits == 0:
-        return _mixed(given, _signed(_reference.salt_of(feature, 0, 0))).reshape(ids.shape)
+        return _mixed(given, _keys.signed(_reference.salt_of(feature, 0, 0))).reshape(ids.shape)
     bound = 1 << (63 - bits)
     flat = given.reshape(-1)
     if flat.shape[0]:
@@ -114,11 +110,7 @@ def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
                 f"[{op}] ids: expected {-bound} to {bound - 1} beside {bits} bits of the feature, got "
                 f"{lowest if lowest < -bound else highest}. Take fewer feature_bits, or 0, which hashes."
             )
-    return (flat ^ _signed(feature << (64 - bits))).reshape(ids.shape)
-
-
-def _signed(bits: int) -> int:
-    return bits - (1 << 64) if bits >> 63 else bits
+    return (flat ^ _keys.signed(feature << (64 - bits))).reshape(ids.shape)
 
 
 def _mixed(keys: Any, salt: int) -> Any:
@@ -126,10 +118,11 @@ def _mixed(keys: Any, salt: int) -> Any:
     k = keys.reshape(-1) ^ salt
     below = (1 << 31) - 1  # what a shift by 33 leaves; the sign comes in from the left
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        k = (k ^ ((k >> 33) & below)) * _signed(factor)
+        k = (k ^ ((k >> 33) & below)) * _keys.signed(factor)
     return k ^ ((k >> 33) & below)
 
 
+@_words.documented
 def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.ndarray:
     """Hash strings to 64-bit keys, which every op of this room takes.
 
@@ -140,7 +133,6 @@ def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.n
 
     Args:
         strings: a sequence of n str or bytes, or a NumPy array of them.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         Keys, NumPy int64 (n,), of either sign.
@@ -161,13 +153,9 @@ def hash_strings(strings: Sequence[str | bytes], *, impl: Impl = "auto") -> np.n
             f"[{op}] strings: expected a sequence of str or bytes, got one {type(strings).__name__}. "
             "Put it into a list."
         )
-    parts = []
-    for i, s in enumerate(strings):
-        if isinstance(s, str):
-            parts.append(s.encode())
-        elif isinstance(s, bytes):
-            parts.append(s)
-        else:
+    parts = [s.encode() if isinstance(s, str) else s for s in strings]
+    for i, s in enumerate(parts):
+        if not isinstance(s, bytes):
             raise TypeError(
                 f"[{op}] strings: expected str or bytes, got {type(s).__name__} at [{i}]. Pass integers as keys."
             )

@@ -9,21 +9,31 @@ import numpy as np
 from ..front.check import integer, number
 
 
+class _Initializer:
+    """Fields are one or two numbers, then the seed of the draws, where there are some."""
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        for name, value in vars(self).items():
+            if name == "seed":
+                integer(kind, name, value, at_least=0, at_most=2**64 - 1)
+            else:
+                object.__setattr__(self, name, number(kind, name, value))
+
+    def _numbers(self) -> tuple[str, float, float, int]:
+        first, second, seed = (*vars(self).values(), 0.0, 0)[:3]
+        return type(self).__name__.lower(), first, second, seed
+
+
 @dataclass(frozen=True)
-class Constant:
+class Constant(_Initializer):
     """Every element is ``value``."""
 
     value: float = 0.0
 
-    def __post_init__(self) -> None:
-        _finite("Constant", self, "value")
-
-    def _numbers(self) -> tuple[str, float, float, int]:
-        return "constant", self.value, 0.0, 0
-
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_Initializer):
     """Element j is low + (high - low) u, u in (0, 1] from word j mod 4 of Philox(seed, offset j // 4, item key)."""
 
     low: float = -0.05
@@ -31,16 +41,12 @@ class Uniform:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _finite("Uniform", self, "low", "high")
+        super().__post_init__()
         number("Uniform", "high", self.high, at_least=self.low)
-        integer("Uniform", "seed", self.seed, at_least=0, at_most=2**64 - 1)
-
-    def _numbers(self) -> tuple[str, float, float, int]:
-        return "uniform", self.low, self.high, self.seed
 
 
 @dataclass(frozen=True)
-class Normal:
+class Normal(_Initializer):
     """Elements are mean + std z, z by Box and Muller from the same words as ``Uniform``."""
 
     mean: float = 0.0
@@ -48,12 +54,8 @@ class Normal:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _finite("Normal", self, "mean", "std")
+        super().__post_init__()
         number("Normal", "std", self.std, at_least=0)
-        integer("Normal", "seed", self.seed, at_least=0, at_most=2**64 - 1)
-
-    def _numbers(self) -> tuple[str, float, float, int]:
-        return "normal", self.mean, self.std, self.seed
 
 
 Initializer = Constant | Uniform | Normal
@@ -80,9 +82,3 @@ def check_range(op: str, initializer: Initializer, dtype: str) -> None:
             f"[{op}] initializer: expected first values that {dtype} holds, up to {_LIMITS[dtype]:g} in size, got "
             f"{initializer!r}. Make its range smaller."
         )
-
-
-def _finite(op: str, made: object, *names: str) -> None:
-    for name in names:
-        value = number(op, name, getattr(made, name))
-        object.__setattr__(made, name, value)

@@ -11,7 +11,7 @@ from ..front.check import choice, integer, number
 from ..front.impl import Impl, choose
 from ..reference.table import managed_slots as _reference
 from ..reference.table.results import Eviction, ManagedSlots
-from . import _keys
+from . import _keys, _words
 
 EvictionPolicy = Literal["lfu", "lru", "distance_lfu"]
 POLICIES = ("lfu", "lru", "distance_lfu")
@@ -21,6 +21,7 @@ _FLAGS = ("bool", "uint8")
 _FARTHEST = 2**61  # of a step from 0: now - last_access + 1 is then an int64
 
 
+@_words.documented
 def mch_evict_batch(
     slots: ManagedSlots,
     ids: Any,
@@ -63,15 +64,12 @@ def mch_evict_batch(
         skew: of "dynamic", >= 0. Default 10.
         probability: of "probabilistic", per sighting, 0 to 1. Default 0.01.
         seed: of "probabilistic", 0 to 2^64 - 1. Default 0.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         An ``Eviction``, arrays of the kind of ``ids``.
 
     Raises:
-        TypeError: wrong types or dtypes.
         ValueError: shapes that do not fit, ids that stand twice, accesses after ``now``, numbers out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -86,10 +84,7 @@ def mch_evict_batch(
         threshold filters.
     """
     op = "mch_evict_batch"
-    if not isinstance(slots, ManagedSlots):
-        raise TypeError(
-            f"[{op}] slots: expected ManagedSlots, got {type(slots).__name__}. Use ManagedSlots.start(...)."
-        )
+    check.instance(op, "slots", slots, ManagedSlots, hint="Use ManagedSlots.start(...).")
     k = _keys.keys(op, ids, 1, name="ids")
     n = int(k.shape[0])
     for name, value in zip(ManagedSlots._fields, slots):
@@ -117,37 +112,43 @@ def mch_evict_batch(
     _summable(op, "slots.counts", slots.counts)
     if c is not None:
         _summable(op, "counts", c)
-    chosen = choose(op, impl, "ids", k)
     incoming = arrays.to_numpy(k)
+    if choose(op, impl, "ids", k) == "reference":
+        order = np.sort(incoming)
+        if (twice := order[1:][order[1:] == order[:-1]]).size:
+            _refuse_twice(op, int(twice[0]))
+        return _reference.mch_evict_batch(
+            slots,
+            k,
+            c,
+            last,
+            now=now,
+            policy=policy,
+            decay_exponent=p,
+            admission=admission,
+            skew=skew,
+            probability=probability,
+            seed=seed,
+        )
     c = np.ones(n, np.int64) if c is None else arrays.to_numpy(c)
     last = np.full(n, now, np.int64) if last is None else arrays.to_numpy(last)
-    done: Any
     admitted: Any
-    if admission == "probabilistic" and chosen == "cpu":
+    if admission == "probabilistic":
         admitted = np.empty(n, bool)
         t = _reference.sightings_of(probability)
         native.core.table.probabilistic(n, seed, incoming, now % 2**64, c, t, True, admitted)
     else:
         admitted = _reference.admitted(incoming, c, now, admission, skew, probability, seed)
-    if chosen == "reference":
-        order = np.sort(incoming)
-        if (twice := order[1:][order[1:] == order[:-1]]).size:
-            _refuse_twice(op, int(twice[0]))
-        done = _reference.compete(
-            [arrays.to_numpy(x) for x in slots], incoming, c, last, admitted, now, policy, p
-        )
-    else:
-        new = [np.array(arrays.to_numpy(x)) for x in slots]  # copies
-        slot_of = np.empty(n, np.int64)
-        twice_at, *parts = native.core.table.evict(
-            len(new[0]), tuple(new), n, (incoming, c, last, admitted), now, policy, p, slot_of
-        )
-        if twice_at >= 0:
-            _refuse_twice(op, int(incoming[twice_at]))
-        done = (new, slot_of, *(np.array(x, t) for x, t in zip(parts, (np.int64, np.int64, bool))))
-    after, *rest = done
-    back = [arrays.from_numpy(x, k) for x in rest]
-    return Eviction(ManagedSlots(*(arrays.from_numpy(x, k) for x in after)), *back)
+    new = [np.array(arrays.to_numpy(x)) for x in slots]  # copies
+    slot_of = np.empty(n, np.int64)
+    twice_at, *parts = native.core.table.evict(
+        len(new[0]), tuple(new), n, (incoming, c, last, admitted), now, policy, p, slot_of
+    )
+    if twice_at >= 0:
+        _refuse_twice(op, int(incoming[twice_at]))
+    rest = (slot_of, *(np.array(x, t) for x, t in zip(parts, (np.int64, np.int64, bool))))
+    done = [arrays.from_numpy(x, k) for x in (*new, *rest)]
+    return Eviction(ManagedSlots(*done[:4]), *done[4:])
 
 
 def _refuse_twice(op: str, value: int) -> None:

@@ -6,6 +6,7 @@ from ..front.needs import torch_for
 
 torch_for("table.modules")
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.rules import RowOptimizer
 from ..front import check
-from . import _answers, _convert, _kept, _lookups
+from . import _answers, _convert, _export, _kept, _lookups
 from ._kept import KeptGradients
 from .files import state_dict
 from .filters import CountFilter, ProbabilisticFilter
@@ -27,16 +28,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MODES = ("sum", "mean", "max")
-_SETTINGS: dict[str, Any] = {
-    "capacity": None,
-    "max_capacity": None,
-    "evict_strategy": "none",
-    "admission": None,
-    "dtype": "float32",
-    "initializer": None,
-    "track": (),
-    "device": None,
-    "hash_seed": None,
+_SETTINGS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(Table).parameters.items()
+    if name not in ("dim", "optimizer")
 }
 
 
@@ -52,8 +47,7 @@ class _HashModule(nn.Module):
         )
         settings = {name: given[name] for name in _SETTINGS}
         check.choice(op, "update", update, ("backward", "step"))
-        if table is not None and not isinstance(table, Table):
-            raise TypeError(f"[{op}] table: expected a Table or None, got {type(table).__name__}.")
+        check.instance(op, "table", table, Table, type(None))
         if table is None:
             try:
                 table = Table(embedding_dim, optimizer=optimizer, **settings)
@@ -72,11 +66,12 @@ class _HashModule(nn.Module):
             )
         self.table = table
         self.embedding_dim = embedding_dim
-        self.padding_idx = (
-            None
-            if padding_idx is None
-            else check.integer(op, "padding_idx", padding_idx, at_least=-(2**63), at_most=2**63 - 1)
-        )
+        if padding_idx is not None:
+            most = 2**63 - 1
+            padding_idx = check.integer(
+                op, "padding_idx", padding_idx, at_least=-most - 1, at_most=most
+            )
+        self.padding_idx = padding_idx
         self.update = update
         self._held = _lookups.Held(table, self._mode)
         self._held.fused = update == "backward"
@@ -87,16 +82,14 @@ class _HashModule(nn.Module):
         ``table.save``."""
         self._told = [False, False]  # that nothing is learnt; that DDP reduces nothing
 
-    @property
-    def _anchor(self) -> Tensor:
-        return self._held.anchor
-
     def _look_up(self, ids: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
         if torch._C._get_tracing_state() is not None:
             raise _answers.stays_here(type(self).__name__, "torch.jit.trace")
         number = self._held.number
-        training = self.training and self.table.optimizer is not None and self._anchor.requires_grad
-        anchor = self._anchor if training else self._anchor.detach()
+        training = (
+            self.training and self.table.optimizer is not None and self._held.anchor.requires_grad
+        )
+        anchor = self._held.anchor if training else self._held.anchor.detach()
         of_weights = weights is not None and weights.requires_grad
         learns = (training or of_weights) and torch.is_grad_enabled()
         args = (ids, offsets, weights, number, training, of_weights and learns)
@@ -117,7 +110,7 @@ class _HashModule(nn.Module):
         if training:
             told[1] = told[1] or self.sharded or _answers.warn_unreduced(op, ids)
         elif not told[0] and self.table.optimizer is None and self.table.dtype != "int8":
-            if self._anchor.requires_grad and torch.is_grad_enabled():
+            if self._held.anchor.requires_grad and torch.is_grad_enabled():
                 told[0] = True
                 _answers.warn_untaught(op)
 
@@ -128,11 +121,7 @@ class _HashModule(nn.Module):
 
     @time.setter
     def time(self, second: int | None) -> None:
-        if second is not None:
-            second = check.integer(
-                type(self).__name__, "time", second, at_least=0, at_most=2**32 - 1
-            )
-        self._held.time = second
+        self._held.time = self._moment("time", second)
 
     @property
     def epoch(self) -> int | None:
@@ -141,11 +130,12 @@ class _HashModule(nn.Module):
 
     @epoch.setter
     def epoch(self, epoch: int | None) -> None:
-        if epoch is not None:
-            epoch = check.integer(
-                type(self).__name__, "epoch", epoch, at_least=0, at_most=2**32 - 1
-            )
-        self._held.epoch = epoch
+        self._held.epoch = self._moment("epoch", epoch)
+
+    def _moment(self, name: str, value: int | None) -> int | None:
+        if value is None:
+            return None
+        return check.integer(type(self).__name__, name, value, at_least=0, at_most=2**32 - 1)
 
     def step(self, *, optimizer: RowOptimizer | None = None, summed: bool = False) -> int:
         """Apply the gradients kept since the last step (``update="step"``); ``zero_grad`` drops them instead.
@@ -161,7 +151,7 @@ class _HashModule(nn.Module):
         Raises:
             ValueError: a gradient is NaN or infinite. Nothing was written, and all stay kept.
         """
-        return self._held.step(f"{type(self).__name__}.step", optimizer, summed)
+        return _lookups.step(f"{type(self).__name__}.step", [self._held], optimizer, summed)
 
     def kept_gradients(self) -> KeptGradients:
         """Return what ``step`` would apply, summed per id as the gradient of a dense table: (ids (U,), grads (U, dim)).
@@ -181,7 +171,7 @@ class _HashModule(nn.Module):
         A model's ``requires_grad_`` reaches parameters only, and rows are none: call that of each hash module.
         """
         super().requires_grad_(requires_grad)
-        self._anchor.requires_grad_(requires_grad)
+        self._held.anchor.requires_grad_(requires_grad)
         return self
 
     def __prepare_scriptable__(self) -> Any:
@@ -208,18 +198,9 @@ class _HashModule(nn.Module):
         if not self.rows_in_state_dict:
             del destination[prefix + "_extra_state"]
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        *others: Any,
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, *others
-        )
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        _, _, missing_keys, *_ = others
         if not self.rows_in_state_dict and prefix + "_extra_state" in missing_keys:
             missing_keys.remove(prefix + "_extra_state")
 
@@ -244,43 +225,22 @@ class _HashModule(nn.Module):
             ValueError: the state is that of another rule, of another filter or of other shapes. Nothing is changed.
         """
         op, table = f"{type(self).__name__}.load_state_dict", self.table
-        missing = [name for name in Rows._fields if name not in state]
-        if missing:
-            raise ValueError(
-                f"[{op}] state: expected what state_dict() returns, got none of {', '.join(missing)}."
-            )
-        for name in Rows._fields:
-            if not isinstance(state[name], Tensor):
-                raise TypeError(
-                    f"[{op}] {name}: expected a tensor, got {type(state[name]).__name__}. "
-                    "Pass what state_dict() returned."
-                )
-        arrays = {name: state[name].detach().cpu().contiguous().numpy() for name in Rows._fields}
-        keys, n = arrays["keys"], len(arrays["keys"])
-        for name, dtype, dims in (
-            ("keys", np.int64, (n,)),
-            ("state", np.float32, arrays["state"].shape[:1] + arrays["state"].shape[-1:]),
-            ("scores", np.int64, (n,)),
-            ("last_use", np.int32, (n,)),
-        ):
-            got = arrays[name]
-            if got.dtype != dtype or got.shape != dims or len(got) != n:
-                raise ValueError(
-                    f"[{op}] {name}: expected {np.dtype(dtype)} of {n} rows, got {got.dtype} {got.shape}. "
-                    "Pass what state_dict() returned."
-                )
-        values = _convert.stored(op, torch.from_numpy(arrays["values"]), state["keys"], table)
+        check.entries(op, state, Rows._fields)
+        block: dict[str, Any] = {
+            name: check.tensor(op, name, state[name]).detach().cpu().contiguous().numpy()
+            for name in Rows._fields
+        }
+        values = _convert.stored(op, block["values"], block["keys"], table)
+        block["values"] = _export.filed(values, table)
+        if block["last_use"].dtype == np.int32:
+            block["last_use"] = block["last_use"].view(np.uint32)
         rule = None if table.optimizer is None else type(table.optimizer).__name__
         if table.state_width and state.get("optimizer", rule) != rule:
             raise ValueError(
                 f"[{op}] state: expected that of {table.optimizer!r}, got the state of {state['optimizer']}. "
                 "Make a module with the optimizer of the one saved."
             )
-        if table.state_width and arrays["state"].shape != (n, table.state_width):
-            raise ValueError(
-                f"[{op}] state: expected shape ({n}, {table.state_width}) of {table.optimizer!r}, "
-                f"got {arrays['state'].shape}. Make a module with the optimizer of the one saved."
-            )
+        n, columns = _export.fitting(op, table, block, ValueError)
         if table.evict_strategy == "none" and n > (table.max_capacity or n):
             raise ValueError(
                 f"[{op}] keys: expected at most max_capacity = {table.max_capacity} rows, got {n}."
@@ -290,13 +250,6 @@ class _HashModule(nn.Module):
         state_dict.take_over_admission(op, table, state)
         self._held.drop()  # gradients of rows that are about to go
         table.clear()
-        columns = (
-            keys,
-            values,
-            arrays["state"] if table.state_width else None,
-            arrays["scores"] if table.evict_strategy != "none" else None,
-            arrays["last_use"] if "use" in table.track else None,
-        )
         if n:
             table._native.import_rows(n, columns, True)
             table._native.trim()  # the rows with the highest scores stay
@@ -484,11 +437,7 @@ class HashEmbeddingBag(_HashModule):
         if not isinstance(weights, Tensor) or not weights.is_floating_point():
             got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
             raise TypeError(f"[{op}] per_sample_weights: expected a tensor of floats, got {got}.")
-        if weights.shape != input.shape:
-            raise ValueError(
-                f"[{op}] per_sample_weights: expected shape {tuple(input.shape)} like input, "
-                f"got {tuple(weights.shape)}."
-            )
+        check.shape(op, "per_sample_weights", weights, tuple(input.shape), "like input")
         return weights.reshape(-1).float().contiguous()
 
     def _bounds(self, offsets: Tensor | None, ids: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from ..front.needs import torch_for
 torch_for("table.multiplex")
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from ..front import arrays, buffers, check, native
 from ..front.check import choice, integer
 from ..front.impl import Impl, choose, everywhere, on_cpu
 from ..reference.table import multiplex as _reference
+from . import _keys, _words
 
 Combiner = Literal["sum", "mean", "sqrtn"]
 COMBINERS = ("sum", "mean", "sqrtn")
@@ -30,6 +32,7 @@ _CANDIDATES = {"cpu": on_cpu, "reference": everywhere}
 _INTEGERS = (torch.int64, torch.int32)
 
 
+@_words.documented
 def multiplexed_embedding_lookup(
     tables: Tensor | Sequence[Tensor],
     values: Sequence[Values],
@@ -64,15 +67,12 @@ def multiplexed_embedding_lookup(
         seed: of all hashes, 0 to 2^64 - 1. Default 0.
         sparse: whether gradients are sparse COO tensors, rows ascending and distinct,
             for ``torch.optim.SparseAdam`` and the like; not under ``torch.compile``. Default False.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         (B, d sum_f n_f), dtype of the tables.
 
     Raises:
-        TypeError: wrong types or dtypes.
         ValueError: shapes that do not fit, offsets that do not rise from 0 to nnz, or numbers out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> table = torch.arange(10.0).reshape(5, 2)
@@ -117,9 +117,8 @@ def multiplexed_embedding_lookup(
             sparse=sparse,
         )
     if compiling:
-        signed = seed - 2**64 if seed >= 2**63 else seed
         found: Tensor = torch.ops.hotloop.multiplexed_lookup(
-            all_tables, taken, offsets, parts, combiner, padding_id, signed
+            all_tables, taken, offsets, parts, combiner, padding_id, _keys.signed(seed)
         )
         return found
     spec = _Spec(taken, offsets, parts, combiner, padding_id, seed, sparse)
@@ -129,25 +128,23 @@ def multiplexed_embedding_lookup(
     return spec.forward(all_tables)
 
 
+@dataclass
 class _Spec:
     """A batch as the loop reads it: all but the tables."""
 
-    def __init__(
-        self,
-        values: list[Tensor],
-        offsets: list[Tensor | None],
-        chunks: list[int],
-        combiner: str,
-        padding_id: int | None,
-        seed: int,
-        sparse: bool,
-    ) -> None:
+    values: list[Tensor]
+    offsets: list[Tensor | None]
+    chunks: list[int]
+    combiner: str
+    padding_id: int | None
+    seed: int
+    sparse: bool
+
+    def __post_init__(self) -> None:
         # int32 is widened, and the loop walks values one after the other: copies only where that is not so already.
-        self.values = [v.long().contiguous() for v in values]
-        self.offsets = [None if o is None else o.long().contiguous() for o in offsets]
-        self.chunks, self.combiner, self.padding_id = chunks, combiner, padding_id
-        self.seed, self.sparse = seed, sparse
-        self.batch = _batch_of(values[0], offsets[0])
+        self.values = [v.long().contiguous() for v in self.values]
+        self.offsets = [None if o is None else o.long().contiguous() for o in self.offsets]
+        self.batch = _batch_of(self.values[0], self.offsets[0])
 
     def layout(self, rows: int, tables: int) -> tuple[Any, ...]:
         features = []
@@ -169,10 +166,9 @@ class _Spec:
         grad = grad.contiguous()
         dim = grad.shape[1] // sum(self.chunks)
         hits = native.core.table.MultiplexHits(self.layout(rows, tables))
-        given = grad
         if not self.sparse:
             dense = [buffers.empty(rows, dim, dtype=grad.dtype).zero_() for _ in range(tables)]
-            hits.dense(list(dense), given)
+            hits.dense(list(dense), grad)
             return [d if need else None for d, need in zip(dense, needed)]
         found: list[Tensor | None] = []
         for t, need in enumerate(needed):
@@ -182,17 +178,10 @@ class _Spec:
             n = hits.rows(t)
             indices = torch.empty(1, n, dtype=torch.int64, device="cpu")
             values = buffers.empty(n, dim, dtype=grad.dtype)
-            hits.sparse(t, indices, values, given)
-            found.append(
-                torch.sparse_coo_tensor(
-                    indices,
-                    values,
-                    (rows, dim),
-                    device="cpu",
-                    check_invariants=False,
-                    is_coalesced=True,
-                )
-            )
+            hits.sparse(t, indices, values, grad)
+            trusted: dict[str, Any] = {"check_invariants": False, "is_coalesced": True}
+            shape = (rows, dim)
+            found.append(torch.sparse_coo_tensor(indices, values, shape, device="cpu", **trusted))
         return found
 
 
@@ -216,25 +205,20 @@ class _Lookup(torch.autograd.Function):
         return (None, *ctx.spec.backward(grad, ctx.rows, len(needed), needed))
 
 
-# -- registered form, for torch.compile
-
-
 @torch.library.custom_op(
     "hotloop::multiplexed_lookup",
     mutates_args=(),
     schema="(Tensor[] tables, Tensor[] values, Tensor?[] offsets, SymInt[] chunks, str combiner, SymInt? padding_id, "
     "SymInt seed) -> Tensor",
 )
-def _multiplexed_lookup(
-    tables: list[Tensor],
-    values: list[Tensor],
-    offsets: list[Tensor | None],
-    chunks: list[int],
-    combiner: str,
-    padding_id: int | None,
-    seed: int,
-) -> Tensor:
-    return _Spec(values, offsets, chunks, combiner, padding_id, seed % 2**64, False).forward(tables)
+def _multiplexed_lookup(tables: list[Tensor], *batch: Any) -> Tensor:
+    return _registered(*batch).forward(tables)
+
+
+def _registered(*batch: Any) -> _Spec:
+    """The integers of a schema have a sign, and its gradients are dense."""
+    arguments: list[Any] = [*batch[:-1], batch[-1] % 2**64, False]
+    return _Spec(*arguments)
 
 
 @_multiplexed_lookup.register_fake
@@ -248,19 +232,10 @@ def _(tables: list[Tensor], values: Any, offsets: Any, chunks: Any, *rest: Any) 
     schema="(Tensor grad, Tensor[] values, Tensor?[] offsets, SymInt[] chunks, str combiner, SymInt? padding_id, "
     "SymInt seed, int tables, SymInt rows) -> Tensor",
 )
-def _multiplexed_backward(
-    grad: Tensor,
-    values: list[Tensor],
-    offsets: list[Tensor | None],
-    chunks: list[int],
-    combiner: str,
-    padding_id: int | None,
-    seed: int,
-    tables: int,
-    rows: int,
-) -> Tensor:
-    spec = _Spec(values, offsets, chunks, combiner, padding_id, seed % 2**64, False)
-    out = buffers.empty(tables, rows, grad.shape[1] // sum(chunks), dtype=grad.dtype).zero_()
+def _multiplexed_backward(grad: Tensor, *args: Any) -> Tensor:
+    *batch, tables, rows = args
+    spec = _registered(*batch)
+    out = buffers.empty(tables, rows, grad.shape[1] // sum(spec.chunks), dtype=grad.dtype).zero_()
     hits = native.core.table.MultiplexHits(spec.layout(rows, tables))
     hits.dense(list(out.unbind(0)), grad.contiguous())
     return out
@@ -292,9 +267,6 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _multiplexed_lookup.register_autograd(_gradient, setup_context=_setup)
-
-
-# -- checks
 
 
 def _batch_of(values: Tensor, offsets: Tensor | None) -> int:
@@ -449,9 +421,7 @@ class UnifiedEmbedding(nn.Module):
         Returns:
             (B, output_dim): the features side by side, in their order.
         """
-        missing = [name for name in self.features if name not in batch]
-        unknown = [name for name in batch if name not in self.features]
-        if missing or unknown:
+        if batch.keys() != self.features.keys():
             raise ValueError(
                 f"[UnifiedEmbedding] batch: expected features {', '.join(self.features)}, got {', '.join(batch)}. "
                 "Pass every feature once."

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import leaky_relu, normalize
 
-from ..front import arrays, check, environment
+from ..front import arrays, check
+from . import _words
 
 
+@_words.documented
 def expert_space_routing(
     embeddings: Tensor, router_logits: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
@@ -39,7 +41,6 @@ def expert_space_routing(
         torch.bmm at the dtype. A sum shorter than 1e-12 is divided by 1e-12.
 
     Raises:
-        TypeError: not a float tensor.
         ValueError: shapes or devices do not fit, or temperature <= 0; with HOTLOOP_CHECK=1 a value that is not finite.
 
     Examples:
@@ -61,13 +62,10 @@ def expert_space_routing(
             f"[{op}] embeddings: expected shape (B, E, D) or (B, E, C, D) with at least one of E, C and D, got "
             f"{tuple(e.shape)}. Stack the spaces in dimension 1."
         )
-    if r.shape != e.shape[:2]:
-        raise ValueError(
-            f"[{op}] router_logits: expected shape {tuple(e.shape[:2])} like embeddings, got {tuple(r.shape)}. "
-            "Pass one logit per space."
-        )
+    hint = "Pass one logit per space."
+    check.shape(op, "router_logits", r, tuple(e.shape[:2]), "like embeddings", hint)
     check.same_place(op, "router_logits", r, "embeddings", e)
-    _checks(op, embeddings=e, router_logits=r)
+    check.finite(op, embeddings=e, router_logits=r)
     wide = torch.promote_types(torch.promote_types(e.dtype, r.dtype), torch.float32)
     w = (torch.sigmoid(r.to(wide)) / temperature).softmax(-1)
     if e.ndim == 4:
@@ -84,6 +82,7 @@ def expert_space_routing(
     return normalize(s.to(wide), dim=-1).to(e.dtype)
 
 
+@_words.documented
 def multi_reward_embedding(
     returns_to_go: Tensor,
     w1: Tensor,
@@ -146,35 +145,14 @@ def multi_reward_embedding(
         ("bucket_weight", bucket_weight, (2, d)),
         ("bucket_bias", bucket_bias, (d,)),
     ):
-        check.float_tensor(op, name, x)
-        if x.dtype != r.dtype:
-            raise TypeError(
-                f"[{op}] {name}: expected dtype {arrays.dtype(r)} like returns_to_go, got "
-                f"{arrays.dtype(x)}. Convert it first."
-            )
-        if tuple(x.shape) != shape:
-            raise ValueError(
-                f"[{op}] {name}: expected shape {shape}, got {tuple(x.shape)}. K comes from w1, D from bucket_weight."
-            )
+        check.array(op, name, check.tensor(op, name, x), (arrays.dtype(r),))
+        check.shape(op, name, x, shape, hint="K comes from w1, D from bucket_weight.")
         check.same_place(op, name, x, "returns_to_go", r)
-    _checks(
-        op,
-        returns_to_go=r,
-        w1=w1,
-        w2=w2,
-        anchors=anchors,
-        bucket_weight=bucket_weight,
-        bucket_bias=bucket_bias,
-    )
+        check.finite(op, **{name: x})
+    check.finite(op, returns_to_go=r)
     wide = torch.promote_types(r.dtype, torch.float32)
     rows = r.reshape(-1, 2)
     h = leaky_relu(rows @ w1, slope)
     p = torch.addmm(h, h, w2).softmax(-1, dtype=wide)
     e = torch.addmm(bucket_bias.to(wide), p @ anchors.to(wide), bucket_weight.to(wide))
     return e.to(r.dtype).reshape(*r.shape[:-1], d)
-
-
-def _checks(op: str, **tensors: Tensor) -> None:
-    if not torch.compiler.is_compiling() and environment.checks_on():
-        for name, x in tensors.items():
-            check.finite(op, **{name: x})

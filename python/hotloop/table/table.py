@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ..core.rules import RowOptimizer
-from ..front import arrays, check, native
-from . import _convert, _device, _export
-from ._store import DTYPES, EVICT_STRATEGIES, MAX_LOAD_FACTOR, MAX_ROWS, TRACKED, Store, of_kind
+from ..front import arrays, check
+from . import _convert, _export
+from ._store import DTYPES, MAX_ROWS, Store
 from .files import pickled, replicas, saving
-from .filters import CountFilter, ProbabilisticFilter
-from .initializers import Constant, Initializer, Normal, Uniform, check_range
 from .results import NO_ROW, Evicted, Found, Rows
 from .results import TableFullError as TableFullError
 
@@ -76,105 +72,7 @@ class Table(Store):
         buckets of twelve one-byte tags probed in order instead of cuckoo moves, exact instead of per-bucket eviction.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        capacity: int | None = None,
-        max_capacity: int | None = None,
-        evict_strategy: str = "none",
-        admission: CountFilter | ProbabilisticFilter | None = None,
-        dtype: str = "float32",
-        optimizer: RowOptimizer | None = None,
-        initializer: Initializer | None = None,
-        track: Sequence[str] = (),
-        device: Any = None,
-        hash_seed: int | None = None,
-    ) -> None:
-        op = "Table"
-        self.dim = check.integer(op, "dim", dim, at_least=1, at_most=65536)
-        self.max_capacity = (
-            None
-            if max_capacity is None
-            else check.integer(op, "max_capacity", max_capacity, at_least=1, at_most=MAX_ROWS)
-        )
-        most = self.max_capacity or MAX_ROWS
-        capacity = check.integer(
-            op,
-            "capacity",
-            min(1024, most) if capacity is None else capacity,
-            at_least=1,
-            at_most=most,
-        )
-        check.choice(op, "evict_strategy", evict_strategy, EVICT_STRATEGIES)
-        check.choice(op, "dtype", dtype, DTYPES)
-        track = (track,) if isinstance(track, str) else tuple(track)
-        for name in track:
-            check.choice(op, "track", name, TRACKED)
-        of_kind(op, "admission", admission, CountFilter, ProbabilisticFilter)
-        of_kind(op, "optimizer", optimizer, RowOptimizer)
-        of_kind(op, "initializer", initializer, Constant, Uniform, Normal)
-        if evict_strategy != "none" and self.max_capacity is None:
-            raise ValueError(
-                f"[{op}] max_capacity: expected a bound with evict_strategy {evict_strategy!r}, got None. "
-                "A table that grows evicts no row."
-            )
-        if dtype == "int8" and optimizer is not None:
-            raise ValueError(
-                f"[{op}] optimizer: expected None with dtype int8, got {optimizer!r}. "
-                "Train in float32 and serve table.quantized()."
-            )
-        if hash_seed is None:
-            hash_seed = secrets.randbits(64)
-        self.hash_seed = check.integer(op, "hash_seed", hash_seed, at_least=0, at_most=2**64 - 1)
-        self.evict_strategy = evict_strategy
-        self.admission = admission
-        self.dtype = dtype
-        self.optimizer = optimizer
-        self.initializer: Initializer = Uniform() if initializer is None else initializer
-        check_range(op, self.initializer, dtype)
-        self.track = tuple(name for name in TRACKED if name in track)
-        self.value_range = 1.0  # of int8 rows
-        self.table_id = uuid.uuid4().hex
-        self._epoch = 0
-        self._step = 0  # of probabilistic admission
-        self._shard: tuple[int, int] | None = None  # the part of a source that a replica holds
-        self._position = 0  # of the source, for a replica
-        self._own_mark = False  # that position is a snapshot's alone: no delta ends there
-        self._published: dict[str, tuple[int, int]] = {}  # by directory: see DeltaLog
-        self._history = replicas.History()
-        kind, first, second, seed = self.initializer._numbers()
-        settings = {
-            "dim": self.dim,
-            "dtype": dtype,
-            "rule": None if optimizer is None else optimizer._rule(),
-            "strategy": evict_strategy,
-            "times": "use" in track,
-            "versions": "changes" in track,
-            "initializer": kind,
-            "first": first,
-            "second": second,
-            "seed": seed,
-            "hash_seed": self.hash_seed,
-            "capacity": capacity,
-            "max_rows": self.max_capacity,
-            "max_load_factor": MAX_LOAD_FACTOR,
-        }
-        index = _device.index_of(op, device)
-        self.device = "cpu" if index is None else f"cuda:{index}"
-        self._native: Any = (
-            native.core.table.Table(settings)
-            if index is None
-            else _device.made(op, settings, index)
-        )
-        replicas.start(self)
-
     def __len__(self) -> int:
-        return int(self._native.size)
-
-    @property
-    def size(self) -> int:
-        """Rows in the table."""
         return int(self._native.size)
 
     @property
@@ -194,11 +92,6 @@ class Table(Store):
         An admission filter has its own ``nbytes``.
         """
         return int(self._native.bytes)
-
-    @property
-    def state_width(self) -> int:
-        """float32 numbers of optimizer state per row."""
-        return int(self._native.state_floats)
 
     def __repr__(self) -> str:
         return (
@@ -273,8 +166,7 @@ class Table(Store):
         """
         op = "Table.insert_or_assign"
         keys = self._keys(op, keys)
-        rows, _, _ = self._upsert(op, keys, values, scores, epoch, time, False, False)
-        return rows != NO_ROW
+        return self._upsert(op, keys, values, (scores, epoch, time))[0] != NO_ROW
 
     def insert_and_evict(
         self,
@@ -292,7 +184,7 @@ class Table(Store):
         """
         op = "Table.insert_and_evict"
         keys = self._keys(op, keys)
-        _, _, evicted = self._upsert(op, keys, values, scores, epoch, time, False, True)
+        _, evicted = self._upsert(op, keys, values, (scores, epoch, time), keep=True)
         return _export.evicted(evicted, keys, self)
 
     def assign(
@@ -305,7 +197,7 @@ class Table(Store):
         time: int | None = None,
     ) -> Any:
         """Give known keys these values; returns which were known, (n,) bool."""
-        return self._assign("Table.assign", keys, values, scores, epoch, time, False)
+        return self._assign("Table.assign", keys, values, (scores, epoch, time))
 
     def accum_or_assign(
         self,
@@ -330,7 +222,10 @@ class Table(Store):
         keys = self._keys(op, keys)
         accum = _convert.mask(op, "accum", accum, keys)
         # All is checked before anything is written.
-        self._adds(op)
+        if self.dtype == "int8":
+            raise ValueError(
+                f"[{op}] values: expected a table of floats to add to, got dtype int8."
+            )
         values = _convert.given_values(op, values, keys, self)
         _convert.check_fits(op, values, self.dtype)
         self._moment(op, keys, scores, epoch, time)
@@ -341,14 +236,11 @@ class Table(Store):
         done = _convert.flags(keys)[0]
         add, insert = accum & there, ~accum & ~there
         if bool(add.any()):
-            part = None if scores is None else scores[add]
-            done[add] = self._assign(op, keys[add], values[add], part, epoch, time, True)
+            use = (None if scores is None else scores[add], epoch, time)
+            done[add] = self._assign(op, keys[add], values[add], use, add=True)
         if bool(insert.any()):
-            part = None if scores is None else scores[insert]
-            rows, _, _ = self._upsert(
-                op, keys[insert], values[insert], part, epoch, time, False, False
-            )
-            done[insert] = rows != NO_ROW
+            use = (None if scores is None else scores[insert], epoch, time)
+            done[insert] = self._upsert(op, keys[insert], values[insert], use)[0] != NO_ROW
         return done
 
     def erase(self, keys: Any) -> Any:
@@ -364,9 +256,8 @@ class Table(Store):
 
     def reserve(self, capacity: int) -> None:
         """Make room for this many rows at once."""
-        capacity = check.integer(
-            "Table.reserve", "capacity", capacity, at_least=1, at_most=MAX_ROWS
-        )
+        op = "Table.reserve"
+        capacity = check.integer(op, "capacity", capacity, at_least=1, at_most=MAX_ROWS)
         self._native.reserve(capacity)
 
     def expire(self, before: int) -> int:
@@ -377,9 +268,8 @@ class Table(Store):
         """
         op = "Table.expire"
         self._tracks(op, "use")
-        return int(
-            self._native.expire(check.integer(op, "before", before, at_least=0, at_most=2**32 - 1))
-        )
+        before = check.integer(op, "before", before, at_least=0, at_most=2**32 - 1)
+        return int(self._native.expire(before))
 
     def update(
         self,
@@ -408,9 +298,9 @@ class Table(Store):
         grads = _convert.gradients(op, grads, keys, (int(keys.shape[0]), self.dim))
         rule = self._rule(op, optimizer)
         _convert.check_gradients(op, grads, keys)
-        rows, _, _ = self._upsert(op, keys, None, None, None, time, True, False)
+        rows, _ = self._upsert(op, keys, None, (None, None, time), ask=True)
         out = int((rows == NO_ROW).sum())
-        return out + self._update(rule, keys, None, None, "sum", rows, grads, None, None, time)
+        return out + self._update(rule, keys, rows, grads, time)
 
     def export_batches(self, rows: int = 1 << 16, *, since: int = 0) -> Iterator[Rows]:
         """Yield all rows as NumPy arrays, about ``rows`` at a time, each whole, in the order of memory.
@@ -423,17 +313,14 @@ class Table(Store):
         since = check.integer(op, "since", since, at_least=0, at_most=2**63 - 1)
         if since:
             self._tracks(op, "changes")
-        yield from _export.export(self, rows, since)
+        for block in _export.blocks(self, rows, since):
+            yield _export.shown_rows(self, block)
 
     def export(self) -> Rows:
         """Return all rows at once, sorted by key (as signed)."""
-        parts = list(self.export_batches())
-        whole = [np.concatenate([p[i] for p in parts]) for i in range(5)] if parts else None
-        if whole is None:
-            return _export.nothing(self)
-        order = np.argsort(whole[0], kind="stable")
-        ordered = whole[0][order]
-        order = order[np.append(ordered[1:] != ordered[:-1], True)]  # the newest of each key
+        parts = list(self.export_batches()) or [_export.shown_rows(self, _export.room(self, 0))]
+        whole = [np.concatenate(columns) for columns in zip(*parts)]
+        order = _export.newest(whole[0])
         return Rows(*(column[order] for column in whole))
 
     def quantized(self, dtype: str = "int8", *, value_range: float = 1.0) -> Table:
@@ -489,15 +376,6 @@ class Table(Store):
         """Return a position: ``delta(since=...)`` tells what changed after it."""
         self._tracks("Table.mark", "changes")
         return replicas.marked(self)
-
-    @property
-    def position(self) -> int:
-        """Where the table stands: the last mark it gave (``mark``, ``delta``, ``save``), or the end of a delta applied.
-
-        A table that was made stands at 0, one that was loaded at the position of its snapshot. A delta that ends here
-        or before is not applied again, whether it came from elsewhere or was made by this table.
-        """
-        return int(self._native.generation) - 1 if "changes" in self.track else self._position
 
     def delta(self, since: int) -> Any:
         """Return what changed since a mark, as a ``Delta`` (arrays; ``to_bytes``); ``DeltaLog`` carries them.

@@ -62,11 +62,8 @@ class TableOptimizer(torch.optim.Optimizer):
         op = "TableOptimizer"
         given = [modules] if isinstance(modules, nn.Module) else list(modules)
         for module in given:
-            if not isinstance(module, nn.Module):
-                raise TypeError(
-                    f"[{op}] modules: expected a module or several, got {type(module).__name__}. Pass the model, not "
-                    "its parameters()."
-                )
+            hint = "Pass the model, not its parameters()."
+            check.instance(op, "modules", module, nn.Module, hint=hint)
         self._held = list(dict.fromkeys(held for module in given for held in _held(module)))
         if not self._held:
             raise ValueError(
@@ -174,21 +171,15 @@ class TableOptimizer(torch.optim.Optimizer):
         given = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
         params = dict.fromkeys([given] if isinstance(given, Tensor) else given)
         for p in params:
-            if not isinstance(p, Tensor):
-                raise TypeError(
-                    f"[{op}] parameters: expected a model or parameters, got {type(p).__name__}."
-                )
+            check.instance(op, "parameters", p, Tensor)
         if any(held.fused for held in self._held):
             raise ValueError(
                 f'[{op}] update: expected "step", got a module with "backward", whose rows have moved. '
                 'Make the modules with update="step".'
             )
         grads = [p.grad for p in params if p.grad is not None]
-        tables: dict[int, list[Held]] = {}
-        for held in self._held:
-            if held.pending:
-                tables.setdefault(id(held.table), []).append(held)
-        parts = [*grads, *(_kept.summed(same).grads for same in tables.values())]
+        kept = _lookups.by_table([held for held in self._held if held.pending])
+        parts = [*grads, *(_kept.summed(same).grads for same in kept)]
         if not parts:
             return torch.zeros((), dtype=torch.float32, device="cpu")
         at = parts[0].device

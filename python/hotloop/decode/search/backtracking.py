@@ -78,7 +78,7 @@ def retrospective_backtrack(
     op = "retrospective_backtrack"
     check.array(op, "p_unconfident", p_unconfident, arrays.FLOATS, 2)
     batch, phrases = (int(n) for n in p_unconfident.shape)
-    check.instance(op, "state", state, BacktrackState, "Use BacktrackState.start(...).")
+    check.instance(op, "state", state, BacktrackState, hint="Use BacktrackState.start(...).")
     named = {
         "chunk_lengths": chunk_lengths,
         "prefix_lengths": prefix_lengths,

@@ -65,7 +65,7 @@ def likelihood_beam_search(
     op = "likelihood_beam_search"
     check.array(op, "logits", logits, arrays.FLOATS, 3)
     batch, rows, vocabulary = (int(n) for n in logits.shape)
-    check.instance(op, "state", state, BeamState, "Use BeamState.start(...).")
+    check.instance(op, "state", state, BeamState, hint="Use BeamState.start(...).")
     check.array(op, "state.scores", state.scores, ("float64",), 2)
     check.array(op, "state.token_ids", state.token_ids, ("int64",), 3)
     width, length = int(state.scores.shape[1]), int(state.token_ids.shape[-1])

@@ -77,7 +77,7 @@ def mcts_star_step(
         Zhang et al. 2024, ReST-MCTS*, arXiv:2406.03816, and the published code.
     """
     op = "mcts_star_step"
-    check.instance(op, "tree", tree, StarTree, "Use StarTree(...).")
+    check.instance(op, "tree", tree, StarTree, hint="Use StarTree(...).")
     parents = check_tree(op, tree, ("values",), ("visits",))
     numbers = (
         number(op, "c", c, at_least=0),
@@ -153,7 +153,7 @@ def puct_select_backup(
         Xie et al. 2024, MCTS-DPO, arXiv:2405.00451, and the published code.
     """
     op = "puct_select_backup"
-    check.instance(op, "tree", tree, PuctTree, "Use PuctTree(...).")
+    check.instance(op, "tree", tree, PuctTree, hint="Use PuctTree(...).")
     parents = check_tree(op, tree, ("q", "v"), ("visits",), ("values", "logps"), ("lengths",))
     numbers = (
         number(op, "c_puct", c_puct, at_least=0),

@@ -1,8 +1,5 @@
 """The ops of ``hotloop.table`` without tricks: NumPy, one row or query at a time; torch where there is a gradient."""
 
-import importlib
-from typing import Any
-
 from ...front import needs
 from .error_memory import error_memory_compensate
 from .error_sketch import lsh_buckets, lsh_error_sketch, lsh_error_sketch_write, lsh_projections
@@ -31,23 +28,9 @@ __all__ = [
     "sparse_dedup_optimize", "sparse_sgd_update",
 ]  # fmt: skip
 
-
 _WITH_TORCH = {
     "expert_space_routing": "routing",
     "multi_reward_embedding": "routing",
     "multiplexed_embedding_lookup": "multiplex",
 }
-
-if not needs.has_torch():
-    _all = __all__
-    del __all__  # then __getattr__ answers, and names what it leaves out
-
-
-def __getattr__(name: str) -> Any:
-    if name in _WITH_TORCH:
-        if not needs.has_torch():
-            raise needs.missing_torch(name)
-        return getattr(importlib.import_module(f"{__name__}.{_WITH_TORCH[name]}"), name)
-    if name == "__all__":
-        return needs.star(__name__, _all, _WITH_TORCH)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = needs.room(__name__, globals(), _WITH_TORCH)

@@ -27,13 +27,9 @@ def unit(x: np.ndarray) -> np.ndarray:
         return np.asarray(x * np.where(np.isfinite(norm), inverse, np.nan).astype(x.dtype))
 
 
-def clamp(x: Any) -> Any:
-    """Into [0, 1]; NaN stays NaN."""
-    return np.where(x < 0, 0.0, np.where(x > 1, 1.0, x))
-
-
 def compensated(base: Any, label: Any, stored: Any, gamma: float, lam: float) -> Any:
-    return clamp(base + lam * (gamma * (label - base) + (1 - gamma) * (label - stored)))
+    y = base + lam * (gamma * (label - base) + (1 - gamma) * (label - stored))
+    return np.clip(y, 0.0, 1.0)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -59,7 +55,7 @@ def error_memory_compensate(
     y_base = numpy_of(base_prediction, np.float64)
     y, yb = numpy_of(labels, np.float64), numpy_of(base_predictions, np.float64)
     k = min(k, len(slots))
-    prediction = clamp(y_base)
+    prediction = np.clip(y_base, 0.0, 1.0)
     weights, neighbors = np.zeros((len(q), k)), np.full((len(q), k), -1, np.int64)
     for b in range(len(q)):
         s = (slots * q[b]).sum(-1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...front import arrays
 from .. import core
-from .error_memory import clamp, compensated, numpy_of, real, softmax
+from .error_memory import compensated, numpy_of, real, softmax
 from .results import SketchCompensated
 
 UNIT = 2.0**-32
@@ -53,7 +53,7 @@ def lsh_error_sketch(
 ) -> Any:
     at, y_base = arrays.to_numpy(buckets), numpy_of(base_prediction, np.float64)
     written = arrays.to_numpy(sketch)[0, :, 0].sum()
-    prediction, weights = clamp(y_base), np.zeros(at.shape)
+    prediction, weights = np.clip(y_base, 0.0, 1.0), np.zeros(at.shape)
     for b in range(len(at)):
         found = arrays.to_numpy(sketch)[np.arange(at.shape[1]), at[b]]
         used = found[:, 0] > 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...front import arrays
 from .filters import probabilistic_admission_filter
+from .results import Eviction, ManagedSlots
 
 
 def admitted(
@@ -27,16 +28,11 @@ def admitted(
         return np.asarray(counts > counts.mean())
     if admission == "dynamic":
         return np.asarray(counts > skew * counts.mean())
-    return np.asarray(
-        probabilistic_admission_filter(
-            ids,
-            counts,
-            threshold=sightings_of(probability),
-            step=now % 2**64,
-            equal=True,
-            seed=seed,
-        )
+    t, step = sightings_of(probability), now % 2**64
+    found = probabilistic_admission_filter(
+        ids, counts, threshold=t, step=step, equal=True, seed=seed
     )
+    return np.asarray(found)
 
 
 def sightings_of(probability: float) -> float:
@@ -46,21 +42,28 @@ def sightings_of(probability: float) -> float:
     return math.log(0.05) / math.log1p(-probability)
 
 
-def compete(
-    slots: list[np.ndarray],
-    ids: np.ndarray,
-    counts: np.ndarray,
-    last: np.ndarray,
-    admitted: np.ndarray | None,
+def mch_evict_batch(
+    slots: Any,
+    ids: Any,
+    counts: Any = None,
+    last_access: Any = None,
+    *,
     now: int,
-    policy: str,
-    decay_exponent: float,
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the new slots, the slot of every id, the slots refilled, what they held, whether they were used."""
-    slot_ids, slot_counts, slot_last, used = (np.array(x) for x in slots)
+    policy: str = "lfu",
+    decay_exponent: float = 1.0,
+    admission: str = "all",
+    skew: float = 10.0,
+    probability: float = 0.01,
+    seed: int = 0,
+) -> Eviction:
+    given, ids = ids, arrays.to_numpy(ids)
+    counts = np.ones(len(ids), np.int64) if counts is None else arrays.to_numpy(counts)
+    last = np.full(len(ids), now) if last_access is None else arrays.to_numpy(last_access)
+    enters = admitted(ids, counts, now, admission, skew, probability, seed)
+    enters = np.ones(len(ids), bool) if enters is None else enters
+    slot_ids, slot_counts, slot_last, used = (np.array(arrays.to_numpy(x)) for x in slots)
     used = used.astype(bool)
     reserve = len(slot_ids) - 1
-    enters = np.ones(len(ids), bool) if admitted is None else admitted
     where = {int(slot_ids[s]): s for s in range(reserve) if used[s]}
     fresh = []
     for i in range(len(ids)):
@@ -98,30 +101,6 @@ def compete(
         slot_ids[s], slot_counts[s], slot_last[s], used[s] = ids[i], counts[i], last[i], True
     where = {int(slot_ids[s]): s for s in range(reserve) if used[s]}
     slot_of = np.array([where.get(int(i), reserve) for i in ids], np.int64)
-    return [slot_ids, slot_counts, slot_last, used], slot_of, refilled, evicted, was_used
-
-
-def mch_evict_batch(
-    slots: Any,
-    ids: Any,
-    counts: Any = None,
-    last_access: Any = None,
-    *,
-    now: int,
-    policy: str = "lfu",
-    decay_exponent: float = 1.0,
-    admission: str = "all",
-    skew: float = 10.0,
-    probability: float = 0.01,
-    seed: int = 0,
-) -> Any:
-    from .results import Eviction, ManagedSlots
-
-    k = arrays.to_numpy(ids)
-    c = np.ones(len(k), np.int64) if counts is None else arrays.to_numpy(counts)
-    last = np.full(len(k), now, np.int64) if last_access is None else arrays.to_numpy(last_access)
-    enters = admitted(k, c, now, admission, skew, probability, seed)
-    old = [arrays.to_numpy(x) for x in slots]
-    after, *rest = compete(old, k, c, last, enters, now, policy, decay_exponent)
-    back = [arrays.from_numpy(x, ids) for x in rest]
-    return Eviction(ManagedSlots(*(arrays.from_numpy(x, ids) for x in after)), *back)
+    after = (slot_ids, slot_counts, slot_last, used, slot_of, refilled, evicted, was_used)
+    done = [arrays.from_numpy(x, given) for x in after]
+    return Eviction(ManagedSlots(*done[:4]), *done[4:])

@@ -9,16 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core.rules import (
-    FTRL,
-    SGD,
-    Adagrad,
-    Adam,
-    GroupAdagrad,
-    RowOptimizer,
-    RowwiseAdagrad,
-    of_arguments,
-)
+from ...core import rules
+from ...core.rules import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
 from ...front import arrays
 from .. import core
 from .results import MergedGradients
@@ -211,7 +203,7 @@ def _update(op: str, kind: type[RowOptimizer], *state: str) -> Callable[..., Non
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments
-        rule, columns, step = of_arguments(op, kind, given)
+        rule, columns, step = rules.of_arguments(op, kind, given)
         move(rule, given["weight"], given["grad"], columns, given["rounding_seed"], step=step)
 
     update.__name__ = update.__qualname__ = op

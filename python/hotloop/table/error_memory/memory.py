@@ -12,9 +12,13 @@ from ...front.check import integer, number
 from ...front.impl import Impl, choose
 from ...reference.table import error_memory as _reference
 from ...reference.table.results import Compensated as Compensated
+from .. import _words
 from . import checks
 
+_COLUMNS = ("keys", "labels", "base_predictions")
 
+
+@_words.documented
 def error_memory_compensate(
     query: Any,
     base_prediction: Any,
@@ -41,26 +45,17 @@ def error_memory_compensate(
 
     Args:
         query: hidden vectors of the samples to predict, (B, d), float32, float64, float16 or bfloat16.
-        base_prediction: y_base, what the model predicts for them, in [0, 1], (B,).
         keys: stored hidden vectors, (N, d), any of these dtypes. float64 keys are computed in float64, others in
             float32.
         labels: stored labels y, (N,).
         base_predictions: yb, what the model predicted when they were stored, (N,).
         k: neighbours, >= 1; all N where there are fewer. Default 180 (the paper: 180 and 70).
         temperature: tau, > 0. Default 0.1 (the paper also learns it).
-        gamma: 0 for errors of the model, 1 for labels, or between. Default 1.
         lam: step of the correction, in [0, 1]. Default 0.9 (the paper: 0.9 and 0.4).
-        return_neighbors: also return weights and slots. Default False.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         y_pred, (B,), float32 or float64, of the kind of ``query``; with ``return_neighbors`` a ``Compensated`` of
         prediction, weights (B, min(k, N)) and neighbors (B, min(k, N)).
-
-    Raises:
-        TypeError: not an array, a wrong dtype, or arrays of two libraries.
-        ValueError: shapes or devices do not fit, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -86,17 +81,8 @@ def error_memory_compensate(
     checks.column(op, "base_predictions", base_predictions, slots, "keys", keys)
     k = integer(op, "k", k, at_least=1)
     numbers = checks.readout(op, temperature, gamma, lam)
-    return _compensate(
-        op,
-        query,
-        base_prediction,
-        (keys, labels, base_predictions),
-        0,
-        k,
-        numbers,
-        return_neighbors,
-        impl,
-    )
+    stored = (keys, labels, base_predictions)
+    return _compensate(op, query, base_prediction, stored, 0, k, numbers, return_neighbors, impl)
 
 
 def _compensate(
@@ -106,21 +92,14 @@ def _compensate(
     stored: tuple[Any, Any, Any],
     first: int,
     k: int,
-    numbers: tuple[float, float, float],
+    numbers: dict[str, float],
     return_neighbors: bool,
     impl: Impl,
 ) -> Any:
     """Checked arguments; ``first`` is the oldest slot, and of equal similarities the older slot is taken."""
-    keys, labels, base_predictions = stored
-    check.finite(
-        op,
-        query=query,
-        base_prediction=base_prediction,
-        keys=keys,
-        labels=labels,
-        base_predictions=base_predictions,
-    )
-    temperature, gamma, lam = numbers
+    keys = stored[0]
+    given = {"query": query, "base_prediction": base_prediction}
+    check.finite(op, **given, **dict(zip(_COLUMNS, stored)))
     if choose(op, impl, "query", query) == "reference":
         order = np.roll(np.arange(keys.shape[0]), -first)
         found = _reference.error_memory_compensate(
@@ -128,9 +107,7 @@ def _compensate(
             base_prediction,
             *(arrays.from_numpy(arrays.to_numpy(x)[order], keys) for x in stored),
             k=k,
-            temperature=temperature,
-            gamma=gamma,
-            lam=lam,
+            **numbers,
             return_neighbors=return_neighbors,
         )
         if not return_neighbors or first == 0:
@@ -144,24 +121,15 @@ def _compensate(
     neighbors = arrays.empty(query, (batch, k), "int64") if return_neighbors else None
     if k == 0:
         keys = arrays.empty(query, (0, int(keys.shape[1])), arrays.dtype(keys))
-    if batch == 0:
-        return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
-    native.core.table.error_memory(
-        arrays.dense(query, real),
-        arrays.unit_stride(keys),
-        first,
-        arrays.dense(base_prediction, real),
-        arrays.dense(labels, real),
-        arrays.dense(base_predictions, real),
-        k,
-        numbers,
-        prediction,
-        weights,
-        neighbors,
-    )
-    return Compensated(prediction, weights, neighbors) if return_neighbors else prediction
+    found = Compensated(prediction, weights, neighbors)
+    if batch:
+        q, *columns = (arrays.dense(x, real) for x in (query, base_prediction, *stored[1:]))
+        near: list[Any] = [arrays.unit_stride(keys), first, *columns, k, tuple(numbers.values())]
+        native.core.table.error_memory(q, *[*near, *found])
+    return found if return_neighbors else prediction
 
 
+@_words.documented
 class ErrorMemory:
     """The last ``capacity`` samples of a model with their labels, to correct its predictions by (ReLoop2).
 
@@ -174,16 +142,11 @@ class ErrorMemory:
 
     Args:
         capacity: slots, >= 1.
-        dim: d, length of a hidden vector, >= 1.
         k, temperature, gamma, lam: as in ``error_memory_compensate``, with the same defaults.
         sigma: least error, >= 0, that is exceeded by what is stored; None stores all. Default None.
         sample_rate: share of the samples that is stored, in [0, 1]; on a grid of 2^-24. Default 1.
         seed: of the draws, 0 to 2^64 - 1. Default 0.
         like: an array of the kind, device and float dtype to store keys in. Default NumPy float32.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: a number out of range.
 
     Examples:
         >>> import numpy as np
@@ -215,7 +178,8 @@ class ErrorMemory:
         self.capacity = integer(op, "capacity", capacity, at_least=1)
         self.dim = integer(op, "dim", dim, at_least=1)
         self.k = integer(op, "k", k, at_least=1)
-        self.temperature, self.gamma, self.lam = checks.readout(op, temperature, gamma, lam)
+        numbers = checks.readout(op, temperature, gamma, lam)
+        self.temperature, self.gamma, self.lam = numbers.values()
         self.sigma = None if sigma is None else number(op, "sigma", sigma, at_least=0)
         self.sample_rate = number(op, "sample_rate", sample_rate, at_least=0, at_most=1)
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
@@ -232,6 +196,7 @@ class ErrorMemory:
         """How many samples are stored."""
         return self._size
 
+    @_words.documented
     def write(self, hidden: Any, label: Any, base_prediction: Any) -> int:
         """Offer samples, oldest first; return how many were admitted.
 
@@ -244,7 +209,6 @@ class ErrorMemory:
             How many of the n were stored, those included that others of the same call have pushed out again.
 
         Raises:
-            TypeError: not an array of the memory's kind, or a wrong dtype.
             ValueError: another shape or device; with HOTLOOP_CHECK=1 a value that is not finite.
         """
         op = "ErrorMemory.write"
@@ -255,10 +219,8 @@ class ErrorMemory:
         check.finite(op, hidden=hidden, label=label, base_prediction=base_prediction)
         chosen = np.ones(count, bool)
         if self.sigma is not None:
-            error = _reference.numpy_of(label, np.float64) - _reference.numpy_of(
-                base_prediction, np.float64
-            )
-            chosen &= np.abs(error) > self.sigma
+            y, yb = (_reference.numpy_of(x, np.float64) for x in (label, base_prediction))
+            chosen &= np.abs(y - yb) > self.sigma
         if self.sample_rate < 1:
             u = core.philox_uniform(self.seed, count, first_item=self._offered)[:, 0]
             chosen &= u <= self.sample_rate
@@ -283,6 +245,7 @@ class ErrorMemory:
             self._next = (self._next + piece) % self.capacity
         self._size = min(self._size + count, self.capacity)
 
+    @_words.documented
     def compensate(
         self,
         hidden: Any,
@@ -293,17 +256,8 @@ class ErrorMemory:
     ) -> Any:
         """Correct predictions by what is stored: ``error_memory_compensate`` with the memory's settings.
 
-        Args:
-            hidden: (B, d) floats.
-            base_prediction: y_base, (B,).
-            return_neighbors: also return weights and slots. Default False.
-            impl: "auto", "cpu" or "reference". Default "auto".
-
         Returns:
             As ``error_memory_compensate``.
-
-        Raises:
-            TypeError, ValueError, NotImplementedError: as ``error_memory_compensate``.
         """
         op = "ErrorMemory.compensate"
         checks.rows(op, "hidden", hidden, self.dim, "the memory", self._keys)
@@ -311,18 +265,9 @@ class ErrorMemory:
             op, "base_prediction", base_prediction, int(hidden.shape[0]), "hidden", hidden
         )
         stored = tuple(x[: self._size] for x in (self._keys, self._labels, self._base))
-        numbers = (self.temperature, self.gamma, self.lam)
-        return _compensate(
-            op,
-            hidden,
-            base_prediction,
-            stored,
-            self._oldest(),
-            self.k,
-            numbers,
-            return_neighbors,
-            impl,
-        )
+        numbers = {"temperature": self.temperature, "gamma": self.gamma, "lam": self.lam}
+        settings = (self._oldest(), self.k, numbers)
+        return _compensate(op, hidden, base_prediction, stored, *settings, return_neighbors, impl)
 
     def _oldest(self) -> int:
         return self._next if self._size == self.capacity else 0
@@ -335,12 +280,8 @@ class ErrorMemory:
         """Copies of what is stored, oldest first: ``keys`` (size, d), ``labels``, ``base_predictions``; ``offered``."""
         order = np.roll(np.arange(self._size), -self._oldest())
         at = arrays.from_numpy(order, self._keys)
-        return {
-            "keys": self._keys[at],
-            "labels": self._labels[at],
-            "base_predictions": self._base[at],
-            "offered": self._offered,
-        }
+        columns = (x[at] for x in (self._keys, self._labels, self._base))
+        return {**dict(zip(_COLUMNS, columns)), "offered": self._offered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave, of a memory of the same kind and dim; settings stay.
@@ -350,21 +291,16 @@ class ErrorMemory:
             ValueError: an entry is missing, a shape does not fit, or more is stored than fits.
         """
         op = "ErrorMemory.load_state_dict"
-        missing = {"keys", "labels", "base_predictions", "offered"} - set(state)
-        if missing:
-            raise ValueError(
-                f"[{op}] state: expected the entries of state_dict(), got none called {', '.join(sorted(missing))}. "
-                "Pass the whole dictionary."
-            )
+        check.entries(op, state, (*_COLUMNS, "offered"))
         offered = integer(op, "offered", state["offered"], at_least=0)
-        columns = [state[name] for name in ("keys", "labels", "base_predictions")]
+        columns = [state[name] for name in _COLUMNS]
         checks.rows(op, "keys", columns[0], self.dim, "the memory", self._keys)
         count = int(columns[0].shape[0])
         if count > self.capacity:
             raise ValueError(
                 f"[{op}] keys: expected at most {self.capacity} rows, got {count}. Make a larger memory."
             )
-        for name, x in zip(("labels", "base_predictions"), columns[1:]):
+        for name, x in zip(_COLUMNS[1:], columns[1:]):
             checks.column(op, name, x, count, "keys", columns[0])
         self.reset()
         self._store([checks.detached(x) for x in columns], count)

@@ -13,6 +13,7 @@ from ...front.impl import Impl, choose
 from ...reference.table import error_memory
 from ...reference.table import error_sketch as _reference
 from ...reference.table.results import SketchCompensated as SketchCompensated
+from .. import _words
 from . import checks
 from .normal import normal_quantile
 
@@ -22,23 +23,15 @@ UNIT = 2.0**-32
 """What labels and predictions are counted in."""
 
 
+@_words.documented
 def lsh_projections(dim: int, *, repeats: int = 180, bits: int = 16, seed: int = 0) -> np.ndarray:
     """Draw the random directions of ``repeats`` hashes of ``bits`` bits: independent, standard normal.
 
     W[r, l, j] = Phi^-1((word + 1/2) / 2^32), word = word j % 4 of Philox 4x32-10 for item (r bits + l) ceil(d / 4) +
     j // 4. Only operations that IEEE 754 rounds alike everywhere are used: the same numbers on every machine.
 
-    Args:
-        dim: d, length of a hidden vector, >= 1.
-        repeats: R, >= 1. Default 180.
-        bits: L, 1 to 24. Default 16.
-        seed: 0 to 2^64 - 1. Default 0.
-
     Returns:
         (R, L, d) float32, NumPy.
-
-    Raises:
-        TypeError, ValueError: a number of another type, or out of range.
 
     Examples:
         >>> (lsh_projections(2, repeats=1, bits=2) * 1000).astype(int).tolist()
@@ -58,6 +51,7 @@ def lsh_projections(dim: int, *, repeats: int = 180, bits: int = 16, seed: int =
     return normal_quantile((words + 0.5) * 2.0**-32).astype(np.float32)
 
 
+@_words.documented
 def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
     """Hash hidden vectors: one bucket per repeat, from the signs of projections (SimHash).
 
@@ -68,15 +62,9 @@ def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
     Args:
         hidden: (B, d), float32, float64, float16 or bfloat16.
         projections: W, (R, L, d) float32, from ``lsh_projections``; L from 1 to 24.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         (B, R) int32, 0 to 2^L - 1, of the kind of ``hidden``.
-
-    Raises:
-        TypeError: not an array, a wrong dtype, or arrays of two libraries.
-        ValueError: shapes or devices do not fit.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -120,11 +108,7 @@ def _checked_sketch(op: str, sketch: Any, buckets: Any) -> None:
             f"[{op}] sketch: expected shape ({repeats}, 2^L, 3) for the repeats of buckets, got "
             f"{tuple(sketch.shape)}. Start from zeros."
         )
-    if isinstance(sketch, np.ndarray):
-        contiguous = sketch.flags.c_contiguous
-    else:
-        contiguous = bool(sketch.is_contiguous())
-    if not contiguous:
+    if not (sketch.is_contiguous() if arrays.is_torch(sketch) else sketch.flags.c_contiguous):
         raise ValueError(
             f"[{op}] sketch: expected a contiguous array, got one with gaps or another order. Pass a copy."
         )
@@ -134,6 +118,7 @@ def _checked_sketch(op: str, sketch: Any, buckets: Any) -> None:
     )
 
 
+@_words.documented
 def lsh_error_sketch_write(
     buckets: Any, labels: Any, base_predictions: Any, sketch: Any, *, impl: Impl = "auto"
 ) -> None:
@@ -148,16 +133,10 @@ def lsh_error_sketch_write(
         labels: y, (n,), in [0, 1].
         base_predictions: yb, what the model predicted, (n,), in [0, 1].
         sketch: (R, 2^L, 3) int64, contiguous; zeros at first. Changed.
-        impl: "auto", "cpu" or "reference". Default "auto".
-
-    Returns:
-        None.
 
     Raises:
-        TypeError: not an array, a wrong dtype, or arrays of two libraries.
         ValueError: shapes or devices do not fit, a bucket is not of the sketch, or a number is not in [0, 1]; nothing
             is written then.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -180,14 +159,11 @@ def lsh_error_sketch_write(
     if choose(op, impl, "buckets", buckets) == "reference":
         _reference.lsh_error_sketch_write(buckets, labels, base_predictions, sketch)
     elif count:
-        native.core.table.lsh_sketch_write(
-            arrays.dense(buckets, "int32"),
-            arrays.dense(labels, "float64"),
-            arrays.dense(base_predictions, "float64"),
-            sketch,
-        )
+        y, yb = (arrays.dense(x, "float64") for x in (labels, base_predictions))
+        native.core.table.lsh_sketch_write(arrays.dense(buckets, "int32"), y, yb, sketch)
 
 
+@_words.documented
 def lsh_error_sketch(
     buckets: Any,
     base_prediction: Any,
@@ -211,23 +187,16 @@ def lsh_error_sketch(
 
     Args:
         buckets: of the samples to predict, (B, R) int32, from ``lsh_buckets``.
-        base_prediction: y_base, in [0, 1], (B,).
         sketch: (R, 2^L, 3) int64, from ``lsh_error_sketch_write``.
         similarity: "count" or "const". Default "count".
-        temperature: tau, > 0. Default 0.1.
-        gamma: 0 for errors of the model, 1 for labels, or between. Default 1.
-        lam: step of the correction, in [0, 1]. Default 0.9.
         return_weights: also return the weights of the repeats. Default False.
-        impl: "auto", "cpu" or "reference". Default "auto".
 
     Returns:
         y_pred, (B,), float64 where ``base_prediction`` is, else float32; with ``return_weights`` a
         ``SketchCompensated`` of prediction and weights (B, R).
 
     Raises:
-        TypeError: not an array, a wrong dtype, or arrays of two libraries.
         ValueError: shapes or devices do not fit, a bucket is not of the sketch, or a number is out of range.
-        NotImplementedError: the forced impl cannot run these inputs.
 
     Examples:
         >>> import numpy as np
@@ -255,21 +224,18 @@ def _read(
     base_prediction: Any,
     sketch: Any,
     written: int,
-    numbers: tuple[float, float, float],
+    numbers: dict[str, float],
     return_weights: bool,
     impl: Impl,
 ) -> Any:
     """Checked arguments; ``written`` is 0 where all repeats weigh alike."""
     if choose(op, impl, "buckets", buckets) == "reference":
-        temperature, gamma, lam = numbers
         return _reference.lsh_error_sketch(
             buckets,
             base_prediction,
             sketch,
             similarity="count" if written else "const",
-            temperature=temperature,
-            gamma=gamma,
-            lam=lam,
+            **numbers,
             return_weights=return_weights,
         )
     batch, repeats = (int(n) for n in buckets.shape)
@@ -281,7 +247,7 @@ def _read(
             arrays.dense(base_prediction, "float64"),
             sketch,
             1.0 / written if written else 0.0,
-            numbers,
+            tuple(numbers.values()),
             prediction,
             weights,
         )
@@ -291,6 +257,7 @@ def _read(
     return SketchCompensated(prediction, arrays.dense(weights, error_memory.real(base_prediction)))
 
 
+@_words.documented
 class ErrorSketch:
     """The errors of a model on all samples since the last reset, in constant space (ReLoop2).
 
@@ -301,16 +268,9 @@ class ErrorSketch:
     run beside another call.
 
     Args:
-        dim: d, length of a hidden vector, >= 1.
-        repeats: R, >= 1. Default 180.
-        bits: L, 1 to 24. Default 16 (the paper's).
         similarity, temperature, gamma, lam: as in ``lsh_error_sketch``, with the same defaults.
         seed: of the projections, 0 to 2^64 - 1: the same on every machine. Default 0.
         like: an array of the kind of the arrays to come. Default NumPy.
-
-    Raises:
-        TypeError: an argument of another type.
-        ValueError: a number out of range.
 
     Examples:
         >>> import numpy as np
@@ -343,7 +303,8 @@ class ErrorSketch:
         self.bits = integer(op, "bits", bits, at_least=1, at_most=MAX_BITS)
         choice(op, "similarity", similarity, SIMILARITIES)
         self.similarity = similarity
-        self.temperature, self.gamma, self.lam = checks.readout(op, temperature, gamma, lam)
+        numbers = checks.readout(op, temperature, gamma, lam)
+        self.temperature, self.gamma, self.lam = numbers.values()
         self.seed = integer(op, "seed", seed, at_least=0, at_most=2**64 - 1)
         like = np.empty(0) if like is None else like
         check.kind(op, "like", like)
@@ -384,7 +345,7 @@ class ErrorSketch:
             op, "base_prediction", base_prediction, int(hidden.shape[0]), "hidden", hidden
         )
         check.finite(op, base_prediction=base_prediction)
-        numbers = (self.temperature, self.gamma, self.lam)
+        numbers = {"temperature": self.temperature, "gamma": self.gamma, "lam": self.lam}
         written = self.writes if self.similarity == "count" else 0
         return _read(
             op, buckets, base_prediction, self.sketch, written, numbers, return_weights, impl
@@ -408,12 +369,7 @@ class ErrorSketch:
             ValueError: an entry is missing, or the sketch has another shape, dim or seed.
         """
         op = "ErrorSketch.load_state_dict"
-        missing = {"sketch", "writes", "dim", "seed"} - set(state)
-        if missing:
-            raise ValueError(
-                f"[{op}] state: expected the entries of state_dict(), got none called {', '.join(sorted(missing))}. "
-                "Pass the whole dictionary."
-            )
+        check.entries(op, state, ("sketch", "writes", "dim", "seed"))
         sketch = check.array(op, "sketch", state["sketch"], ("int64",), 3)
         check.same_place(op, "sketch", sketch, "this sketch", self.sketch)
         writes = integer(op, "writes", state["writes"], at_least=0)

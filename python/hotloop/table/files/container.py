@@ -2,9 +2,8 @@
 
 ``__metadata__`` comes first in the header and its first entry is the CRC-32 of the whole file with the eight digits
 of that entry read as zeros. The digits therefore lie at the same place in every file and a reader needs no JSON to
-check them. Why one CRC-32: it finds every burst of up to 32 bits and misses other damage once in 2**32, at 3.3 GB/s on
-one core (zlib 1.2.13, 256 MiB). A second CRC with another seed would add nothing: for two inputs of one length the
-difference of their CRCs does not depend on the seed. ``docs/table-format.md`` describes the bytes.
+check them. ``docs/table-format.md`` describes the bytes, and says why one CRC-32: it takes 3.3 GB/s on one core (zlib
+1.2.13, 256 MiB).
 """
 
 from __future__ import annotations
@@ -18,15 +17,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ...front import check
+
 FORMAT = "hotloop-table"
 VERSION = 1
 PREFIX = b'{"__metadata__":{"hotloop_crc32":"'
 DIGITS = 8 + len(PREFIX)  # where the checksum lies in the file
 BODY = DIGITS + 8  # the first byte behind it
 RESERVED = ("hotloop_crc32", "format", "version")
-MAX_HEADER = (
-    1 << 20
-)  # a handful of arrays need 1 KB; JSON of 100 MB would cost GBs of Python objects
+# A handful of arrays need 1 KB; JSON of 100 MB would cost GBs of Python objects.
+MAX_HEADER = 1 << 20
 MAX_NDIM = 8
 ALIGNMENT = 64  # the first array of a mapped file starts on a cache line
 
@@ -43,9 +43,8 @@ TAGS = {
     "int64": "I64",
     "float64": "F64",
 }
-RAW_TAGS = {
-    "bfloat16": ("BF16", "uint16")
-}  # types that NumPy lacks: their tag, what holds the bits
+RAW_TAGS = {"bfloat16": ("BF16", "uint16")}
+"""Types that NumPy lacks: their tag, what holds the bits."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     tag: np.dtype(name).newbyteorder("<") for name, tag in TAGS.items()
@@ -73,10 +72,7 @@ class RawArray:
     bits: np.ndarray
 
     def __post_init__(self) -> None:
-        if self.dtype not in RAW_TAGS:
-            raise ValueError(
-                f"[RawArray] dtype: expected one of {', '.join(RAW_TAGS)}, got {self.dtype!r}."
-            )
+        check.choice("RawArray", "dtype", self.dtype, tuple(RAW_TAGS))
         wanted = RAW_TAGS[self.dtype][1]
         if not isinstance(self.bits, np.ndarray) or self.bits.dtype != wanted:
             got = getattr(self.bits, "dtype", type(self.bits).__name__)
@@ -107,11 +103,7 @@ def tag(op: str, name: str, array: Any) -> str:
     """The safetensors name of an array's type; anything but an array of a known type is refused."""
     if isinstance(array, RawArray):
         return RAW_TAGS[array.dtype][0]
-    if not isinstance(array, np.ndarray):
-        raise TypeError(
-            f"[{op}] {name}: expected a NumPy array or a RawArray, got {type(array).__name__}. "
-            "Use numpy.asarray(...)."
-        )
+    check.instance(op, name, array, np.ndarray, RawArray, hint="Use numpy.asarray(...).")
     found = TAGS.get(array.dtype.newbyteorder("=").name)
     if found is None:
         raise TypeError(
@@ -229,22 +221,17 @@ def decode(
     """
     view = memoryview(buffer).cast("B")
     text = _header(view, what, op)
-    stored = bytes(view[DIGITS:BODY])
-    found = b"%08x" % checksum([view[:DIGITS], b"0" * 8, view[BODY:]])
+    stored, found = checksums(view, DIGITS)
     if stored != found:
-        raise FormatError(
-            f"[{op}] {what}: expected checksum {stored.decode('ascii', 'replace')} over {len(view)} bytes, "
-            f"got {found.decode()}{_size_note(view, text)}. {DAMAGED}"
-        )
+        wanted = f"checksum {stored} over {len(view)} bytes"
+        raise damaged(op, what, wanted, found + _size_note(view, text))
     try:
-        header = json.loads(text, object_pairs_hook=distinct, parse_constant=refuse_constant)
+        header = parsed(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(
-            f"[{op}] {what}: expected a JSON header, got {error}. {DAMAGED}"
-        ) from None
+        raise damaged(op, what, "a JSON header", error) from None
     metadata = header.pop("__metadata__")  # there: PREFIX is
     if not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError(f"[{op}] {what}: expected metadata of strings, got others. {DAMAGED}")
+        raise damaged(op, what, "metadata of strings", "others")
     name, version = metadata.pop("format", None), metadata.pop("version", None)
     check_version(name, version, FORMAT, what, op, newest)
     del metadata["hotloop_crc32"]
@@ -253,6 +240,20 @@ def decode(
 
 
 DAMAGED = "The file is damaged: fetch it again, or restore it from a copy."
+
+
+def damaged(op: str, what: str, wanted: object, got: object) -> FormatError:
+    return FormatError(f"[{op}] {what}: expected {wanted}, got {got}. {DAMAGED}")
+
+
+def checksums(data: Any, at: int) -> tuple[str, str]:
+    """The digits that stand at a place, and those of the bytes around it."""
+    found = checksum([data[:at], b"0" * 8, data[at + 8 :]])
+    return bytes(data[at : at + 8]).decode("ascii", "replace"), f"{found:08x}"
+
+
+def parsed(text: bytes) -> Any:
+    return json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
 
 
 def check_version(
@@ -264,7 +265,7 @@ def check_version(
             f"[{op}] {what}: expected format {wanted!r}, got {name!r}. Pass a file that hotloop.table wrote."
         )
     if not re.fullmatch(r"[1-9][0-9]{0,8}", str(version)):
-        raise FormatError(f"[{op}] {what}: expected a format version, got {version!r}. {DAMAGED}")
+        raise damaged(op, what, "a format version", repr(version))
     if int(version) > newest:
         raise NewerFormatError(
             f"[{op}] {what}: expected format version {newest} or lower, got {version}. "
@@ -273,10 +274,7 @@ def check_version(
 
 
 def _encodable(op: str, name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise TypeError(
-            f"[{op}] {name}: expected a string, got {type(value).__name__}. Use str(...)."
-        )
+    check.instance(op, name, value, str, hint="Use str(...).")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -288,9 +286,7 @@ def _encodable(op: str, name: str, value: Any) -> None:
 def _header(view: memoryview, what: str, op: str) -> bytes:
     """The header's bytes, copied only once their length is known to be sane."""
     if len(view) < BODY:
-        raise FormatError(
-            f"[{op}] {what}: expected at least {BODY} bytes, got {len(view)}. {DAMAGED}"
-        )
+        raise damaged(op, what, f"at least {BODY} bytes", len(view))
     if view[8:DIGITS] != PREFIX:
         raise FormatError(
             f"[{op}] {what}: expected the header to start with {PREFIX.decode()}, "
@@ -298,14 +294,10 @@ def _header(view: memoryview, what: str, op: str) -> bytes:
         )
     length = int.from_bytes(view[:8], "little")
     if length > MAX_HEADER:
-        raise FormatError(
-            f"[{op}] {what}: expected a header of at most {MAX_HEADER} bytes, got {length}. {DAMAGED}"
-        )
+        raise damaged(op, what, f"a header of at most {MAX_HEADER} bytes", length)
     if length > len(view) - 8:
-        raise FormatError(
-            f"[{op}] {what}: expected a header of at most {len(view) - 8} bytes in a file of "
-            f"{len(view)}, got {length}. {DAMAGED}"
-        )
+        wanted = f"a header of at most {len(view) - 8} bytes in a file of {len(view)}"
+        raise damaged(op, what, wanted, length)
     return bytes(view[8 : 8 + length])
 
 
@@ -320,14 +312,14 @@ def _size_note(view: memoryview, text: bytes) -> str:
     return f" (its header promises {size} bytes)" if size != len(view) else ""
 
 
-def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name given twice")
     return found
 
 
-def refuse_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
     raise ValueError(f"the number {text}")
 
 
@@ -335,13 +327,15 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
+def are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_count, value))
+
+
 def _arrays(header: dict[str, Any], body: memoryview, what: str, op: str) -> dict[str, Array]:
     """Views of the body, after every offset, shape and type is known to fit it."""
 
     def refuse(name: str, wanted: str, got: Any) -> FormatError:
-        return FormatError(
-            f"[{op}] {what}: expected {wanted} of array {name!r}, got {got!r}. {DAMAGED}"
-        )
+        return damaged(op, what, f"{wanted} of array {name!r}", repr(got))
 
     spans = []
     for name, entry in header.items():
@@ -350,17 +344,9 @@ def _arrays(header: dict[str, Any], body: memoryview, what: str, op: str) -> dic
         shape, offsets = entry["shape"], entry["data_offsets"]
         if not known_tag(entry["dtype"]):
             raise refuse(name, f"a dtype of {', '.join([*_DTYPES, *_RAW])}", entry["dtype"])
-        if (
-            not isinstance(shape, list)
-            or len(shape) > MAX_NDIM
-            or not all(is_count(n) for n in shape)
-        ):
+        if not are_counts(shape) or len(shape) > MAX_NDIM:
             raise refuse(name, "a shape", shape)
-        if (
-            not isinstance(offsets, list)
-            or len(offsets) != 2
-            or not all(is_count(n) for n in offsets)
-        ):
+        if not are_counts(offsets) or len(offsets) != 2:
             raise refuse(name, "two data_offsets", offsets)
         size = outer = storage(entry["dtype"]).itemsize
         for n in shape:
@@ -375,9 +361,7 @@ def _arrays(header: dict[str, Any], body: memoryview, what: str, op: str) -> dic
             raise refuse(name, f"data_offsets that start at {end}", [start, stop])
         end = stop
     if end != len(body):
-        raise FormatError(
-            f"[{op}] {what}: expected {end} bytes of arrays, got {len(body)}. {DAMAGED}"
-        )
+        raise damaged(op, what, f"{end} bytes of arrays", len(body))
     arrays: dict[str, Array] = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from typing import Any
 
 from ...front import check
 from ..table import Table
@@ -84,7 +83,7 @@ class DeltaLog:
             OSError: nothing was added.
         """
         op = "DeltaLog.publish"
-        _is_table(op, "table", table)
+        check.instance(op, "table", table, Table)
         table._tracks(op, "changes")
         end = self.position
         ends = table._published.get(self.directory, (table._position,) * 2)
@@ -118,11 +117,8 @@ class DeltaLog:
         op = "DeltaLog.add"
         if isinstance(delta, Delta):
             delta = delta.to_bytes()
-        if not isinstance(delta, (bytes, bytearray, memoryview)):
-            raise TypeError(
-                f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}. "
-                "publish(table) takes a table."
-            )
+        hint = "publish(table) takes a table."
+        check.instance(op, "delta", delta, bytes, bytearray, memoryview, hint=hint)
         return deltas.publish(self.directory, delta, op=op, what="delta")
 
     def pending(
@@ -161,7 +157,7 @@ class DeltaLog:
             FileNotFoundError: nothing was published yet, or the directory is not that of a publisher.
         """
         op = "DeltaLog.follow"
-        _is_table(op, "replica", replica)
+        check.instance(op, "replica", replica, Table)
         self._not_beside(op, replica)
         if name is not None:  # first: what it is about to read must not be pruned
             self._keep(op, name, replica)
@@ -222,7 +218,7 @@ class DeltaLog:
             upto = check.integer(op, "upto", upto, at_least=0)
         with disk.only_one(self.directory):
             needed = [*self._followers(op).values(), *([] if upto is None else [upto])]
-            return deltas.prune_alone(self.directory, min(needed)) if needed else 0
+            return deltas.prune(self.directory, min(needed)) if needed else 0
 
     def _path(self, op: str, name: str) -> str:
         file = f"follower-{name}.safetensors"
@@ -235,11 +231,7 @@ class DeltaLog:
 
     def _keep(self, op: str, name: str, replica: Table) -> None:
         path = self._path(op, name)
-        metadata = {
-            "kind": KIND,
-            "table_id": replica.table_id,
-            "position": str(replica.position),
-        }
+        metadata = {"kind": KIND, "table_id": replica.table_id, "position": str(replica.position)}
         disk.make_directory(self.directory)
         with disk.only_one(self.directory):
             disk.write_atomic(path, container.encode({}, metadata, op=op), op=op)
@@ -264,8 +256,3 @@ class DeltaLog:
                     "follow with that replica again."
                 ) from error
         return found
-
-
-def _is_table(op: str, name: str, value: Any) -> None:
-    if not isinstance(value, Table):
-        raise TypeError(f"[{op}] {name}: expected a Table, got {type(value).__name__}.")

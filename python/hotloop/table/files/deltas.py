@@ -24,13 +24,14 @@ ERASED = "erased"
 PRESENT = "present"
 LINES, CELLS = "filter_lines", "filter_cells"
 VERSION = 2  # of deltas that say more than rows and erased keys; the others stay files of version 1
-CLOCK = ("tick", "epoch", "step")
+CLOCK = {"tick": 2**64 - 1, "epoch": 2**32 - 1, "step": 2**64 - 1}
+"""The counters of a table, and how far they go."""
 LINE = 32  # cells of a line of the filter
 MAX_POSITION = (1 << 63) - 1
 PENDING_BYTES = 1 << 30
 
 _FILE = re.compile(r"delta-(0|[1-9][0-9]{0,18})-([1-9][0-9]{0,18})\.safetensors")
-_TABLE_ID = re.compile(r"[0-9a-f]{32}")
+TABLE_ID = re.compile(r"[0-9a-f]{32}")
 _WRITER = re.compile(r"[0-9a-f]{16}")
 
 
@@ -61,8 +62,7 @@ class FilterChange:
                 f"[{op}] lines: expected I64 (k,) and U16 (k, {LINE}), got {tags[0]} {self.lines.shape} and "
                 f"{tags[1]} {self.cells.shape}. Take what Table.delta gave."
             )
-        if not isinstance(self.state, Mapping):
-            raise TypeError(f"[{op}] state: expected a dict, got {type(self.state).__name__}.")
+        check.instance(op, "state", self.state, Mapping)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class Delta:
 
     def __post_init__(self) -> None:
         op = "Delta"
-        if not isinstance(self.table_id, str) or not _TABLE_ID.fullmatch(self.table_id):
+        if not isinstance(self.table_id, str) or not TABLE_ID.fullmatch(self.table_id):
             raise ValueError(
                 f"[{op}] table_id: expected 32 lower-case hexadecimal digits, got {self.table_id!r}. "
                 "Use uuid.uuid4().hex."
@@ -148,10 +148,9 @@ class Delta:
                 f"[{op}] erased: expected no key beside present, got {len(self.erased)}. Leave one of them out."
             )
         if self.clock is not None:
-            most = {"tick": 2**64 - 1, "epoch": 2**32 - 1, "step": 2**64 - 1}
             clock = {
-                name: check.integer(op, name, self.clock.get(name), at_least=0, at_most=most[name])
-                for name in CLOCK
+                name: check.integer(op, name, self.clock.get(name), at_least=0, at_most=most)
+                for name, most in CLOCK.items()
             }
             object.__setattr__(self, "clock", clock)
         if self.writer is not None and not (
@@ -281,10 +280,7 @@ def publish(
 
     The directory holds one chain of one table and grows at its end; publishers of one machine wait for each other.
     On a file system without locks let one process publish: what two of them do to the chain there, ``pending`` finds.
-
-    Raises:
-        DeltaError: the bytes are damaged, of another table, or leave a gap, an overlap or a fork.
-        OSError: nothing was added.
+    Errors are those of ``DeltaLog.add``.
     """
     delta = decode_delta(delta_bytes, what, op=op)
     disk.make_directory(directory)
@@ -327,15 +323,9 @@ def pending(
     max_bytes: int = PENDING_BYTES,
     op: str = "pending",
 ) -> list[Delta]:
-    """Return the deltas that lead on from a position, in order, each checked; empty when there are none.
+    """``DeltaLog.pending``, in order, each delta checked; empty when there are none.
 
-    Args:
-        own_mark: as in ``admit``, of the first of them.
-        max_bytes: stop before the files exceed this many bytes together, but return at least one delta. Apply them
-            and ask again. Default 1 GiB.
-    Raises:
-        DeltaError: a gap, an overlap, a fork, a damaged file or one of another table, at or after the position.
-        FileNotFoundError: there is no such directory.
+    ``own_mark``: as in ``admit``, of the first of them.
     """
     position = check.integer(op, "position", position, at_least=0)
     max_bytes = check.integer(op, "max_bytes", max_bytes, at_least=0)
@@ -356,17 +346,10 @@ def pending(
 
 
 def prune(directory: PathLike, upto: int) -> int:
-    """Delete the deltas that end at or before a position; return how many.
+    """Delete the deltas that end at or before a position; return how many. The caller holds ``disk.only_one``.
 
     The newest delta stays whatever its position: it says where the next one has to start.
     """
-    upto = check.integer("prune", "upto", upto, at_least=0)
-    with disk.only_one(directory):
-        return prune_alone(directory, upto)
-
-
-def prune_alone(directory: PathLike, upto: int) -> int:
-    """``prune`` for a caller that is the only one already."""
     old = [span for span in chain(directory)[:-1] if span[1] <= upto]
     for span in old:  # oldest first: a kill in between leaves a chain without a gap
         os.unlink(os.path.join(directory, delta_name(*span)))

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import re
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -106,10 +105,10 @@ def open_regular(path: PathLike, *, op: str = "read") -> int:
     )
 
 
-def read(path: PathLike, *, mapped: bool = False, op: str = "read") -> Any:
-    """The bytes of a file, copied or mapped; of one that begins as no file of this room can, only its beginning.
+def read(path: PathLike, *, op: str = "read") -> memoryview:
+    """The bytes of a file; of one that begins as no file of this room can, only its beginning.
 
-    A copied file that shrinks meanwhile is short; under the views of a mapped one the process dies.
+    Copied: a file that shrinks meanwhile is short; under the views of a mapped one the process would die.
 
     Raises:
         FileNotFoundError: there is none.
@@ -121,8 +120,6 @@ def read(path: PathLike, *, mapped: bool = False, op: str = "read") -> Any:
         start = os.pread(fd, BEGINNING, 0)
         if not begins_well(start, size):
             return memoryview(start)
-        if mapped:
-            return mmap.mmap(fd, size, access=mmap.ACCESS_READ)
         data = np.empty(size, np.uint8)  # unlike a bytearray, not written before it is read into
         filled = 0
         while filled < size:

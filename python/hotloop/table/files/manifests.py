@@ -6,6 +6,7 @@ bytes that the files have.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import container, disk
-from .container import DAMAGED, FormatError
 from .disk import PathLike
 
 MANIFEST = "table.json"
@@ -102,9 +102,7 @@ def read_manifest(op: str, directory: PathLike) -> Manifest | None:
     except FileNotFoundError:
         return None
 
-    def refuse(wanted: str, got: object) -> FormatError:
-        return FormatError(f"[{op}] {path}: expected {wanted}, got {got}. {DAMAGED}")
-
+    refuse = functools.partial(container.damaged, op, path)
     start = len(PREFIX)
     if data.startswith(PREFIX) and len(data) <= container.BEGINNING:
         raise refuse(
@@ -112,16 +110,11 @@ def read_manifest(op: str, directory: PathLike) -> Manifest | None:
         )
     if not data.startswith(PREFIX) or len(data) < start + 8:
         raise refuse("a snapshot's manifest", repr(data[:start]))
-    stored = data[start : start + 8]
-    found = b"%08x" % container.checksum([data[:start], b"0" * 8, data[start + 8 :]])
+    stored, found = container.checksums(data, start)
     if stored != found:
-        raise refuse(
-            f"checksum {stored.decode('ascii', 'replace')} over {len(data)} bytes", found.decode()
-        )
+        raise refuse(f"checksum {stored} over {len(data)} bytes", found)
     try:
-        content = json.loads(
-            data, object_pairs_hook=container.distinct, parse_constant=container.refuse_constant
-        )
+        content = container.parsed(data)
     except (ValueError, RecursionError) as error:
         raise refuse("JSON", error) from None
     container.check_version(content.get("format"), content.get("version"), FORMAT, path, op)
@@ -140,18 +133,12 @@ def _checked_manifest(content: dict[str, Any]) -> Manifest:
         admission = AdmissionParts(admission["state"], admission["arrays"], own)
         if not isinstance(admission.state, dict):
             raise TypeError("a state of admission that is no dict")
-    if type(content["rows"]) is not int or content["rows"] != sum(part.rows for part in parts):
-        raise ValueError(f"{content['rows']!r} rows, another number than the parts'")
-    if not isinstance(content["config"], dict):
+    rows, config = content["rows"], content["config"]
+    if type(rows) is not int or rows != sum(part.rows for part in parts):
+        raise ValueError(f"{rows!r} rows, another number than the parts'")
+    if not isinstance(config, dict):
         raise TypeError("config or arrays that are no dicts")
-    return Manifest(
-        str(content["snapshot"]),
-        content["config"],
-        content["rows"],
-        content["arrays"],
-        parts,
-        admission,
-    )
+    return Manifest(str(content["snapshot"]), config, rows, content["arrays"], parts, admission)
 
 
 def _checked_parts(content: dict[str, Any], token: Any, first: int) -> tuple[Part, ...]:
@@ -166,7 +153,7 @@ def _checked_parts(content: dict[str, Any], token: Any, first: int) -> tuple[Par
         shape = entry["shape"]
         if set(entry) != {"dtype", "shape"} or not container.known_tag(entry["dtype"]):
             raise ValueError(f"array {name!r} of {entry!r}")
-        if not isinstance(shape, list) or not all(container.is_count(n) for n in shape):
+        if not container.are_counts(shape):
             raise ValueError(f"array {name!r} of shape {shape!r}")
         row_bytes += container.storage(entry["dtype"]).itemsize * math.prod(shape)
     parts = tuple(Part(**part) for part in content["parts"])

@@ -6,28 +6,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from .. import _export
-from .._store import Store
+from .._store import SETTINGS, Store
 
 _T = TypeVar("_T", bound=Store)
-_BLOCK = 1 << 14  # rows read at a time: a few MB
 
 
 def reduced(table: Store) -> tuple[Any, ...]:
     """What pickle and copy make a table of: everything but who it is to its replicas."""
-    settings = {
-        "dim": table.dim,
-        "capacity": max(table.size, 1),
-        "max_capacity": table.max_capacity,
-        "evict_strategy": table.evict_strategy,
-        "admission": table.admission,
-        "dtype": table.dtype,
-        "optimizer": table.optimizer,
-        "initializer": table.initializer,
-        "track": table.track,
-        "device": table.device,
-        "hash_seed": table.hash_seed,
-    }
-    blocks = [_export.arrays_of(table, block) for block in _export.blocks(table, _BLOCK, 0)]
+    settings = {name: getattr(table, name) for name in SETTINGS}
+    settings["capacity"] = max(table.size, 1)
+    blocks = [_export.arrays_of(table, block) for block in _export.blocks(table, _export.BLOCK, 0)]
     numbers = (table.value_range, table._step, int(table._native.tick), table._epoch)
     return restored, (type(table), settings, blocks, numbers)
 

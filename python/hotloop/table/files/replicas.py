@@ -7,10 +7,8 @@ delta brought it there. Later marks are its own, and only a delta of its own end
 from __future__ import annotations
 
 import bisect
-import secrets
-import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,44 +20,12 @@ from ..results import TableFullError
 from . import deltas
 from .deltas import Delta, DeltaError, FilterChange
 
-_BLOCK = 1 << 14  # rows read at a time: a few MB
-_MOST_MARKS = 4096
-
-
-@dataclass
-class History:
-    """What a table remembers of itself and its source."""
-
-    writer: str = field(
-        default_factory=lambda: secrets.token_hex(8)
-    )  # tells its own deltas from those of others
-    smaller: bool = False  # it has less room than its source
-    left_out: bool = False  # and some of the source's rows found none when it was loaded
-    applying: tuple[int, int] | None = None  # the delta whose rows are being written
-    seen: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # (position, mark of the filter), in order
-    seen_by: Any = None  # a weak reference to that filter
-
-
-def is_smaller(bound: int | None, source: int | None) -> bool:
-    return bound is not None and (source is None or bound < source)
-
-
-# --- marks
-
 
 def marked(table: Store) -> int:
     """Take a mark of the table, and of its filter."""
     position = int(table._native.mark())
-    _note(table, position)
+    table._note(position)
     return position
-
-
-def start(table: Store) -> None:
-    """Tell changes of the filter from what it held when the table was made."""
-    if "changes" in table.track:
-        _note(table, 0)
 
 
 def stand(table: Store, position: int) -> None:
@@ -69,19 +35,7 @@ def stand(table: Store, position: int) -> None:
         table._native.generation = position + 1
         table._native.forget_erased(position)
         table._history.seen.clear()
-        _note(table, position)
-
-
-def _note(table: Store, position: int) -> None:
-    history, counter = table._history, table.admission
-    if not isinstance(counter, filters.CountFilter):
-        return
-    if history.seen_by is None or history.seen_by() is not counter:
-        history.seen, history.seen_by = [], weakref.ref(counter)
-    seen = history.seen
-    seen.append((position, int(counter._native.mark())))
-    if len(seen) > _MOST_MARKS:  # an older mark than asked for only sends more
-        seen[1 : _MOST_MARKS // 2] = seen[1 : _MOST_MARKS // 2 : 2]
+        table._note(position)
 
 
 def _filter_mark(table: Store, position: int) -> int | None:
@@ -91,9 +45,6 @@ def _filter_mark(table: Store, position: int) -> int | None:
         return None
     at = bisect.bisect_right(history.seen, position, key=lambda pair: pair[0])
     return history.seen[at - 1][1] if at else None
-
-
-# --- counters
 
 
 def clock(table: Store) -> dict[str, int]:
@@ -140,11 +91,15 @@ def _fitting_filter(op: str, table: Store, change: FilterChange | None) -> tuple
         return None
     state = change.state
     name, wanted = state.get("name"), type(counter).__name__
-    if name != wanted or not isinstance(counter, filters.CountFilter):
-        raise DeltaError(
-            f"[{op}] admission: expected what {counter!r} saw, got that of a {name}. "
+
+    def refuse(got: str) -> DeltaError:
+        return DeltaError(
+            f"[{op}] admission: expected what {counter!r} saw, got {got}. "
             "Load a snapshot of the table: the filter comes with it."
         )
+
+    if name != wanted or not isinstance(counter, filters.CountFilter):
+        raise refuse(f"that of a {name}")
     try:
         own = (filters.STATE_VERSION, counter.capacity, counter.splits)
         theirs = tuple(state[part] for part in ("version", "capacity", "splits"))
@@ -168,14 +123,8 @@ def _fitting_filter(op: str, table: Store, change: FilterChange | None) -> tuple
         cells = np.ascontiguousarray(change.cells, np.uint16).view(np.uint8)
         whole = bool(state["whole"])
     except (LookupError, TypeError, ValueError) as error:
-        raise DeltaError(
-            f"[{op}] admission: expected what {counter!r} saw, got {error!r}. "
-            "Load a snapshot of the table: the filter comes with it."
-        ) from error
+        raise refuse(repr(error)) from error
     return (head, advances, failures, elements), len(lines), lines, cells, whole
-
-
-# --- rows
 
 
 def part_of(block: dict[str, Any], index: int, of: int) -> dict[str, Any]:
@@ -218,12 +167,11 @@ def take_rows(op: str, table: Store, blocks: Iterable[dict[str, Any]]) -> int:
 
 def last_of_each(rows: dict[str, Any]) -> dict[str, Any]:
     """Rows without those whose key comes again: it was erased and entered anew while they were read."""
-    keys = np.asarray(rows["keys"])
-    _, at = np.unique(keys[::-1], return_index=True)
-    if len(at) == len(keys):
+    at = _export.newest(np.asarray(rows["keys"]))
+    if len(at) == len(rows["keys"]):
         return rows
-    order = np.sort(len(keys) - 1 - at)
-    return {name: array[order] for name, array in rows.items()}
+    at.sort()
+    return {name: array[at] for name, array in rows.items()}
 
 
 def delta(table: Store, since: int) -> Delta:
@@ -245,21 +193,16 @@ def delta(table: Store, since: int) -> Delta:
         gone = np.frombuffer(table._native.erased_since(since), np.int64)
     except IndexError:  # a clear, or more than are kept
         gone = None
-    blocks = [_export.arrays_of(table, b) for b in _export.blocks(table, _BLOCK, since)]
-    if not blocks:
-        empty = np.empty((0, table.dim), _export._storage(table))
-        state = np.empty((0, table.state_width), np.float32)
-        nil = np.empty(0, np.int64)
-        blocks = [_export.arrays_of(table, (nil, empty, state, nil, np.empty(0, np.int32)))]
+    blocks = [_export.arrays_of(table, b) for b in _export.blocks(table, _export.BLOCK, since)]
+    blocks = blocks or [_export.arrays_of(table, _export.room(table, 0))]
     rows = {name: _joined([b[name] for b in blocks]) for name in blocks[0]}
     rows = last_of_each(rows)
     if gone is None:
         # After the rows: what is erased from here on is known to the next delta, and what enters is in it.
         present, gone = _export.all_keys(table), np.empty(0, np.int64)
     else:
-        gone = np.setdiff1d(
-            gone, rows["keys"]
-        )  # a key that came back between the two looks is in rows
+        # A key that came back between the two looks is in rows.
+        gone = np.setdiff1d(gone, rows["keys"])
     # Last: no score and no sighting is ahead of them.
     change, now = filter_change(table, since), clock(table)
     return Delta(
@@ -271,9 +214,6 @@ def _joined(parts: list[Any]) -> Any:
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
     return type(parts[0])(parts[0].dtype, np.concatenate([p.bits for p in parts]))
-
-
-# --- a replica
 
 
 def awaits(op: str, table: Store, delta: Delta, *, alone: bool = False) -> bool:
@@ -355,8 +295,7 @@ def _native(array: Any) -> Any:
 def apply(table: Store, delta: Any, *, op: str = "Table.apply", alone: bool = False) -> bool:
     if isinstance(delta, (bytes, bytearray, memoryview)):
         delta = deltas.decode_delta(delta, op=op)
-    if not isinstance(delta, Delta):
-        raise TypeError(f"[{op}] delta: expected a Delta or its bytes, got {type(delta).__name__}.")
+    check.instance(op, "delta", delta, Delta, bytes)
     if not awaits(op, table, delta, alone=alone):
         return False
     parts = fitted(op, table, delta)

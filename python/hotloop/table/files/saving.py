@@ -9,25 +9,18 @@ from typing import Any, TypeVar
 
 from ...front import check
 from .. import _export
-from .._store import Store
+from .._store import SETTINGS, Store
 from . import replicas, settings, snapshots
 from .settings import admission_state
 
 _T = TypeVar("_T", bound=Store)
-_BLOCK = 1 << 14  # rows read at a time: a few MB
-
-
-def _named(kind: Any) -> dict[str, Any] | None:
-    return None if kind is None else {"name": type(kind).__name__, **dataclasses.asdict(kind)}
 
 
 def _config(table: Store, position: int, own_mark: bool) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else value
-
     def jsonable(kind: Any) -> Any:
-        named = _named(kind)
-        return None if named is None else {k: plain(v) for k, v in named.items()}
+        fields = {} if kind is None else dataclasses.asdict(kind)
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+        return None if kind is None else {"name": type(kind).__name__, **plain}
 
     return {
         "dim": table.dim,
@@ -74,7 +67,7 @@ def save(table: Store, directory: str | os.PathLike[str]) -> Any:
     stood = table._position
 
     def blocks() -> Any:
-        for block in _export.blocks(table, _BLOCK, 0):
+        for block in _export.blocks(table, _export.BLOCK, 0):
             yield _export.arrays_of(table, block)
         # Not so if a delta was applied meanwhile: the replica applies it again.
         if again and table._position == stood and table._native.changed_since(position):
@@ -114,19 +107,13 @@ def load(
             index = check.integer(op, "shard", index, at_least=0, at_most=of - 1)
             rows = -(-rows // of)
         wanted = max(rows, 1) if capacity is None else capacity
-        table = cls(
-            config["dim"],
-            capacity=wanted if bound is None else min(wanted, bound),
-            max_capacity=bound,
-            evict_strategy=config["evict_strategy"],
-            admission=settings.admission(op, blocks.admission()),
-            dtype=config["dtype"],
-            optimizer=config["optimizer"],
-            initializer=config["initializer"],
-            track=tuple(config["track"]),
-            device=device,
-            hash_seed=config["hash_seed"],
-        )
+        own = {
+            "capacity": wanted if bound is None else min(wanted, bound),
+            "max_capacity": bound,
+            "admission": settings.admission(op, blocks.admission()),
+            "device": device,
+        }
+        table = cls(**{name: config[name] for name in SETTINGS if name in config} | own)
         table.value_range = config["value_range"]
         table.table_id = config["table_id"]
         kept = config["shard"]
@@ -135,9 +122,9 @@ def load(
                 f"[{op}] shard: expected None for a snapshot of shard {tuple(kept)}, got {shard!r}."
             )
         table._shard = (index, of) if shard is not None else None if kept is None else tuple(kept)
-        table._history.smaller = config["smaller"] or replicas.is_smaller(
-            bound, config["max_capacity"]
-        )
+        source = config["max_capacity"]
+        less = bound is not None and (source is None or bound < source)
+        table._history.smaller = config["smaller"] or less
         table._history.left_out = config["left_out"]
         newest = replicas.take_rows(op, table, blocks)
         table._native.tick = max(config["tick"], newest)

@@ -7,33 +7,24 @@ allocate must be in the file.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 
-from ...core import rules
+from ...core.rules import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowwiseAdagrad
 from ...front import check
 from .. import filters, initializers
-from .._store import DTYPES, EVICT_STRATEGIES, MAX_ROWS, TRACKED, Store
+from .._store import DTYPES, EVICT_STRATEGIES, MAX_ROWS, TRACKED, Store, check_together
 from .container import FormatError
+from .deltas import TABLE_ID
 
-RULES: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        rules.SGD,
-        rules.RowwiseAdagrad,
-        rules.Adagrad,
-        rules.Adam,
-        rules.FTRL,
-        rules.GroupAdagrad,
-    )
-}
-INITIALIZERS: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (initializers.Constant, initializers.Uniform, initializers.Normal)
-}
-_TABLE_ID = re.compile(r"[0-9a-f]{32}")
+
+def _by_name(*kinds: type) -> dict[str, Any]:
+    return {kind.__name__: kind for kind in kinds}
+
+
+RULES = _by_name(SGD, RowwiseAdagrad, Adagrad, Adam, FTRL, GroupAdagrad)
+INITIALIZERS = _by_name(initializers.Constant, initializers.Uniform, initializers.Normal)
 _WRONG = (LookupError, TypeError, ValueError, OverflowError, AttributeError)
 
 
@@ -76,31 +67,26 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
         check.integer(name, "max_capacity", bound, at_least=1, at_most=MAX_ROWS)
     _chosen(name, "evict_strategy", config["evict_strategy"], EVICT_STRATEGIES)
     _chosen(name, "dtype", config["dtype"], DTYPES)
-    track = _list(name, "track", config["track"])
+    track = config["track"]
+    check.instance(name, "track", track, list)
     for tracked in track:
         _chosen(name, "track", tracked, TRACKED)
     rule = _made(name, "optimizer", config["optimizer"], RULES)
     first = _made(name, "initializer", config["initializer"], INITIALIZERS)
-    if first is None:
-        raise TypeError(f"[{name}] initializer: expected one, got None.")
+    check.instance(name, "initializer", first, *INITIALIZERS.values())
     initializers.check_range(name, first, config["dtype"])
-    if config["evict_strategy"] != "none" and bound is None:
-        raise ValueError(
-            f"[{name}] max_capacity: expected a bound with an evict_strategy, got None."
-        )
-    if config["dtype"] == "int8" and rule is not None:
-        raise ValueError(f"[{name}] optimizer: expected None with dtype int8, got {rule!r}.")
-    if not isinstance(config["table_id"], str) or not _TABLE_ID.fullmatch(config["table_id"]):
+    check_together(name, config["evict_strategy"], bound, config["dtype"], rule)
+    if not isinstance(config["table_id"], str) or not TABLE_ID.fullmatch(config["table_id"]):
         raise ValueError(
             f"[{name}] table_id: expected 32 hexadecimal digits, got {config['table_id']!r}."
         )
     flags = {flag: config.get(flag, False) for flag in ("own_mark", "smaller", "left_out")}
     for flag, given in flags.items():
-        if not isinstance(given, bool):
-            raise TypeError(f"[{name}] {flag}: expected true or false, got {given!r}.")
+        check.instance(name, flag, given, bool)
     shard = config.get("shard")
     if shard is not None:
-        index, of = _list(name, "shard", shard)
+        check.instance(name, "shard", shard, list)
+        index, of = shard
         of = check.integer(name, "shard", of, at_least=1, at_most=2**63 - 1)
         shard = [check.integer(name, "shard", index, at_least=0, at_most=of - 1), of]
     seed = config.get("hash_seed")
@@ -125,16 +111,9 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(op: str, entry: str, given: Any, allowed: tuple[str, ...]) -> None:
-    if not isinstance(given, str):
-        raise TypeError(f"[{op}] {entry}: expected a name, got {given!r}.")
+    check.instance(op, entry, given, str)
     if given not in allowed:
         raise _Unknown(f"{entry} of {', '.join(allowed)}, got {given!r}")
-
-
-def _list(op: str, entry: str, given: Any) -> list[Any]:
-    if not isinstance(given, list):
-        raise TypeError(f"[{op}] {entry}: expected a list, got {given!r}.")
-    return given
 
 
 def _made(op: str, entry: str, stored: Any, kinds: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ up deletes a snapshot only if no process holds it and the manifest, read after t
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,22 +19,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ...front import check
-from . import container, disk
+from . import container, disk, manifests
 from .container import DAMAGED, Array, FormatError
 from .disk import PathLike
-from .manifests import FORMAT as FORMAT
-from .manifests import (
-    MANIFEST,
-    PART,
-    PREFIX,
-    AdmissionParts,
-    Manifest,
-    Part,
-    Summary,
-    manifest_bytes,
-    part_name,
-    read_manifest,
-)
+from .manifests import MANIFEST, PART, PREFIX, AdmissionParts, Manifest, Part, Summary
 
 PART_BYTES = 64 << 20
 KIND = "part"
@@ -93,7 +82,9 @@ def save(
         disk.sync_directory(directory)
         manifest = writer.manifest(_checked_config(op, given()), state)
         previous = _current(directory)
-        disk.write_atomic(os.path.join(directory, MANIFEST), [manifest_bytes(manifest)], op=op)
+        disk.write_atomic(
+            os.path.join(directory, MANIFEST), [manifests.manifest_bytes(manifest)], op=op
+        )
         if previous is not None and not writer.locked:
             _delete(directory, [part.file for part in previous.files])
     except BaseException:
@@ -101,32 +92,23 @@ def save(
         raise
     finally:
         writer.release()
-    with suppress(
-        OSError
-    ):  # the new snapshot is in place: what could not be deleted waits for the next save
+    with suppress(OSError):  # the new snapshot is in place: the rest waits for the next save
         _tidy(directory)
     return manifest.summary
 
 
-def load(
-    directory: PathLike, *, mapped: bool = False, op: str = "load"
-) -> tuple[dict[str, Any], Blocks]:
+def load(directory: PathLike, *, op: str = "load") -> tuple[dict[str, Any], Blocks]:
     """Return the table's configuration and an iterator over its rows, one block (dict of arrays) per part.
 
     The snapshot that is in place now is the one that is read, even if another is saved meanwhile. All parts are
     looked for before the call returns; each is checked, byte by byte, before any of its rows is given out.
 
-    Args:
-        mapped: give out read-only views of mapped files: 4.6 instead of 1 to 3 GB/s, checksum included, from the
-            page cache (2 cores, NumPy 2). A disk that fails under the views, or a file that another process makes
-            shorter, then kills this process. False copies each part, and both are errors. Default False.
     Raises:
         FileNotFoundError: no snapshot is there.
         FormatError: a file is damaged or missing, here or while iterating. NewerFormatError: upgrade hotloop.
     """
     manifest, held = _pin(op, directory)
-    blocks = Blocks(op, directory, manifest, held, mapped)
-    return manifest.config, blocks
+    return manifest.config, Blocks(op, directory, manifest, held)
 
 
 def verify(directory: PathLike) -> Summary:
@@ -142,14 +124,11 @@ def verify(directory: PathLike) -> Summary:
 class Blocks(Iterator[Block]):
     """The rows of a snapshot, which is kept from deletion until the last block, ``close`` or the end of a ``with``."""
 
-    def __init__(
-        self, op: str, directory: PathLike, manifest: Manifest, held: int | None, mapped: bool
-    ) -> None:
+    def __init__(self, op: str, directory: PathLike, manifest: Manifest, held: int | None) -> None:
         self._held = held
         self._op = op
         self._directory = directory
         self._manifest = manifest
-        self._mapped = mapped
         self._next = 0
 
     @property
@@ -163,9 +142,6 @@ class Blocks(Iterator[Block]):
             return None
         first = len(self._manifest.parts)
         return found.state, [self._read(first + i) for i in range(len(found.parts))]
-
-    def __iter__(self) -> Blocks:
-        return self
 
     def __next__(self) -> Block:
         if self._next >= len(self._manifest.parts):
@@ -196,18 +172,15 @@ class Blocks(Iterator[Block]):
             kind, schema = ADMISSION, self._manifest.admission.arrays
         path = os.path.join(self._directory, part.file)
 
-        def refuse(wanted: object, got: object) -> FormatError:
-            return FormatError(f"[{self._op}] {path}: expected {wanted}, got {got}. {DAMAGED}")
-
+        refuse = functools.partial(container.damaged, self._op, path)
         try:
             size = os.stat(path).st_size
             if size != part.bytes:
                 raise refuse(f"{part.bytes} bytes", size)
-            data = disk.read(path, mapped=self._mapped, op=self._op)
+            data = disk.read(path, op=self._op)
         except FileNotFoundError:
-            raise refuse(
-                "a part of the snapshot", "none: it was deleted while it was read"
-            ) from None
+            got = "none: it was deleted while it was read"
+            raise refuse("a part of the snapshot", got) from None
         arrays, metadata = container.decode(data, path, op=self._op)
         if container.stored_checksum(data) != part.crc32:
             raise refuse(f"checksum {part.crc32} as in {MANIFEST}", container.stored_checksum(data))
@@ -263,10 +236,8 @@ class _Writer:
         while done < rows:
             step = min(rows - done, self._capacity - self._count)
             for name, array in block.items():
-                target = self._gathered[name]
-                target[self._count : self._count + step] = container.numbers(array)[
-                    done : done + step
-                ]
+                part = container.numbers(array)[done : done + step]
+                self._gathered[name][self._count : self._count + step] = part
             self._count += step
             done += step
             if self._count == self._capacity:
@@ -291,7 +262,7 @@ class _Writer:
             buffers = container.encode(
                 arrays, _part_metadata(self._token, index, self._kind), op=self._op
             )
-            name = part_name(self._token, index)
+            name = manifests.part_name(self._token, index)
             fd = disk.write_new(os.path.join(self._directory, name), buffers, op=self._op)
             if fd is not None:
                 break
@@ -322,7 +293,7 @@ class _Writer:
     def discard(self) -> None:
         """Delete the parts again, unless the manifest that names them is already in place."""
         with suppress(OSError, FormatError):
-            manifest = read_manifest(self._op, self._directory)
+            manifest = manifests.read_manifest(self._op, self._directory)
             if manifest is not None and manifest.snapshot == self._token:
                 return
             _delete(self._directory, [part.file for part in self._parts])
@@ -379,7 +350,7 @@ def _checked_config(op: str, config: Any) -> dict[str, Any]:
 def _current(directory: PathLike) -> Manifest | None:
     """The manifest in place, if it can be read."""
     try:
-        return read_manifest("save", directory)
+        return manifests.read_manifest("save", directory)
     except FormatError:
         return None
 
@@ -406,7 +377,7 @@ def _refuse_foreign(op: str, directory: PathLike) -> None:
 def _pin(op: str, directory: PathLike) -> tuple[Manifest, int | None]:
     """The manifest in place and a descriptor that keeps its parts from deletion; all parts are there."""
     while True:
-        manifest = read_manifest(op, directory)
+        manifest = manifests.read_manifest(op, directory)
         if manifest is None:
             raise FileNotFoundError(
                 errno.ENOENT,
@@ -420,7 +391,7 @@ def _pin(op: str, directory: PathLike) -> tuple[Manifest, int | None]:
             return manifest, held
         if held is not None:
             os.close(held)
-        again = read_manifest(op, directory)
+        again = manifests.read_manifest(op, directory)
         if again is not None and again.snapshot == manifest.snapshot:
             raise FormatError(f"[{op}] {problem}. {DAMAGED}")
 
@@ -452,13 +423,13 @@ def _tidy(directory: PathLike) -> None:
                 groups.setdefault(match[1], []).append(entry.name)
     for token, names in groups.items():
         try:
-            manifest = read_manifest("save", directory)
+            manifest = manifests.read_manifest("save", directory)
         except FormatError:
             return  # what a damaged manifest names is for a human to decide
         if manifest is not None and manifest.snapshot == token:
             continue
         try:
-            fd = disk.claim(os.path.join(directory, part_name(token, 0)))
+            fd = disk.claim(os.path.join(directory, manifests.part_name(token, 0)))
         except FileNotFoundError:  # part 0 goes last, so the others of this snapshot are left-overs
             _delete(directory, names)
             continue
@@ -466,7 +437,7 @@ def _tidy(directory: PathLike) -> None:
             continue
         try:
             # again: it may have been committed before the lock was ours, and after that it cannot be
-            manifest = read_manifest("save", directory)
+            manifest = manifests.read_manifest("save", directory)
             if manifest is None or manifest.snapshot != token:
                 _delete(directory, names)
         except FormatError:

@@ -59,9 +59,8 @@ def counts_of(op: str, state: dict[str, Any]) -> tuple[int, int, int] | None:
     """Tick, epoch and step of a ``state_dict``; None of one from before there was a filter in it."""
     if not all(name in state for name in deltas.CLOCK):
         return None
-    most = (2**64 - 1, 2**32 - 1, 2**64 - 1)
     tick, epoch, step = (
-        check.integer(op, name, state[name], at_least=0, at_most=n)
-        for name, n in zip(deltas.CLOCK, most)
+        check.integer(op, name, state[name], at_least=0, at_most=most)
+        for name, most in deltas.CLOCK.items()
     )
     return tick, epoch, step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ...core.rules import RowOptimizer
@@ -31,11 +31,8 @@ def check_rows(op: str, weight: Any, grad: Any) -> None:
     wide = _arrays.dtype(weight) == "float64"
     check.array(op, "grad", grad, ("float32", "float64") if wide else ("float32",), 2)
     check.same_place(op, "grad", grad, "weight", weight)
-    if tuple(grad.shape) != tuple(weight.shape):
-        raise ValueError(
-            f"[{op}] grad: expected shape {tuple(weight.shape)} like weight, got {tuple(grad.shape)}. "
-            "Pass one summed gradient per row."
-        )
+    hint = "Pass one summed gradient per row."
+    check.shape(op, "grad", grad, tuple(weight.shape), "like weight", hint)
     check.finite(op, grad=grad)
 
 
@@ -57,21 +54,6 @@ def check_seed(op: str, seed: Any) -> None:
         integer(op, "rounding_seed", seed, at_least=0, at_most=2**64 - 1)
 
 
-def in_place(arrays: list[Any], call: Callable[[list[Any]], None]) -> None:
-    """Call with arrays whose last dimension is contiguous, and make what was written there appear in ``arrays``."""
-    # A view that is negated lazily is written through a copy, like one whose neighbours lie apart.
-    inner = [
-        x.resolve_neg() if _arrays.is_torch(x) else x for x in map(_arrays.unit_stride, arrays)
-    ]
-    call(inner)
-    for x, y in zip(arrays, inner):
-        if y is not x:
-            _arrays.assign(x, y)
-        elif _arrays.is_torch(x):
-            # The loops write past autograd, which must refuse to go back through what was overwritten.
-            sys.modules["torch"].autograd.graph.increment_version(x)
-
-
 def update(
     rule: RowOptimizer,
     weight: Any,
@@ -90,17 +72,23 @@ def update(
     columns = {name: _arrays.as_column(x) for name, x in state.items()}
     names = list(rule.state_layout(int(weight.shape[1])))
     written = [weight, *columns.values()]
-
-    def run(inner: list[Any]) -> None:
-        given = dict(zip(columns, inner[1:]))
-        native.core.table.update_rows(
-            packed,
-            inner[0],
-            _arrays.unit_stride(grad),
-            [given.get(name) for name in names],
-            rows,
-            distinct,
-            int(rounding_seed or 0),
-        )
-
-    in_place(written, run)
+    # A view that is negated lazily is written through a copy, like one whose neighbours lie apart.
+    inner = [
+        x.resolve_neg() if _arrays.is_torch(x) else x for x in map(_arrays.unit_stride, written)
+    ]
+    given = dict(zip(columns, inner[1:]))
+    native.core.table.update_rows(
+        packed,
+        inner[0],
+        _arrays.unit_stride(grad),
+        [given.get(name) for name in names],
+        rows,
+        distinct,
+        int(rounding_seed or 0),
+    )
+    for x, y in zip(written, inner):
+        if y is not x:
+            _arrays.assign(x, y)
+        elif _arrays.is_torch(x):
+            # The loops write past autograd, which must refuse to go back through what was overwritten.
+            sys.modules["torch"].autograd.graph.increment_version(x)

@@ -11,6 +11,7 @@ from ...front import arrays, check, native
 from ...front.impl import Impl, choose
 from ...reference.table import rows as _reference
 from ...reference.table.results import MergedGradients
+from .. import _words
 from . import engine
 
 
@@ -33,17 +34,14 @@ def _merge(ids: Any, grads: Any) -> MergedGradients:
     inverse, unique, counts = (arrays.empty(ids, (n,), "int64") for _ in range(3))
     found = core.table.number_ids(whole, inverse, unique, counts)
     sums = arrays.empty(grads, (found, dim), "float32")
-    core.table.merge_rows(
-        arrays.unit_stride(grads),
-        inverse,
-        sums,
-    )
+    core.table.merge_rows(arrays.unit_stride(grads), inverse, sums)
     unique = unique[:found]
     if arrays.dtype(ids) == "int32":
         unique = unique.astype(np.int32) if isinstance(unique, np.ndarray) else unique.int()
     return MergedGradients(unique, sums, counts[:found], inverse)
 
 
+@_words.documented_rows
 def merge_duplicates(ids: Any, grads: Any, *, impl: Impl = "auto") -> MergedGradients:
     """Sum the gradients of equal ids: what goes in front of every sparse update.
 
@@ -53,15 +51,9 @@ def merge_duplicates(ids: Any, grads: Any, *, impl: Impl = "auto") -> MergedGrad
     Args:
         ids: (N,), int64 or int32; any values.
         grads: (N, D), float32, float16 or bfloat16 (float64: reference); rows of any stride.
-        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
 
     Returns:
         ``MergedGradients``: ids (U,), grads (U, D) float32, counts (U,) and inverse (N,) int64.
-
-    Raises:
-        TypeError, ValueError: an array of another dtype, shape, library or device; with HOTLOOP_CHECK=1 NaN or infinity
-            in grads.
-        NotImplementedError: a forced ``impl`` that cannot run.
 
     Examples:
         >>> import numpy as np
@@ -79,6 +71,7 @@ def merge_duplicates(ids: Any, grads: Any, *, impl: Impl = "auto") -> MergedGrad
     return _merge(ids, grads)
 
 
+@_words.documented_rows
 def sparse_dedup_optimize(
     weight: Any,
     ids: Any,
@@ -106,15 +99,13 @@ def sparse_dedup_optimize(
         dedup: Default True.
         rounding_seed: 0 to 2^64 - 1, another one each step: float16 and bfloat16 weights round at random, without bias.
             Needed where ``optimizer.stochastic_rounding``; None otherwise rounds to nearest even.
-        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
 
     Returns:
         ``MergedGradients``: the rows touched and what moved them (without ``dedup``: the batch, each row counted once).
 
     Raises:
-        TypeError, ValueError: an array of another dtype, shape, library or device, or one that cannot be written; an id
-            out of range; a state without what the optimizer keeps.
-        NotImplementedError: a forced ``impl`` that cannot run.
+        ValueError: shapes or devices do not fit, an array cannot be written, an id or a number is out of range, or the
+            state is without what the optimizer keeps; with HOTLOOP_CHECK=1 NaN or infinity in grads.
 
     Examples:
         >>> import numpy as np
@@ -152,10 +143,8 @@ def sparse_dedup_optimize(
             f"[{op}] rounding_seed: expected an integer, got None. The optimizer rounds at random: pass another one "
             "each step."
         )
-    if (
-        choose(op, impl, "weight", weight, engine.loops(arrays.dtype(weight), arrays.dtype(grads)))
-        == "reference"
-    ):
+    loops = engine.loops(arrays.dtype(weight), arrays.dtype(grads))
+    if choose(op, impl, "weight", weight, loops) == "reference":
         return _reference.sparse_dedup_optimize(
             weight, ids, grads, columns, rule, dedup=dedup, rounding_seed=rounding_seed
         )
@@ -165,7 +154,7 @@ def sparse_dedup_optimize(
         n = int(ids.shape[0])
         merged = MergedGradients(
             ids,
-            grads if arrays.dtype(grads) == "float32" else _to_float32(grads),
+            arrays.dense(grads, "float32"),
             arrays.from_numpy(np.ones(n, np.int64), ids),
             arrays.from_numpy(np.arange(n), ids),
         )
@@ -179,10 +168,6 @@ def sparse_dedup_optimize(
         rounding_seed=rounding_seed,
     )
     return merged
-
-
-def _to_float32(x: Any) -> Any:
-    return x.float() if hasattr(x, "float") else x.astype("float32")
 
 
 def _check_optimizer(op: str, optimizer: Any) -> RowOptimizer:

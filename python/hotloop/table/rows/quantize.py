@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from ...front import arrays, check, native
 from ...front.check import choice, number
 from ...front.impl import Impl, choose
 from ...reference.table import rows as _reference
+from .. import _words
 from . import engine
 
 QUANTIZE_MODES = ("int8", "float16", "bfloat16")
-CODE_DTYPES = ("int8", "float16", "bfloat16")
 VALUE_RANGE = 1.0
 
 
@@ -26,19 +24,11 @@ def _no_bfloat16(op: str, name: str, like: Any, others: str) -> None:
         )
 
 
-def _bytes_of(codes: Any) -> Any:
-    """int8 codes as the uint8 the loops read; the same memory."""
-    if isinstance(codes, np.ndarray):
-        return codes.view(np.uint8)
-    import torch
-
-    return codes.resolve_neg().view(torch.uint8)
-
-
 def _two_dimensional(x: Any) -> Any:
     return x.reshape(1, -1) if x.ndim == 1 else x
 
 
+@_words.documented_rows
 def serving_row_quantize(
     rows: Any, *, mode: str = "int8", value_range: float = VALUE_RANGE, impl: Impl = "auto"
 ) -> Any:
@@ -52,16 +42,13 @@ def serving_row_quantize(
     Args:
         rows: (N, D) or (D,), float32, float16, bfloat16 or float64 (int8 of float64: reference).
         mode: "int8", "float16" or "bfloat16" (torch only). Default "int8".
-        value_range: magnitude of the largest code, > 0; not used by the half types. Default 1.
-        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
 
     Returns:
         Array of the shape, library and device of rows: int8, float16 or bfloat16.
 
     Raises:
-        TypeError, ValueError: an array of another dtype or shape; an unknown mode; value_range out of range; with
-            HOTLOOP_CHECK=1 NaN or infinity in rows.
-        NotImplementedError: a forced ``impl`` that cannot run.
+        ValueError: an array of another shape, an unknown mode, or value_range out of range; with HOTLOOP_CHECK=1 NaN or
+            infinity in rows.
 
     Examples:
         >>> import numpy as np
@@ -85,15 +72,12 @@ def serving_row_quantize(
         return _reference.converted(rows, mode)
     matrix = arrays.unit_stride(_two_dimensional(rows))
     out = arrays.empty(rows, tuple(map(int, rows.shape)), "int8")
-    native.core.table.quantize(
-        matrix,
-        _bytes_of(_two_dimensional(out)),
-        value_range,
-        True,
-    )
+    codes = arrays.as_bytes(_two_dimensional(out))
+    native.core.table.quantize(matrix, codes, value_range, True)
     return out
 
 
+@_words.documented_rows
 def serving_row_dequantize(
     codes: Any, *, value_range: float = VALUE_RANGE, dtype: str = "float32", impl: Impl = "auto"
 ) -> Any:
@@ -105,14 +89,12 @@ def serving_row_dequantize(
         codes: (N, D) or (D,), int8, float16 or bfloat16.
         value_range: as when stored, > 0; not used by the half types. Default 1.
         dtype: "float32", "float16", "bfloat16" (torch only) or "float64" (from int8: reference). Default "float32".
-        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
 
     Returns:
         Array of the shape, library and device of codes, of this dtype.
 
     Raises:
-        TypeError, ValueError: an array of another dtype or shape; an unknown dtype; value_range out of range.
-        NotImplementedError: a forced ``impl`` that cannot run.
+        ValueError: an array of another shape, an unknown dtype, or value_range out of range.
 
     Examples:
         >>> import numpy as np
@@ -123,7 +105,7 @@ def serving_row_dequantize(
         Monolith, Liu et al. 2022, arXiv:2209.07663 (fixed_r8 of hash_table/compressor/fake_quantizer.h).
     """
     op = "serving_row_dequantize"
-    check.array(op, "codes", codes, CODE_DTYPES, 1, 2)
+    check.array(op, "codes", codes, QUANTIZE_MODES, 1, 2)
     choice(op, "dtype", dtype, arrays.FLOATS)
     value_range = number(op, "value_range", value_range, above=0, below=math.inf)
     if dtype == "bfloat16":
@@ -137,10 +119,5 @@ def serving_row_dequantize(
         return _reference.converted(codes, dtype)
     matrix = arrays.unit_stride(_two_dimensional(codes))
     out = arrays.empty(codes, tuple(map(int, codes.shape)), dtype)
-    native.core.table.quantize(
-        _two_dimensional(out),
-        _bytes_of(matrix),
-        value_range,
-        False,
-    )
+    native.core.table.quantize(_two_dimensional(out), arrays.as_bytes(matrix), value_range, False)
     return out

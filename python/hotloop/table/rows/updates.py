@@ -2,55 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from ...core.rules import (
-    FTRL,
-    SGD,
-    Adagrad,
-    Adam,
-    GroupAdagrad,
-    RowOptimizer,
-    RowwiseAdagrad,
-    of_arguments,
-)
+from ...core import rules
+from ...core.rules import FTRL, SGD, Adagrad, Adam, GroupAdagrad, RowOptimizer, RowwiseAdagrad
 from ...front import arrays
 from ...front.impl import Impl, choose
 from ...reference.table import rows as _reference
+from .. import _words
 from . import engine
-
-_FIRST = """
-        weight: rows (U, D), float32, float16 or bfloat16 (float64: reference), written in place; any stride.
-        grad: (U, D) float32 (float64 too for float64 weights): the summed gradient of each row."""
-_LAST = """
-        rounding_seed: 0 to 2^64 - 1, another one each step: float16 and bfloat16 weights are rounded up or down at
-            random, without bias, by Philox(rounding_seed, 0, row). None rounds to nearest even.
-        impl: "auto", "cpu" or "reference"; arrays on a GPU take the reference, through host memory.
-
-    Returns:
-        None.
-
-    Raises:
-        TypeError, ValueError: an array of another dtype, shape, library or device, or one that cannot be written; a
-            number out of range; with HOTLOOP_CHECK=1 NaN or infinity in grad.
-        NotImplementedError: a forced ``impl`` that cannot run.
-"""
-_F = TypeVar("_F", bound=Callable[..., None])
-
-
-def _documented(update: _F) -> _F:
-    """Add to the docstring what all updates have in common."""
-    if update.__doc__:
-        before, own, example = re.split(r"(?<=Args:)|(?=\n    Examples:)", update.__doc__)
-        update.__doc__ = before + _FIRST + own.rstrip() + _LAST + example
-    return update
 
 
 def _move(op: str, kind: type[RowOptimizer], given: dict[str, Any]) -> None:
     """Check the arguments of an update, by name, and run the rule."""
-    rule, state, step = of_arguments(op, kind, given)
+    rule, state, step = rules.of_arguments(op, kind, given)
     weight, grad, seed = given["weight"], given["grad"], given["rounding_seed"]
     engine.check_rows(op, weight, grad)
     for name, column in state.items():
@@ -63,7 +28,7 @@ def _move(op: str, kind: type[RowOptimizer], given: dict[str, Any]) -> None:
         engine.update(rule, weight, grad, state, rounding_seed=seed, step=step)
 
 
-@_documented
+@_words.documented_rows
 def sparse_sgd_update(
     weight: Any,
     grad: Any,
@@ -75,11 +40,7 @@ def sparse_sgd_update(
 ) -> None:
     """Move rows by plain gradient descent, in place.
 
-    w <- w - lr (g + weight_decay w). Returns None.
-
-    Args:
-        lr: learning rate, >= 0. Default 0.01.
-        weight_decay: >= 0. Default 0.
+    w <- w - lr (g + weight_decay w).
 
     Examples:
         >>> import numpy as np
@@ -94,7 +55,7 @@ def sparse_sgd_update(
     _move("sparse_sgd_update", SGD, locals())
 
 
-@_documented
+@_words.documented_rows
 def rowwise_adagrad_update(
     weight: Any,
     grad: Any,
@@ -111,14 +72,7 @@ def rowwise_adagrad_update(
 
     "l2": g = grad + weight_decay w; state_sum <- state_sum + mean_j g_j^2; w <- w - lr g / (sqrt(state_sum) + eps).
     "decoupled": g = grad, and w is scaled by 1 - lr weight_decay first. Where the denominator is 0 (no eps, no gradient
-    so far) the step is 0 instead of NaN. Returns None.
-
-    Args:
-        state_sum: (U,) or (U, 1) float32, >= 0, written in place.
-        lr: learning rate, >= 0. Default 0.01.
-        eps: >= 0. Default 1e-8.
-        weight_decay: >= 0. Default 0.
-        weight_decay_mode: "l2" or "decoupled". Default "l2".
+    so far) the step is 0 instead of NaN.
 
     Examples:
         >>> import numpy as np
@@ -134,7 +88,7 @@ def rowwise_adagrad_update(
     _move("rowwise_adagrad_update", RowwiseAdagrad, locals())
 
 
-@_documented
+@_words.documented_rows
 def sparse_adagrad_update(
     weight: Any,
     grad: Any,
@@ -151,14 +105,10 @@ def sparse_adagrad_update(
 
     "l2": g = grad + weight_decay w; state_sum <- state_sum + g^2; w <- w - lr g / (sqrt(state_sum) + eps), per element.
     "decoupled": g = grad, and w is scaled by 1 - lr weight_decay first. Where the denominator is 0 (no eps, no gradient
-    so far) the step is 0 instead of NaN. Monolith's rule is eps=0 with a state_sum that starts at 0.1. Returns None.
+    so far) the step is 0 instead of NaN. Monolith's rule is eps=0 with a state_sum that starts at 0.1.
 
     Args:
         state_sum: (U, D) float32, >= 0, written in place.
-        lr: learning rate, >= 0. Default 0.01.
-        eps: >= 0. Default 1e-10.
-        weight_decay: >= 0. Default 0.
-        weight_decay_mode: "l2" or "decoupled". Default "l2".
 
     Examples:
         >>> import numpy as np
@@ -173,7 +123,7 @@ def sparse_adagrad_update(
     _move("sparse_adagrad_update", Adagrad, locals())
 
 
-@_documented
+@_words.documented_rows
 def sparse_adam_update(
     weight: Any,
     grad: Any,
@@ -196,7 +146,7 @@ def sparse_adam_update(
     "l2": g = grad + weight_decay w ("decoupled": g = grad, and w is scaled by 1 - lr weight_decay first);
     t <- t + 1; m <- m + (1 - b1)(g - m); v <- v + (1 - b2)(g^2 - v); u = m, with ``nesterov`` (1 - b1) g + b1 m;
     "torch": w <- w - lr u / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps);
-    "tensorflow": w <- w - lr sqrt(1 - b2^t) / (1 - b1^t) u / (sqrt(v) + eps). Returns None.
+    "tensorflow": w <- w - lr sqrt(1 - b2^t) / (1 - b1^t) u / (sqrt(v) + eps).
     t is the row's own count. torch.optim.SparseAdam is an int ``step``, which counts for all rows, and "tensorflow".
 
     Args:
@@ -204,11 +154,8 @@ def sparse_adam_update(
         exp_avg_sq: v, (U, D) float32, written in place; or (U,) or (U, 1): one per row, of mean_j g_j^2.
         step: t before this step, (U,) or (U, 1) float32, advanced in place (it counts to 2^24, where no correction is
             left); or an int >= 1: the t of this step for all rows.
-        lr: learning rate, >= 0. Default 1e-3.
         betas: b1 and b2, each in [0, 1). Default (0.9, 0.999).
-        eps: >= 0. Default 1e-8.
         eps_mode: "torch" or "tensorflow" (also that of Monolith and of torch.optim.SparseAdam). Default "torch".
-        weight_decay: >= 0. Default 0.
         weight_decay_mode: "l2" or "decoupled" (AdamW). Default "l2".
         nesterov: Monolith's form, without the schedule of torch.optim.NAdam. Default False.
 
@@ -226,7 +173,7 @@ def sparse_adam_update(
     _move("sparse_adam_update", Adam, locals())
 
 
-@_documented
+@_words.documented_rows
 def ftrl_proximal_update(
     weight: Any,
     grad: Any,
@@ -247,14 +194,11 @@ def ftrl_proximal_update(
     w <- 0 if abs(z) <= l1, else -(z - sign(z) l1) / ((beta + sqrt(n)) / lr + l2), per element. With ``group`` over the
     norm of the row: w <- 0 if norm(z) <= l1, else -(1 - l1 / norm(z)) z / ((beta + sqrt(n)) / lr + l2).
     The weight is a function of z and n: one that does not start at 0 needs z = -w ((beta + sqrt(n)) / lr + l2) to begin
-    with. Monolith's sign of z (0 or 1, wrong for l1 > 0) is not copied. Returns None.
+    with. Monolith's sign of z (0 or 1, wrong for l1 > 0) is not copied.
 
     Args:
         z, n: (U, D) float32, n >= 0, written in place.
         lr: alpha of the paper, > 0. Default 0.05.
-        beta: >= 0. Default 1.
-        l1: >= 0. Default 0.
-        l2: >= 0. Default 1.
         group: Default False.
 
     Examples:
@@ -271,7 +215,7 @@ def ftrl_proximal_update(
     _move("ftrl_proximal_update", FTRL, locals())
 
 
-@_documented
+@_words.documented_rows
 def group_adagrad_update(
     weight: Any,
     grad: Any,
@@ -288,14 +232,12 @@ def group_adagrad_update(
 
     g = grad + weight_decay w; state_sum <- state_sum + max_j g_j^2; eta = lr / (beta + sqrt(state_sum));
     y = w - eta g; w <- 0 if norm(y) <= l2 eta, else (1 - l2 eta / norm(y)) y. This is Monolith's rule on
-    z = g - w / eta = -y / eta, written so that l2 = 0 leaves y exact. Returns None.
+    z = g - w / eta = -y / eta, written so that l2 = 0 leaves y exact.
 
     Args:
         state_sum: (U,) or (U, 1) float32, >= 0, written in place; Monolith starts it at 0.1.
         lr: learning rate, > 0. Default 0.01.
-        beta: >= 0. Default 0.
         l2: strength of the penalty on the norm, >= 0. Default 0.
-        weight_decay: >= 0. Default 0.
 
     Examples:
         >>> import numpy as np
