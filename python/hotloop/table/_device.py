@@ -137,7 +137,7 @@ class DeviceTable:
 def _sightings(counter: Any) -> tuple[Any, ...]:
     splits = len(counter.save(None)[3])
     cells = np.empty((splits, counter.cells_per_split, 2), np.uint8)
-    return (*counter.save(cells), cells)
+    return counter.save(cells), cells
 
 
 def _asked(admission: Any) -> Any:
