@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Each target does its own set-up in .venv; a machine needs python3, a C++ compiler and make.
 PYTHON ?= python3
 VENV := .venv
@@ -110,6 +111,7 @@ lint: $(VENV)/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/lint_cpp.py
+	$(BIN)/python tools/spdx.py
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest hotloop._core --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m bench list | run OP | memory OP | compare A B | report FILE | plot FILE``."""
 
 from __future__ import annotations

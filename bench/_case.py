@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a bench is made of: inputs, contenders, a cost, targets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results before times: every contender against the same op in higher precision."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The regression gate: two files of rows, or one file now and at a git ref."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run one case: check, warm up, time in turns, measure memory, write rows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inputs, truths and roofs that the benches of language-model heads share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the package that is on the path can run on this GPU: ``python -m bench._loads 90``."""
 
 from __future__ import annotations

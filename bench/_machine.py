@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine and the versions a row was measured with. Models, never names of hosts."""
 
 from __future__ import annotations

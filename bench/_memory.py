@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak memory of a step above its inputs: a fresh process on the CPU, the allocator on a GPU.
 
 Whatever a contender holds beyond its inputs counts: gradients, temporaries, and the workspace that it keeps from one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m bench memory OP``: peak memory alone. It takes one step per contender and needs no quiet machine."""
 
 from __future__ import annotations

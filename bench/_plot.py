@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures from rows: one per op, a panel per dtype and case, the same numbers as CSV beside it."""
 
 from __future__ import annotations

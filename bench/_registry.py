@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All benches, by op, found by file: modules are imported when asked for, so that ``list`` needs no rival."""
 
 from __future__ import annotations

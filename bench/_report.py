@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table: machine and versions, every contender of every case, every target. Losses are kept."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain copies, reads and products of the size of a case: what no op can be far below."""
 
 from __future__ import annotations

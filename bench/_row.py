@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one row format: JSON lines, one per contender and case; table and plots come from them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small calls of every GPU kernel, for compute-sanitizer: sizes around block edges."""
 
 from __future__ import annotations

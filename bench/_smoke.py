@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every GPU kernel once, at small sizes, against the reference: ``python -m bench._smoke ROOM``.
 
 Exits 1 at the first wrong or failing kernel's end of the list, having named all of them. One process per room:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a step takes: on the CPU by the wall, on a GPU by events or by graph replay."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same contenders under pytest-benchmark: ``pytest bench/ --benchmark-only``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The progress bar of the benches and of the examples: on stderr where that is a terminal and rich is installed."""
 
 from __future__ import annotations

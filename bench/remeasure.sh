@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Measure again what the README and docs/decode.md show, from a clean commit on a quiet machine, and put the rows
 # into bench/results. Then: make docs, and commit both.
 #

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Build, check, measure and test on a GPU machine without network, in under ten minutes.
 #
 #   bench/run_gpu.sh OUT_DIR [--dry-run]

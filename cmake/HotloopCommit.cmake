@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # hotloop/_commit.py, the commit that `hotloop info` names: git's where there is a repository, else the one that an sdist
 # was made from and carries in commit.txt, else "unknown".
 set(hotloop_commit_file ${PROJECT_SOURCE_DIR}/cmake/commit.txt)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # hotloop._cuda: built where a CUDA compiler is found (or demanded), with the static CUDA runtime,
 # so that the module imports on a machine without a driver.
 set(HOTLOOP_BUILD_CUDA OFF)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # One source, several instruction sets: every csrc/<room>/<loop>.simd.cpp is compiled once per level with
 # HOTLOOP_SIMD_LEVEL set; core/simd_begin.hpp turns that into a namespace and a target pragma.
 set(HOTLOOP_WARNINGS -Wall -Wextra -Wconversion -Wsign-compare -Wno-unknown-pragmas)

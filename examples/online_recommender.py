@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learn clicks from a real log, one pass, predicting every batch before learning from it: hashed against collisionless.
 
 Run it with ``python -m examples.online_recommender`` from the root of the repository, after

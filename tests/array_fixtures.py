@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures of the rooms that take NumPy arrays: poisoned outputs, and whatever a test forces is undone."""
 
 from __future__ import annotations

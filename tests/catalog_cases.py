@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Valid calls of the ops of the catalogue: cases of the pointwise loop, and ``CALLS`` of ``tests/<room>/cases.py``."""
 
 from __future__ import annotations

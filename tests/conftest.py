@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every test runs under: poisoned memory, and a list of the implementations that ran."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One valid call of every public op, with every array argument it has: what tests over the whole catalogue start from.
 
 The call is the one of the op's docstring; arrays that it leaves out are made here by the name of the argument. A new

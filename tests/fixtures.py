@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures that folders put into their conftest: numbers of threads, instruction sets, environment variables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the GPU tests of all rooms share: where they run, calls that must not wait, captured steps."""
 
 from __future__ import annotations

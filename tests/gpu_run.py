@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run of the GPU tests alone, in which all of them skipped, has shown nothing: it ends in red."""
 
 from __future__ import annotations

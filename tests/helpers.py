@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures of closeness shared by the tests of every room."""
 
 from __future__ import annotations

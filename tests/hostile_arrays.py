@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays whose memory is not their elements, and views that are: what every argument of every op must survive."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a case of the pointwise loop is, and the cases of all rooms: one per loss and variant.
 
 A room writes its cases in ``tests/<room>/cases.py``; the tests of the loop (``tests/core/test_pointwise_*.py``) run

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a paper's formula is, written once more in mpmath at 40 digits, and the formulas of all rooms.
 
 A case brings the formula of one row along (``Case.formula``); what one row cannot say stands in

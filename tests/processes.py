@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python in a process of its own: for what an import, a fork, a signal or an environment variable does."""
 
 from __future__ import annotations

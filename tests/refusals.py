@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls that are refused, as tables: the text of an error, and the argument that brings it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What rooms say about themselves to the tests that run over all of them, in files of equal names.
 
 ``tests/<room>/cases.py`` names lists: ``POINTWISE``, the losses of the pointwise loop (``pointwise_cases.Case``), and

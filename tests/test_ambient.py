@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What torch.set_default_device and torch.set_default_dtype say is for the user's tensors, not for ours."""
 
 from __future__ import annotations

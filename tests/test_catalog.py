@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The catalogue against the code, and the documents made from it."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the catalogue says compiles does: whole, static and dynamic, numbers at their defaults and said out loud.
 
 The operators that stand in the graphs are those that torch's own opcheck takes for right.

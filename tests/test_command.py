@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``hotloop``, its report where the installation is broken, and the log of calls."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No circle of imports, neither of files nor of rooms, wherever in a file the import stands."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of the layout that a machine can check: rooms in every wing, dependencies one way, 64-bit indices."""
 
 import ast

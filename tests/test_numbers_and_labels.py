@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """No option and no label of a loss or a head turns into NaN: what is no number of its range is refused."""
 
 from __future__ import annotations

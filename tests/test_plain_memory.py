@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every array argument of every op: what is not plain memory gives the right result or a TypeError, never a wrong one.
 
 Ops come from the catalogue and calls from their docstrings (docstring_calls.py), so a new op is here by itself.

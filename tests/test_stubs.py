@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The committed stubs are what the built modules give."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values that an eager call refuses, in a compiled graph: the same error, when the graph runs."""
 
 from __future__ import annotations

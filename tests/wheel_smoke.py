@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an installed wheel must do at once: run by `make wheel` in an environment without a compiler."""
 
 import importlib

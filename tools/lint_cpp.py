@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lint C++ and CUDA: formatted by clang-format, and with ``--tidy`` the host's files looked at by clang-tidy.
 
 ``python tools/lint_cpp.py`` exits 1 on a finding; ``--fix`` formats instead. clang-tidy (.clang-tidy has its checks)

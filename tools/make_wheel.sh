@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Make the sdist, build the wheel from it, repair it, install it into an empty environment and test it there, with the
 # tests of the sdist and without a compiler.
 set -euo pipefail

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks of mkdocs: the README and a page for every room, and the check that every op of the catalogue is on one."""
 
 from __future__ import annotations

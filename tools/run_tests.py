@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run test suites one after the other and end with one line of counts: ``python tools/run_tests.py cpp python``.
 
 A suite is quiet while it passes. What fails is printed whole, and the suites after it still run.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every source file names its licence in its first lines: this script checks it, and ``--fix`` adds what is missing.
 
 The line stands first, or second below ``#!``. Files are those that git tracks, or all of a tree without git.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write what is generated: docs/coverage.md and docs/papers.md from the catalogue, results from bench/results.
 
 ``python tools/write_docs.py`` writes, ``--check`` only compares and exits 1 on a difference.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the type stubs of the compiled modules, hotloop/_core/*.pyi and hotloop/_cuda/*.pyi, from the modules as built.
 
 ``python tools/write_stubs.py`` writes, ``--check`` only compares and exits 1 on a difference. A module that was not
@@ -33,6 +34,7 @@ EXACT = {
     r"^__all__: list\[str\] = .*\n": "",
     r"^from \. import (\w+)$": r"from . import \1 as \1",
 }
+LICENCE = "# SPDX-License-Identifier: Apache-2.0"
 
 
 def generated(module: str) -> dict[str, str]:
@@ -45,7 +47,7 @@ def generated(module: str) -> dict[str, str]:
             text = file.read_text(encoding="utf-8")
             for written, exact in EXACT.items():
                 text = re.sub(written, exact, text, flags=re.M)
-            file.write_text(text, encoding="utf-8")
+            file.write_text(f"{LICENCE}\n{text}", encoding="utf-8")
         for words in (["check", "--fix-only"], ["format"]):
             ruff = [sys.executable, "-m", "ruff", *words, "-q", "--config", str(SETTINGS), folder]
             subprocess.run(ruff, check=True)

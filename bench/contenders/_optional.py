@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A rival that may not be installed."""
 
 from __future__ import annotations

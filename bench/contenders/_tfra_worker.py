@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs in the environment of TFRA: ``_tfra_worker.py DIM THREADS``, spoken to by ``tfra.py``.
 
 In: count and keys, count and values, then for each turn -1, count and ids of a new input set, or

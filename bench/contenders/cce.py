@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Apple's cut-cross-entropy."""
 
 from __future__ import annotations

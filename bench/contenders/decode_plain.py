@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speculative decoding and sampling in plain torch, as one writes them without a library.
 
 A verification gives the tokens (B, K+1), -1 after the last, and how many of the draft were kept.

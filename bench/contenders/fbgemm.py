@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FBGEMM's table-batched embedding on the CPU: rows of a static table, the optimizer fused in."""
 
 from __future__ import annotations

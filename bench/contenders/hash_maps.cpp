@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The two hash maps of C++ that tables are measured against, behind one C interface that takes
 // arrays: libcuckoo, which many threads may use at once, and absl::flat_hash_map, which many may
 // read. A header that is not there leaves its map out.

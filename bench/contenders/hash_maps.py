@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """libcuckoo and absl::flat_hash_map: ``hash_maps.cpp``, compiled when first wanted.
 
 Debian: ``apt install libcuckoo-dev libabsl-dev pkg-config``. Headers elsewhere are found through

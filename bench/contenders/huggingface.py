@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face transformers: the acceptance step of assisted generation, and its warpers.
 
 ``generate`` hands float32 logits to both; half types are converted first here too.

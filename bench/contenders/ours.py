@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """hotloop itself: one contender per implementation of the device."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plain torch, as one writes it without a library, eager and under ``torch.compile``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TensorFlow Recommenders Addons: ``dynamic_embedding``, in a process and environment of its own.
 
 TFRA 0.8.1 wants TensorFlow 2.16.2, which has no place beside this torch. Its interpreter is

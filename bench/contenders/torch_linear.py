@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.nn.functional.linear_cross_entropy`` (torch 2.13 and later)."""
 
 from __future__ import annotations

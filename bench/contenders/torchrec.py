@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TorchRec: ids remapped by a managed-collision module (MCH), then an ``EmbeddingBagCollection``.
 
 On the CPU this is what TorchRec has for ids that are not row numbers: HashZch will not train there.

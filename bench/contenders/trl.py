@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TRL's kernels, called as its trainers do: all tokens on the CPU, valid ones on a GPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of all rooms that run through the pointwise loop, one thread: many rows, and the eight of a step.
 
 A room writes its losses in ``bench/<room>/rows.py``, as a tuple ``ROWS``.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reductions over ragged groups, and the stable sort by key, one thread: groups of a few values, and sequences."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Logits as a language model gives them, a draft that is right about 70 % of the time, a tree."""
 
 from __future__ import annotations

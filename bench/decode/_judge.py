@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random results before times: frequencies against the exact law, and ours against its reference.
 
 A contender runs many times on one input set. What it emits must be possible, and what is counted

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling a token of every row: top-k and top-p, top-p alone, the whole law."""
 
 from __future__ import annotations

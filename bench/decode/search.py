@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step of a beam search, and the neighbours of a codebook."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification of drafted chains, token by token and as a block, from logits and probabilities.
 
 The draft is right about 70 % of the time. Every call draws anew, so calls visit different rows.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification of drafted trees: 64 nodes, depth 8, 4 children, chosen without chance."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean cross-entropy of a language-model head, forward and backward."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Divergences between a student's and a teacher's head, forward and backward into the student."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DPO with a reference head, from hidden states to the loss, forward and backward."""
 
 from __future__ import annotations

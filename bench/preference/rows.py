@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses on pairs and on marked answers, each beside what TRL's trainers compute in eager torch, up to the mean."""
 
 from __future__ import annotations

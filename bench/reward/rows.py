@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loss of a reward model beside TRL's ``RewardTrainer``, in eager torch."""
 
 from __future__ import annotations

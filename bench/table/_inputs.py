@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys that look random, the values or rows they have, and ids that are asked for.
 
 What is stored is the same for every input set of a case, and so is what each contender built of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lookup in tables on a CUDA device, three quarters and wholly full.
 
 Tables that evict, so that the load is what the case says: one that does not doubles as soon as a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Correcting predictions from an error memory and from its sketch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a reader and a writer wait while a table grows under them.
 
     python -m bench.table.growth_pause                  # 1 million to 16 million rows of 64 numbers, and of 2

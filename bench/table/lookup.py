@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lookup and insertion of pairs, and the gather of rows, in tables that are about 0.85 full.
 
 The peak memory of an insertion is the table it leaves: less key and value, over the keys, it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A training step of one table: pooled rows, their gradient, and the update of the rows in place.
 
 Our ids are keys of 64 bits, those of torch and FBGEMM are row numbers of a static table: they do

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses of unlearning beside what their authors' code computes, in eager torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The arrays of one call: each checked for what would corrupt memory, and kept alive until the call returns.
 #pragma once
 

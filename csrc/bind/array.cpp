@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How each kind of Python object becomes a View. A DLPack capsule is read as it is, a NumPy array through the buffer
 // protocol, a torch tensor through torch_tensor.cpp, anything else through its `__dlpack__`. An array that a View
 // cannot describe (another device or dtype, strides that are no multiple of an element, more dimensions) raises an

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From a Python array (torch tensor, buffer protocol or DLPack) to a View, without copying. Keep the Array alive while
 // the view is used.
 #pragma once

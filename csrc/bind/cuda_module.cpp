@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // hotloop._cuda: the loops that run on a CUDA device. Importing it touches no device and needs no
 // driver.
 #include <cuda_runtime_api.h>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table in the memory of a CUDA device: the backend for table_methods.hpp, and the methods that the table on the
 // CPU does not have. Arrays lie on the device, except those of exports, imports and erase_host, which lie on the host.
 // Admission filters are Python objects: an insertion hands the unknown keys to a Python function and waits for its

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The bindings of the decode room: verification of drafts, sampling, probabilities and temperatures. Each function
 // fills the call of its loop from checked arrays (decode_arguments.hpp) and runs the loop without the GIL. A loop over
 // probabilities says which input held a number outside [0, 1]; Python then looks for the number and raises.

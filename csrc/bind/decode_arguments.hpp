@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Arguments that the CPU and the CUDA bindings of the decode room both take from Python: laws, seeds, numbers per
 // request, and the rows of an array.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The bindings of the searches: a step of beam search, of two tree searches and of backtracking, and nearest codes.
 // State comes in as tuples of arrays and is written either to arrays of the same shapes (beams, backtracking) or in
 // place (trees).

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From the Python arguments of `pointwise.run` to a Call, for the CPU and the CUDA module alike.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Every file of csrc/bind registers what it binds by itself:
 //
 //     HOTLOOP_BIND(table) { m.def("evict", &run_evict, ...); }

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The GIL released around work on a structure that has locks.
 #pragma once
 

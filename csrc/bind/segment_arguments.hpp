@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From the Python arguments of the segment loops to their calls, for the CPU and the CUDA module alike. Offsets, ids
 // and order hold numbers that are used as indices: the front door, or counting_sort, has looked at them.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table on the CPU: the backend for table_methods.hpp, the methods that the table on a device does not have (find,
 // find_or_insert, upsert, updates, trim), and two reductions over arrays. Offsets of bags are checked here, since the
 // loops trust them. A call runs without the GIL and is counted while it runs, so that a fork waits for it.

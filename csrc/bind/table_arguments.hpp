@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Arrays of table calls, on the CPU and on a device. The front door has checked everything; this keeps a wrong call
 // from touching memory that is not its own.
 #pragma once

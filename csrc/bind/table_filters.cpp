@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Hashing of keys and strings, admission filters, and the eviction of managed slots. A CountFilter is an object of
 // Python that tables hold by reference: a filter and all tables that use it count the same sightings. Its saved cells
 // are passed as bytes.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The methods of `_core.table.Table` and of `_cuda.table.Table`, written once over a backend.
 //
 // `Backend` names its Table, the memory its arrays lie in (kDevice; exports and imports lie on the host), and the guard

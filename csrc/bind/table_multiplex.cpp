@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The bindings of multiplexed lookups: forward and the two backwards. The layout of features, chunks and tables comes
 // as a tuple; arrays are checked against it before a loop runs. `Hits` lists the hits of a
 // batch once, sorted by row, for the backwards.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "bind/table_rules.hpp"
 
 #include <pybind11/stl.h>

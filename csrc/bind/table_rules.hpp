@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rules and settings of tables as Python states them, for every binding that takes them.
 #pragma once
 

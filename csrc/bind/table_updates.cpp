@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Row updates of dense tensors, merging of duplicate ids, int8 quantization, and the shape of an optimizer's state. Row
 // numbers are compared with the number of rows of the weight before a loop runs, since the loop writes to any row
 // number it is given.

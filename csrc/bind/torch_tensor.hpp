@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From a torch.Tensor to the DLPack description of its memory. torch itself is not linked: its functions are
 // looked up in the module that the caller has imported.
 #pragma once

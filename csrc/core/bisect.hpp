@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The bisection that every search in offsets and sorted ids is.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A stable counting sort in passes (stable_pass.hpp).
 //
 // Up to kMostBins keys one pass over the keys themselves is enough. Above, passes of 11 bits go from the lowest digit

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Stable sort of small integers by counting: the order in which keys rise, equal keys as they came.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The part of the DLPack ABI (dmlc/dlpack, version 0.x and 1.x) that an array passes through.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Storage types (float32, float64, float16, bfloat16, integers) and their conversion to the type in which a loop
 // computes: float32 for the half types. On the CPU, conversions of half types are integer arithmetic with masks instead
 // of branches, so that GCC vectorises the loops around them. `with_float` and its like call a template with the storage

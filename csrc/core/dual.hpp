@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Dual numbers: a value and its derivatives with respect to N inputs. A head written over a number type
 // T gives its value with T = float and its gradient with T = Dual<float, N>; there is no second formula.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Two published ways to compute an exponential from few operations, for study and for CPUs without a
 // vector exponential. Source: Real et al., AutoNumerics-Zero (arXiv:2312.08472); the structure of the
 // programs is theirs, the constants are our own minimax fits.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a fork leaves behind. A child process has one thread, the one that forked: the OpenMP threads that worked for
 // it are gone, and a lock that another thread held will never be released. The handlers are installed when this
 // library is loaded.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What the heads of several rooms write more than once.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A head: one formula of the pointwise loop. A room lists its heads in <room>/heads.hpp; the loops on CPU and GPU
 // instantiate the list.
 //

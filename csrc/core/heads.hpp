@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Two heads that use every kind of column, for the tests of the pointwise loop itself.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Function qualifiers shared by host and device code.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Large buffers: whole pages from the system, and advice about their size.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One parallel-for. The thread count is OpenMP's, which torch.set_num_threads and OMP_NUM_THREADS set,
 // since the process holds one OpenMP runtime. It is 1 after a fork that left threads behind.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a counter-based
 // generator. The same (key, counter) gives the same four words on every machine, in any order.
 // hotloop's counter is (item, offset), its key the seed, so a draw belongs to an item and not to a thread.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "core/pointwise.hpp"
 
 // HOTLOOP_ROOM(<room>) for every room with heads, written by CMake.

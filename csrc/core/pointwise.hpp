@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The pointwise loop: one head over n rows; value, gradient and reduced extra values in one pass.
 #pragma once
 

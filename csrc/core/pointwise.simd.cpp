@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CPU pointwise loop, compiled once per instruction set and not once per head. Rows are taken in blocks of 256 that
 // stay in L1. First, columns of another type or stride and group columns are copied into dense arrays. Then the head's
 // block function (core/room_heads.hpp) runs over the block as one SIMD loop on dual numbers. Then losses and

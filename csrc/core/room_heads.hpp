@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The end of the file that CMake writes for a room, which includes "<room>/heads.hpp" and defines HOTLOOP_ROOM as the
 // room's name: instantiates the list `hotloop::<room>::Heads` for one instruction set.
 #include <atomic>

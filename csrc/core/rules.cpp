@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rules as the loops take them, and their state. Linked into the modules of CPU and GPU.
 #include <cmath>
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The update rules of optimizers (SGD, Adagrad, Adam, FTRL ...): one formula each for the rows of a table and the
 // tensors of a model. No loop here: a rule says what one element of a row, or the scalars of a row, become under a
 // gradient; the loops are in table/rows/row_rules.simd.cpp and kernels/table/row_update.cuh.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What is known of one column of one stretch of a segment, and how two such parts become one: shared by the CPU and the
 // CUDA loops. Parts are kept in double, whatever the values are.
 #pragma once

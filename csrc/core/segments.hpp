@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Reductions over ragged groups of rows, and their gradient.
 //
 // Values are (n, columns) at any strides. A group ("segment") is a range of rows, given by offsets, or all rows with

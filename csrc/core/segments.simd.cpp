@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CPU loops over segments (see segments.hpp for the tiles and the order of additions).
 //
 // A work item is one tile of positions and one group of columns. Rows with contiguous columns are taken 256 columns at

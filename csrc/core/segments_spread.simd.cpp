@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The gradient of reductions over segments: what belongs to a segment is brought back to its rows. A block of rows
 // finds its segments first, from ids or by walking the offsets, and is then written in one pass: a single column by
 // gathered slopes, several columns row by row. The largest values have their rows written down by forward.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Run-time choice of the instruction set.
 //
 // Each *.simd.cpp is compiled once per level into its own namespace (see simd_begin.hpp); `dispatch`

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Opens the namespace and the target of one SIMD level; simd_end.hpp closes the namespace. Include every
 // other header first: plain functions that stand before this line are not compiled for the level.
 // The target stays in force to the end of the file because GCC compiles a template with the options in

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 }  // namespace hotloop::HOTLOOP_SIMD_NAMESPACE
 
 #if HOTLOOP_SIMD_LEVEL > 0 && defined(__clang__)

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One pass of a stable sort by digits: every thread counts the digits of its range, the counts are summed over digits
 // and then over threads, and every thread moves the items of its range to the places that the sums give.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A view: pointer, dtype, extents and strides (in elements) of an array that somebody else owns.
 #pragma once
 

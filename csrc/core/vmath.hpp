@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Elementary functions that vectorise: branch-free float32 forms for SIMD loops, libm for float64, and
 // their derivatives for dual numbers. Errors in ulp over the whole float32 range are in docs/numerics.md,
 // measured by tests/core/test_vmath.py. On the GPU the same names call CUDA's functions.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Array forms of the elementary functions: what Python's hotloop.core calls and the accuracy tests measure.
 #include <atomic>
 #include <cstdint>

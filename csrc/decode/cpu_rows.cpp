@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One row under its law, as a CPU thread reads it.
 //
 // `open` finds the largest logit of every chunk of 512 tokens and then the mass of the chunks. Probabilities without

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rows as a CPU thread reads them: the law of an open row, its truncation, draws from it and from what a rejection
 // leaves. One object per thread, reused from request to request, so that its buffers are allocated once.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The arithmetic of a draw: what one token weighs under a row of logits or probabilities, what is left of it after
 // a rejection, and where a uniform number falls. Every step is one IEEE operation on given types, and every sum is
 // of whole numbers, so the order of a sum does not matter: any instruction set, any split over threads or blocks,

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The loops that Python calls. Each splits the batch over threads and runs one walk per request, or answers one
 // question per logits row; arguments were checked by the binding.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CPU loops of the room: requests in parallel, each a walk (walks.hpp) over its rows (cpu_rows.hpp).
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One row of logits or probabilities and the law it stands for. The passes over a row are in rows.simd.cpp; a row is
 // taken in chunks of 512 tokens, whose largest logit and mass are kept, so that what follows (a draw, a threshold)
 // touches only the chunks that matter.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The passes over a logits row. A chunk of the row is converted to logits in an L1 buffer: half types widened, the
 // second model mixed in, the bias added, divided by the temperature. The weights are computed from the buffer. Sums are
 // of multiples of one unit and small enough for a double, hence exact, so lanes, threads and chunks may add in any

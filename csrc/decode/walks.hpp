@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The verification of one request as a walk over rows: which rows it looks at, in which order, and what it emits. A
 // walk is written once; `Rows` says how a row is read (cpu_rows.hpp by a thread, rows.cuh by a group of blocks that
 // all take the same steps). Rows of the target are opened one by one, and none after the first rejection.

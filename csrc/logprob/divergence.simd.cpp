@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CPU row loops of two lm_heads: the student's tile and the teacher's tile of the same columns side by side.
 //
 // A row is taken in chunks that fit L1. Both chunks are converted to z once; the eight running sums, the two mixture

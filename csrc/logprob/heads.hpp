@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Formulas of one logit: the map from the matrix product to the scaled logit z, and the gradients of the row
 // statistics and of the divergences between two lm_heads with respect to z. No loop, no memory.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Shared by the row loops of one lm_head and of two.
 #pragma once
 

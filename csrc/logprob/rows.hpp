@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Row loops over tiles of logits: [rows, columns `first_column`..] of a [rows, vocabulary] matrix that
 // need not exist as a whole. Running statistics let tiles come one after another, or from other devices.
 #pragma once

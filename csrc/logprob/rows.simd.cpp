@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CPU row loops of one lm_head. A row of a tile is taken in chunks that fit L1: the chunk is converted to z
 // once, its maximum found, and the sums of exponentials follow from the copy in L1. The tile itself is
 // read once from wherever the matrix product left it (L2 or L3) and, for the gradient, written once.

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The preference losses of one pair (or one answer), one struct per formula (core/head.hpp), and the list of them.
 // Symbols: pc, pr log-probability of the chosen and rejected answer under the policy, rc, rr the same
 // under the reference; dw = pc - rc, dl = pr - rr, h = dw - dl. Papers and defaults: docs/papers.md.

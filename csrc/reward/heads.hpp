@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Losses of reward models, one struct per formula (core/head.hpp), and the list of them.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The counting filter: probes, the ring of splits that forgets, batches over threads, marks and deltas of its cells.
 //
 // A batch prefetches the cells of sixteen keys ahead. A key has its cell in the newest split; if it has none there, it

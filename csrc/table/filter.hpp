@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Admission: which unknown keys may enter a table. CountFilter counts the sightings of a key in two bytes and admits it
 // after a number of them; probabilistic_admits draws a number and keeps nothing.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "table/hash_loops.hpp"
 
 #include <random>

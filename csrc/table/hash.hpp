@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The hashes of this room. All but `place_hash` are part of the checkpoint format and never change: the values in
 // tests/table/test_table_hashing.py pin them.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One round of managed eviction: known ids are found through a hash table of the incoming ones, the unknown ones are
 // ranked.
 //

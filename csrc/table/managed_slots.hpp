@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which ids keep their slot when new ones compete for it, over a whole table at once.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The loops of multiplexed lookups: forward and the two backwards, dense and sparse; multiplex.hpp says how they work.
 //
 // Forward: a thread takes blocks of 32 samples; per column it hashes the keys of the block, prefetches the rows, and

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Looking up many features in a few shared tables: hashing, gathering, pooling and concatenation in one pass.
 //
 // Forward walks blocks of samples; inside a block, column by column (one column per chunk of a feature), it hashes the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Unlearning losses of one sequence, one struct per formula (core/head.hpp), and the list of them.
 #pragma once
 

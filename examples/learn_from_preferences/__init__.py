@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small byte-level decoder learns to write from text, then from checkable preferences.
 
 Run it with ``python -m examples.learn_from_preferences`` from the root of the repository.

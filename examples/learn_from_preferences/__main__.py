@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Command line: read a text, learn from it, learn from preferences, report."""
 
 from __future__ import annotations

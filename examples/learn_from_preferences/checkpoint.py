@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that are either whole or not there, whatever instant the program is killed at."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text from a folder, split by file, and the prompts cut out of it."""
 
 from __future__ import annotations

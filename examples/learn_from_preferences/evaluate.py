@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often the model after feedback beats the model before it, with an interval."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers sampled from the decoder, many rows at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time and memory of hotloop's head against plain torch on the same training step.
 
 ``python -m examples.learn_from_preferences.head_comparison CASE`` measures one case, given as JSON, in

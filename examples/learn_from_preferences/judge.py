@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of two answers is better: rules that can be checked, with no stored answer behind them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A byte-level decoder: hashed n-grams in, rotary positions, causal attention, an untied head.
 
 Beside the byte itself, each position adds one row for its last two, three and four bytes, from hashed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The four panels of report.png."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run found: report.json, report.png and a table on the terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The program as a row of stages that can be cut off between any two steps and taken up again."""
 
 from __future__ import annotations

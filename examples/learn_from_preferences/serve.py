@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small draft model serves together with the trained one: fewer calls of it, the same law.
 
 The draft learns from the trained model on answers that were sampled while that one learned. Then both answer held-out

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every number the program depends on, in one place."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two ways the decoder learns: the next byte of a text, and which of two answers is better."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What every CUDA launcher and kernel needs: 64-bit thread indices (the only place that reads the
 // built-in ones), the grid of a grid-stride loop, the device of a call, the check after a launch.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The launcher of the CUDA pointwise loop and the second pass of its sums; the kernels are in pointwise.cuh.
 //
 // A handle names a room and a place in its list of heads. A launch allocates nothing: each block leaves its sums in a

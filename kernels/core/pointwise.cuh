@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // CUDA pointwise loop: the kernel of one head, and the table of a room's heads. A grid-stride loop over the same heads
 // as on the CPU: a thread takes four neighbouring rows (one in float64 maths), brings every input to the type of the
 // maths in registers, runs the head on dual numbers, and writes loss and gradients from registers; nothing is staged in

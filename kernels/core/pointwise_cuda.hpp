@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The pointwise loop on a CUDA device. No CUDA header is needed to call it.
 #pragma once
 

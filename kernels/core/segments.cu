@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Launchers of segments.cuh.
 #include "kernels/core/segments.cuh"
 

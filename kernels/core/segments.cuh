@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a warp does to segments. A body says how many warps it wants, and runs for each: on a device by warps_kernel
 // (segments.cu), in tests on the emulated GPU.
 //

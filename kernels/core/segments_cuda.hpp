@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Segments on a CUDA device. No CUDA header is needed to call it. Nothing is allocated and nothing waits; offsets, ids
 // and keys are trusted.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A team: the thread blocks that serve one request together, in step with each other. Its one collective, `reduce`,
 // brings several numbers (lanes) together over all threads of the team, each by sum or maximum. Numbers are integers,
 // so the result does not depend on the order.

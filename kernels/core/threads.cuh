@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The collective operations of the threads of a block and of the blocks of a team: barrier, shuffle, ballot, fence,
 // atomic, and a letter of 16 bytes that is read whole or not at all. Code written on these names also compiles for the
 // host, where a test defines the functions of `emulated` and runs every thread as a fiber. So collective code is

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The verification and sampling loops on a CUDA device. No CUDA header is needed to call them.
 #pragma once
 

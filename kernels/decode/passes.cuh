@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What one warp does with a stretch of a logits row: the passes of rows.simd.cpp, with the arithmetic of heads.hpp and
 // hence the same numbers.
 //

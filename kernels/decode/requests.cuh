@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How a launch shares its requests: every team of blocks takes every teams-th request and runs its walk. `plan_of`
 // chooses the number of teams and their size from the shape of the batch and the size of the device. Teams and requests
 // follow from a block's number alone, so the emulator of the tests runs the same code as the kernels.

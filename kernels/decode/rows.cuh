@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // `Rows` (decode/walks.hpp) as a team of thread blocks reads them. Every thread of every block of the team takes the
 // same steps of a walk. A question about one token is answered by each thread for itself, a question about a whole row
 // by all threads together.

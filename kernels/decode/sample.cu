@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Sampling on a CUDA device: a row is a request of its own, opened, truncated and drawn from by a
 // team of thread blocks (rows.cuh). The row is read once from memory and once from L2; drawing a
 // token from it looks at one warp's stretch again, and truncation at the whole row for each digit

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From a call to a launch: the plan for this device, the workspace, and a cooperative launch, which
 // keeps the blocks of a team resident together. Can be captured in a CUDA graph.
 #pragma once

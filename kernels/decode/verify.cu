@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Chain, block and tree verification on a CUDA device: the walks of the CPU over rows that a team
 // of thread blocks reads together (rows.cuh). One launch verifies the whole batch. With few
 // requests a team is many blocks and the vocabulary is split over them; with more requests than

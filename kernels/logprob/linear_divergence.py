@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Divergences between the lm_heads of a student and a teacher, and their gradient, without the logits.
 
 Idea: the two lm_heads share rows and vocabulary, not width. A program owns BLOCK_ROWS rows and one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Row statistics of an lm_head, and their gradient, without the logits in memory.
 
 Idea: a program owns BLOCK_ROWS rows and one split of the vocabulary. It walks the split tile by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernels of this room share: the product of one tile, the map from logit to z, the rows
 that count, and the products of backward over a bounded workspace.
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which of the unknown keys of a batch are let in: the filters of tables live on the host.
 #pragma once
 

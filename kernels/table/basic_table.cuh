@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table in device memory, over a `Machine` that has memory, sorts, and runs warps: a CUDA device, or the emulated one
 // of the tests, which runs every line of this file.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Device memory that is given back whatever happens, and kept for the next call where it is scratch.
 #pragma once
 

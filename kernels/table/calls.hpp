@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table in device memory, as its callers see it. No CUDA header is needed to use it.
 #pragma once
 

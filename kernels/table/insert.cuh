@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Insertion of unknown keys. They are sorted by hash, so equal keys are neighbours, and so are the keys of a bucket.
 // One warp owns a bucket and needs no lock, and its decisions depend on nothing but the batch. This step decides slots
 // only; rows are written afterwards, one warp each.

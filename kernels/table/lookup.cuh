@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Lookups: rows of keys copied out, pooled over bags, or multiplied with gradients.
 //
 // Every body here and in the files beside it is called as body(warp, lane, scratch) by the 32 lanes of each warp of a

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CUDA device under a table: the `Machine` that basic_table.cuh is written over. It allocates memory, copies, sorts
 // and selects with cub, and launches bodies whose warps stride over the work.
 //

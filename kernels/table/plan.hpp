@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How many buckets a table begins with, and up to how many it doubles them.
 #pragma once
 

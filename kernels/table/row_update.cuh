@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One row under its summed gradient, by the 32 lanes of a warp: a lane has every 32nd element and reads no other
 // lane's. Formulas and the order of sums are those of the CPU (core/rules.hpp, table/rows/row_rules.simd.cpp): sixteen
 // interleaved sums, folded in halves. Compiled without contraction of a * b + c the bits are the same, except for

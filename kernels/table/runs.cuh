@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Writes to rows that exist. Positions of the batch are sorted by slot, so the positions of one row are a run, in the
 // order of the batch, and one warp owns the run. A run may be half of the batch, which one warp would take long to add.
 // So runs are cut every kTile positions of the sorted batch: the sums of the pieces are left in memory, and a second

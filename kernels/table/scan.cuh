@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What goes over all slots: expiry and export.
 #pragma once
 

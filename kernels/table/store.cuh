@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table in device memory, and how a warp looks into it.
 //
 // Arrays run over buckets x 128 slots. `digests` has one byte of the hash per slot, 0 in a free one: a digest says

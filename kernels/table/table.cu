@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table on a CUDA device: basic_table.cuh over machine.cuh.
 #include "kernels/table/basic_table.cuh"
 #include "kernels/table/machine.cuh"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Between the memories of host and device, and what all verbs of a table work with: the machine and its scratch memory.
 #pragma once
 

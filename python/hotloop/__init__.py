@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The hot loops of learning from feedback, fused.
 
 Rooms are imported when first used, so ``import hotloop`` needs neither torch nor a compiler and takes

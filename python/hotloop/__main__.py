@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``hotloop``, also ``python -m hotloop``: what is installed here, and what there is."""
 
 from __future__ import annotations

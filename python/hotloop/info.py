@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The environment report: what is compiled, what runs here, and what is missing.
 
 Standard library only, every probe guarded: it prints even where the installation is broken.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of arguments, results and errors that mean the same in every op; ``documented`` puts them into docstrings.
 
 A docstring in the source says what is special about its op. Arguments it does not describe get the text of this file,

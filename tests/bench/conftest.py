@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts the repository root, where ``bench`` lies, on the path; a case that needs no rival."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The regression gate: it fails on a slowed row, and passes on noise."""
 
 from __future__ import annotations

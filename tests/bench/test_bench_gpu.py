@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The GPU run itself: a package that cannot run there is an error, and a run of nothing is red."""
 
 from __future__ import annotations

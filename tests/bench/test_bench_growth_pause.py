@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The measurement of pauses while a table grows, at a small size."""
 
 from __future__ import annotations

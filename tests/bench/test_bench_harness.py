@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results before numbers, rows as they come, targets judged where they can be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Peak memory counts what stays between steps, for ours as for any other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The progress bar: on a terminal only, and only where rich is installed."""
 
 from __future__ import annotations

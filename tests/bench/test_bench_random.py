@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random results are judged by their law: what is right passes, what is nearly right does not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table and the figures of a fixed file of rows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The row format: what is accepted, what is refused, what survives an interrupt."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``bench/run_gpu.sh`` from end to end with a Python that only plays its part: limits, interrupts, what it builds."""
 
 from __future__ import annotations

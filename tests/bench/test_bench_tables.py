@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The judges of the table benches reject what is wrong; the rivals do what they are taken for."""
 
 from __future__ import annotations

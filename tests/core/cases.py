@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Valid calls of the ops on ragged groups: every way to name the groups is the first call of one of them."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever a test forces, the next one finds as it was."""
 
 from __future__ import annotations

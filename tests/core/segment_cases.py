@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of every form, for the tests of segment reductions."""
 
 from __future__ import annotations

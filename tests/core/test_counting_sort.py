@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stable counting sort: against NumPy's and torch's stable sorts, at every range of keys."""
 
 from __future__ import annotations

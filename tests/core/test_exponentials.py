@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exponentials of few operations: stated error bounds, exact ends, and the polynomial's equioscillation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real forks, each with a time limit: after calls on several threads, and while other threads use a table."""
 
 from __future__ import annotations

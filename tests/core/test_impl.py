@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which implementation runs: forcing, refusing, and the environment variables."""
 
 from __future__ import annotations

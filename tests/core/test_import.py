@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `import hotloop` costs and what it drags in, and what it says where the build is missing."""
 
 from __future__ import annotations

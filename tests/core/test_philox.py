@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Philox 4x32-10: the published answers, the NumPy reference, and the distribution of its numbers."""
 
 from __future__ import annotations

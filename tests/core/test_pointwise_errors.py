@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors that every pointwise loss raises, over the cases of all rooms, and those that its declaration brings."""
 
 from __future__ import annotations

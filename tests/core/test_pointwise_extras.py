@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Group columns, weights, extra values and heads without a gradient: the two heads of the loop itself.
 
 The oracle is float64 NumPy, written from the definitions.

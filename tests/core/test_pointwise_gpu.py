@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CUDA pair loop on a GPU: every loss, as on the CPU; in graphs, without a wait."""
 
 from __future__ import annotations

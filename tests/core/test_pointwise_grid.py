@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every preference loss over impl x dtype x rows, against the float64 reference."""
 
 from __future__ import annotations

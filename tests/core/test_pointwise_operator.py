@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The registered operator behind the losses. Their graphs are compiled in tests/test_catalog_compiles.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every pointwise loss against its paper's formula in mpmath at 40 digits, values and gradients.
 
 The gradients are mpmath's numerical derivatives of the formulas that rooms write (``pointwise_oracles``).

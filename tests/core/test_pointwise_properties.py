@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Properties over drawn inputs, determinism over threads, and the ends of float32."""
 
 from __future__ import annotations

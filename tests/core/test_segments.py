@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reductions over groups: against torch, mpmath and definitions; gradients; threads; errors; compiled graphs."""
 
 from __future__ import annotations

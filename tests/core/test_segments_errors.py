@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Segment reductions: errors. Those in compiled graphs: tests/test_values_under_compile.py."""
 
 from __future__ import annotations

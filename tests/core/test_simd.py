@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Instruction sets: the forced one is the one that runs, and all of them agree."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads: one OpenMP runtime, torch's number of threads, and results that do not depend on it."""
 
 from __future__ import annotations

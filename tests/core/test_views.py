@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the C++ side sees of an array: dtype, extents, strides, and what it refuses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Accuracy of the elementary functions over the whole float32 range, at every instruction set.
 
 The error is |ours - truth| in units in the last place (ulp) of the truth rounded to float32; below the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every room and every way of importing it where torch is not installed: it works, or the error names the cure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A test is a function, written TEST(name) { ... } and run by TEST_MAIN; CHECK counts what does not hold and
 // says where.
 #pragma once

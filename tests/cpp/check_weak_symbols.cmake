@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Fails when an object file of a SIMD level above the baseline exports a weak (shared) function: the linker
 # could keep that copy for everybody, and a CPU without the level would crash in it.
 # cmake -DNM=nm -DOBJECTS="a.o;b.o" -P check_weak_symbols.cmake

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A GPU for tests: every thread of every block is a fiber, one of which runs at a time. A fiber runs until it
 // waits, at the barrier of its block, for the other threads of its warp (a shuffle), or for a letter; then one
 // of those that can go on is chosen at random. A barrier that is missing therefore lets threads read what has

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A machine for kernels/table/basic_table.cuh whose warps are fibers: all of a table in device memory but cub and the
 // CUDA runtime then runs in a test. Fresh memory is poisoned, and a budget lets allocations fail.
 #pragma once

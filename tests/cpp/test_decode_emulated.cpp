@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CUDA loops of decode without a GPU: the code that a block runs (kernels/decode) on an emulated one, against
 // the CPU loops. Both must emit the same tokens for the same seeds.
 #include <algorithm>

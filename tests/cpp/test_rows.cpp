@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "logprob/rows.hpp"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The CUDA loops of segments without a GPU: kernels/core/segments.cuh on an emulated one, against the CPU loops.
 #include <algorithm>
 #include <cmath>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Tables under threads: readers, writers, growers, erasers, evictors. What the sanitizers cannot see, the rows show:
 // all elements of a row are equal, and say whose they are.
 #include "table/store/table.hpp"

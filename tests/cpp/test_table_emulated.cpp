@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The table in device memory without a GPU: kernels/table on an emulated one, with the sorts of the standard library,
 // against a plain map per bucket and against the formulas of the CPU.
 #include <algorithm>

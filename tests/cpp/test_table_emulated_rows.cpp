@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Row updates and pooling of the table in device memory on an emulated GPU, against the formulas of the CPU.
 #include <algorithm>
 #include <cmath>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Valid arguments of every op of the room, and how a call with one of them changed is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws in plain float64 NumPy, draws that hotloop has no part in, and the test of one against the other.
 
 Nothing here calls an op of hotloop: the softmax, the masks, the residuals and the uniforms are written again.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every error text that belongs to one op, one law or one number."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every front door refuses what it cannot take, and says what, where and what to do: the checks all ops share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The laws of verification without a draw: every draft and every outcome of a small case, summed in float64.
 
 The formulas are written here again. That the ops follow them is tested on the reference, which takes any uniforms: just

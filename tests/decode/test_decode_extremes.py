@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers at the ends of their ranges: every positive temperature has a law, and so has every truncation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arguments whose elements make no sense: found where HOTLOOP_CHECK=1; harmless, never a made-up token, where not.
 
 Numbers that are no probabilities are found by whoever reads them, checks on or off: test_decode_no_probabilities.py.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CUDA loops: the tokens of the CPU, without a wait, in graphs and on streams, and by the law."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LANTERN: how far the relaxed acceptance moves the law, against its own bound, and the law of what it emits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is sampled and what is emitted after a chain or a block was verified follows the law, as a distribution.
 
 Every case: at least 10^6 draws, chi-square against the law in float64 NumPy, false alarms at 1e-6 (fixed seeds), and a

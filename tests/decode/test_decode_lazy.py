@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is not needed is not read: rows after a rejection, tokens of rows only looked up; and no copy is kept."""
 
 from __future__ import annotations

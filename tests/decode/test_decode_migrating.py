@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of docs/decode.md: "Coming from FlashInfer and vLLM", against the rivals' documented rules in NumPy.
 
 Neither rival installs without a GPU, so what their columns say is written out here and compared with ours.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Raw logits where probabilities belong: whoever reads a number that is none refuses it, and no pass is made for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What torch.compile sees of the room: registered operators with the same tokens as the eager call."""
 
 import pytest

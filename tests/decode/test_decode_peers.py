@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Against Hugging Face transformers: the tokens its warpers keep, and its speculative sampling as a distribution."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same seed gives the same tokens: on every implementation, instruction set, thread count, layout and batch."""
 
 from __future__ import annotations

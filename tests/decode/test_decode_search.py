@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Beams, tree searches, backtracking and neighbours against brute force, hand examples and node-by-node programs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every error text of the searches, and that a refused call has changed nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both tree searches: hand examples, programs with one object per node, laws, ties as a distribution."""
 
 from __future__ import annotations

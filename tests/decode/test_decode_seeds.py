@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws without a seed: other ones in every call, ruled by the generator of the arrays' library."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws, log-probabilities, steered logits, temperatures and branches, against float64 NumPy and their own laws."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a verified tree emits follows the target's law, as a distribution, for the three ways to draft children."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What users of vLLM and FlashInfer know: padding, the bonus token, counts, ragged requests.
 
 The traces follow the published rules, with every probability 0 or 1 so that no draw has a say.

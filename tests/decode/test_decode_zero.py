@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A token the target rules out is never emitted, whatever the draft proposes and however extreme the draw."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A tiny text, tiny settings, and a way to start the program as a user does."""
 
 from __future__ import annotations

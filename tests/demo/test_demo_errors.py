@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever is wrong with what the user gave: one sentence, and nothing half-written."""
 
 from __future__ import annotations

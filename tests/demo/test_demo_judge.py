@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules: broken code loses to code that compiles, and no cheap answer wins."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole program, small: its report, its picture, and its life after being killed."""
 
 from __future__ import annotations

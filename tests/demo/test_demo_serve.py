@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serving with a draft: the ragged cache, the law, and the test of the law."""
 
 from __future__ import annotations

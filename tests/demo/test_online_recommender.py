@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The online example on a tiny log: no label is seen early, bytes are equal, the report says what was found."""
 
 from __future__ import annotations

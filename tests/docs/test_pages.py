@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Python of the README and of every page of docs runs: each page from top to bottom, in one namespace.
 
 What a page needs and its reader does not is in invisible blocks, ``<!-- invisible-code-block: python ... -->``.

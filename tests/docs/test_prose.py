@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Long files say what they hold, and every page can be found."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A target and a draft of transformers, trained for seconds on a Markov chain, so that the draft is often right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What generation with transformers refuses, and that the text names it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Generation with transformers: the law of plain sampling, the tokens of plain greedy decoding, in ragged batches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models unlike their configuration, compiled models, draws without a seed, keywords of another generate."""
 
 from __future__ import annotations

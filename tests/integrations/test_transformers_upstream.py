@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``model.generate`` of transformers with our acceptance swapped in: its law, and that it is swapped out again."""
 
 from __future__ import annotations

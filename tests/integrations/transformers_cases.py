@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws by enumeration, a chi-square test, and prompts padded on the left: what the tests of this folder share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Valid calls of the ops of this room."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One thread for small inputs, and no environment variable but those a test sets."""
 
 from __future__ import annotations

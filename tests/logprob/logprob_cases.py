@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A head with labels, what runs on it, and the two references that judge the result."""
 
 from __future__ import annotations

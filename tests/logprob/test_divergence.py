@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Divergences between two distributions: values and gradients, limits, laws."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels as Hugging Face stores them, and arguments under the names of other libraries."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a head must hold to on a GPU and can be shown without one.
 
 No wait, no dtype that it would narrow, nothing that an older Dynamo cannot trace, wide memory accesses.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch.func transforms and forward-mode AD: right through the reference, refused by the compiled loops."""
 
 from __future__ import annotations

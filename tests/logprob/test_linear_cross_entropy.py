@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cross-entropy of a head against torch.nn.functional.cross_entropy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Temperatures, logit scales and caps at both ends of their range, against torch's own softmax in float64."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the front doors of the fused head refuse, and the text that says so."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Triton kernels of the heads on a GPU: the values of the CPU's grid, in graphs, without a wait."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fused head over impl x dtype x shape: every statistic and every gradient, against two references."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws that need no reference, extreme numbers, and ties."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ignored tokens: they count for nothing, reach no product, and poison nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is kept between forward and backward: nothing, a part or all of the logits give the same results."""
 
 from __future__ import annotations

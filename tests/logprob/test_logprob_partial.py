@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A head split over devices: parts of the vocabulary merge into the whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rival libraries as oracles, on the CPU: TRL, Liger-Kernel, cut-cross-entropy."""
 
 from __future__ import annotations

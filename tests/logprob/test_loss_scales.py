@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A scale from above meets the gradient of a head before the gradient is rounded to half precision."""
 
 from __future__ import annotations

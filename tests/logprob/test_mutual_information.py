@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interpolated bound on mutual information: limits, bounds, and Gaussians whose information is known."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backward more than once over one graph: what is handed out as a gradient belongs to whoever gets it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Derivatives of derivatives: every gradient of this room can be differentiated again, or says that it cannot."""
 
 from __future__ import annotations

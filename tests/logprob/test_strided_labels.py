@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels and offsets of any stride give what contiguous ones give."""
 
 from __future__ import annotations

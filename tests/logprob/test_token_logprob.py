@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same statistics from logits that exist already."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Triton kernels of the room, run on the CPU by Triton's interpreter.
 
 Whether a kernel is interpreted is decided when it is decorated, once per process. So the file has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses of this room and their variants, for the tests of the pointwise loop; valid calls of its other ops."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses of this room as their papers write them, for tests/core/test_pointwise_oracles.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """linear_preference_loss: every loss from hidden states equals the loss of plainly computed log-probabilities."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every row of the tables in docs/migrating.md: both columns, run as they are written, give the same numbers."""
 
 from __future__ import annotations

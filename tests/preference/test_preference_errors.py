@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of single losses, each with the value and the way out. Those of all: tests/core/test_pointwise_errors.py."""
 
 from __future__ import annotations

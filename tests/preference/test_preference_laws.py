@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws that need no reference: known values, symmetries, one loss as a special case of another."""
 
 from __future__ import annotations

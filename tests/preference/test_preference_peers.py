@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Against TRL and Liger: their own code, run on the same log-probabilities."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Bradley-Terry loss must do, whatever the numbers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reward loss beside the one that TRL computes, in TRL's own code."""
 
 from __future__ import annotations

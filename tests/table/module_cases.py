@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the hash modules share: ids of every kind, and a dense module with the same rows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of replicas share: a table, its snapshot, and what the two of them have to agree in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cases of the room: row optimizers (call, state, the rule in plain torch, settings that reach every branch), and
 samples for the error memory and its sketch with the op in plain torch."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What tests of tables ask for: an error, rows that are equal or left as they were, threads that go on meanwhile."""
 
 from __future__ import annotations

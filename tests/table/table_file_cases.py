@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the tests of the table's files share: blocks of rows, files with a valid checksum and any header, equality."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writers killed at random instants, run as a program without torch so that a fork costs milliseconds.
 
 ``python table_kill.py files-save|files-publish|save|publish|grow DIRECTORY KILLS`` prints what it saw as JSON and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table with a bound as a dict: who leaves, and who is not let in."""
 
 from __future__ import annotations

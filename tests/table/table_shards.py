@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One rank of the sharded example of docs/table.md, run as a program.
 
 ``python table_shards.py PAGE DIRECTORY RANK WORLD`` trains three steps and writes what it saw and owns.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The verbs of ``Table`` against a Python dict: every type of rows, width, kind of array and key."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A stream that is broken off and taken up again: the same rows admitted, evicted and moved as without the break."""
 
 from __future__ import annotations

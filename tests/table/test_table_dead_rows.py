@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers of rows outlive rows: pending gradients and saved lookups name rows that were freed and taken again since."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deltas: which one a replica applies, and a directory of them that holds one chain or says what is wrong."""
 
 from __future__ import annotations

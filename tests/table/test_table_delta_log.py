@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``DeltaLog``: a publisher, replicas that follow, and what they are told of a directory that is wrong."""
 
 from __future__ import annotations

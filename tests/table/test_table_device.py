@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a table says of devices where there is none to use: without a GPU, and without a build for one."""
 
 from __future__ import annotations

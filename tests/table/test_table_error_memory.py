@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``error_memory_compensate``: the grid, its laws, its oracles, ties."""
 
 from __future__ import annotations

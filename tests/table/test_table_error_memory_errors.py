@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every error text of the error memory."""
 
 from __future__ import annotations

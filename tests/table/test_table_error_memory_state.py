@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``ErrorMemory`` against a Python deque, its admission, its draws, its state."""
 
 from __future__ import annotations

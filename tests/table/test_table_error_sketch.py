@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sketch: hashes, exact counts, its laws, its oracles, its state."""
 
 from __future__ import annotations

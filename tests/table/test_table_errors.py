@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``Table`` says to a wrong argument: the argument, what was expected, what came, and nothing is written."""
 
 import numpy as np

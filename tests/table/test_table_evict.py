@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who leaves a full table, key by key against a plain model; bounds, refusals, and who is let in at all."""
 
 import numpy as np

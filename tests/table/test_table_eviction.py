@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Managed eviction: the example by hand, one sort of everything, laws, TorchRec on the same stream."""
 
 import itertools

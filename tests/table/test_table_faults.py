@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must not lose a table: full disks, system calls that fail, power that goes."""
 
 from __future__ import annotations

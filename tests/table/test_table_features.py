@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many features over one table: keys that no two of them share, and the lookup that learns from all of them."""
 
 from __future__ import annotations

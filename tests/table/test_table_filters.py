@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Admission filters: counters against a dict, the sliding window, snapshots, rates of the random one."""
 
 import copy

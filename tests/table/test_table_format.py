@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The container: every bit of it counts, hostile headers are refused, and it is a safetensors file."""
 
 from __future__ import annotations

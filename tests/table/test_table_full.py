@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A batch that does not fit leaves no trace: not in the rows, and not in what the filter has counted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables on a CUDA device: the content of the CPU's where nobody is evicted, the laws of buckets where somebody is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys chosen to share a bucket, and the seed of a table that keeps them from it."""
 
 import copy

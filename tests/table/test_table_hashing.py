@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Salted hashing: frozen values, the reference bit by bit, uniformity, independence of salts."""
 
 import functools

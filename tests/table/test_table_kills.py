@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kills of a process that writes files or trains a table: in saves, in publishing, in growth. Nothing is lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table against a dict through any sequence of verbs, growth, snapshots and deltas to a replica, a shard and a
 publisher that is restored.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every row of "Coming from" in docs/table.md, against the library itself or its documented rule."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HashEmbedding and HashEmbeddingBag: torch's dense modules are the truth, row by row, step by step."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HashEmbedding and HashEmbeddingBag: one set of bits for any route, threads or torch.compile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hash modules and what moves models elsewhere: checkpoints, exported programs, scripts, processes, devices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several lookups of a table in one graph: gradients are those at the rows of forward, as torch's modules say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The state of HashEmbedding and HashEmbeddingBag: state_dict, copies, and what is refused with which text."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wrong results that a user makes without a word from the library: what hash modules say, to whom, and how often."""
 
 from __future__ import annotations

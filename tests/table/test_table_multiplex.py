@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multiplexed lookup: bags on rows hashed beforehand, gradients, order, padding, compiled, errors."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers that would leave a wrong order of eviction or rows that are not finite are refused, and nothing changes."""
 
 import sys

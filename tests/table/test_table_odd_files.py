@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots that no table wrote: entries of wrong types and sizes under a checksum that is right, and odd files."""
 
 import copy

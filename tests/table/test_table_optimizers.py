@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Row optimizers against their float64 reference, plain torch, each other's instruction sets, and array libraries."""
 
 from __future__ import annotations

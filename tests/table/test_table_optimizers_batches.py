@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Duplicate ids: merged in a stated order, and rows of a matrix updated by them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Row optimizers against optimizers that are not ours, and laws that need no reference."""
 
 from __future__ import annotations

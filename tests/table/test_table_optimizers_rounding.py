@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stochastic rounding as a distribution, int8 rows, and the settings of the rules."""
 
 from __future__ import annotations

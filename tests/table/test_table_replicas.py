@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Counters, sightings and uses go with the rows of a table; a clear, and any number of erasures, reach its replicas."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A replica is what its source was, or says that it is not; what is refused has changed nothing."""
 
 from __future__ import annotations

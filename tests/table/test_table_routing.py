@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixtures of embeddings: the grid, gradients three ways, laws, torch.compile in bfloat16, errors."""
 
 from __future__ import annotations

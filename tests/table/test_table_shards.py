@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sharded example of docs/table.md in several processes: what one process with the whole batch would give."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots in a directory: what comes back, what is deleted and what is not, savers and readers at once."""
 
 from __future__ import annotations

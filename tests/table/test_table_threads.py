@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads of Python that read, write, erase, evict and grow one table at once: rows are whole, nothing is lost."""
 
 from __future__ import annotations

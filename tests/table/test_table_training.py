@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clipping, loss scaling, accumulation, schedules and freezing of hash modules: the same program on torch's modules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``Table.update``: every rule against its formula in plain torch, on merged gradients."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``make test`` ends with one line that counts every test, and is red whenever something did not run."""
 
 from __future__ import annotations

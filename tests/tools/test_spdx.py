@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The licence line is found where it is, and added once where it is not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the documents say of speed and memory comes from rows of commits that anybody can check out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses of this room and their variants, for the tests of the pointwise loop."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """NPO and its retain terms. The grid, the gradients and the errors run with all pointwise losses (tests/core)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One step of a beam search: the log sum exp of every live beam's logits, its best tokens, and the best k of all k V
 // children.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Searching on top of a model: one step of a beam search, one step of two tree searches over batches of trees in flat
 // arrays, the decision of a retrospective backtrack, and the neighbours of every code of a codebook.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The k nearest codes of each code of a codebook, from a tile of matrix products.
 //
 // |E_i - E_j|^2 = |E_i|^2 - 2 E_i . E_j + |E_j|^2 is known up to the rounding of the product. Codes that this rounding

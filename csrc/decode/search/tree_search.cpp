@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // One step of two tree searches, each over a batch of trees in flat arrays: back up what was evaluated, then select.
 //
 // A parent has a lower index than its children, so one pass over the parents, from the last to the first, links the

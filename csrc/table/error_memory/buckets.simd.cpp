@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // SimHash buckets. Compiled without a * b + c in one rounding (CMakeLists.txt): a sample falls into the same bucket on
 // every machine.
 #include <cstdint>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The error memory above its scan: which thread takes which queries and slots, the k best of each query from the
 // candidates of all threads, and the readout from them; and the sketch, whose buckets are read and written here.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The error memory of ReLoop2 in one pass: cosine similarity of every query to every slot, a running top-k, and sums
 // over the k slots weighted by a softmax. Slots are taken in blocks that are normalised and transposed into panels,
 // which stay in L2. A tile of eight queries by one block of similarities stays in L1; only similarities above a query's

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Similarities of queries to a range of slots, and what of them may be among the k best: see memory.hpp.
 #include <cstdint>
 #include <limits>

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The product of eight vectors with a panel of slots. A panel holds two vector registers of slots, dimension by
 // dimension, so that every slot's sum runs over the dimensions in order, whatever the instruction set. Included by
 // *.simd.cpp only, before core/simd_begin.hpp; everything is inlined there.

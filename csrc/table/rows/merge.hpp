@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The gradients of one batch, one row per distinct id: ids in the order of their first occurrence, rows added in the
 // order of the batch, in float32. The result does not depend on threads.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Adds rows of gradients that belong together. A thread owns every row of the output whose number is its own modulo
 // the threads, and goes through the whole batch: no two threads write to one row, and the order is the batch's.
 #include "table/rows/merge.hpp"

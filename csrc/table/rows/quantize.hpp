@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rows of int8 for serving: q = x / step rounded half away from zero and clipped to [-128, 127], step = range / 128.
 // NaN becomes 0. A quarter of the bytes of float32; inside [-range, range - step] the error is at most step / 2.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // int8 rows. Every step is one IEEE operation, so that every instruction set and the reference give the same bytes.
 #include "table/rows/quantize.hpp"
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Stochastic rounding of one weight to a half type, for the loops of the CPU and of the GPU.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 #include "table/rows/row_rules.hpp"
 
 #include <stdexcept>

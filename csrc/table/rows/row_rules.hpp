@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Row optimizers over rows in memory: one row of a table, or many rows of arrays.
 //
 // Rows start at any address that is aligned to their type. The result is the same at every instruction set: sums

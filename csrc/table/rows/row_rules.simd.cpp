@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The loops of the row optimizers: one rule (core/rules.hpp) over the rows of a batch, each with its gradient and
 // state. Float32 rows are updated in place. Half rows pass through a float32 buffer in L1, 256 elements at a time, so
 // the arithmetic sees only float32 and each weight is rounded once, to nearest or stochastically. Sums over a row have

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Where rows live: chunks that never move, a bit per row that says whether it is in use, and a list of free ones.
 #pragma once
 

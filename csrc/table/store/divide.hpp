@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How a batch of keys that changes a table is divided among threads.
 #pragma once
 

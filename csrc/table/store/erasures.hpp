@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which keys have left a table, for deltas: in host memory, as long as it lasts.
 #pragma once
 

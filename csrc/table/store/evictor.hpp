@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Which row to evict: the one with the lowest (score, key) of the table, at the price of one scan in many evictions.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // How draws become the first values of a row: the formulas, for the loops of the CPU and of the GPU. Files that include
 // this are compiled without contraction of a * b + c, and the bits are the same everywhere.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // float32 to the type rows are stored in, and back.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // From keys to rows: buckets of one cache line, probed in order.
 //
 // A bucket has twelve slots, each a byte of the hash (the tag) and a row number. The row holds the key, so no key is

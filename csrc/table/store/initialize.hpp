@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // The first values of a row: a function of (seed, key) alone, so that a key gets the same row on any machine, in
 // any order, at any instruction set. Compiled without contraction of a b + c.
 #pragma once

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Writes of a table that change which keys it holds: upsert, erase, eviction, import, clear.
 //
 // A batch is divided among threads by the hash of its keys, so that one thread meets all occurrences of a key in order

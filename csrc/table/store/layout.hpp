@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a table is made of: the settings of one table, and where in a row each part lies.
 //
 // A row is [key | score? | time? | version? | values | optimizer state], so that one probe serves lookup, pooling,

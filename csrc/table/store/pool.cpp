@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Pooling: rows of the keys of a bag are looked up, converted to float32 and added while they are in the cache.
 //
 // `visit_rows` runs the lookup pipeline of the table over all positions of a thread's bags. `Sums` collects the rows of

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Lookups that end in sums: bags of keys to rows of the output, and gradients of bags back to rows of the table.
 //
 // The table's rows are read where they lie; what is between (n, dim) is never in memory. Sums are float32, in the

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // What a use makes of the score of a row: one function for the tables of the CPU and of the GPU.
 #pragma once
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // Rows are read without a lock and written under one of a few thousand sequence locks.
 //
 // A reader notes the sequence, copies the row, and looks again: an odd or changed number means that a writer was

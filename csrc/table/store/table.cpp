@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table as a whole: construction, growth, lookups that change nothing, and writes to one row (first values, score,
 // time, version). insert.cpp changes the keys of a table; scan.cpp exports rows and the changes since a mark.
 //

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 // A table from 64-bit keys to rows, made of an index (where a key is), an arena (the rows) and sequence locks.
 //
 // Calls take batches, run on the threads of OpenMP, and may overlap in any mixture. Lookups take no lock and never wait

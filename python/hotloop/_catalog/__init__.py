@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The catalogue: every public op, and every public class that computes or holds state, room by room.
 
 A file of this folder is a room, and nothing else makes one: ``hotloop.<room>``, ``hotloop.catalog()``, ``python -m

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Elementary functions and random numbers, for NumPy arrays; ragged groups, for torch tensors too."""
 
 from typing import Any

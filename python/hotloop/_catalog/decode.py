@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speculative acceptance, sampling and search, for NumPy, torch or CuPy arrays."""
 
 from functools import partial

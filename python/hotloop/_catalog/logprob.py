@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lm_head of a language model, fused: statistics, cross-entropy, divergences."""
 
 from . import Paper, Room

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that learn from preferences between answers."""
 
 from functools import partial

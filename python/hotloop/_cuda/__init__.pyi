@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 hotloop's CUDA loops. Use the functions of the hotloop package, which check their arguments.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What all rooms are built on: elementary functions, exponentials of few operations, random numbers, ragged groups."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The segment loops for torch: autograd in eager mode, the operators ``hotloop::segment_reduce``, ``segment_spread``
 and ``counting_sort`` under torch.compile.
 

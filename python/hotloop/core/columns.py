@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Columns of the pointwise loop that need a step before it: checks of their values, conversions, added terms.
 
 ``tokens``, ``probability`` and ``marks`` are ranges (``front/declare.py``) of constants of the row.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Elementary functions, exponentials of few operations and random numbers, for NumPy arrays."""
 
 from __future__ import annotations

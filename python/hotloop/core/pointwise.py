@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pointwise engine: one head over rows, from the declaration of a loss to its gradient.
 
 A head (``csrc/<room>/heads.hpp``) is a formula of one row. The loop computes value and gradient in one pass in forward;

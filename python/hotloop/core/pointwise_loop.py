@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From checked columns to the compiled pointwise loop: its autograd function and its registered operator."""
 
 from __future__ import annotations

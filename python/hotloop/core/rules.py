@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules of row optimizers: frozen settings, shared by tables and by ``sparse_dedup_optimize``.
 
 ``state_layout(dim)`` names the float32 numbers a rule keeps per row, in the order of memory; ``init_state`` makes them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled segment loops on checked arguments, for torch, NumPy and CuPy arrays alike."""
 
 from __future__ import annotations

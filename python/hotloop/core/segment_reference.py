@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Segment reductions and the counting sort on checked arguments, in plain torch or NumPy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reductions over ragged groups, and the stable counting sort that makes groups of ids.
 
 The groups of an op are named in one of three ways: ``cu_seqlens``, offsets of groups that lie side by side;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exact speculative acceptance and sampling, straight from logits. NumPy, torch or CuPy arrays; torch not needed."""
 
 from ..reference.decode.law import Logits, Probs

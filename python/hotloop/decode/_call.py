@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the front doors of this room share: checks of drafts, seeds and lengths, and outputs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The CUDA loops of this room: where they run, and the workspace that they need there.
 
 A launch leaves the workspace as the next one needs it, so its first bytes (epochs and letters, 68 KB of 3.3 MB on 132

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops that torch.compile knows as operators, as an eager call runs them: checks, implementation, loop."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Greedy acceptance of drafted chains and of candidate paths."""
 
 from __future__ import annotations

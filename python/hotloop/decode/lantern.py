@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LANTERN: relaxed acceptance for image tokens, whose neighbours in the codebook look alike."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Laws as the front doors check them and as the compiled loops take them."""
 
 from __future__ import annotations

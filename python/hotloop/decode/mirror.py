@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mirror speculative decoding: continuations that were rolled out while the target was still verifying."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops of this room as torch operators: what ``torch.compile`` sees of them.
 
 An operator takes tensors and numbers, so a law travels as its values, its arrays and its numbers, and is put together

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Verification of drafted chains: token by token, by block, and of streams."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Acceptance over several candidate paths: the typical tokens of the target, and what greedy acceptance shares."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kinds of arrays and their conversions: NumPy, torch and CuPy alike.
 
 The kind and device of an op's first array decide what its results are. torch and CuPy are never imported here:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of values in a compiled graph.
 
 While Dynamo traces there are no values to check, so a label out of range or a mark of -1 would pass in silence. The

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Large buffers on the CPU without a page fault per 4 KiB."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every check of a front door, and the one form of its errors: ``[op] argument: expected ..., got .... What to do.``
 
 Numbers and choices; arrays of NumPy, torch and CuPy; tensors, where an op takes torch only. torch is looked up where a

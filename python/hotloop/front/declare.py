@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ops declared once: a function and the ranges of its arguments become a public function that checks them.
 
 The public function is compiled from the signature of the declared one, so that it takes the same arguments at the cost

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The environment variables hotloop reads. There are no others."""
 
 from __future__ import annotations

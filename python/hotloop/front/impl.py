@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which implementation runs: the one vocabulary of ``impl`` and the refusal that lists every reason."""
 
 from __future__ import annotations

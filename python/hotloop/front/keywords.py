@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keywords a function does not take: the error names the one that was meant, in the house form."""
 
 from __future__ import annotations

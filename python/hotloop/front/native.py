@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled modules, loaded when first needed, with a cause and a cure when they cannot be.
 
 ``native.core`` is ``hotloop._core`` and ``native.cuda`` is ``hotloop._cuda``, or None where that was not compiled or

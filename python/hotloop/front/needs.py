@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of rooms that need torch, where torch is not installed. Only the standard library is imported here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one gate between arrays of other libraries and the compiled loops, which read memory through pointers.
 
 An array passes if its elements are what its memory holds. A lazily negated view (``x.conj().imag``) is copied. What

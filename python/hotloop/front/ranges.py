@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ranges of arguments: a range checks a value, and lists values outside itself, so that its errors are tested.
 
 A range is called with (op, argument, value) and returns the value in the form that the loops take.

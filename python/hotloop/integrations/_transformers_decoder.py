@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model of Hugging Face transformers with a cache of its own, whose rows may lose different numbers of tokens.
 
 The cache is always what a batch padded on the left gives: row b holds its tokens in the last slots, ``pad[b]`` slots

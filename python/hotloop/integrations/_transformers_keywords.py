@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keywords that ``model.generate`` takes and hotloop does not: the error names the way out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling settings of a transformers.GenerationConfig; what hotloop does not support is refused, not ignored."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hugging Face generation with hotloop's sampler and hotloop's acceptance of drafted tokens, in batches.
 
 ``generate`` is a loop of its own; ``hotloop_speculative_sampling`` puts the acceptance into ``model.generate``.

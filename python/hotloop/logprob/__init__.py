@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log-probabilities, entropies and divergences of lm_heads, with a bounded part of the logits in memory."""
 
 from ..front.needs import torch_for

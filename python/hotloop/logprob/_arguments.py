@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks shared by the front doors of this room."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One call of an lm_head, or over given logits, as every implementation takes it.
 
 Tuples, not dataclasses: Dynamo of torch 2.11 stops at a frozen dataclass that is made while it traces.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fused lm_head on the CPU: matrix products by torch (oneDNN) on tiles of logits, C++ rows between them.
 
 For n valid rows and a vocabulary of V the logits would take n * V elements. Here they exist as tiles of some

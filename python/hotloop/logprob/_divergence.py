@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Divergences between a teacher's and a student's distribution over the vocabulary, for distillation."""
 
 from __future__ import annotations

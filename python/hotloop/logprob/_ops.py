@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fused lm_head for autograd: a direct route in eager mode, registered operators under torch.compile.
 
 The direct route keeps logit tiles between forward and backward (see ``_cpu``), which a functional operator

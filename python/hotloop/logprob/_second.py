@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients that can be differentiated again.
 
 The fused backward returns numbers without a graph. If a graph is asked for (``create_graph=True``, seen as grad mode

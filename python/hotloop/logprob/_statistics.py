@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From running sums to the requested statistics, and from their gradients to row coefficients."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fused lm_head on the GPU: the Triton kernels behind the interface of ``_cpu``."""
 
 from __future__ import annotations

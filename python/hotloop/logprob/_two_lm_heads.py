@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two lm_heads over one vocabulary on the CPU: the student's and the teacher's tiles side by side.
 
 Forward folds both tiles into running sums; the Jensen-Shannon mixture needs both log-sum-exps first and so a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two lm_heads over one vocabulary on the GPU: the Triton kernels behind the interface of ``_two_lm_heads``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distillation losses between a teacher p and a student q over one vocabulary.
 
 The ``linear_`` forms start from hidden states and two lm_heads and never hold the logits; the others take logits.

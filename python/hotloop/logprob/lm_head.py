@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Per-token statistics and cross-entropy of an lm_head, with a bounded part of the logits in memory."""
 
 from __future__ import annotations

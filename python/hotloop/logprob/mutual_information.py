@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lower bound on mutual information for distillation of representations."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics of a part of the vocabulary that merge into those of the whole.
 
 For an lm_head split over devices: each computes its part, the parts travel (seven numbers per token), and every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arguments that most losses of this room take, in the order of the heads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every loss of this room in one call from hidden states, over the fused lm_head.
 
 A loss is described by its roles: the answers it compares, in the order in which their rows stand in the batch.

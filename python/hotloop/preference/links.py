@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other links on a pair with a reference: hinge, reverse KL, sigmoids, sorted margins."""
 
 from __future__ import annotations

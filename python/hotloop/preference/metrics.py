@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What trainers log about a batch of pairs."""
 
 from __future__ import annotations

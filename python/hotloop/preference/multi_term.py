@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several objectives, or several pairs, in one loss: MODPO and OPA-DPO."""
 
 from __future__ import annotations

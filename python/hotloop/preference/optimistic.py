@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DPO plus a term linear in the log-probability of a third answer: optimism, pessimism, a KL."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A logistic link on the margin of a pair, with a reference: DPO and its nearest relatives."""
 
 from __future__ import annotations

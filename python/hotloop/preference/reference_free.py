@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that need no reference model: ORPO, CPO, SimPO, and CPL of behaviour segments."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Squared errors of a log-ratio or a margin: IPO, the Nash methods, SPPO, SRPO."""
 
 from __future__ import annotations

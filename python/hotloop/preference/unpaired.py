@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One answer at a time, marked good or bad: KTO, BCO, and the running mean that shifts BCO."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops in plain torch: no tricks, right in float64, what every implementation is measured against."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The functions of ``hotloop.core`` in NumPy, reductions over groups in plain torch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Per-token statistics of an lm_head in plain torch. Arguments as in ``hotloop.logprob``."""
 
 from __future__ import annotations

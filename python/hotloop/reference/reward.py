@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The losses of ``hotloop.reward`` in plain torch: what their declarations say."""
 
 from ..front.declare import references

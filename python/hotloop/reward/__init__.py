@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that train reward models."""
 
 from ..front.needs import torch_for

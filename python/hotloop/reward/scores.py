@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses on the scores that a reward model gives to the two answers of a pair."""
 
 from __future__ import annotations

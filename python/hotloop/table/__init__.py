@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Embedding tables keyed by any 64 bits, and what goes with them.
 
 NumPy, torch or CuPy arrays; torch is needed for what has a gradient only.

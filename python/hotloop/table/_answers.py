@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors and warnings of hash modules: arguments of ``nn.Embedding``, misspelt ones, training that teaches nothing."""
 
 from __future__ import annotations

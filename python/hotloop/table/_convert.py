@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Values, scores, masks and gradients: from what a caller has to what a table stores."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table in the memory of a CUDA device, with the methods of ``_core.table.Table``.
 
 Arrays come as the front door exports them. Work runs on the stream that ``on`` was given last: the current stream of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of a table as NumPy columns, and as the arrays that files hold."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gradients that wait for ``step``: joined into one, summed per row, scaled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys, counts and masks: what the front doors of this room share."""
 
 from __future__ import annotations

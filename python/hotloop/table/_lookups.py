@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lookups of ``HashEmbedding`` and ``HashEmbeddingBag`` and their gradients: as registered operators, which
 name a table by a number, and as the eager route without the dispatcher.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When gradients reach rows: after the whole backward that brings them, so that nothing in it reads moved rows.
 
 A table may be looked up many times in one graph, and a checkpoint looks it up again in the middle of a backward.

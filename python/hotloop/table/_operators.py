@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops of this room as torch operators: what ``torch.compile`` sees of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a ``Table`` calls its compiled half: keys, moments, rules and errors made ready once for all verbs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts of arguments and errors that mean the same in several ops of this room; see ``hotloop.vocabulary``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Admission: which unknown keys may enter a table. A filter that counts sightings, and one that keeps nothing."""
 
 from __future__ import annotations

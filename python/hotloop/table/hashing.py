@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keys to buckets, by hashes that are part of the checkpoint format and never change."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """First values of a row, as a function of (seed, key): the same on any machine, in any order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which ids keep their slot of a fixed table when new ones compete for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``HashEmbedding`` and ``HashEmbeddingBag``: ``nn.Embedding`` and ``nn.EmbeddingBag`` over any 64-bit ids."""
 
 from __future__ import annotations

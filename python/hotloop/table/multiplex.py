@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many features in a few shared tables: hashing, gathering, pooling and concatenation in one pass.
 
 In eager mode a call goes straight to an ``autograd.Function``; under ``torch.compile`` it goes through the registered

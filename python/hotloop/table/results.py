@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the verbs of a ``Table`` return and raise."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mixtures of embeddings: experts weighed by a router (OmniBind), soft buckets of a pair of returns (DT4IER).
 
 Both are composed of torch operators and run wherever torch does. They save passes over memory and flops; each function

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``Table``: 64-bit keys to rows of values and optimizer state, grown, filtered, evicted, saving."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hash modules among dense parameters: schedulers, and loss scaling and clipping with ``update="step"``."""
 
 from __future__ import annotations

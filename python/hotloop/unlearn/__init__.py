@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that make a model forget what it should not know."""
 
 from ..front.needs import torch_for

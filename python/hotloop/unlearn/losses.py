@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Losses that make a model forget."""
 
 from __future__ import annotations

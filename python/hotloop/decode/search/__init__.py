@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Searching with a model: beams by likelihood, two tree searches, backtracking, neighbours of a codebook.
 
 Each op is one step of a loop whose other half, the model, runs in the caller's engine. Trees are updated in place;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decisions of retrospective backtracking."""
 
 from __future__ import annotations

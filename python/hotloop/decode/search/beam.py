@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Beam search by likelihood."""
 
 from __future__ import annotations

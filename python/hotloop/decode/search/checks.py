@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks that the searches share: trees whose nodes may be written, and nodes that are in use."""
 
 from __future__ import annotations

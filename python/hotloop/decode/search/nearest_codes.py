@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nearest neighbours of the codes of a codebook."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tree searches in place: MCTS* and PUCT."""
 
 from __future__ import annotations

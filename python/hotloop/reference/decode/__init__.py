@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops of ``hotloop.decode`` in NumPy, one request and one row at a time."""
 
 from .lantern import lantern_relaxed_accept

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The arithmetic of a draw in NumPy: weights on a grid, sums of whole numbers, Philox. See csrc/decode/heads.hpp.
 
 Everything here is what the compiled loops do, step by step and with the same rounding, so that the same seed gives the

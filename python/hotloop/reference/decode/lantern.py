@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LANTERN's relaxed acceptance, position by position."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The law of a row of numbers: probabilities as they are, or logits with temperature, truncation and bias."""
 
 from __future__ import annotations

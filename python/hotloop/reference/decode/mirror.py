@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Branch reuse of Mirror speculative decoding."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Greedy and typical acceptance over candidate paths."""
 
 from __future__ import annotations

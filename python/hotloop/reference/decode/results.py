@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results of the ops of this room, and the states that searches keep between steps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling and the laws it samples from."""
 
 from __future__ import annotations

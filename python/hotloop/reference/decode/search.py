@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The searches, one request, one tree and one code at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chain and block verification, row by row."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ops of ``hotloop.table`` without tricks: NumPy, one row or query at a time; torch where there is a gradient."""
 
 from ...front import needs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The error memory of ReLoop2 and its sketch, one query at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sketch of ReLoop2's error memory, one sample at a time."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The two filters in NumPy and plain Python, cell by cell and draw by draw."""
 
 from __future__ import annotations

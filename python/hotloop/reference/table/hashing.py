@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hashing in NumPy: 64-bit wrapping arithmetic, the 128-bit product by halves."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Managed eviction by one sort of slots and newcomers together."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Multiplexed lookup as the definition says: row numbers, one embedding lookup per chunk, pooling, concatenation."""
 
 from __future__ import annotations

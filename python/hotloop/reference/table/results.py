@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results that an op and its reference both make, and how the error memory reads arrays; front doors import them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The row optimizers in NumPy, as their papers write them, computed in float64 and stored in the caller's dtype."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the error memory and its sketch share: checks, conversions, the choice of an implementation, results."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ReLoop2's error memory: recent mistakes of a frozen model, found again by similarity and subtracted."""
 
 from __future__ import annotations

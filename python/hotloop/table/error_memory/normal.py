@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Normal numbers that come out the same on every machine."""
 
 from __future__ import annotations

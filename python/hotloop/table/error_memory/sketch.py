@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ReLoop2's error memory in constant space: counts and sums by the buckets of a locality-sensitive hash."""
 
 from __future__ import annotations

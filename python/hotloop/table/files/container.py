@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one container of the room's files: a safetensors file that notices any change of its bytes.
 
 ``__metadata__`` comes first in the header and its first entry is the CRC-32 of the whole file with the eight digits

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``DeltaLog``: a directory through which the changes of a table reach its replicas."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What changed in a table between two positions: one container per delta, and a directory that carries them.
 
 A position counts the marks of a table; a delta leads from ``since`` to ``until``. A replica applies the delta

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that are whole or absent: written beside their place, synced, renamed, and swept up after a killed writer.
 
 Whether a file is in use is asked of the kernel: its writer (and, for a snapshot, its readers) hold a shared ``flock``,

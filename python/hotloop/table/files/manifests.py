@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The manifest of a snapshot: which parts there are, and the checks of its entries.
 
 Nothing is opened, allocated or built from an entry before the entry is known to have the right type and to fit the

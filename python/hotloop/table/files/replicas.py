@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Deltas made and applied, and the counters that go with the rows: how replicas follow a table.
 
 A table stands at one position. Up to ``Table._position`` its history is its source's: the table was loaded there, or a

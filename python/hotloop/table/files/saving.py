@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Snapshots of a table: what its settings and rows become in the files of ``snapshots``, and back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The settings of a table as a file states them, checked before anything is built or allocated.
 
 A manifest with a right checksum may still come from another program, or be written to do harm. So names are looked up

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A table on disk: a directory of parts that are written first, and a manifest whose rename is the commit.
 
 Every save names its parts by a token of its own, so it never touches the snapshot in place. Savers do not wait for each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a module's ``state_dict`` holds of its table beside rows, and how a table goes on from it."""
 
 from __future__ import annotations

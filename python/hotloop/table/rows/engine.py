@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the row optimizers share: checks of rows and state, the choice of an implementation, writing in place."""
 
 from __future__ import annotations

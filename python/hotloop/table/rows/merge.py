@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches in which ids repeat: their gradients made one per row, and rows of a matrix updated by them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows in fewer bytes, for tables that only serve."""
 
 from __future__ import annotations
