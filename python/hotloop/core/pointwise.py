@@ -195,7 +195,7 @@ def _call(
             if row.is_quantized:
                 plain.check(op, row_names[k], row)
             # Counts and flags: in a half type a length of 1001 would be rounded.
-            if arrays.dtype(row) not in arrays.FLOATS:
+            if row.dtype not in _DTYPES:
                 row = row.to(torch.float64 if double else torch.float32)
             row = row.reshape(1) if row.ndim == 0 else row
             _check_row(op, row_names[k], row, first, like, broadcast=True)
@@ -235,7 +235,8 @@ def _check_row(
             f"[{op}] {name}: expected shape ({n},) like {like}, got {tuple(value.shape)}. "
             "Pass one value per row."
         )
-    check.same_place(op, name, value, like, first)
+    if value.device != first.device:
+        check.same_place(op, name, value, like, first)
 
 
 # -- declarations --------------------------------------------------------------------------------------------
