@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every source file names its licence in its first lines: this script checks it, and ``--fix`` adds what is missing.
 
-The line stands first, or second below ``#!``. Files are those that git tracks, or all of a tree without git.
+The line stands first, or second below ``#!``. Files are those that git does not ignore, or all of a tree without git.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAMES = {"CMakeLists.txt": "# ", "Makefile": "# ", "run": "# "}  # run: .ci/run
 
 def sources(root: Path) -> list[Path]:
     if (root / ".git").exists():
-        words = ["git", "ls-files", "-z"]
+        words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout
         paths = [root / name for name in listed.split("\0") if name]
     else:

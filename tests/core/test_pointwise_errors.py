@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hotloop import vocabulary
+from hotloop.core import pointwise
 from hotloop.front.declare import OPS, Declared
 from hotloop.front.ranges import Number
 from pointwise_cases import CASES, Case
@@ -168,3 +169,11 @@ def test_the_docstring_is_whole(op: Declared, case: Case) -> None:
     )
     for section in ("Returns", "Raises", "Examples", "Reference"):
         assert sections[section].strip(), section
+
+
+def test_a_head_that_is_not_compiled_is_named() -> None:
+    rows = torch.zeros(2)
+    with pytest.raises(
+        NotImplementedError, match=r"got 'reward\.none'\. Add it to Heads in csrc/reward/heads\.hpp"
+    ):
+        pointwise.run("op", "reward.none", {"a": rows}, {}, (), "mean", "cpu", lambda a: a)

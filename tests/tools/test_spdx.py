@@ -33,8 +33,9 @@ def test_check_and_fix(git: bool, tmp_path: Path, capsys: pytest.CaptureFixture[
         pytest.skip("git is not installed")
     if git:
         subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-        subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
-        (tmp_path / "untracked.py").write_text("x = 1\n")
+        subprocess.run(["git", "add", "a.py"], cwd=tmp_path, check=True)
+        (tmp_path / ".gitignore").write_text("ignored.py\n")
+        (tmp_path / "ignored.py").write_text("x = 1\n")
     assert spdx.main([], tmp_path) == 1
     told = capsys.readouterr().out.splitlines()
     assert {line.split(":")[0] for line in told} == {"a.py", "b/c.cu", "d.sh", "Makefile", "e.py"}

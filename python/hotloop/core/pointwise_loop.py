@@ -44,13 +44,23 @@ class Extras:
 # -- the compiled loops --------------------------------------------------------------------------------------
 
 
+class _Handles(dict[str, int]):
+    """The handle of every head of a compiled module, by ``room.name``."""
+
+    def __missing__(self, head: str) -> int:
+        raise NotImplementedError(
+            f"[pointwise] head: expected one that is compiled, got {head!r}. "
+            f"Add it to Heads in csrc/{head.partition('.')[0]}/heads.hpp and build again."
+        )
+
+
 @functools.cache
-def handles(device: str) -> dict[str, int]:
-    """The handle of every head of the module for ``device``, by ``room.name``."""
+def handles(device: str) -> _Handles:
     found = (native.core if device == "cpu" else native.cuda).pointwise.heads()
-    return {
-        f"{room}.{name}": facts[0] for room, heads in found.items() for name, facts in heads.items()
+    named = {
+        (room, name): facts[0] for room, heads in found.items() for name, facts in heads.items()
     }
+    return _Handles({f"{room}.{name}": handle for (room, name), handle in named.items()})
 
 
 _Columns = tuple[int, int, list[Any], Sequence[float], Tensor | None, list[Tensor | None], float]
