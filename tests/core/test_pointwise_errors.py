@@ -66,6 +66,19 @@ def test_another_device_for_each_tensor(case: Case) -> None:
 
 
 @by_case
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_a_sparse_or_complex_tensor_in_place_of_each_tensor(case: Case, impl: str) -> None:
+    """Every implementation names the op and the argument; the imaginary part of a constant was dropped."""
+    for name in (*case.grad, *case.const):
+        for other in (torch.Tensor.to_sparse, lambda x: x + 1j):
+            call = arguments(case)
+            call[name] = other(call[name].float())
+            text = rf"\[{case.op}\] (.*\W)?{name}\W.*expected .*, got "
+            with pytest.raises(TypeError, match=text):
+                case.fn(**call, impl=impl)
+
+
+@by_case
 def test_reduction_and_impl(case: Case) -> None:
     with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, got 'max'"):
         case.fn(**arguments(case), reduction="max")

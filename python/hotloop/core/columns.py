@@ -110,18 +110,18 @@ class Probability:
             return check.number(
                 op, name, value, at_least=0, below=below, at_most=None if below else 1
             )
+        value = check.tensor(op, name, value)
         if torch.compiler.is_compiling():
-            value = check.tensor(op, name, value)
             numbers = () if below is None else (below,)
             return exact(at_run_time.checked("probability", op, name, value, (), numbers))
         if value.dtype is torch.bool or not _seen(value):
-            return exact(check.tensor(op, name, value))
+            return exact(value)
         high = 1.0 if below is None else below
         if value.dtype in _NATIVE and value.is_cpu and value.ndim == 1:
             if native.core.pointwise.within(value, high, below is not None):
                 return value
         elif value.numel() == 0:
-            return exact(check.tensor(op, name, value))
+            return exact(value)
         plain.check(op, name, value)
         _check_range(op, name, value, below, high)
         return exact(value)

@@ -173,6 +173,7 @@ def _call(
         if (
             type(value) is Tensor
             and value.dtype is dtype
+            and value.layout is torch.strided
             and not value.is_nested  # which has no shape to ask for
             and value.shape == shape
             and value.device == device
@@ -185,6 +186,7 @@ def _call(
         if (
             type(row) is Tensor
             and row.dtype is dtype
+            and row.layout is torch.strided
             and not row.is_nested
             and row.shape == shape
             and row.device == device
@@ -192,10 +194,10 @@ def _call(
             continue
         if isinstance(row, Tensor) or not isinstance(row, (int, float)):
             row = check.tensor(op, row_names[k], row)
-            if row.is_quantized:
-                plain.check(op, row_names[k], row)
             # Counts and flags: in a half type a length of 1001 would be rounded.
             if row.dtype not in _DTYPES:
+                if row.is_quantized or row.is_complex():
+                    plain.check(op, row_names[k], row)
                 row = row.to(torch.float64 if double else torch.float32)
             row = row.reshape(1) if row.ndim == 0 else row
             _check_row(op, row_names[k], row, first, like, broadcast=True)
