@@ -38,7 +38,7 @@ def _map(op: str, name: str, x: Any) -> Any:
     return out.reshape(array.shape)
 
 
-def elementary(name: str, x: Any) -> Any:
+def elementary(name: str, x: Any) -> np.ndarray:
     """One of the elementary functions that the CPU loops use, on an array.
 
     Float32 in branch-free SIMD code, float64 by libm; errors in ulp are in docs/numerics.md. ``exp_weight`` is
@@ -66,7 +66,7 @@ def elementary(name: str, x: Any) -> Any:
     return _map("elementary", name, x)
 
 
-def exp2_evolved(x: Any, *, coarse: bool = False) -> Any:
+def exp2_evolved(x: Any, *, coarse: bool = False) -> np.ndarray:
     """2^x on [0, 1] in ten operations, two of them divisions: the evolved program of AutoNumerics-Zero.
 
     u = x + c3 / x;  2^x = (c4 / (c1 / u + c2 + u) - c5)^8. The structure is the paper's; the constants are our own
@@ -94,7 +94,7 @@ def exp2_evolved(x: Any, *, coarse: bool = False) -> Any:
 
 
 @like(exp2_evolved)
-def exp2_minimax(x: Any, *, degree: int = 5) -> Any:
+def exp2_minimax(x: Any, *, degree: int = 5) -> np.ndarray:
     """2^x on [0, 1] by a minimax polynomial (our Remez fit).
 
     Relative error before rounding at most 7.5e-8 (degree 5) or 1.9e-9 (degree 6).
@@ -118,7 +118,7 @@ def exp2_minimax(x: Any, *, degree: int = 5) -> Any:
 
 
 @like(elementary)
-def exp_by_exp2(x: Any, *, method: str = "minimax") -> Any:
+def exp_by_exp2(x: Any, *, method: str = "minimax") -> np.ndarray:
     """exp(x) from one of the exponentials above: x = (k + r) log 2 with k = floor(x / log 2).
 
     Args:
@@ -140,7 +140,7 @@ def exp_by_exp2(x: Any, *, method: str = "minimax") -> Any:
     return _map("exp_by_exp2", f"exp_{method}", x)
 
 
-def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
+def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> np.ndarray:
     """The four 32-bit words of Philox 4x32-10 for items first_item to first_item + n - 1.
 
     Counter (item, offset), key seed: the same words on every machine, in any order, on CPU and GPU.
@@ -175,7 +175,7 @@ def philox(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
 
 
 @like(philox)
-def philox_uniform(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> Any:
+def philox_uniform(seed: int, n: int, *, offset: int = 0, first_item: int = 0) -> np.ndarray:
     """Uniform float32 numbers in (0, 1] from the words of ``philox``: ((word >> 8) + 1) / 2^24, shape (n, 4).
 
     Returns:

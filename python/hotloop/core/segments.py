@@ -12,6 +12,7 @@ from typing import Any
 
 from ..front import arrays, check
 from ..front import impl as _impl
+from ..front.arrays import Array
 from ..front.impl import Impl
 from ..vocabulary import like
 from . import segment_reference
@@ -23,14 +24,14 @@ MASKS = ("bool", "uint8", "int32", "int64")
 
 
 def segment_sum(
-    values: Any,
+    values: Array,
     cu_seqlens: Any = None,
     *,
     segment_ids: Any = None,
     num_segments: int | None = None,
     mask: Any = None,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """Sum of every group of values; 0 for a group without values.
 
     out_s = sum of the values i of group s, added in an order that depends on the shape alone, in float32 over blocks of
@@ -73,14 +74,14 @@ def segment_sum(
 
 @like(segment_sum)
 def segment_mean(
-    values: Any,
+    values: Array,
     cu_seqlens: Any = None,
     *,
     segment_ids: Any = None,
     num_segments: int | None = None,
     mask: Any = None,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """Mean of every group of values; 0 for a group without values, with no gradient.
 
     out_s = segment_sum_s / number of values that count. torch.segment_reduce gives NaN for an empty group; the masked
@@ -100,14 +101,14 @@ def segment_mean(
 
 @like(segment_sum)
 def segment_max(
-    values: Any,
+    values: Array,
     cu_seqlens: Any = None,
     *,
     segment_ids: Any = None,
     num_segments: int | None = None,
     mask: Any = None,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """Largest value of every group; -inf for a group without values, NaN for one that holds NaN.
 
     The gradient goes to the first of the largest values, or to the first NaN, as in torch.max over a dimension.
@@ -125,14 +126,14 @@ def segment_max(
 
 @like(segment_sum)
 def segment_min(
-    values: Any,
+    values: Array,
     cu_seqlens: Any = None,
     *,
     segment_ids: Any = None,
     num_segments: int | None = None,
     mask: Any = None,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """Smallest value of every group; inf for a group without values, NaN for one that holds NaN.
 
     The gradient goes to the first of the smallest values, or to the first NaN.
@@ -149,14 +150,14 @@ def segment_min(
 
 @like(segment_sum)
 def segment_logsumexp(
-    values: Any,
+    values: Array,
     cu_seqlens: Any = None,
     *,
     segment_ids: Any = None,
     num_segments: int | None = None,
     mask: Any = None,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """log of the sum of exp(value) of every group; -inf for a group without values.
 
     out_s = m_s + log(sum exp(value_i - m_s)), m_s the largest value of group s: no overflow. Its gradient is the

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..front import arrays, check, native
+from ..front.arrays import Array
 from ..front.check import integer
 from ..front.impl import Impl, choose
 from ..reference.decode import sampling as reference
@@ -140,7 +141,7 @@ def top_logprobs(law: Any, k: int, *, impl: Impl = "auto") -> TopLogprobs:
 
 @like(law_probs)
 def entropy_adaptive_temperature(
-    logits: Any,
+    logits: Array,
     *,
     median: float,
     std: float,
@@ -149,7 +150,7 @@ def entropy_adaptive_temperature(
     temperature: float = 1.0,
     tau: float = 0.05,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """A temperature for every row from its entropy: warmer where the model is unsure.
 
     H = entropy of softmax(logits); h = (log H - median) / std, scaled to [-1, 1] by ``maximum`` above 0 and by
@@ -197,8 +198,8 @@ def entropy_adaptive_temperature(
 
 @like(law_probs)
 def geometric_mixture_logits(
-    logits: Any, ref_logits: Any, *, mixture: float = 0.5, impl: Impl = "auto"
-) -> Any:
+    logits: Array, ref_logits: Any, *, mixture: float = 0.5, impl: Impl = "auto"
+) -> Array:
     """Log-probabilities of the geometric mixture of two models, token by token.
 
     lp = log_softmax((1 - mixture) logits + mixture ref_logits): the normalised p^(1 - m) q^m. To sample from it, or to
@@ -228,8 +229,8 @@ def geometric_mixture_logits(
 
 @like(law_probs)
 def value_augmented_logits(
-    logits: Any, token_ids: Any, values: Any, *, beta: float = 1.0, impl: Impl = "auto"
-) -> Any:
+    logits: Array, token_ids: Any, values: Any, *, beta: float = 1.0, impl: Impl = "auto"
+) -> Array:
     """Logits steered by the values of a few continuations: z'_a = z_a + beta (V_a - mean of V) for the tokens valued.
 
     To sample from them without writing them out pass ``value_augmented_law(logits, token_ids, values, beta=beta)``.

@@ -8,13 +8,22 @@ an array of theirs can only be passed once they are.
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from . import plain
 
 Kind = Literal["numpy", "torch", "cupy"]
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> Any: ...
+
+
+Array = TypeVar("Array", bound=_Shaped)
+"""An array of NumPy, torch or CuPy: what is of the kind of an argument has its type."""
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 INTEGERS = ("int64", "int32")

@@ -116,7 +116,7 @@ def _rows(op: str, call: LmHeadCall, wanted: frozenset[str]) -> tuple[Tensor | N
         packed, hit = torch.ops.hotloop.linear_logprob(*call[:5], *call.logit.numbers(), call.impl)
         return _statistics.selected(_named(packed, hit), wanted)
     check.untransformed(op, *call[:3])
-    return _ops.LinearLogprob.apply(*call[:3], call[3:], wanted, torch.is_grad_enabled())  # type: ignore[no-any-return]
+    return _ops.LinearLogprob.apply(*call[:3], call[3:], wanted, torch.is_grad_enabled())
 
 
 def _named(packed: Tensor, hit: Tensor) -> dict[str, Tensor]:

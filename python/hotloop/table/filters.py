@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..front import arrays, check, native
+from ..front.arrays import Array
 from ..front.check import integer, number
 from ..front.impl import Impl, choose
 from ..reference.table import filters as _reference
@@ -255,12 +256,12 @@ class ProbabilisticFilter:
 @_words.documented
 def frequency_admission_filter(
     counter: CountFilter,
-    keys: Any,
+    keys: Array,
     counts: Any = None,
     *,
     threshold: int | None = None,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """Let in the keys that were seen ``threshold`` times before, and count these sightings.
 
     admitted_i = (threshold = 0) or (count of key i before this sighting >= threshold): a key gets in on its
@@ -303,7 +304,7 @@ def frequency_admission_filter(
 
 @_words.documented
 def probabilistic_admission_filter(
-    keys: Any,
+    keys: Array,
     counts: Any = None,
     *,
     threshold: float,
@@ -311,7 +312,7 @@ def probabilistic_admission_filter(
     equal: bool = False,
     seed: int = 0,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """Let in keys at random, at a rate set by how often they are seen, without remembering anything.
 
     unequal: admitted_i = u_i * threshold < counts_i, which has probability min(1, counts_i / threshold);

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..front import arrays, native
+from ..front.arrays import Array
 from ..front.check import integer
 from ..front.impl import Impl, choose
 from ..reference.table import hashing as _reference
@@ -17,14 +18,14 @@ from . import _keys, _words
 
 @_words.documented
 def salted_hash_bucket(
-    keys: Any,
+    keys: Array,
     num_buckets: int,
     *,
     feature: int = 0,
     chunk: int = 0,
     seed: int = 0,
     impl: Impl = "auto",
-) -> Any:
+) -> Array:
     """Hash 64-bit keys into buckets, independently for every (feature, chunk, seed).
 
     h = mix64(key xor mix64(feature * C1 + chunk * C2 + seed)), bucket = floor(h * num_buckets / 2^64), all modulo
@@ -64,7 +65,7 @@ MAX_FEATURE_BITS = 32
 
 
 @_words.documented
-def feature_keys(ids: Any, feature: int, *, feature_bits: int = 16) -> Any:
+def feature_keys(ids: Array, feature: int, *, feature_bits: int = 16) -> Array:
     """Turn a feature's ids into keys that no other feature has, so that many features share one ``Table``.
 
     With b = feature_bits > 0: key = id xor (feature * 2^(64 - b)), for -2^(63 - b) <= id < 2^(63 - b): exact, no two

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ...front import arrays, check, environment, native
+from ...front.arrays import Array
 from ...front.check import integer
 from ...front.impl import Impl, choose
 from ...reference.decode import search as reference
@@ -17,7 +16,7 @@ TILE_BYTES = 8 * 2**20
 (4096 and 16384 codes of 8 dimensions, 8192 of 256; one core)."""
 
 
-def vq_neighbor_table(codebook: Any, *, k: int | None = None, impl: Impl = "auto") -> Any:
+def vq_neighbor_table(codebook: Array, *, k: int | None = None, impl: Impl = "auto") -> Array:
     """List the nearest other codes of every code of a codebook, nearest first.
 
     D_ij = |E_i - E_j|_2, D_ii = infinity; row i holds the k columns of smallest D_ij. Unlike the authors' script only

@@ -9,6 +9,7 @@ import numpy as np
 
 from ... import core
 from ...front import arrays, check, native
+from ...front.arrays import Array
 from ...front.check import choice, integer
 from ...front.impl import Impl, choose
 from ...reference.table import error_memory
@@ -53,7 +54,7 @@ def lsh_projections(dim: int, *, repeats: int = 180, bits: int = 16, seed: int =
 
 
 @_words.documented
-def lsh_buckets(hidden: Any, projections: Any, *, impl: Impl = "auto") -> Any:
+def lsh_buckets(hidden: Array, projections: Any, *, impl: Impl = "auto") -> Array:
     """Hash hidden vectors: one bucket per repeat, from the signs of projections (SimHash).
 
     bucket_r(h) = sum_{l < L} 2^l [<W_rl, h> > 0]. Two vectors at an angle a share a bit with probability 1 - a / pi,
