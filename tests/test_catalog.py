@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue against the code, and the documents made from it."""
 
+import doctest
 import inspect
 import re
 import sys
@@ -132,6 +133,17 @@ def test_docstring_names_the_implementations_of_the_entry(op):
     line = re.search(r"^ +impl: ([^;\n]*)", inspect.getdoc(op.load()) or "", re.MULTILINE)
     if line:
         assert set(re.findall(r'"(\w+)"', line[1])) == {"auto", *op.impls}
+
+
+@pytest.mark.parametrize("op", OPS, ids=by_name)
+def test_examples_import_what_they_use(op):
+    """As they stand, beside the names of the room alone: who reads help() pastes them into a shell."""
+    module, text = getattr(hotloop, op.room), inspect.getdoc(op.load()) or ""
+    space = {name: getattr(module, name) for name in module.__all__}
+    said = []
+    test = doctest.DocTestParser().get_doctest(text, space, op.name, None, 0)
+    doctest.DocTestRunner().run(test, out=said.append)
+    assert not said, "".join(said)
 
 
 def test_every_reference_has_the_signature_of_its_op():

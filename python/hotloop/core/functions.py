@@ -56,6 +56,7 @@ def elementary(name: str, x: Any) -> np.ndarray:
         ValueError: another name.
 
     Examples:
+        >>> import numpy as np
         >>> elementary("softplus", np.zeros(1, np.float32)).round(4).tolist()
         [0.6930999755859375]
 
@@ -84,6 +85,7 @@ def exp2_evolved(x: Any, *, coarse: bool = False) -> np.ndarray:
         TypeError: another dtype.
 
     Examples:
+        >>> import numpy as np
         >>> exp2_evolved(np.array([0.0, 1.0])).round(14).tolist()
         [1.0, 2.0]
 

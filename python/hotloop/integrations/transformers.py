@@ -137,6 +137,7 @@ def generate(
             cannot run.
 
     Examples:
+        >>> import torch
         >>> from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
         >>> small = dict(vocab_size=16, n_positions=32, n_embd=8, n_head=2, bos_token_id=0, eos_token_id=None)
         >>> model = GPT2LMHeadModel(GPT2Config(n_layer=2, **small))
@@ -410,6 +411,7 @@ def hotloop_speculative_sampling(
         NotImplementedError: a version of transformers whose function takes other arguments.
 
     Examples:
+        >>> import torch
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> small = dict(vocab_size=16, n_positions=32, n_embd=8, n_head=2, bos_token_id=0, eos_token_id=None)
         >>> model, draft = (GPT2LMHeadModel(GPT2Config(n_layer=n, **small)).eval() for n in (2, 1))

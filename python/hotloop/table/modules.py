@@ -317,6 +317,7 @@ class HashEmbedding(_HashModule):
             ``Table`` that is made where none is given.
 
     Examples:
+        >>> import torch
         >>> from hotloop.table import SGD
         >>> layer = HashEmbedding(4, optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([[5, -3], [2**62, 5]])).shape
@@ -373,6 +374,7 @@ class HashEmbeddingBag(_HashModule):
         include_last_offset: offsets end with n. Default False.
 
     Examples:
+        >>> import torch
         >>> from hotloop.table import SGD
         >>> layer = HashEmbeddingBag(4, mode="sum", optimizer=SGD(lr=0.1))
         >>> layer(torch.tensor([5, 7, 5]), torch.tensor([0, 2])).shape

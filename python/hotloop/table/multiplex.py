@@ -361,6 +361,7 @@ class UnifiedEmbedding(nn.Module):
         tables: T parameters (M, d), drawn from a normal law of standard deviation 1 / sqrt(d), cut at two of them.
 
     Examples:
+        >>> import torch
         >>> embedding = UnifiedEmbedding({"user": 2, "tags": 1}, num_buckets=1000, dim=16)
         >>> batch = {"user": torch.tensor([7, 8]), "tags": (torch.tensor([1, 2, 3]), torch.tensor([0, 3, 3]))}
         >>> {name: tuple(x.shape) for name, x in embedding.split(embedding(batch)).items()}

@@ -61,6 +61,8 @@ class Table(Store):
         RuntimeError: there is no such device, or it has no memory for the rows.
 
     Examples:
+        >>> import numpy as np
+        >>> from hotloop.table import Constant
         >>> table = Table(2, initializer=Constant(1.0))
         >>> keys = np.array([7, -1, 7])
         >>> table.find_or_insert(keys).values.tolist()

@@ -48,6 +48,7 @@ class TableOptimizer(torch.optim.Optimizer):
         ValueError: none of them is a hash module with an optimizer that is not frozen.
 
     Examples:
+        >>> import torch
         >>> from hotloop.table import SGD, HashEmbedding
         >>> layer = HashEmbedding(4, optimizer=SGD(lr=0.1))
         >>> rows = TableOptimizer(layer)
