@@ -33,6 +33,14 @@ def test_registered_and_direct_route_agree_bit_by_bit() -> None:
     )
 
 
+def test_a_complex_constant_is_refused_by_a_compiled_loss() -> None:
+    grad, const = BY_ID["dpo"].inputs(8)
+    name, value = next(iter(const.items()))
+    compiled = torch.compile(BY_ID["dpo"].fn, backend="eager")
+    with pytest.raises(TypeError, match=rf"\[dpo_loss\] {name}: expected real numbers, got comp"):
+        compiled(**{**grad, **const, name: value + 1j})
+
+
 def test_autocast_leaves_the_loss_in_float32() -> None:
     grad, const = BY_ID["dpo"].inputs(8, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):

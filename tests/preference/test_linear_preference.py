@@ -364,6 +364,23 @@ ERRORS = {
     },
     "options: dpo takes beta, .*got bta": {"options": {"bta": 1.0}},
     r"\[dpo_loss\] beta: expected a number > 0": {"options": {"beta": -1.0}},
+    "options: expected Mapping, got str. Name the arguments": {"options": "beta"},
+    "options: dpo takes beta, .*got 1": {"options": {1: 1.0}},
+    "options: expected None beside a loss of your own, got beta. Use functools.partial": {
+        "loss": lambda chosen, rejected, *refs: rejected - chosen,
+        "options": {"beta": 0.5},
+    },
+    "loss: expected a torch.Tensor, got NoneType": {"loss": lambda *logps: None},
+    "ref_weight: expected None without ref_hidden, got a value": {
+        "ref_hidden": None,
+        "ref_logps": torch.zeros(8),
+        "ref_weight": torch.zeros(V, D),
+    },
+    "ref_bias: expected None without ref_hidden, got a value": {
+        "ref_hidden": None,
+        "ref_logps": torch.zeros(8),
+        "ref_bias": torch.zeros(V),
+    },
 }
 
 

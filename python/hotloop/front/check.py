@@ -251,8 +251,7 @@ def float_tensor(op: str, name: str, value: Any, ndim: int | None = None) -> Ten
 
 def float_like(op: str, name: str, value: Tensor) -> Tensor:
     """A tensor of numbers that will become floats: counts, flags, probabilities."""
-    if not arrays.compiling():
-        plain.check(op, name, value)
+    plain.check(op, name, value)
     return value
 
 

@@ -20,14 +20,14 @@ def check(op: str, name: str, value: Any) -> None:
     """Raise TypeError unless the memory of a torch tensor or NumPy array holds its elements.
 
     Views that are negated or conjugated lazily pass: ``readable`` copies them. Under ``torch.compile`` and
-    ``torch.export`` everything passes: what is traced there is no tensor yet, and the operators take the real ones.
+    ``torch.export`` everything but complex numbers passes: what is traced there is no tensor yet, and the operators
+    take the real ones.
     """
     if isinstance(value, np.ndarray):
         reason = _numpy_reason(value)
     else:
-        if sys.modules["torch"].compiler.is_compiling():
-            return
-        reason = _torch_reason(value)
+        compiling = sys.modules["torch"].compiler.is_compiling()
+        reason = _complex_reason(value) if compiling else _torch_reason(value)
     if reason is not None:
         raise TypeError(f"[{op}] {name}: {reason}")
 
@@ -124,10 +124,16 @@ def _torch_reason(value: Any) -> str | None:
         return f"expected a dense tensor, got layout {layout}. Pass x.to_dense()."
     if value.is_quantized:
         return f"expected a tensor of numbers, got quantized {_dtype(value)}. Pass x.dequantize()."
-    if value.is_complex():
-        return f"expected real numbers, got {_dtype(value)}. Pass x.real, x.imag or x.abs()."
+    if (reason := _complex_reason(value)) is not None:
+        return reason
     if torch._is_functional_tensor(value):
         return f"expected a tensor in memory, got one inside functionalization. {_WAYS_OUT['FunctionalTensor']}"
+    return None
+
+
+def _complex_reason(value: Any) -> str | None:
+    if value.is_complex():
+        return f"expected real numbers, got {_dtype(value)}. Pass x.real, x.imag or x.abs()."
     return None
 
 

@@ -217,8 +217,8 @@ def linear_preference_loss(
     Reference:
         Each loss names its paper.
     """
-    extra = dict(options or {})
     form = _form(loss)
+    extra = _extra(loss, options)
     if logit is None:
         logit = PLAIN
     else:
@@ -238,6 +238,11 @@ def linear_preference_loss(
     policy, lengths = answers(hidden, weight, bias)
     counts = _counts(form, policy.shape[0], extra)
     if ref_hidden is None:
+        for name, unused in (("ref_weight", ref_weight), ("ref_bias", ref_bias)):
+            if unused is not None:
+                raise ValueError(
+                    f"[{_OP}] {name}: expected None without ref_hidden, got a value. Pass ref_hidden, or leave it out."
+                )
         reference = _given(policy, labels, ref_logps, cu_seqlens, ignore_index, form.tokens)
     elif ref_logps is not None:
         raise ValueError(
@@ -252,7 +257,7 @@ def linear_preference_loss(
     split_lengths = lengths.split(counts)
     if callable(loss):
         refs = (None, None) if split_ref is None else (split_ref[0], split_ref[1])
-        value = loss(split[0], split[1], *refs)
+        value = check.tensor(_OP, "loss", loss(split[0], split[1], *refs))
         value = value.mean() if value.ndim else value
     else:
         arguments = _bind(loss, form, split, split_ref, split_lengths, extra)
@@ -360,6 +365,18 @@ def _given(
     if cu_seqlens is not None:
         return _statistics.sequence_sums(ref_logps, cu_seqlens.long())
     return _left_aligned(ref_logps, valid) if tokens else ref_logps.sum(-1)
+
+
+def _extra(loss: Any, options: Any) -> dict[str, Any]:
+    if options is None:
+        return {}
+    check.instance(_OP, "options", options, Mapping, hint="Name the arguments of the loss.")
+    extra = {str(name): value for name, value in options.items()}
+    if extra and callable(loss):
+        raise ValueError(
+            f"[{_OP}] options: expected None beside a loss of your own, got {', '.join(extra)}. Use functools.partial."
+        )
+    return extra
 
 
 def _bind(
