@@ -159,7 +159,8 @@ struct Kto : Head<1, 3, 3> {  // d: l; c: r, desirable (1 or 0), z0; p: beta, we
 struct Bco : Head<1, 4, 1> {  // d: l; c: r, desirable (1 or 0), delta, density weight; p: beta
   HOTLOOP_HEAD("bco") {
     const T x = (d[0] - c[0]) * p[0] - c[2];
-    return vsoftplus(x * (R(1) - R(2) * c[1])) * (c[1] + (R(1) - c[1]) * c[3]);
+    // Chosen, not multiplied by 0: a density weight need not be a number where the answer is desirable.
+    return vsoftplus(x * (R(1) - R(2) * c[1])) * select(c[1] > R(0.5), R(1), c[3]);
   }
 };
 struct BcoPair : Head<2, 3, 1> {  // c: rc, rr, delta; p: beta

@@ -516,3 +516,21 @@ def test_metrics_are_means_without_gradient() -> None:
     close(found["rewards/margins"], found["rewards/chosen"] - found["rewards/rejected"])
     tie = p.preference_metrics(pc, pc, rc, rc)
     close(tie["rewards/accuracies"], 0.0)
+
+
+@IMPLS
+@pytest.mark.parametrize("rho", [math.inf, math.nan])
+def test_a_desirable_answer_ignores_its_density_weight(impl: str, rho: float) -> None:
+    """A classifier that was run over the undesirable answers alone leaves NaN beside the others."""
+    logps, up = torch.zeros(3, requires_grad=True), torch.tensor([True, False, True])
+
+    def losses(weights: list[float]) -> Tensor:
+        rho = torch.tensor(weights)
+        return p.bco_loss(
+            logps, torch.zeros(3), up, density_weights=rho, reduction="none", impl=impl
+        )
+
+    found, wanted = losses([rho, 0.5, rho]), losses([1.0, 0.5, 1.0])
+    assert torch.equal(found, wanted)
+    (gradient,), (right,) = (torch.autograd.grad(x.sum(), logps) for x in (found, wanted))
+    assert torch.equal(gradient, right)

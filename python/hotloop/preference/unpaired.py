@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import pointwise
 from ..core.columns import check_rows, exact, marks
-from ..core.pointwise import Reduction, Row, softplus
+from ..core.pointwise import Reduction, Row, given, softplus
 from ..front import check, declare
 from ..front.impl import Impl
 from ..front.ranges import above, at_least
@@ -144,7 +144,8 @@ def bco_loss(
         Jung et al. 2024, arXiv:2404.04656.
     """
     x = beta * (policy_logps - ref_logps) - delta
-    return torch.where(is_desirable == 1, softplus(-x), density_weights * softplus(x))
+    up = is_desirable == 1
+    return torch.where(up, 1.0, given(density_weights)) * softplus(torch.where(up, -x, x))
 
 
 @pointwise.loss(grad=PAIR, row=(*REF, "delta"), ranges={"beta": above(0)})
