@@ -199,8 +199,9 @@ def _call(
                 if row.is_quantized or row.is_complex():
                     plain.check(op, row_names[k], row)
                 row = row.to(torch.float64 if double else torch.float32)
-            row = row.reshape(1) if row.ndim == 0 else row
-            _check_row(op, row_names[k], row, first, like, broadcast=True)
+            if row.shape != shape or row.device != device:
+                row = row.reshape(1) if row.ndim == 0 else row
+                _check_row(op, row_names[k], row, first, like, broadcast=True)
             double = double or row.dtype is torch.float64
         else:
             row = check.number(op, row_names[k], row)
