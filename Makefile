@@ -9,6 +9,9 @@ export PIP_ROOT_USER_ACTION := ignore
 # hotloop._cuda is built by `make wheel` wherever nvcc is; a development build leaves it out where no GPU
 # would run it.
 HOTLOOP_CUDA ?= $(if $(shell command -v nvidia-smi),AUTO,OFF)
+# ON in .ci/run: warnings of the compilers are errors. One flag for module, C++ tests and wheel, so that ccache serves all.
+HOTLOOP_WERROR ?= OFF
+export HOTLOOP_WERROR
 # TensorFlow 2.16, which the latest TFRA needs, has wheels for Python 3.9 to 3.12.
 TFRA_BASE ?= python3.11
 TFRA := .venv-tfra
@@ -46,7 +49,7 @@ $(VENV)/dev: pyproject.toml
 $(VENV)/built: $(VENV)/dev $(SOURCES)
 	@echo "building hotloop (one to three minutes the first time; cached in build/)"
 	$(PIP) --no-build-isolation --no-deps --force-reinstall \
-	  -C cmake.define.HOTLOOP_CUDA=$(HOTLOOP_CUDA) -e .
+	  -C cmake.define.HOTLOOP_CUDA=$(HOTLOOP_CUDA) -C cmake.define.HOTLOOP_WERROR=$(HOTLOOP_WERROR) -e .
 	@touch $@
 
 $(VENV)/peers: $(VENV)/dev
