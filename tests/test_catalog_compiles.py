@@ -14,6 +14,7 @@ import pointwise_cases
 import pytest
 import torch
 from catalog_cases import Arguments, Call, calls, calls_of
+from processes import printed
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
@@ -76,6 +77,28 @@ def test_compiles_inside_a_checkpoint(op: Any, call: Call) -> None:
     compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
     found, expected = (step(run, op, call.arguments(4)) for run in (compiled, call.function))
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+
+
+FIRST_CALL = """
+import hotloop, sys, torch
+from torch.utils.checkpoint import checkpoint
+rows, labels = torch.randn(4, 8, requires_grad=True), torch.tensor([0, 7, -100, 3])
+column = rows[:, 0].detach()
+run = {
+    "token_logprob": lambda x: hotloop.logprob.token_logprob(x, labels).logps,
+    "bt_reward_loss": lambda x: hotloop.reward.bt_reward_loss(x[:, 0], column, margin=labels > 0),
+    "segment_sum": lambda x: hotloop.core.segment_sum(x, torch.tensor([0, 1, 4])),
+}[sys.argv[1]]
+again = lambda x: checkpoint(run, x, use_reentrant=False)
+torch.compile(again, fullgraph=True, backend="aot_eager")(rows).sum().backward()
+print(bool(rows.grad.abs().sum() > 0))
+"""
+
+
+@pytest.mark.parametrize("op", ["token_logprob", "bt_reward_loss", "segment_sum"])
+def test_the_first_call_of_a_process_compiles_inside_a_checkpoint(op: str) -> None:
+    """What a call writes down once, an eager call before it has written in the tests above."""
+    assert printed(FIRST_CALL, op) == "True\n"
 
 
 @pytest.mark.slow

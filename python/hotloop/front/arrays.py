@@ -7,6 +7,7 @@ an array of theirs can only be passed once they are.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -48,13 +49,17 @@ def device(value: Any) -> str:
     return f"cuda:{place.id}" if hasattr(place, "id") else str(place)  # CuPy numbers its devices
 
 
-_names: dict[Any, str] = {}
-"""NumPy puts the name of a dtype together anew every time: 3 us, which is a tenth of a small call."""
-
-
 def dtype(value: Any) -> str:
-    given = value.dtype
-    return _names.get(given) or _names.setdefault(given, str(given).removeprefix("torch."))
+    if isinstance(value, np.ndarray):
+        return _numpy_name(value.dtype)
+    # Not from a cache: Dynamo refuses a write to it inside a checkpoint.
+    return str(value.dtype).removeprefix("torch.")
+
+
+# NumPy puts the name of a dtype together anew every time: 3 us, which is a tenth of a small call.
+@functools.lru_cache(maxsize=256)
+def _numpy_name(given: np.dtype[Any]) -> str:
+    return str(given)
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
