@@ -220,11 +220,14 @@ def aot_loss(
     )
     pc, pr = exact(policy_chosen_logps), exact(policy_rejected_logps)
     rc, rr = exact(ref_chosen_logps).detach(), exact(ref_rejected_logps).detach()
-    first, second = (pc - pr, rc - rr) if paired else (pc - rc, pr - rr)
+    if paired:
+        margins = {"sorted policy margins": pc - pr, "sorted reference margins": rc - rr}
+    else:
+        margins = {"sorted chosen log-ratios": pc - rc, "sorted rejected log-ratios": pr - rr}
     return pointwise.run(
         op,
         "preference.soft_label_dpo",
-        {"first": torch.sort(first).values, "second": torch.sort(second).values},
+        {name: torch.sort(x).values for name, x in margins.items()},
         {"no reference": 0.0, "nor here": 0.0, "label": 1.0 - label_smoothing},
         (beta,),
         reduction,
