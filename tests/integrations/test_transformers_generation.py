@@ -56,12 +56,12 @@ def test_the_law_is_that_of_plain_sampling(models, name, how):
 @pytest.fixture
 def wrong_draft_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """The verifier is told of a draft that sampled at another temperature than it did."""
-    right = ours.chain_speculative_sampling
+    right = decode.chain_speculative_sampling
 
     def wrong(draft: Any, *args: Any, **kwargs: Any) -> Any:
         return right(draft and replace(draft, temperature=1.4), *args, **kwargs)
 
-    monkeypatch.setattr(ours, "chain_speculative_sampling", wrong)
+    monkeypatch.setitem(ours._VERIFY, "token", wrong)
 
 
 def test_a_wrong_draft_law_is_found_out(models, wrong_draft_law):
@@ -97,7 +97,7 @@ def test_a_block_takes_new_draws(monkeypatch, draws):
     config, prompt, new = sampling("plain"), torch.tensor([[0, 2, 1]]), 4
     verification = "block"
     if draws == "met twice":
-        monkeypatch.setattr(ours, "chain_speculative_sampling", decode.block_speculative_sampling)
+        monkeypatch.setitem(ours._VERIFY, "token", decode.block_speculative_sampling)
         verification = "token"
     done = generate(
         target,
@@ -189,7 +189,7 @@ def test_greedy_with_rotary_positions_and_sliding_windows(kind):
 def test_both_caches_hold_the_text_after_rejections(models, monkeypatch, kind):
     """The logits that reach the verifier are those of the whole text without a cache, the draft's too."""
     target, draft = models if kind == "gpt2" else (random_model(kind, 1), random_model(kind, 2))
-    right, calls = ours.chain_speculative_sampling, []
+    right, calls = decode.chain_speculative_sampling, []
 
     def recorded(law: Any, ids: Any, target_law: Any, **how: Any) -> Any:
         done = right(law, ids, target_law, **how)
@@ -198,7 +198,7 @@ def test_both_caches_hold_the_text_after_rejections(models, monkeypatch, kind):
             calls.append((seed, int(how["offset"][row]), rows))
         return done
 
-    monkeypatch.setattr(ours, "chain_speculative_sampling", recorded)
+    monkeypatch.setitem(ours._VERIFY, "token", recorded)
     ids, mask = ragged()
     done = generate(
         target,
@@ -209,6 +209,7 @@ def test_both_caches_hold_the_text_after_rejections(models, monkeypatch, kind):
         seed=torch.arange(5),
     )
     assert len(set(done.target_calls.tolist())) > 1  # the rows did not go in step
+    assert len(calls) == int(done.target_calls.sum())
     for row, offset, values in calls:
         if values is None:
             continue
