@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the rooms of _catalog, said once more for type checkers
     from . import core as core
     from . import decode as decode
     from . import logprob as logprob
+    from . import moe as moe
     from . import preference as preference
     from . import reference as reference
     from . import reward as reward
