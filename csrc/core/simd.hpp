@@ -25,34 +25,31 @@ extern std::atomic<int> last_simd_level;  // level of the kernel copy that ran l
 
 }  // namespace hotloop
 
-// Declares, once per level, the functions that a *.simd.cpp defines.
-#if defined(__x86_64__)
-#define HOTLOOP_FOR_EACH_SIMD(declaration) \
-  namespace hotloop::simd_baseline {       \
-  declaration                              \
-  }                                        \
-  namespace hotloop::simd_avx2 {           \
-  declaration                              \
-  }                                        \
-  namespace hotloop::simd_avx512 {         \
-  declaration                              \
-  }
-#define HOTLOOP_SIMD_DISPATCH(call)          \
-  switch (::hotloop::simd_level()) {         \
-    case ::hotloop::SimdLevel::kAvx512:      \
-      return ::hotloop::simd_avx512::call;   \
-    case ::hotloop::SimdLevel::kAvx2:        \
-      return ::hotloop::simd_avx2::call;     \
-    default:                                 \
-      return ::hotloop::simd_baseline::call; \
-  }
+#if !defined(__x86_64__)
+#define HOTLOOP_IF_AVX2(...)
+#define HOTLOOP_IF_AVX512(...)
+#elif defined(HOTLOOP_SIMD_NO_AVX512)  // the build under sanitizers: one level less to compile, from the same source
+#define HOTLOOP_IF_AVX2(...) __VA_ARGS__
+#define HOTLOOP_IF_AVX512(...)
 #else
-#define HOTLOOP_FOR_EACH_SIMD(declaration) \
-  namespace hotloop::simd_baseline {       \
-  declaration                              \
-  }
-#define HOTLOOP_SIMD_DISPATCH(call) return ::hotloop::simd_baseline::call;
+#define HOTLOOP_IF_AVX2(...) __VA_ARGS__
+#define HOTLOOP_IF_AVX512(...) __VA_ARGS__
 #endif
+
+// Declares, once per level, the functions that a *.simd.cpp defines.
+#define HOTLOOP_FOR_EACH_SIMD(declaration)                   \
+  namespace hotloop::simd_baseline {                         \
+  declaration                                                \
+  }                                                          \
+  HOTLOOP_IF_AVX2(namespace hotloop::simd_avx2{declaration}) \
+  HOTLOOP_IF_AVX512(namespace hotloop::simd_avx512{declaration})
+#define HOTLOOP_SIMD_DISPATCH(call)                                                              \
+  switch (::hotloop::simd_level()) {                                                             \
+    HOTLOOP_IF_AVX512(case ::hotloop::SimdLevel::kAvx512 : return ::hotloop::simd_avx512::call;) \
+    HOTLOOP_IF_AVX2(case ::hotloop::SimdLevel::kAvx2 : return ::hotloop::simd_avx2::call;)       \
+    default:                                                                                     \
+      return ::hotloop::simd_baseline::call;                                                     \
+  }
 
 // A function that a *.simd.cpp defines, and hotloop::<room>::<name>, which calls its copy for the level in force. Types
 // are named as from namespace hotloop.
