@@ -132,7 +132,7 @@ def cpp(kind: str = "", sanitize: str = "", target: str = "all") -> Counts:
             return finished(name, 1, Counts(), begin)
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
-        words = [str(BIN / "ctest"), "--test-dir", str(build), "--output-on-failure"]
+        words = [str(BIN / "ctest"), "-j2", "--test-dir", str(build), "--output-on-failure"]
         status = 0 if quiet(name, [*words, "--output-junit", str(junit)]) else 1
         return finished(name, status, counted(junit), begin)
 
