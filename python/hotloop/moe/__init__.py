@@ -5,6 +5,7 @@ from ..front.needs import torch_for
 
 torch_for("moe")
 
+from .recipes import PMoELoss, pmoe_routing_loss
 from .results import Dispatch, Routing
 
-__all__ = ["Dispatch", "Routing"]
+__all__ = ["Dispatch", "PMoELoss", "Routing", "pmoe_routing_loss"]

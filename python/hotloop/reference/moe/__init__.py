@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops of ``hotloop.moe`` in plain torch."""
 
-__all__: list[str] = []
+from .recipes import pmoe_routing_loss
+
+__all__ = ["pmoe_routing_loss"]
