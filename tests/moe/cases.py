@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Valid calls of the ops of this room."""
 
-from catalog_cases import Arguments, Call, normal
+import torch
+from catalog_cases import Arguments, Call, generator, normal
+from hotloop import moe
 
 
 def primitives(n: int) -> Arguments:
@@ -13,6 +15,84 @@ def primitives(n: int) -> Arguments:
     }
 
 
+E, K = 6, 2
+
+
+def ids(n: int) -> torch.Tensor:
+    """(n, 2): two experts of each token, of which the first may be none."""
+    first = torch.randint(-1, E, (n, 1), generator=generator(n), device="cpu")
+    return torch.cat((first, (first + 1) % E), 1)
+
+
+def logits(n: int) -> Arguments:
+    return {"router_logits": normal(n, E, leaf=True), "top_k": K}
+
+
+def grouped(n: int) -> Arguments:
+    bias = normal(E) / 10
+    mask = torch.arange(n, device="cpu") % 3 > 0
+    return {
+        **logits(n),
+        "scoring": "sigmoid",
+        "n_group": 3,
+        "topk_group": 2,
+        "bias": bias,
+        "routed_scale": 2.5,
+        "token_mask": mask,
+    }
+
+
+def late(n: int) -> Arguments:
+    return {**logits(n), "order": "topk_then_softmax", "dispatch": False}
+
+
+def routed(n: int) -> moe.Routing:
+    """A choice, with gradients for what the losses read."""
+    found = moe.route(normal(n, E), K)
+    return found._replace(
+        prob_sums=found.prob_sums.clone().requires_grad_(),
+        logsumexp=found.logsumexp.clone().requires_grad_(),
+    )
+
+
+def limited(n: int) -> Arguments:
+    weights = {"topk_weights": normal(n, K), "drop": "weight", "capacity": 2}
+    return {"topk_ids": ids(n), "num_experts": E, "align": 4, **weights}
+
+
+def balanced(n: int) -> Arguments:
+    return {"routing": routed(n)._replace(logsumexp=normal(n))}
+
+
+def global_batch(n: int) -> Arguments:
+    counts = torch.arange(E, device="cpu") + n
+    layers = [x._replace(logsumexp=normal(n)) for x in (routed(n), routed(n))]
+    return {"routing": layers, "convention": "mixtral", "expert_counts": counts, "num_tokens": 40}
+
+
+def sequences(n: int) -> Arguments:
+    return {"router_logits": normal(2, n, E, leaf=True), "top_k": K}
+
+
+def packed(n: int) -> Arguments:
+    offsets = torch.tensor([0, n // 2, n // 2, n], device="cpu")
+    return {**logits(n), "cu_seqlens": offsets, "token_mask": grouped(n)["token_mask"]}
+
+
 CALLS = [
     Call("pmoe_routing_loss", primitives),
+    Call("route", logits),
+    Call("route", grouped, "route, groups"),
+    Call("route", late, "route, late softmax"),
+    Call("dispatch", lambda n: {"topk_ids": ids(n), "num_experts": E}),
+    Call("dispatch", limited, "dispatch, capacity"),
+    Call("load_balance_loss", balanced),
+    Call("load_balance_loss", global_batch, "load_balance_loss, layers"),
+    Call("router_z_loss", lambda n: {"routing": routed(n)._replace(prob_sums=normal(E))}),
+    Call("sequence_balance_loss", sequences),
+    Call("sequence_balance_loss", packed, "sequence_balance_loss, packed"),
+    Call(
+        "update_routing_bias",
+        lambda n: {"bias": normal(E), "expert_counts": torch.arange(E, device="cpu") % (n + 2)},
+    ),
 ]

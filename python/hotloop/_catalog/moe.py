@@ -5,6 +5,60 @@ from . import Paper, Room
 
 op = Room(__name__, impls=("reference", "cpu"), gradient=True, compiles=True, needs_torch=True)
 
+ROUTER_IMPLS = ("reference",)
+SPARSELY_GATED = Paper(
+    "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", "1701.06538"
+)
+DEEPSEEK_V3 = Paper(
+    "DeepSeek-V3 Technical Report",
+    "2412.19437",
+    "E = 256, k = 8, 4 of 8 groups, routed_scale = 2.5, bias rate 0.001",
+)
+
+op(
+    "route",
+    SPARSELY_GATED,
+    DEEPSEEK_V3,
+    impls=ROUTER_IMPLS,
+    implements=("softmax_topk_gate", "sigmoid_group_topk_gate"),
+)
+op(
+    "dispatch",
+    Paper("MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", "2211.15841"),
+    impls=ROUTER_IMPLS,
+    dtypes=(),
+    gradient=False,
+)
+op(
+    "load_balance_loss",
+    Paper("Switch Transformers", "2101.03961", "weight 0.01"),
+    Paper("FastMoE: A Fast Mixture-of-Expert Training System", "2103.13262"),
+    impls=("reference",),
+    implements=("moe_load_balance_loss", "fmoe_load_balance_loss"),
+)
+op(
+    "router_z_loss",
+    Paper(
+        "ST-MoE: Designing Stable and Transferable Sparse Expert Models",
+        "2202.08906",
+        "weight 0.001",
+    ),
+    impls=("reference",),
+)
+op("sequence_balance_loss", DEEPSEEK_V3, impls=ROUTER_IMPLS)
+op(
+    "update_routing_bias",
+    Paper(
+        "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts",
+        "2408.15664",
+        "rate 0.001",
+    ),
+    DEEPSEEK_V3,
+    impls=("reference",),
+    dtypes=("float32", "float64"),
+    gradient=False,
+    implements=("aux_free_bias_update",),
+)
 op(
     "pmoe_routing_loss",
     Paper(
