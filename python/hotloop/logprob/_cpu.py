@@ -9,18 +9,14 @@ is three products (logits, d hidden, d weight) instead of four; with nothing kep
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..front import buffers, environment, native
+from ..front.autocast import in_the_dtype_given
 from ._call import LmHeadCall, LogitsCall
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 STATISTICS = ("max", "sum_exp", "sum_z_exp", "sum_exp2", "sum_z", "label_z")
 """Rows of the statistics matrix, as ``Statistic`` in csrc/logprob/rows.hpp."""
@@ -31,19 +27,6 @@ _TILE_BYTES = 8 * 2**20
 _LEAST_TILE_COLUMNS = 512
 # A workspace smaller than one tile of this size is exceeded by it.
 _SMALL_TILE_BYTES = 8 * 2**20
-
-
-def in_the_dtype_given(call: Callable[P, R]) -> Callable[P, R]:
-    """Keep autocast out: it would make some products (not those with ``out=``) narrower than the inputs."""
-
-    @functools.wraps(call)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.is_autocast_enabled("cpu"):
-            return call(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            return call(*args, **kwargs)
-
-    return wrapped
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

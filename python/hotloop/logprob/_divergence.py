@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..front import arrays, check
+from ..front import arrays, check, second
 from ..front.impl import Impl, Refuses, choose
 from ..reference import logprob as reference
-from . import _arguments, _second, _two_lm_heads, _two_lm_heads_triton
+from . import _arguments, _two_lm_heads, _two_lm_heads_triton
 from ._call import Divergence, DivergenceCall
 from ._cpu import accumulate_dtype, select_rows
 from ._ops import fake_gradients
@@ -81,7 +81,7 @@ def _linear_differentiable(
     def rows(*student: Any) -> tuple[Tensor]:
         return (_reference_of_heads(DivergenceCall._make((*student, *call[3:]))),)
 
-    return _second.gradients(rows, call.student, need, (grad,))
+    return second.gradients(rows, call.student, need, (grad,))
 
 
 def _scatter(values: Tensor, index: Tensor | None, n: int) -> Tensor:
@@ -224,7 +224,7 @@ def _logit_differentiable(
     def rows(s: Tensor) -> tuple[Tensor]:
         return (_reference_of_logits(d, s, teacher, labels, ignore_index),)
 
-    return _second.gradients(rows, (student,), (True,), (grad,))[0]
+    return second.gradients(rows, (student,), (True,), (grad,))[0]
 
 
 @torch.library.custom_op(

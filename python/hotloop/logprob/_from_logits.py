@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..front import second
 from ..reference import logprob as reference
-from . import _cpu, _second, _statistics, _triton
+from . import _cpu, _statistics, _triton
 from ._call import LogitsCall
 
 _LOGITS = "Tensor logits, Tensor labels"
@@ -64,7 +65,7 @@ def _differentiable(call: LogitsCall, grads: Sequence[Tensor | None]) -> Tensor 
         found = reference.logit_statistics(z, call.labels, call.ignore_index, *call.logit)
         return [found[name] for name in _statistics.FIELDS]
 
-    return _second.gradients(rows, (call.logits,), (True,), grads)[0]
+    return second.gradients(rows, (call.logits,), (True,), grads)[0]
 
 
 @torch.library.custom_op(

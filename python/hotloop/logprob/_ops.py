@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..front import second
 from ..reference.logprob import cross_entropy, head_statistics
-from . import _cpu, _second, _statistics, _triton
+from . import _cpu, _statistics, _triton
 from ._call import LmHeadCall
 
 _HEAD = "Tensor hidden, Tensor weight, Tensor? bias, Tensor labels"
@@ -53,7 +54,7 @@ def _differentiable(
         found = _reference(LmHeadCall._make((*head, *call[3:])))
         return [found[name] for name in _statistics.FIELDS]
 
-    return _second.gradients(rows, call[:3], need, grads)
+    return second.gradients(rows, call[:3], need, grads)
 
 
 class LinearLogprob(torch.autograd.Function):
@@ -118,7 +119,7 @@ class CrossEntropy(torch.autograd.Function):
                 rows = _reference(LmHeadCall._make((*head, *call[3:])))
                 return (cross_entropy(rows, call.labels, **options),)
 
-            d = _second.gradients(loss, call[:3], need, (grad_loss,))
+            d = second.gradients(loss, call[:3], need, (grad_loss,))
             return *d, None, None
         # The scale from above meets the rows before any of their gradient is rounded.
         scale = (call.labels != call.ignore_index).to(statistics.dtype)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..front import environment, native
+from ..front.autocast import in_the_dtype_given
 from ._call import Divergence, DivergenceCall
-from ._cpu import Gradients, Products, accumulate_dtype, finish, in_the_dtype_given, part_of
+from ._cpu import Gradients, Products, accumulate_dtype, finish, part_of
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "balanced", "log_cosh")
 _STATISTICS = 8
