@@ -2,8 +2,9 @@
 """Valid calls of the ops of this room."""
 
 import torch
-from catalog_cases import Arguments, Call, generator, normal
+from catalog_cases import Arguments, Call, D, generator, normal
 from hotloop import moe
+from hotloop.moe import AdamState, Dispatch, Norm
 
 
 def primitives(n: int) -> Arguments:
@@ -79,6 +80,59 @@ def packed(n: int) -> Arguments:
     return {**logits(n), "cu_seqlens": offsets, "token_mask": grouped(n)["token_mask"]}
 
 
+def order(n: int) -> Dispatch:
+    """Of K slots of n tokens; every fifth goes nowhere, and the last two rows hold nothing."""
+    slots = torch.arange(n * K, device="cpu")
+    kept = slots[slots % 5 != 3].flip(0)
+    rows = torch.full((n * K,), -1, device="cpu").scatter(
+        0, kept, torch.arange(len(kept), device="cpu")
+    )
+    filled = torch.cat((kept, torch.full((2,), -1, device="cpu")))
+    offsets = torch.tensor([0, len(filled)], device="cpu")
+    return Dispatch(filled, rows, offsets, torch.tensor([len(kept)], device="cpu"))
+
+
+def expert_rows(n: int, name: str = "z") -> Arguments:
+    dispatch = order(n)
+    rows = normal(len(dispatch.slot_of_row), D, leaf=True)
+    return {name: rows, "topk_weights": normal(n, K, leaf=True), "dispatch": dispatch}
+
+
+def shared(n: int) -> Arguments:
+    return {"shared": (normal(n, D) + 1).requires_grad_()}
+
+
+def stream(n: int) -> Arguments:
+    return {"x": (normal(n, D) - 2).requires_grad_()}
+
+
+def state(n: int) -> torch.Tensor:
+    return (normal(n, D) + 3).requires_grad_()
+
+
+def number(value: float) -> torch.Tensor:
+    return torch.tensor(value, device="cpu", dtype=torch.float32, requires_grad=True)
+
+
+def norm(kind: str = "layer") -> Arguments:
+    bias = normal(D, leaf=True) if kind == "layer" else None
+    return {"norm": Norm(kind, (normal(D) + 1).requires_grad_(), bias)}
+
+
+def momentum(n: int) -> Arguments:
+    return {**stream(n), "m": state(n), **expert_rows(n), **shared(n), **norm()}
+
+
+def adam(n: int) -> Arguments:
+    before = AdamState(state(n), state(n).detach().square().requires_grad_(), state(n))
+    return {**stream(n), "state": before, **expert_rows(n), **norm("rms"), "is_first": True}
+
+
+def robust(n: int) -> Arguments:
+    numbers = {"mu": number(0.4), "gamma": number(0.7), "alpha": number(0.2)}
+    return {**stream(n), "d": state(n), "z": normal(n, D, leaf=True), **numbers, **norm()}
+
+
 CALLS = [
     Call("pmoe_routing_loss", primitives),
     Call("route", logits),
@@ -95,4 +149,12 @@ CALLS = [
         "update_routing_bias",
         lambda n: {"bias": normal(E), "expert_counts": torch.arange(E, device="cpu") % (n + 2)},
     ),
+    Call("permute", lambda n: {**stream(n), "dispatch": order(n)}),
+    Call("combine", lambda n: {**expert_rows(n, "expert_rows"), **shared(n)}),
+    Call("residual_smoe_layer", lambda n: {**stream(n), **expert_rows(n), **norm("rms")}),
+    Call("momentum_smoe_layer", momentum),
+    Call("momentum_smoe_layer", lambda n: {**momentum(n), "post_norm": True}, "momentum-post"),
+    Call("adam_smoe_layer", adam),
+    Call("robust_momentum_smoe_layer", robust),
+    Call("lookahead", lambda n: {**stream(n), "d": state(n), "alpha": number(0.2), **norm()}),
 ]

@@ -68,3 +68,20 @@ op(
     ),
     impls=("reference",),
 )
+grouped = Paper("MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", "2211.15841")
+momentum = Paper(
+    "MomentumSMoE: Integrating Momentum into Sparse Mixture of Experts",
+    "2410.14574",
+    "mu = 0.7, gamma = 1, 16 experts, top-2",
+)
+robust = Paper(
+    "A Robust Accelerated Optimization Algorithm for Strongly Convex Functions", "1710.04753"
+)
+op("permute", grouped, impls=("reference",), implements=("moe_permute",))
+op("combine", grouped, impls=("reference",), implements=("moe_unpermute_combine",))
+op("residual_smoe_layer", momentum, impls=("reference",))
+op("momentum_smoe_layer", momentum, impls=("reference",))
+op("adam_smoe_layer", momentum, impls=("reference",))
+op("robust_momentum_smoe_layer", momentum, robust, impls=("reference",))
+op("lookahead", robust, impls=("reference",))
+op("robust_momentum_coefficients", robust, impls=("reference",), gradient=False, compiles=False)

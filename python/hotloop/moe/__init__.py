@@ -11,17 +11,51 @@ from .balance import (
     sequence_balance_loss,
     update_routing_bias,
 )
+from .depth import (
+    adam_smoe_layer,
+    lookahead,
+    momentum_smoe_layer,
+    residual_smoe_layer,
+    robust_momentum_coefficients,
+    robust_momentum_smoe_layer,
+)
 from .recipes import PMoELoss, pmoe_routing_loss
-from .results import Dispatch, Routing
+from .results import (
+    AdamState,
+    AdamStep,
+    Dispatch,
+    MomentumStep,
+    Norm,
+    ResidualStep,
+    RobustMomentumCoefficients,
+    RobustMomentumStep,
+    Routing,
+)
 from .router import dispatch, route
+from .rows import combine, permute
 
 __all__ = [
+    "AdamState",
+    "AdamStep",
     "Dispatch",
+    "MomentumStep",
+    "Norm",
     "PMoELoss",
+    "ResidualStep",
+    "RobustMomentumCoefficients",
+    "RobustMomentumStep",
     "Routing",
+    "adam_smoe_layer",
+    "combine",
     "dispatch",
     "load_balance_loss",
+    "lookahead",
+    "momentum_smoe_layer",
+    "permute",
     "pmoe_routing_loss",
+    "residual_smoe_layer",
+    "robust_momentum_coefficients",
+    "robust_momentum_smoe_layer",
     "route",
     "router_z_loss",
     "sequence_balance_loss",

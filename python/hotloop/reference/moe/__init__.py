@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ops of ``hotloop.moe`` in plain torch."""
 
+from .depth import (
+    adam_smoe_layer,
+    lookahead,
+    momentum_smoe_layer,
+    residual_smoe_layer,
+    robust_momentum_coefficients,
+    robust_momentum_smoe_layer,
+)
 from .recipes import pmoe_routing_loss
 from .router import (
     dispatch,
@@ -10,11 +18,20 @@ from .router import (
     sequence_balance_loss,
     update_routing_bias,
 )
+from .rows import combine, permute
 
 __all__ = [
+    "adam_smoe_layer",
+    "combine",
     "dispatch",
     "load_balance_loss",
+    "lookahead",
+    "momentum_smoe_layer",
+    "permute",
     "pmoe_routing_loss",
+    "residual_smoe_layer",
+    "robust_momentum_coefficients",
+    "robust_momentum_smoe_layer",
     "route",
     "router_z_loss",
     "sequence_balance_loss",

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
+
+NormKind = Literal["layer", "rms"]
 
 
 class Dispatch(NamedTuple):
@@ -42,3 +44,82 @@ class Routing(NamedTuple):
     """() int64, tokens that are no padding."""
     dispatch: Dispatch | None
     """The order of expert rows, or None where it was not asked for."""
+
+
+class Norm(NamedTuple):
+    """The norm of a layer's input: what a pass over the residual stream computes while a row of it is in cache."""
+
+    kind: NormKind
+    """"layer": (h - mean(h)) / sqrt(var(h) + eps) * weight + bias; "rms": h / sqrt(mean(h^2) + eps) * weight + bias."""
+    weight: Tensor | None = None
+    """(D,), or None for 1. Differentiable."""
+    bias: Tensor | None = None
+    """(D,), or None for 0. Differentiable."""
+    eps: float = 1e-5
+    """Added under the root, >= 0."""
+
+
+class ResidualStep(NamedTuple):
+    """What ``residual_smoe_layer`` returns."""
+
+    x: Tensor
+    """(T, D), the residual stream behind the layer."""
+    normed: Tensor | None
+    """(T, D), the norm of ``x``, which the next layer takes; None without a norm, and with ``post_norm``."""
+
+
+class MomentumStep(NamedTuple):
+    """What ``momentum_smoe_layer`` returns."""
+
+    x: Tensor
+    """(T, D), the residual stream behind the layer."""
+    m: Tensor
+    """(T, D), the momentum that the next sparse layer of the same forward pass takes."""
+    normed: Tensor | None
+    """(T, D), the norm of ``x``, which the next layer takes; None without a norm, and with ``post_norm``."""
+
+
+class AdamState(NamedTuple):
+    """What the sparse layers of one forward pass hand on in ``adam_smoe_layer``; None in its place is zeros."""
+
+    p: Tensor | None
+    """(T, D), running mean of the mixture's output."""
+    v: Tensor | None
+    """(T, D), running mean of its square."""
+    m: Tensor | None
+    """(T, D), momentum."""
+
+
+class AdamStep(NamedTuple):
+    """What ``adam_smoe_layer`` returns."""
+
+    x: Tensor
+    """(T, D), the residual stream behind the layer."""
+    state: AdamState
+    """What the next sparse layer of the same forward pass takes."""
+    normed: Tensor | None
+    """(T, D), the norm of ``x``, which the next layer takes; None without a norm, and with ``post_norm``."""
+
+
+class RobustMomentumStep(NamedTuple):
+    """What ``robust_momentum_smoe_layer`` returns."""
+
+    x: Tensor
+    """(T, D), the residual stream behind the layer."""
+    d: Tensor
+    """(T, D), the increment that the next sparse layer of the same forward pass takes."""
+    normed: Tensor | None
+    """(T, D), the norm of ``x + alpha * d``; None without a norm, and with ``post_norm``."""
+
+
+class RobustMomentumCoefficients(NamedTuple):
+    """What ``robust_momentum_coefficients`` returns."""
+
+    gamma: float
+    """Step along the mixture's output."""
+    mu: float
+    """How much of the last increment is kept."""
+    alpha: float
+    """How far the mixture looks ahead along the increment."""
+    p: float
+    """The rate at which errors shrink on a quadratic."""
