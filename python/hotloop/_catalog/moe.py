@@ -9,6 +9,7 @@ ROUTER_IMPLS = ("reference",)
 SPARSELY_GATED = Paper(
     "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", "1701.06538"
 )
+MEGABLOCKS = Paper("MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", "2211.15841")
 DEEPSEEK_V3 = Paper(
     "DeepSeek-V3 Technical Report",
     "2412.19437",
@@ -24,7 +25,7 @@ op(
 )
 op(
     "dispatch",
-    Paper("MegaBlocks: Efficient Sparse Training with Mixture-of-Experts", "2211.15841"),
+    MEGABLOCKS,
     impls=ROUTER_IMPLS,
     dtypes=(),
     gradient=False,
@@ -59,6 +60,10 @@ op(
     gradient=False,
     implements=("aux_free_bias_update",),
 )
+GLU = Paper("GLU Variants Improve Transformer", "2002.05202")
+op("grouped_linear", MEGABLOCKS, impls=("reference",), compiles=False, implements=("grouped_gemm",))
+op("expert_mlp", MEGABLOCKS, GLU, impls=("reference",), compiles=False)
+op("expert_rows", MEGABLOCKS, GLU, impls=("reference",), compiles=False)
 op(
     "pmoe_routing_loss",
     Paper(

@@ -19,8 +19,10 @@ from .depth import (
     robust_momentum_coefficients,
     robust_momentum_smoe_layer,
 )
+from .experts import expert_mlp, expert_rows, grouped_linear
 from .recipes import PMoELoss, pmoe_routing_loss
 from .results import (
+    Activation,
     AdamState,
     AdamStep,
     Dispatch,
@@ -35,6 +37,7 @@ from .router import dispatch, route
 from .rows import combine, permute
 
 __all__ = [
+    "Activation",
     "AdamState",
     "AdamStep",
     "Dispatch",
@@ -48,6 +51,9 @@ __all__ = [
     "adam_smoe_layer",
     "combine",
     "dispatch",
+    "expert_mlp",
+    "expert_rows",
+    "grouped_linear",
     "load_balance_loss",
     "lookahead",
     "momentum_smoe_layer",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the ops of this room return and take from each other."""
 
+from ..reference.moe.experts import Activation as Activation
 from ..reference.moe.results import AdamState as AdamState
 from ..reference.moe.results import AdamStep as AdamStep
 from ..reference.moe.results import Dispatch as Dispatch

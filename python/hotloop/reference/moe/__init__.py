@@ -9,6 +9,7 @@ from .depth import (
     robust_momentum_coefficients,
     robust_momentum_smoe_layer,
 )
+from .experts import expert_mlp, expert_rows, grouped_linear
 from .recipes import pmoe_routing_loss
 from .router import (
     dispatch,
@@ -24,6 +25,9 @@ __all__ = [
     "adam_smoe_layer",
     "combine",
     "dispatch",
+    "expert_mlp",
+    "expert_rows",
+    "grouped_linear",
     "load_balance_loss",
     "lookahead",
     "momentum_smoe_layer",
