@@ -90,3 +90,8 @@ op("adam_smoe_layer", momentum, impls=("reference",))
 op("robust_momentum_smoe_layer", momentum, robust, impls=("reference",))
 op("lookahead", robust, impls=("reference",))
 op("robust_momentum_coefficients", robust, impls=("reference",), gradient=False, compiles=False)
+
+op("MoE", SPARSELY_GATED, impls=("reference",))
+op("MomentumMoE", momentum, impls=("reference",))
+op("AdamMoE", momentum, impls=("reference",))
+op("RobustMomentumMoE", robust, impls=("reference",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -24,3 +24,16 @@ def in_the_dtype_given(call: Callable[P, R]) -> Callable[P, R]:
             return call(*args, **kwargs)
 
     return wrapped
+
+
+def as_linear_takes(*tensors: torch.Tensor | None) -> list[Any]:
+    """The tensors in the dtype that autocast gives to the products of the first one's device; float64 stays.
+
+    For layers of whole models, whose products are narrow where those of ``nn.Linear`` are.
+    """
+    first = next(x for x in tensors if x is not None)
+    kind = first.device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(kind)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]

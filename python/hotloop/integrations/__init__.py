@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""hotloop inside other libraries. Each module needs its library; importing one changes nothing outside it."""
+"""hotloop inside other libraries. Each module needs its library; importing one replaces nothing outside it."""

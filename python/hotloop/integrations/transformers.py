@@ -2,6 +2,8 @@
 """Hugging Face generation with hotloop's sampler and hotloop's acceptance of drafted tokens, in batches.
 
 ``generate`` is a loop of its own; ``hotloop_speculative_sampling`` puts the acceptance into ``model.generate``.
+Importing this module also enters the experts implementation "hotloop" into transformers' register, for
+``model.set_experts_implementation("hotloop")``.
 """
 
 from __future__ import annotations
@@ -34,9 +36,12 @@ from ..decode import (
 from ..front.check import array, choice, instance
 from ..front.impl import Impl
 from ..front.keywords import known
+from . import _transformers_experts
 from . import _transformers_settings as _settings
 from ._transformers_decoder import Decoder, check_model, embedded
 from ._transformers_keywords import hints
+
+_transformers_experts.register()
 
 __all__ = ["Generated", "generate", "hotloop_speculative_sampling"]
 

@@ -19,7 +19,9 @@ from .depth import (
     robust_momentum_coefficients,
     robust_momentum_smoe_layer,
 )
+from .depth_modules import AdamMoE, MomentumMoE, ResidualStream, RobustMomentumMoE
 from .experts import expert_mlp, expert_rows, grouped_linear
+from .modules import MoE, MoEOutput
 from .recipes import PMoELoss, pmoe_routing_loss
 from .results import (
     Activation,
@@ -38,14 +40,20 @@ from .rows import combine, permute
 
 __all__ = [
     "Activation",
+    "AdamMoE",
     "AdamState",
     "AdamStep",
     "Dispatch",
+    "MoE",
+    "MoEOutput",
+    "MomentumMoE",
     "MomentumStep",
     "Norm",
     "PMoELoss",
     "ResidualStep",
+    "ResidualStream",
     "RobustMomentumCoefficients",
+    "RobustMomentumMoE",
     "RobustMomentumStep",
     "Routing",
     "adam_smoe_layer",
