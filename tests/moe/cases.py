@@ -133,7 +133,21 @@ def robust(n: int) -> Arguments:
     return {**stream(n), "d": state(n), "z": normal(n, D, leaf=True), **numbers, **norm()}
 
 
+def anchored(n: int) -> Arguments:
+    """Two experts of two inner numbers beside an anchor of three."""
+    return {
+        "x": normal(n, D, leaf=True),
+        "router_weight": normal(2, D),
+        "gate_up": normal(2, 4, D, leaf=True),
+        "down": normal(2, D, 2, leaf=True),
+        "anchor_gate_up": normal(6, D, leaf=True),
+        "anchor_down": normal(D, 3, leaf=True),
+        "top_k": 1,
+    }
+
+
 CALLS = [
+    Call("anchor_reconcile_moe", anchored),
     Call("pmoe_routing_loss", primitives),
     Call("route", logits),
     Call("route", grouped, "route, groups"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_no_worse_than_torch, strided
-from hotloop.moe import pmoe_routing_loss
+from hotloop.moe import MoE, anchor_reconcile_moe, pmoe_routing_loss
 from hotloop.reference import moe as reference
 from refusals import assert_refused, refused
 from torch import Tensor
@@ -189,3 +189,142 @@ def test_pmoe_refuses_nan_when_a_compiled_graph_runs() -> None:
     torch.testing.assert_close(compiled(**x).loss, pmoe_routing_loss(**x).loss)
     with pytest.raises(ValueError, match=r"\[pmoe_routing_loss\] action_values: expected numbers"):
         compiled(**{**x, "action_values": NAN})
+
+
+# -- anchor_reconcile_moe ------------------------------------------------------------------------------------
+
+T, D, I, S, E = 9, 6, 4, 5, 5
+
+
+def anchored(dtype: torch.dtype = torch.float64, gated: bool = True) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    m = 2 if gated else 1
+    shapes = {
+        "x": (T, D),
+        "router_weight": (E, D),
+        "gate_up": (E, m * I, D),
+        "down": (E, D, I),
+        "anchor_gate_up": (m * S, D),
+        "anchor_down": (D, S),
+    }
+    return {
+        name: torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def value_and_slopes(op: Any, x: dict[str, Tensor], **options: Any) -> list[Tensor]:
+    leaves = {name: t.clone().requires_grad_() for name, t in x.items()}
+    output, load, _ = op(**leaves, **options)
+    above = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape)
+    total = (output * above).sum() + 3 * load.to(output.dtype)
+    return [output.detach(), load.detach(), *torch.autograd.grad(total, tuple(leaves.values()))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"renormalize": True},
+        {"routed_scale": 2.5, "top_k": 3},
+        {"activation": "gelu"},
+        {"token_mask": torch.arange(T) % 3 > 0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_anchor_is_the_sum_over_the_chosen_and_the_anchor(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    x = anchored(dtype, options.get("activation") != "gelu")
+    ours = value_and_slopes(anchor_reconcile_moe, x, **options)
+    theirs = value_and_slopes(reference.anchor_reconcile_moe, x, **options)
+    wide = {name: t.double() for name, t in x.items()}
+    truth = value_and_slopes(reference.anchor_reconcile_moe, wide, **options)
+    eps = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 8e-3}[dtype]
+    for a, b, c in zip(ours, theirs, truth, strict=True):
+        assert a.dtype == b.dtype
+        assert_no_worse_than_torch(a, b, c, k=3, eps=eps)
+
+
+def test_anchor_with_every_expert_is_a_dense_mixture() -> None:
+    x = anchored()
+    found = anchor_reconcile_moe(**x, top_k=E, renormalize=True)
+    shares = (x["x"] @ x["router_weight"].T).softmax(-1)
+
+    def layer(up: Tensor, down: Tensor) -> Tensor:
+        gate, value = (x["x"] @ up.T).chunk(2, dim=-1)
+        return (torch.nn.functional.silu(gate) * value) @ down.T
+
+    each = torch.stack([layer(*pair) for pair in zip(x["gate_up"], x["down"])], dim=1)
+    wanted = (shares[..., None] * each).sum(1) + layer(x["anchor_gate_up"], x["anchor_down"])
+    torch.testing.assert_close(found.output, wanted)
+
+
+def test_anchor_of_copies_scales_the_layer() -> None:
+    x = anchored()
+    x["gate_up"] = x["anchor_gate_up"].expand(E, -1, -1)
+    x["down"] = x["anchor_down"].expand(E, -1, -1)
+    found = anchor_reconcile_moe(**x)
+    alone = anchor_reconcile_moe(**x, token_mask=torch.zeros(T)).output
+    sums = found.routing.topk_weights.sum(-1, keepdim=True)
+    torch.testing.assert_close(found.output, (1 + sums) * alone)
+    assert bool((sums < 1).all())
+
+
+def test_anchor_balance_is_one_where_all_experts_are_alike() -> None:
+    x = anchored()
+    eye = {
+        **x,
+        "x": torch.eye(D, dtype=torch.float64)[:E],
+        "router_weight": torch.zeros(E, D).double(),
+    }
+    eye["router_weight"][:, :E] = 9 * torch.eye(E)
+    found = anchor_reconcile_moe(**eye, top_k=1)
+    assert found.routing.expert_counts.tolist() == [1] * E
+    torch.testing.assert_close(float(found.load_balance), 1.0)
+
+
+def test_anchor_is_a_layer_with_a_shared_expert() -> None:
+    x = anchored(torch.float32)
+    layer = MoE(D, I, E, 2, renormalize=False, shared_hidden_dim=S, load_balance_weight=0.01)
+    state = {
+        "router.weight": x["router_weight"],
+        "experts.gate_up_proj": x["gate_up"],
+        "experts.down_proj": x["down"],
+        "shared.gate_up_proj": x["anchor_gate_up"][None],
+        "shared.down_proj": x["anchor_down"][None],
+    }
+    layer.load_state_dict(state)
+    found, wanted = layer(x["x"]), anchor_reconcile_moe(**x)
+    torch.testing.assert_close(found.output, wanted.output)
+    torch.testing.assert_close(found.aux_loss, 0.01 * wanted.load_balance)
+
+
+@refused(
+    {
+        r"x: expected shape \(..., 6\) like router_weight, got \(9, 4\)": torch.zeros(9, 4),
+        "gate_up: expected device cpu like x, got meta": torch.zeros(E, 2 * I, D, device="meta"),
+        r"anchor_gate_up: expected shape \(10, 6\) with D of x and S of anchor_down": torch.zeros(
+            9, 6
+        ),
+        r"anchor_down: expected 2 dimension\(s\)": torch.zeros(6),
+        r"anchor_down: expected shape \(6, 5\) with D of x": torch.zeros(7, 5),
+        "routed_scale: expected 1 with renormalize=True, got 2.0. The published": {
+            "routed_scale": 2.0,
+            "renormalize": True,
+        },
+        r"token_mask: expected shape \(9,\) like x, got \(3,\)": torch.ones(3),
+        "activation: expected one of": "tanh",
+    },
+    {
+        "x: expected a torch.Tensor, got list": [1.0],
+        "router_weight: expected dtype .*, got int64": torch.zeros(E, D, dtype=torch.int64),
+        "anchor_down: expected dtype float32, got float64": torch.zeros(D, S).double(),
+        "down: expected a torch.Tensor, got NoneType": None,
+        "renormalize: expected True or False, got int": 1,
+        "token_mask: expected a torch.Tensor, got list": [1],
+    },
+)
+def test_anchor_refuses(text: str, changes: dict[str, Any], kind: type[Exception]) -> None:
+    assert_refused(anchor_reconcile_moe, {**anchored(torch.float32), **changes}, kind, text)

@@ -91,6 +91,16 @@ op("robust_momentum_smoe_layer", momentum, robust, impls=("reference",))
 op("lookahead", robust, impls=("reference",))
 op("robust_momentum_coefficients", robust, impls=("reference",), gradient=False, compiles=False)
 
+op(
+    "anchor_reconcile_moe",
+    Paper(
+        "Omni-Mol: Exploring Universal Convergent Space for Omni-Molecular Tasks",
+        "2502.01074",
+        "5 experts, top-2, no renormalisation, load balance 0.01",
+    ),
+    impls=("reference",),
+    compiles=False,
+)
 op("MoE", SPARSELY_GATED, impls=("reference",))
 op("MomentumMoE", momentum, impls=("reference",))
 op("AdamMoE", momentum, impls=("reference",))

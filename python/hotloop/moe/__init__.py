@@ -22,7 +22,7 @@ from .depth import (
 from .depth_modules import AdamMoE, MomentumMoE, ResidualStream, RobustMomentumMoE
 from .experts import expert_mlp, expert_rows, grouped_linear
 from .modules import MoE, MoEOutput
-from .recipes import PMoELoss, pmoe_routing_loss
+from .recipes import AnchorMoE, PMoELoss, anchor_reconcile_moe, pmoe_routing_loss
 from .results import (
     Activation,
     AdamState,
@@ -43,6 +43,7 @@ __all__ = [
     "AdamMoE",
     "AdamState",
     "AdamStep",
+    "AnchorMoE",
     "Dispatch",
     "MoE",
     "MoEOutput",
@@ -57,6 +58,7 @@ __all__ = [
     "RobustMomentumStep",
     "Routing",
     "adam_smoe_layer",
+    "anchor_reconcile_moe",
     "combine",
     "dispatch",
     "expert_mlp",

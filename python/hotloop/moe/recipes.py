@@ -7,8 +7,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..front import arrays, at_run_time, check
+from ..front.impl import Impl
+from ..reference.moe.experts import activate
+from ._experts_arguments import activation_of
+from .balance import load_balance_loss
+from .experts import expert_mlp
+from .results import Activation, Routing
+from .router import route
 
 Components = Literal["mean", "sum"]
 Backpropagate = Literal["max", "all"]
@@ -129,6 +137,122 @@ def _temperature(op: str, value: Any, like: Tensor) -> float | Tensor:
         )
     check.same_place(op, "temperature", value, "mixing_weights", like)
     return value.detach().reshape(())
+
+
+class AnchorMoE(NamedTuple):
+    """What ``anchor_reconcile_moe`` returns."""
+
+    output: Tensor
+    """(..., D), the dtype of ``x``."""
+    load_balance: Tensor
+    """(): sum over experts of f_i P_i, 1 at balance; the paper adds 0.01 of it per layer."""
+    routing: Routing
+    """Of the T tokens."""
+
+
+def anchor_reconcile_moe(
+    x: Tensor,
+    router_weight: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    anchor_gate_up: Tensor,
+    anchor_down: Tensor,
+    *,
+    top_k: int = 2,
+    renormalize: bool = False,
+    routed_scale: float = 1.0,
+    activation: str | Activation = "swiglu",
+    token_mask: Tensor | None = None,
+    impl: Impl = "auto",
+) -> AnchorMoE:
+    """A mixture of experts beside an anchor, the expert that every token visits: copies of one pretrained layer.
+
+    s = softmax(x W_r^T) in float32 (float64 for float64); g the top_k largest s, divided by their sum + 1e-20 with
+    ``renormalize``, else times ``routed_scale``; y = sum_j g_j E_j(x) + A(x). The published model starts with all E
+    experts and the anchor as copies of the feed-forward layer, so y = (1 + sum of g) A(x) at first: less than 2 A(x)
+    without ``renormalize``. Load balance: sum over experts of f_i P_i with f_i = E * share of the T k choices and P_i
+    the mean of s_i. As a layer with parameters it is ``MoE(dim, hidden_dim, 5, 2, renormalize=False,
+    shared_hidden_dim=hidden_dim, load_balance_weight=0.01)``.
+
+    Args:
+        x: (..., D) of T tokens, float32, float64, float16 or bfloat16. Differentiable, as all tensors but the mask.
+        router_weight: W_r, (E, D), a float dtype.
+        gate_up: of the experts, (E, 2 I, D), or (E, I, D) for an activation without a gate, in the dtype of x.
+        down: (E, D, I).
+        anchor_gate_up: of the anchor, (2 S, D), or (S, D) without a gate; S may differ from I.
+        anchor_down: (D, S).
+        top_k: k, 1 to min(E, 128); the paper uses 2 of 5. Default 2.
+        renormalize: whether g sums to 1. Default False.
+        routed_scale: factor of g, > 0; 1 with ``renormalize``. Default 1.
+        activation: as in ``expert_mlp``. Default "swiglu".
+        token_mask: (...), 0 or False for padding, which visits the anchor alone and is counted nowhere. Default None.
+        impl: "auto" or "reference".
+
+    Returns:
+        AnchorMoE.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, dtype, shape, device or range.
+        NotImplementedError: a forced ``impl`` that cannot run.
+
+    Examples:
+        >>> import torch
+        >>> up, down = torch.ones(4, 2, 1), torch.ones(4, 1, 1)  # four experts, all alike
+        >>> x = torch.tensor([[2.0]])
+        >>> found = anchor_reconcile_moe(x, torch.zeros(4, 1), up, down, up[0], down[0])
+        >>> round(float(found.output / (2 * torch.nn.functional.silu(x))), 3)  # 1 + two weights of 1/4
+        1.5
+
+    Reference:
+        Hu et al. 2025, arXiv:2502.01074 (Omni-Mol); formula from the published code (modeling_moe.py).
+    """
+    op = "anchor_reconcile_moe"
+    check.float_tensor(op, "x", x)
+    check.float_tensor(op, "router_weight", router_weight, ndim=2)
+    if x.ndim < 1 or x.shape[-1] != router_weight.shape[1]:
+        raise ValueError(
+            f"[{op}] x: expected shape (..., {router_weight.shape[1]}) like router_weight, got {tuple(x.shape)}. "
+            "Its last dimension is D."
+        )
+    d = x.shape[-1]
+    named = {"gate_up": gate_up, "down": down, "router_weight": router_weight}
+    for name, value in named.items():
+        check.float_tensor(op, name, value)
+        check.same_place(op, name, value, "x", x)
+    act = activation_of(op, activation)
+    check.float_tensor(op, "anchor_down", anchor_down, ndim=2)
+    inner = anchor_down.shape[1]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    for name, value, shape in (
+        ("anchor_down", anchor_down, (d, inner)),
+        ("anchor_gate_up", anchor_gate_up, (inner * (2 if act.gated else 1), d)),
+    ):
+        check.array(op, name, check.tensor(op, name, value), (arrays.dtype(x),))
+        check.same_place(op, name, value, "x", x)
+        check.shape(op, name, value, shape, "with D of x and S of anchor_down")
+    if check.flag(op, "renormalize", renormalize) and routed_scale != 1:
+        raise ValueError(
+            f"[{op}] routed_scale: expected 1 with renormalize=True, got {routed_scale!r}. The published layer has one "
+            "or the other."
+        )
+    mask = None
+    if token_mask is not None:
+        check.tensor(op, "token_mask", token_mask)
+        check.shape(
+            op, "token_mask", token_mask, tuple(x.shape[:-1]), "like x", "Pass one per token."
+        )
+        mask = token_mask.reshape(-1) != 0
+    flat = x.reshape(-1, d)
+    routing = route(
+        flat.to(wide) @ router_weight.to(wide).T, top_k, renormalize=renormalize, routed_scale=routed_scale,
+        token_mask=mask, impl=impl,
+    )  # fmt: skip
+    assert routing.dispatch is not None
+    anchor = functional.linear(activate(functional.linear(flat, anchor_gate_up), act), anchor_down)
+    out = expert_mlp(
+        flat, gate_up, down, routing.topk_weights, routing.dispatch, activation=act, shared=anchor, impl=impl
+    )  # fmt: skip
+    return AnchorMoE(out.view(x.shape), load_balance_loss(routing), routing)
 
 
 @at_run_time.look("action values")

@@ -10,7 +10,7 @@ from .depth import (
     robust_momentum_smoe_layer,
 )
 from .experts import expert_mlp, expert_rows, grouped_linear
-from .recipes import pmoe_routing_loss
+from .recipes import anchor_reconcile_moe, pmoe_routing_loss
 from .router import (
     dispatch,
     load_balance_loss,
@@ -23,6 +23,7 @@ from .rows import combine, permute
 
 __all__ = [
     "adam_smoe_layer",
+    "anchor_reconcile_moe",
     "combine",
     "dispatch",
     "expert_mlp",

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .experts import Activation, activate
+from .results import Routing
+from .router import route
+
 
 def pmoe_routing_loss(
     mixing_weights: Tensor,
@@ -38,3 +42,40 @@ def pmoe_routing_loss(
         return routing_weight * found, found, None, index, None
     actor = torch.stack(primitive).mean()
     return routing_weight * found + actor, found, actor, index, torch.stack(winner_logps)
+
+
+def anchor_reconcile_moe(
+    x: Tensor,
+    router_weight: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    anchor_gate_up: Tensor,
+    anchor_down: Tensor,
+    *,
+    top_k: int = 2,
+    renormalize: bool = False,
+    routed_scale: float = 1.0,
+    activation: str | Activation = "swiglu",
+    token_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Routing]:
+    """output, load_balance and routing of ``hotloop.moe.anchor_reconcile_moe``."""
+    act = Activation(activation) if isinstance(activation, str) else activation
+    rows = x.reshape(-1, x.shape[-1])
+    mask = None if token_mask is None else token_mask.reshape(-1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    routing = route(
+        rows.to(wide) @ router_weight.to(wide).T, top_k, renormalize=renormalize, routed_scale=routed_scale,
+        token_mask=mask,
+    )  # fmt: skip
+    out = []
+    for row, ids, weights in zip(rows, routing.topk_ids.tolist(), routing.topk_weights):
+        y = activate((anchor_gate_up @ row)[None], act)[0] @ anchor_down.T
+        for e, weight in zip(ids, weights):
+            if e >= 0:
+                y = y + weight * (activate((gate_up[e] @ row)[None], act)[0] @ down[e].T)
+        out.append(y)
+    output = torch.stack(out).to(x.dtype).view(x.shape) if out else torch.zeros_like(x)
+    counts = routing.expert_counts.to(routing.prob_sums.dtype)
+    shares = counts / counts.sum().clamp(min=1)
+    mean = routing.prob_sums / routing.num_tokens.clamp(min=1)
+    return output, len(shares) * (shares * mean).sum(), routing
