@@ -107,7 +107,8 @@ def stream(n: int) -> Arguments:
 
 
 def state(n: int) -> torch.Tensor:
-    return (normal(n, D) + 3).requires_grad_()
+    """Numbers that are not those of the stream, in rows with a stride."""
+    return normal(n, 2 * D)[:, D:].requires_grad_()
 
 
 def number(value: float) -> torch.Tensor:

@@ -82,13 +82,13 @@ momentum = Paper(
 robust = Paper(
     "A Robust Accelerated Optimization Algorithm for Strongly Convex Functions", "1710.04753"
 )
-op("permute", grouped, impls=("reference",), implements=("moe_permute",))
-op("combine", grouped, impls=("reference",), implements=("moe_unpermute_combine",))
-op("residual_smoe_layer", momentum, impls=("reference",))
-op("momentum_smoe_layer", momentum, impls=("reference",))
-op("adam_smoe_layer", momentum, impls=("reference",))
-op("robust_momentum_smoe_layer", momentum, robust, impls=("reference",))
-op("lookahead", robust, impls=("reference",))
+op("permute", grouped, implements=("moe_permute",))
+op("combine", grouped, implements=("moe_unpermute_combine",))
+op("residual_smoe_layer", momentum)
+op("momentum_smoe_layer", momentum)
+op("adam_smoe_layer", momentum)
+op("robust_momentum_smoe_layer", momentum, robust)
+op("lookahead", robust)
 op("robust_momentum_coefficients", robust, impls=("reference",), gradient=False, compiles=False)
 
 op(

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import decode as decode
 from . import logprob as logprob
+from . import moe as moe
 from . import pointwise as pointwise
 from . import segments as segments
 from . import table as table

@@ -70,6 +70,10 @@ def weighted(op: str, rows: Tensor, name: str, weights: Any, dispatch: Any) -> D
     check.same_place(op, "topk_weights", weights, name, rows)
     found = dispatch_of(op, dispatch, name, rows)
     t, k = weights.shape
+    if k == 0:
+        raise ValueError(
+            f"[{op}] topk_weights: expected shape (T, k) with k >= 1, got {tuple(weights.shape)}."
+        )
     for part, wanted, why in (
         ("row_of_slot", t * k, "(T * k,) like topk_weights"),
         ("slot_of_row", rows.shape[0], f"(R,) like {name}"),

@@ -19,6 +19,8 @@ from ..front.impl import Impl
 from ..reference.moe import depth as reference
 from ..vocabulary import like
 from . import _arguments as arguments
+from . import _row_operator
+from ._row_pass import Config
 from .results import (
     AdamState,
     AdamStep,
@@ -30,7 +32,7 @@ from .results import (
     RobustMomentumStep,
 )
 
-CANDIDATES = {"reference": _impl.everywhere}
+CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
 MUCH = 10.0
 """A lookahead above this is warned of: it multiplies rounding errors and noise of the increments as much."""
 
@@ -61,7 +63,7 @@ def residual_smoe_layer(
         norm: of the new residual stream, for the next layer: ``Norm("layer", weight, bias, eps)`` or
             ``Norm("rms", weight)``. Its weight and bias are differentiable. Default None.
         post_norm: the norm is part of the residual stream, x' = norm(x + z). Default False.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         ``ResidualStep``: x' in the dtype of ``x``, and its norm or None.
@@ -83,9 +85,12 @@ def residual_smoe_layer(
         Definition; the baseline of Teo and Nguyen 2024, arXiv:2410.14574.
     """
     op = "residual_smoe_layer"
-    rows = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl)
+    if _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl) == "cpu":
+        return ResidualStep(
+            *_run(op, "residual", (), (), x, (), z, topk_weights, dispatch, shared, norm, post_norm)
+        )
     return reference.residual_smoe_layer(
-        x, z, topk_weights, rows, shared=shared, norm=norm, post_norm=post_norm
+        x, z, topk_weights, _looked_at(op, dispatch), shared=shared, norm=norm, post_norm=post_norm
     )
 
 
@@ -133,10 +138,17 @@ def momentum_smoe_layer(
         Teo and Nguyen 2024, arXiv:2410.14574, with the signs of their code.
     """
     op = "momentum_smoe_layer"
-    rows = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, m=m)
-    mu, gamma = (_number(op, name, v, x) for name, v in (("mu", mu), ("gamma", gamma)))
+    chosen = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, m=m)
+    mu, gamma = _number(op, "mu", mu, x), _number(op, "gamma", gamma, x)
+    if chosen == "cpu":
+        return MomentumStep(
+            *_run(
+                op, "momentum", (mu, gamma), (), x, (m,), z, topk_weights, dispatch, shared, norm, post_norm
+            )
+        )  # fmt: skip
     return reference.momentum_smoe_layer(
-        x, m, z, topk_weights, rows, mu=mu, gamma=gamma, shared=shared, norm=norm, post_norm=post_norm
+        x, m, z, topk_weights, _looked_at(op, dispatch), mu=mu, gamma=gamma,
+        shared=shared, norm=norm, post_norm=post_norm,
     )  # fmt: skip
 
 
@@ -197,7 +209,7 @@ def adam_smoe_layer(
             f"[{op}] state: expected an AdamState or None, got {type(state).__name__}. Pass step.state."
         )
     names = {} if state is None else {f"state.{k}": v for k, v in state._asdict().items()}
-    rows = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, **names)
+    chosen = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, **names)
     is_first = check.flag(op, "is_first", is_first)
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"[{op}] betas: expected two numbers, got {betas!r}. Pass (0.9, 0.999).")
@@ -207,10 +219,19 @@ def adam_smoe_layer(
     )
     gamma1, kappa = (check.number(op, k, v) for k, v in (("gamma1", gamma1), ("kappa", kappa)))
     eps = check.number(op, "eps", eps, above=0)
-    mu, gamma2 = (_number(op, name, v, x) for name, v in (("mu", mu), ("gamma2", gamma2)))
+    mu, gamma2 = _number(op, "mu", mu, x), _number(op, "gamma2", gamma2, x)
+    if chosen == "cpu":
+        before = AdamState(None, None, None) if state is None else state
+        more = (z, topk_weights, dispatch, shared, norm, post_norm)
+        if not is_first:
+            out, m, normed = _run(op, "momentum", (mu, gamma2), (), x, (before.m,), *more)
+            return AdamStep(out, before._replace(m=m), normed)
+        rates = (gamma1, betas[0], 1 - betas[0], betas[1], 1 - betas[1], 1 - kappa, eps)
+        out, *kept, normed = _run(op, "adam", (mu, gamma2), rates, x, before, *more)
+        return AdamStep(out, AdamState(*kept), normed)
     return reference.adam_smoe_layer(
-        x, state, z, topk_weights, rows, is_first=is_first, betas=betas, gamma1=gamma1, mu=mu, gamma2=gamma2,
-        kappa=kappa, eps=eps, shared=shared, norm=norm, post_norm=post_norm,
+        x, state, z, topk_weights, _looked_at(op, dispatch), is_first=is_first, betas=betas, gamma1=gamma1,
+        mu=mu, gamma2=gamma2, kappa=kappa, eps=eps, shared=shared, norm=norm, post_norm=post_norm,
     )  # fmt: skip
 
 
@@ -263,12 +284,17 @@ def robust_momentum_smoe_layer(
         Teo and Nguyen 2024, arXiv:2410.14574; coefficients of Cyrus et al. 2018, arXiv:1710.04753.
     """
     op = "robust_momentum_smoe_layer"
-    rows = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, d=d)
-    mu, gamma, alpha = (
-        _number(op, name, v, x) for name, v in (("mu", mu), ("gamma", gamma), ("alpha", alpha))
-    )
+    chosen = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, d=d)
+    mu, gamma = _number(op, "mu", mu, x), _number(op, "gamma", gamma, x)
+    alpha = _number(op, "alpha", alpha, x)
+    if chosen == "cpu":
+        numbers = (mu, gamma, 0.0 if post_norm else alpha)
+        return RobustMomentumStep(
+            *_run(op, "robust", numbers, (), x, (d,), z, topk_weights, dispatch, shared, norm, post_norm)
+        )  # fmt: skip
     return reference.robust_momentum_smoe_layer(
-        x, d, z, topk_weights, rows, mu=mu, gamma=gamma, alpha=alpha, shared=shared, norm=norm, post_norm=post_norm
+        x, d, z, topk_weights, _looked_at(op, dispatch), mu=mu, gamma=gamma, alpha=alpha,
+        shared=shared, norm=norm, post_norm=post_norm,
     )  # fmt: skip
 
 
@@ -288,7 +314,7 @@ def lookahead(
             for zeros. Differentiable.
         alpha: of ``robust_momentum_coefficients``: a number, or a tensor of shape () with a gradient.
         norm: what is returned is the norm of y, which is not stored itself. Default None.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         (T, D) in the dtype of ``x``.
@@ -311,8 +337,10 @@ def lookahead(
     alpha = _number(op, "alpha", alpha, x)
     arguments.norm_of(op, norm, False, "x", x)
     check.finite(op, x=x, d=d)
-    _impl.choose(op, impl, "x", x, CANDIDATES)
-    return reference.lookahead(x, d, alpha, norm=norm)
+    if _impl.choose(op, impl, "x", x, CANDIDATES) == "reference" or norm is None or d is None:
+        return reference.lookahead(x, d, alpha, norm=norm)
+    *_, normed = _run(op, "lookahead", (alpha,), (), x, (d,), None, None, None, None, norm, False)
+    return normed
 
 
 def robust_momentum_coefficients(L: float, k: float, lam: float) -> RobustMomentumCoefficients:
@@ -368,8 +396,8 @@ def _check(
     post_norm: Any,
     impl: str,
     **states: Any,
-) -> Dispatch | None:
-    """Check what all layers take, and return the dispatch with its numbers looked at."""
+) -> str:
+    """Check what all layers take, and return the implementation."""
     arguments.matrix(op, "x", x)
     for name, state in states.items():
         _state(op, name, state, x)
@@ -393,8 +421,46 @@ def _check(
         arguments.beside(op, "shared", shared, tuple(x.shape), "x", x)
     arguments.norm_of(op, norm, post_norm, "x", x)
     check.finite(op, x=x, z=z, topk_weights=topk_weights, shared=shared, **states)
-    _impl.choose(op, impl, "x", x, CANDIDATES)
+    return _impl.choose(op, impl, "x", x, CANDIDATES)
+
+
+def _looked_at(op: str, dispatch: Dispatch | None) -> Dispatch | None:
     return None if dispatch is None else arguments.looked_at(op, dispatch)
+
+
+def _run(
+    op: str,
+    rule: str,
+    slopes: tuple[float | Tensor, ...],
+    others: tuple[float, ...],
+    x: Tensor,
+    states: tuple[Tensor | None, ...],
+    z: Tensor | None,
+    topk_weights: Tensor | None,
+    dispatch: Dispatch | None,
+    shared: Tensor | None,
+    norm: Norm | None,
+    post_norm: bool,
+) -> Any:
+    """The compiled pass: the new x, the states, the norm. ``slopes`` are the numbers that may be tensors."""
+    numbers: Tensor | None = None
+    values = [0.0 if isinstance(v, Tensor) else v for v in slopes]
+    if any(isinstance(v, Tensor) for v in slopes):
+        numbers = torch.stack(
+            [
+                v.double() if isinstance(v, Tensor) else x.new_full((), v, dtype=torch.float64)
+                for v in slopes
+            ]
+        )
+    kind, weight, bias, eps = ("", None, None, 0.0) if norm is None else norm
+    slot_of_row, row_of_slot = (None, None) if dispatch is None else dispatch[:2]
+    config = Config(
+        op, rule, (*values, *others), kind, eps, post_norm, None, slot_of_row, row_of_slot
+    )
+    padding = (None,) * (3 - len(states))
+    return _row_operator.run(
+        config, (x, *states, *padding, z, topk_weights, shared, weight, bias, numbers)
+    )
 
 
 def _state(op: str, name: str, state: Any, x: Tensor) -> None:

@@ -11,9 +11,11 @@ from ..front import impl as _impl
 from ..front.impl import Impl
 from ..reference.moe import rows as reference
 from . import _arguments as arguments
+from . import _row_operator
+from ._row_pass import Config
 from .results import Dispatch
 
-CANDIDATES = {"reference": _impl.everywhere}
+CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -26,7 +28,7 @@ def permute(x: Tensor, dispatch: Dispatch, *, impl: Impl = "auto") -> Tensor:
     Args:
         x: (T, D) float32, float64, float16 or bfloat16; rows may have any stride. Differentiable.
         dispatch: of T * k slots, from ``route`` or ``dispatch``.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         (R, D) in the dtype of ``x``, R = dispatch.slot_of_row.shape[0].
@@ -51,7 +53,8 @@ def permute(x: Tensor, dispatch: Dispatch, *, impl: Impl = "auto") -> Tensor:
     arguments.dispatch_of(op, dispatch, "x", x)
     arguments.slots_per_token(op, dispatch, x.shape[0])
     check.finite(op, x=x)
-    _impl.choose(op, impl, "x", x, CANDIDATES)
+    if _impl.choose(op, impl, "x", x, CANDIDATES) == "cpu":
+        return _row_operator.permuted(op, x, dispatch)
     return reference.permute(x, arguments.looked_at(op, dispatch))
 
 
@@ -77,7 +80,7 @@ def combine(
         dispatch: of these T * k slots and R rows, from ``route`` or ``dispatch``.
         shared: (T, D), added with weight 1. Differentiable. Default None.
         out_dtype: of the result. Default that of ``expert_rows``.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         (T, D).
@@ -109,7 +112,19 @@ def combine(
             f"[{op}] out_dtype: expected a float dtype of torch, got {out_dtype!r}. Leave it out."
         )
     check.finite(op, expert_rows=expert_rows, topk_weights=topk_weights, shared=shared)
-    _impl.choose(op, impl, "expert_rows", expert_rows, CANDIDATES)
+    if _impl.choose(op, impl, "expert_rows", expert_rows, CANDIDATES) == "cpu":
+        config = Config(
+            op,
+            "combine",
+            (),
+            out_dtype=out_dtype,
+            slot_of_row=dispatch.slot_of_row,
+            row_of_slot=dispatch.row_of_slot,
+        )
+        given = (None, None, None, None, expert_rows, topk_weights, shared, None, None, None)
+        combined = _row_operator.run(config, given)[0]
+        assert combined is not None
+        return combined
     return reference.combine(
         expert_rows, topk_weights, arguments.looked_at(op, dispatch), shared=shared, out_dtype=out_dtype
     )  # fmt: skip

@@ -83,7 +83,7 @@ def adam_smoe_layer(
     m = _number(mu, x) * m + _number(gamma2, x) * found
     p = betas[0] * p + (1 - betas[0]) * found
     v = betas[1] * v + (1 - betas[1]) * found**2
-    h = _wide(x) - (gamma1 * p / torch.sqrt(v + eps) + kappa * _wide(x))
+    h = (1 - kappa) * _wide(x) - gamma1 * p / torch.sqrt(v + eps)
     out, normed = _finish(x, h, norm, post_norm)
     p, v, m = (_state(x, old, new) for old, new in zip(before, (p, v, m)))
     return AdamStep(out, AdamState(p, v, m), normed)

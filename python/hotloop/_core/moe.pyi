@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+def permute(x: Any, slot_of_row: Any, row_of_slot: Any, out: Any) -> bool: ...
+def step(
+    rule: str,
+    numbers: Sequence[float],
+    wide: bool,
+    tokens: int,
+    columns: int,
+    x: Any,
+    states: tuple[Any, ...],
+    z: Any,
+    weights: Any,
+    slot_of_row: Any,
+    row_of_slot: Any,
+    shared: Any,
+    norm: str,
+    norm_weight: Any,
+    norm_bias: Any,
+    eps: float,
+    out: Any,
+    out_states: tuple[Any, ...],
+    normed: Any,
+    statistics: Any,
+) -> bool: ...
+def step_backward(
+    rule: str,
+    numbers: Sequence[float],
+    wide: bool,
+    tokens: int,
+    columns: int,
+    x: Any,
+    states: tuple[Any, ...],
+    z: Any,
+    weights: Any,
+    slot_of_row: Any,
+    row_of_slot: Any,
+    shared: Any,
+    norm: str,
+    norm_weight: Any,
+    eps: float,
+    after: Any,
+    after_state: Any,
+    statistics: Any,
+    grad: Any,
+    grad_states: tuple[Any, ...],
+    grad_normed: Any,
+    slope_x: Any,
+    slope_states: tuple[Any, ...],
+    slope_z: Any,
+    slope_weights: Any,
+    slope_shared: Any,
+    slope_norm_weight: Any,
+    slope_norm_bias: Any,
+    slope_numbers: Any,
+) -> None: ...
