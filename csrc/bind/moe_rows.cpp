@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The passes over rows of moe. Results are contiguous; what is read has whole rows at any row stride.
+// The passes over rows of moe. What is read has whole rows at any row stride; results are contiguous. None stands for a
+// matrix that is absent: zeros where it is read, nothing to write. Slots and rows are looked at by the loops, so that
+// nothing outside the arrays is read whatever they hold.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

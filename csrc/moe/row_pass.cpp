@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the pass over rows needs around its loops: memory, blocks and their merge; and permute, which only copies.
+// What the pass over rows needs around its loops: the weights of its norm in the type of the arithmetic, memory for the
+// parts of sums over tokens, and their merge. Parts belong to blocks of tokens, whose number follows from the shape.
+// permute only copies, and so needs no instruction set of its own.
 #include "moe/row_pass.hpp"
 
 #include <algorithm>
