@@ -1,1 +1,2 @@
-COMMIT = "41b4012e35f1"
+# SPDX-License-Identifier: Apache-2.0
+COMMIT = "dev"

@@ -5,7 +5,6 @@ from . import Paper, Room
 
 op = Room(__name__, impls=("reference", "cpu"), gradient=True, compiles=True, needs_torch=True)
 
-ROUTER_IMPLS = ("reference",)
 SPARSELY_GATED = Paper(
     "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", "1701.06538"
 )
@@ -20,13 +19,11 @@ op(
     "route",
     SPARSELY_GATED,
     DEEPSEEK_V3,
-    impls=ROUTER_IMPLS,
     implements=("softmax_topk_gate", "sigmoid_group_topk_gate"),
 )
 op(
     "dispatch",
     MEGABLOCKS,
-    impls=ROUTER_IMPLS,
     dtypes=(),
     gradient=False,
 )
@@ -46,7 +43,7 @@ op(
     ),
     impls=("reference",),
 )
-op("sequence_balance_loss", DEEPSEEK_V3, impls=ROUTER_IMPLS)
+op("sequence_balance_loss", DEEPSEEK_V3)
 op(
     "update_routing_bias",
     Paper(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..core.segment_loops import Groups, look_at_groups
-from ..front import arrays, check
+from ..front import arrays, at_run_time, check
 from ..front import impl as _impl
 from ..front.impl import Impl
 from ..reference.moe import router as plain
-from . import router
+from . import _router_operator, router
+from ._router_loops import look, looks
 from .results import Routing
 from .router import GroupScore, Scoring
 
@@ -143,7 +144,7 @@ def sequence_balance_loss(
         scoring: "sigmoid" or "softmax". Default "sigmoid".
         n_group, topk_group, group_score: as in ``route``.
         bias: (E,), as in ``route``. Default None: f counts what the scores alone would choose, as in Megatron-LM.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         (), float32, float64 for float64 logits; 0 without tokens. Multiply by a weight: DeepSeek-V3 takes 0.0001.
@@ -172,7 +173,9 @@ def sequence_balance_loss(
         "topk_group": topk_group,
         "group_score": group_score,
     }
-    router.select(op, x, top_k, order="softmax_then_topk", renormalize=True, routed_scale=1.0, **options)  # fmt: skip
+    selection = router.select(
+        op, x, top_k, order="softmax_then_topk", renormalize=True, routed_scale=1.0, **options
+    )
     bias = router.check_bias(op, bias, x)
     mask = router.check_mask(op, token_mask, x)
     if cu_seqlens is not None:
@@ -188,13 +191,38 @@ def sequence_balance_loss(
             raise ValueError(
                 f"[{op}] cu_seqlens: expected shape (sequences + 1,), got (0,). No sequence is [0]."
             )
-    _impl.choose(op, impl, "router_logits", x, router.CANDIDATES, top_k=top_k)
-    router.look(op, x, bias, mask)
-    if cu_seqlens is not None and router.looks(x):
-        look_at_groups(op, x.shape[0], Groups(cu_seqlens.shape[0] - 1, cu_seqlens, None, None))
-    return plain.sequence_balance_loss(
-        x, top_k, cu_seqlens=cu_seqlens, token_mask=mask, bias=bias, **options
-    )
+    chosen = _impl.choose(op, impl, "router_logits", x, router.CANDIDATES, top_k=top_k)
+    if cu_seqlens is not None and looks(x):
+        _look_at_offsets(op, "cu_seqlens", cu_seqlens, x.shape[0])
+    if chosen == "reference":
+        look(op, x, bias, mask)
+        return plain.sequence_balance_loss(
+            x, top_k, cu_seqlens=cu_seqlens, token_mask=mask, bias=bias, **options
+        )
+    experts = x.shape[-1]
+    offsets = _offsets(op, x, cu_seqlens)
+    rows = x.reshape(-1, experts)
+    found = _router_operator.route(op, rows, bias, mask, offsets, selection, False)
+    counts, sums, tokens = found[2], found[3], found[5]
+    # f_i P_i of a sequence without tokens is 0.
+    divisor = (tokens * tokens * top_k).clamp(min=1).to(sums.dtype)
+    each = (counts.to(sums.dtype) * sums).sum(-1) / divisor
+    return experts * each.sum() / (tokens > 0).sum().clamp(min=1)
+
+
+@at_run_time.look("moe_offsets")
+def _look_at_offsets(op: str, _name: str, offsets: Tensor, tokens: int) -> None:
+    look_at_groups(op, tokens, Groups(offsets.shape[0] - 1, offsets, None, None))
+
+
+def _offsets(op: str, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    if cu_seqlens is not None:
+        offsets = cu_seqlens.to(torch.int64).contiguous()
+        if torch.compiler.is_compiling():
+            return at_run_time.checked("moe_offsets", op, "cu_seqlens", offsets, (x.shape[0],))
+        return offsets
+    sequences, length = x.shape[:2] if x.ndim == 3 else (1, x.shape[0])
+    return torch.arange(sequences + 1, dtype=torch.int64, device=x.device) * length
 
 
 def update_routing_bias(
@@ -249,7 +277,7 @@ def update_routing_bias(
     rate = check.number(op, "rate", rate, at_least=0)
     centred = check.flag(op, "centred", centred)
     counts = expert_counts.detach()
-    if router.looks(counts):
+    if looks(counts):
         bad = ~((counts >= 0) & (counts < torch.inf))
         check.refuse(op, "expert_counts", counts, bad, "finite numbers >= 0")
     wide = counts.double() if counts.is_floating_point() else counts.long()

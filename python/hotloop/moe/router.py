@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..front import arrays, check, environment
+from ..front import arrays, check
 from ..front import impl as _impl
 from ..front.impl import Impl
 from ..reference.moe import router as plain
+from . import _router_operator
+from ._router_loops import Selection, look, look_at_ids
 from .results import Dispatch, Routing
 
 Scoring = Literal["softmax", "sigmoid"]
@@ -26,20 +28,7 @@ DROPS = ("position", "weight")
 MASKS = ("bool", "uint8", "int32", "int64")
 MOST_EXPERTS = 4096
 MOST_CHOICES = 128
-CANDIDATES = {"reference": _impl.everywhere}
-
-
-class Selection(NamedTuple):
-    """Checked options of a router: how experts are scored and chosen."""
-
-    top_k: int
-    scoring: Scoring
-    order: Order
-    renormalize: bool
-    n_group: int
-    topk_group: int
-    group_score: GroupScore
-    routed_scale: float
+CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
 
 
 def route(
@@ -83,7 +72,7 @@ def route(
         token_mask: (T,), 0 or False for padding: ids -1, weights 0, counted nowhere, not read. bool, uint8, int32 or
             int64. Default None.
         dispatch: also sort the slots by expert. Default True.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         Routing. Numbers are float32, float64 for float64 logits; the gradients of topk_weights, prob_sums and
@@ -114,11 +103,14 @@ def route(
     with_dispatch = check.flag(op, "dispatch", dispatch)
     bias = check_bias(op, bias, x)
     mask = check_mask(op, token_mask, x)
-    _impl.choose(op, impl, "router_logits", x, CANDIDATES, top_k=top_k)
-    look(op, x, bias, mask)
-    k, *options = selection
-    named = dict(zip(Selection._fields[1:], options))
-    return plain.route(x, k, bias=bias, token_mask=mask, dispatch=with_dispatch, **named)
+    if _impl.choose(op, impl, "router_logits", x, CANDIDATES, top_k=top_k) == "reference":
+        look(op, x, bias, mask)
+        named: dict[str, Any] = dict(zip(Selection._fields[1:], selection[1:]))
+        k = selection.top_k
+        return plain.route(x, k, bias=bias, token_mask=mask, dispatch=with_dispatch, **named)
+    found = _router_operator.route(op, x, bias, mask, None, selection, with_dispatch)
+    made = Dispatch._make((*found[6:9], found[2])) if with_dispatch else None
+    return Routing._make((*found[:6], made))
 
 
 def dispatch(
@@ -145,7 +137,7 @@ def dispatch(
         topk_weights: (T, k), any float dtype, for drop="weight" only.
         align: the rows of every expert are filled up to a multiple of this with rows of nothing, >= 1: what a kernel
             with tiles of ``align`` rows takes. Default 1.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         Dispatch. It has T * k rows, or T * k + E * (align - 1) rounded up to a multiple of align, whatever the ids are.
@@ -183,11 +175,12 @@ def dispatch(
                 "Pass drop='weight' to keep the largest."
             )
         check.alike(op, "topk_weights", topk_weights, arrays.FLOATS, tuple(ids.shape), "topk_ids", ids)  # fmt: skip
-    _impl.choose(op, impl, "topk_ids", ids, CANDIDATES, num_experts=experts)
-    look_at_ids(op, ids, experts, topk_weights)
-    return plain.dispatch(
-        ids, experts, capacity=capacity, drop=drop, topk_weights=topk_weights, align=align
-    )
+    if _impl.choose(op, impl, "topk_ids", ids, CANDIDATES, num_experts=experts) == "reference":
+        look_at_ids(op, ids, experts, topk_weights)
+        return plain.dispatch(
+            ids, experts, capacity=capacity, drop=drop, topk_weights=topk_weights, align=align
+        )
+    return _router_operator.dispatch(ids, experts, capacity, topk_weights, align)
 
 
 # -- checks ------------------------------------------------------------------------------------------------
@@ -261,32 +254,3 @@ def check_mask(op: str, mask: Any, x: Tensor) -> Tensor | None:
     mask = mask if mask.dtype in (torch.bool, torch.uint8) else mask != 0
     found: Tensor = mask.reshape(-1)
     return found
-
-
-def looks(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and (x.is_cpu or environment.checks_on())
-
-
-def look(op: str, x: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
-    """Raise for a row whose softmax is no number, and for a bias that is not finite."""
-    if not looks(x):
-        return
-    x = x.detach()
-    if bias is not None:
-        check.refuse(op, "bias", bias, ~bias.isfinite(), "finite numbers")
-    rows = x.reshape(-1, x.shape[-1])
-    bad = rows.isnan() | (rows == torch.inf) | (rows == -torch.inf).all(-1, keepdim=True)
-    if mask is not None:
-        bad &= mask.bool()[:, None]
-    hint = "Correct it first, or leave the token out by token_mask."
-    wanted = "numbers below inf, one of each row finite"
-    check.refuse(op, "router_logits", x, bad.reshape(x.shape), wanted, hint)
-
-
-def look_at_ids(op: str, ids: Tensor, experts: int, weights: Tensor | None) -> None:
-    if not looks(ids):
-        return
-    outside = (ids < -1) | (ids >= experts)
-    check.refuse(op, "topk_ids", ids, outside, f"-1 to {experts - 1}", "-1 goes nowhere.")
-    if weights is not None:
-        check.refuse(op, "topk_weights", weights, weights.isnan(), "numbers")

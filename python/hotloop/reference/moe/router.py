@@ -60,28 +60,53 @@ def choice(
     routed_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """ids (T, k), weights (T, k), normalised scores (T, E), log-sum-exp (T,), and which tokens count (T,)."""
-    x = router_logits if router_logits.dtype == torch.float64 else router_logits.float()
-    counted = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
-    if token_mask is not None:
-        counted = token_mask.bool()
-        # Before everything else: behind it, 0 times the gradient of a NaN would be NaN.
-        x = torch.where(counted[:, None], x, 0.0)
-    scores = x.softmax(-1) if scoring == "softmax" else x.sigmoid()
+    x, scores, counted = logits_and_scores(router_logits, token_mask, scoring)
     # Where experts are in the order of their logits, no two of which are equal because they were rounded.
     rises = bias is None and (n_group == 1 or group_score == "max")
     ranked = x if order == "topk_then_softmax" or rises else scores
     if bias is not None:
         ranked = ranked + bias.detach().to(x.dtype)
     ids = choose(ranked.detach(), top_k, n_group, topk_group or n_group, group_score)
-    weights = weigh(x, scores, ids, order, renormalize, routed_scale)
+    numbers = values(x, scores, ids, counted, scoring, order, renormalize, routed_scale)
+    return torch.where(counted[:, None], ids, -1), *numbers, counted
+
+
+def values(
+    x: Tensor,
+    scores: Tensor,
+    ids: Tensor,
+    counted: Tensor,
+    scoring: str,
+    order: str,
+    renormalize: bool,
+    routed_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is differentiable of a choice: weights (T, k), normalised scores (T, E) and log-sum-exp (T,)."""
+    if order == "topk_then_softmax":
+        weights = x.gather(1, ids).softmax(-1)
+    else:
+        weights = scores.gather(1, ids)
+        if renormalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + TINY)
     shares = scores / (scores.sum(-1, keepdim=True) + TINY) if scoring == "sigmoid" else scores
     return (
-        torch.where(counted[:, None], ids, -1),
-        torch.where(counted[:, None], weights, 0.0),
+        torch.where(counted[:, None], routed_scale * weights, 0.0),
         torch.where(counted[:, None], shares, 0.0),
         torch.where(counted, x.logsumexp(-1), 0.0),
-        counted,
     )
+
+
+def logits_and_scores(
+    router_logits: Tensor, token_mask: Tensor | None, scoring: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits as they are computed with, scores, and which tokens count."""
+    x = router_logits if router_logits.dtype == torch.float64 else router_logits.float()
+    counted = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+    if token_mask is not None:
+        counted = token_mask.bool()
+        # Before everything else: behind it, 0 times the gradient of a NaN would be NaN.
+        x = torch.where(counted[:, None], x, 0.0)
+    return x, x.softmax(-1) if scoring == "softmax" else x.sigmoid(), counted
 
 
 def choose(ranked: Tensor, top_k: int, n_group: int, topk_group: int, group_score: str) -> Tensor:
@@ -97,18 +122,6 @@ def choose(ranked: Tensor, top_k: int, n_group: int, topk_group: int, group_scor
         left_out = ~kept.gather(1, order)
         order = order.gather(1, left_out.byte().sort(dim=-1, stable=True).indices)
     return order[:, :top_k]
-
-
-def weigh(
-    x: Tensor, scores: Tensor, ids: Tensor, order: str, renormalize: bool, routed_scale: float
-) -> Tensor:
-    """(T, k): the weights of chosen experts."""
-    if order == "topk_then_softmax":
-        return routed_scale * x.gather(1, ids).softmax(-1)
-    chosen = scores.gather(1, ids)
-    if renormalize:
-        chosen = chosen / (chosen.sum(-1, keepdim=True) + TINY)
-    return routed_scale * chosen
 
 
 def count(ids: Tensor, experts: int) -> Tensor:
@@ -232,15 +245,19 @@ def sequence_balance_loss(
         sequences, length = shape if len(shape) == 2 else (1, tokens)
         cu_seqlens = torch.arange(sequences + 1, device=device) * length
     sequences = cu_seqlens.shape[0] - 1
-    each = torch.arange(sequences, device=device)
-    of_token = torch.repeat_interleave(each, cu_seqlens.diff().long(), output_size=tokens)
-    lengths = torch.zeros_like(each).index_add(0, of_token, counted.long())
+    of_token = sequence_of_token(cu_seqlens, tokens)
+    lengths = torch.zeros_like(cu_seqlens[1:]).index_add(0, of_token, counted.to(cu_seqlens.dtype))
     chosen = torch.zeros_like(shares).scatter_add(1, ids.clamp(min=0), (ids >= 0).to(shares.dtype))
     zeros = shares.new_zeros((sequences, experts))
     divisor = lengths.clamp(min=1)[:, None].to(shares.dtype)
     share = zeros.index_add(0, of_token, chosen) / (divisor * top_k)
     mean = zeros.index_add(0, of_token, shares) / divisor
     return experts * (share * mean).sum() / (lengths > 0).sum().clamp(min=1)
+
+
+def sequence_of_token(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    each = torch.arange(cu_seqlens.shape[0] - 1, device=cu_seqlens.device)
+    return torch.repeat_interleave(each, cu_seqlens.diff().long(), output_size=tokens)
 
 
 def update_routing_bias(
