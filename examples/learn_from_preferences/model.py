@@ -83,8 +83,22 @@ class Block(nn.Module):
         layer: int,
         ragged: Places | None = None,
     ) -> Tensor:
+        x = x + self.attend(self.attention_norm(x), table, cache, layer, ragged)
+        grown: Tensor = F.relu(self.up(self.mlp_norm(x))).square()
+        added: Tensor = self.down(grown)
+        return x + added
+
+    def attend(
+        self,
+        x: Tensor,
+        table: Tensor,
+        cache: Cache | None,
+        layer: int,
+        ragged: Places | None = None,
+    ) -> Tensor:
+        """What attention adds to the stream, of its norm."""
         rows, length, width = x.shape
-        split = self.qkv(self.attention_norm(x)).view(rows, length, self.heads + 2, -1)
+        split = self.qkv(x).view(rows, length, self.heads + 2, -1)
         mixed = split.transpose(1, 2)  # (B, heads + 2, T, head width)
         q = rotate(mixed[:, : self.heads], table)
         k = rotate(mixed[:, self.heads : -1], table)
@@ -105,10 +119,8 @@ class Block(nn.Module):
             seen = F.scaled_dot_product_attention(
                 q, k.expand(shape), v.expand(shape), is_causal=True
             ).transpose(1, 2)
-        x = x + self.out(seen.reshape(rows, length, width))
-        grown: Tensor = F.relu(self.up(self.mlp_norm(x))).square()
-        added: Tensor = self.down(grown)
-        return x + added
+        update: Tensor = self.out(seen.reshape(rows, length, width))
+        return update
 
     def _one_step(self, q: Tensor, cache: Cache, layer: int) -> Tensor:
         """One new position. torch's fused attention took ten times as long for a single query."""

@@ -163,6 +163,41 @@ def test_experts_of_transformers_can_be_loaded() -> None:
     assert torch.equal(made.experts.down_proj, state["experts.down_proj"])
 
 
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_it_starts_from_a_trained_layer(activation: str) -> None:
+    """Renormalised weights sum to 1: the mixture of copies is the layer itself, and twice that with a shared one."""
+    biased = activation == "gelu"
+    width = I if biased else 2 * I
+    g = torch.Generator().manual_seed(2)
+    parts = [torch.randn(s, generator=g) for s in ((width, D), (D, I), (width,), (D,))]
+    given = parts if biased else parts[:2]
+    x = tokens(7)
+    h = torch.nn.functional.linear(x, parts[0], parts[2] if biased else None)
+    h = torch.nn.functional.gelu(h) if biased else torch.nn.functional.silu(h[:, :I]) * h[:, I:]
+    wanted = torch.nn.functional.linear(h, parts[1], parts[3] if biased else None)
+    for shared, times in ((0, 1), (I, 2), (3, 1)):
+        made = layer(activation=activation, bias=biased, shared_hidden_dim=shared)
+        made.load_dense(*given)
+        if shared == 3:  # of another size: left alone
+            made.shared = None
+        torch.testing.assert_close(made(x).output, times * wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_of_another_size_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^\[MoE\] down: expected shape \(8, 6\) of one expert, got"
+    ):
+        layer().load_dense(torch.zeros(2 * I, D), torch.zeros(D, 5))
+    with pytest.raises(
+        ValueError, match=r"^\[MoE\] gate_up_bias: expected None in a layer with bias=False"
+    ):
+        layer().load_dense(torch.zeros(2 * I, D), torch.zeros(D, I), torch.zeros(2 * I))
+    with pytest.raises(
+        ValueError, match=r"^\[MoE\] down_bias: expected a tensor in a layer with bias=True"
+    ):
+        layer(bias=True).load_dense(torch.zeros(2 * I, D), torch.zeros(D, I), torch.zeros(2 * I))
+
+
 def test_reset_parameters_starts_anew() -> None:
     made = layer(bias_rate=1e-3, shared_hidden_dim=4)
     before = {k: v.clone() for k, v in made.state_dict().items()}

@@ -226,6 +226,52 @@ class MoE(nn.Module):
             self.routing_bias.zero_()
             self.pending_counts.zero_()
 
+    @torch.no_grad()
+    def load_dense(
+        self,
+        gate_up: Tensor,
+        down: Tensor,
+        gate_up_bias: Tensor | None = None,
+        down_bias: Tensor | None = None,
+    ) -> None:
+        """Make every expert, and the shared one, a copy of a feed-forward layer that is already trained.
+
+        The router stays as it is. The shared expert is left alone if it has another size.
+
+        Args:
+            gate_up: of the layer, (2 I, D): all gates, then all values; (I, D) for an activation without a gate.
+            down: (D, I).
+            gate_up_bias: (2 I,) or (I,), where the experts have biases.
+            down_bias: (D,).
+        """
+        op = type(self).__name__
+        given = {
+            "gate_up": gate_up,
+            "down": down,
+            "gate_up_bias": gate_up_bias,
+            "down_bias": down_bias,
+        }
+        (up, up_bias), (back, back_bias) = self.experts.up, self.experts.down
+        wanted = dict(zip(given, (up, back, up_bias, back_bias)))
+        for name, value in given.items():
+            target = wanted[name]
+            if (value is None) != (target is None):
+                raise ValueError(
+                    f"[{op}] {name}: expected {'None' if target is None else 'a tensor'} in a layer with "
+                    f"bias={up_bias is not None}, got {type(value).__name__}."
+                )
+            if value is not None and target is not None:
+                check.float_tensor(op, name, value)
+                check.shape(op, name, value, tuple(target.shape[1:]), "of one expert")
+        for part in (self.experts, self.shared):
+            if part is None or part.down_proj.shape[1:] != down.shape:
+                continue
+            for target, value in zip(
+                (*part.up, *part.down), (gate_up, gate_up_bias, down, down_bias)
+            ):
+                if target is not None and value is not None:
+                    target.copy_(value)
+
     def forward(self, x: Tensor, token_mask: Tensor | None = None) -> MoEOutput:
         flat = self._read(x, token_mask)
         routing = self.route(flat, token_mask)
