@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from hotloop.logprob import linear_cross_entropy, linear_logprob
 from hotloop.preference import linear_preference_loss
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import Prompt
 from .generate import bytes_as_rows, precision
@@ -27,8 +28,8 @@ def new_model(settings: Settings) -> Decoder:
     )
 
 
-def new_optimizer(model: Decoder, weight_decay: float) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim == 2]
+def new_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
@@ -47,7 +48,7 @@ def cosine(step: int, steps: int, peak: float) -> float:
 
 
 def apply_gradient(
-    model: Decoder, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float
 ) -> None:
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -69,6 +70,27 @@ def windows(tokens: Tensor, starts: Tensor, length: int) -> tuple[Tensor, Tensor
     return cut[:, :-1], cut[:, 1:]
 
 
+def drawn_windows(
+    tokens: Tensor, count: int, length: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of this step."""
+    generator = torch.Generator().manual_seed(seed_of(seed, "windows", step))
+    starts = torch.randint(0, len(tokens) - length - 1, (count,), generator=generator)
+    return windows(tokens, starts, length)
+
+
+@torch.no_grad()
+def mean_over_windows(
+    loss: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, count: int, length: int
+) -> float:
+    """Mean loss over windows spread evenly over the text."""
+    last = len(tokens) - length - 1
+    count = max(1, min(count, last))
+    starts = torch.linspace(0, last, count).long()
+    losses = [loss(*windows(tokens, part, length)) * len(part) for part in starts.split(16)]
+    return float(sum(losses)) / count
+
+
 def text_step(
     model: Decoder,
     optimizer: torch.optim.Optimizer,
@@ -77,28 +99,22 @@ def text_step(
     settings: Settings,
 ) -> float:
     """One step on windows drawn for this step; returns the loss in nats per byte."""
-    generator = torch.Generator().manual_seed(seed_of(settings.seed, "windows", step))
-    last = len(tokens) - settings.context - 1
-    starts = torch.randint(0, last, (settings.pretrain_batch,), generator=generator)
-    inputs, labels = windows(tokens, starts, settings.context)
+    inputs, labels = drawn_windows(
+        tokens, settings.pretrain_batch, settings.context, settings.seed, step
+    )
     loss = linear_cross_entropy(hidden_states(model, inputs, settings), model.head, labels)
     lr = cosine(step, settings.pretrain_steps, settings.pretrain_lr)
     apply_gradient(model, optimizer, loss, lr)
     return float(loss.detach())
 
 
-@torch.no_grad()
 def heldout_loss(model: Decoder, tokens: Tensor, settings: Settings) -> float:
-    """Mean loss over windows spread evenly over the held-out text, nats per byte."""
-    last = len(tokens) - settings.context - 1
-    count = max(1, min(settings.heldout_windows, last))
-    starts = torch.linspace(0, last, count).long()
-    losses = []
-    for part in starts.split(16):
-        inputs, labels = windows(tokens, part, settings.context)
-        hidden = hidden_states(model, inputs, settings)
-        losses.append(linear_cross_entropy(hidden, model.head, labels) * len(part))
-    return float(sum(losses)) / count
+    """Of the held-out text, nats per byte."""
+
+    def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden_states(model, inputs, settings), model.head, labels)
+
+    return mean_over_windows(loss, tokens, settings.heldout_windows, settings.context)
 
 
 @dataclass

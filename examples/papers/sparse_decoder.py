@@ -9,32 +9,34 @@ and depth read the text of the demo (the Python standard library) byte by byte, 
     momentum    the same in ``MomentumMoE``, mu = 0.7, gamma = 1
 
 Processor time does not count what other programs do meanwhile. The learning rate falls with the share of the time that
-is gone, so that every decoder ends at the same one. A finished run is a line of ``runs.jsonl`` in --out, and is not run
-again.
+is gone, so that every decoder ends at the same one.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
-import statistics
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from hotloop.logprob import linear_cross_entropy
 from hotloop.moe import MoE, MomentumMoE, ResidualStream
 from torch import Tensor, nn
 
+from bench.progress import Progress
 from examples.learn_from_preferences import data
 from examples.learn_from_preferences.model import Decoder
-from examples.learn_from_preferences.settings import DemoError, Settings, seed_of
-from examples.learn_from_preferences.train import cosine, windows
+from examples.learn_from_preferences.settings import seed_of
+from examples.learn_from_preferences.train import (
+    apply_gradient,
+    cosine,
+    drawn_windows,
+    mean_over_windows,
+    new_optimizer,
+)
+
+from . import runs
+from .runs import Comparison, Run
 
 KINDS = ("dense", "sparse", "momentum")
 _SHARES = 10_000
@@ -102,129 +104,65 @@ def made(kind: str, sizes: Sizes, seed: int) -> Decoder:
     return SparseDecoder(sizes, *numbers)
 
 
-def hidden_of(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor | float]:
-    return model.losses(tokens) if isinstance(model, SparseDecoder) else (model(tokens), 0.0)
-
-
 def loss_of(model: Decoder, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | float]:
-    hidden, balance = hidden_of(model, inputs)
+    """The loss in nats per byte, and the auxiliary loss of the routers."""
+    sparse = isinstance(model, SparseDecoder)
+    hidden, balance = model.losses(inputs) if sparse else (model(inputs), 0.0)
     return linear_cross_entropy(hidden, model.head, labels), balance
 
 
-def new_optimizer(model: Decoder, sizes: Sizes) -> torch.optim.AdamW:
-    """The demo's, with the experts (E, ..., ...) among the matrices."""
-    groups = [
-        {
-            "params": [p for p in model.parameters() if p.ndim >= 2],
-            "weight_decay": sizes.weight_decay,
-        },
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
-
-
-@torch.no_grad()
-def heldout(model: Decoder, tokens: Tensor, sizes: Sizes) -> float:
-    """Mean loss over windows spread evenly over the held-out text, nats per byte."""
-    last = len(tokens) - sizes.context - 1
-    starts = torch.linspace(0, last, sizes.windows).long()
-    losses = [
-        float(loss_of(model, *windows(tokens, part, sizes.context))[0]) * len(part)
-        for part in starts.split(16)
-    ]
-    return sum(losses) / sizes.windows
-
-
-def trained(kind: str, seed: int, sizes: Sizes, corpus: data.Corpus) -> dict[str, Any]:
-    """Train one decoder for its time; its losses, and how many steps it made."""
-    model, text, other = made(kind, sizes, seed), corpus.train_tokens, corpus.heldout_tokens
-    optimizer = new_optimizer(model, sizes)
+def trained(kind: str, seed: int, sizes: Sizes, corpus: data.Corpus, progress: Progress) -> Run:
+    """Train one decoder for its time; its loss, and how many steps it made."""
+    model, text = made(kind, sizes, seed), corpus.train_tokens
+    optimizer = new_optimizer(model, sizes.weight_decay)
     spent, step, curve = 0.0, 0, []
+
+    def heldout() -> float:
+        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+            return loss_of(model, inputs, labels)[0]
+
+        return mean_over_windows(loss, corpus.heldout_tokens, sizes.windows, sizes.context)
+
     while spent < sizes.seconds:
         began = time.process_time()
-        generator = torch.Generator().manual_seed(seed_of(seed, "windows", step))
-        starts = torch.randint(
-            0, len(text) - sizes.context - 1, (sizes.batch,), generator=generator
-        )
-        loss, balance = loss_of(model, *windows(text, starts, sizes.context))
-        (loss + balance).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss, balance = loss_of(model, *drawn_windows(text, sizes.batch, sizes.context, seed, step))
         share = min(1.0, spent / sizes.seconds)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(int(share * _SHARES), _SHARES, sizes.lr)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        lr = cosine(int(share * _SHARES), _SHARES, sizes.lr)
+        apply_gradient(model, optimizer, loss + balance, lr)
         spent += time.process_time() - began
         step += 1
+        progress.step(spent)
         if len(curve) < 10 * spent / sizes.seconds:
-            curve.append([round(spent, 1), round(heldout(model, other, sizes), 4)])
-    return {
-        "kind": kind,
-        "seed": seed,
-        "steps": step,
-        "heldout": heldout(model, other, sizes),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "curve": curve,
-        "sizes": asdict(sizes),
-        "text": corpus.digest,
-    }
+            curve.append((round(spent, 1), round(heldout(), 4)))
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"heldout": heldout(), "steps": step, "parameters": parameters, "curve": curve}
 
 
-def table(runs: list[dict[str, Any]]) -> str:
+def table(found: list[Run]) -> str:
     lines = [
-        "| decoder | parameters | steps | held-out nats per byte, by seed | mean |",
+        "| decoder | parameters | steps | held-out nats per byte | against dense, by seed |",
         "| --- | --- | --- | --- | --- |",
     ]
     for kind in KINDS:
-        mine = sorted((r for r in runs if r["kind"] == kind), key=lambda r: r["seed"])
-        if mine:
-            losses = [r["heldout"] for r in mine]
-            steps = round(statistics.mean(r["steps"] for r in mine))
-            each = ", ".join(f"{x:.4f}" for x in losses)
-            lines.append(
-                f"| {kind} | {mine[0]['parameters'] / 1e6:.1f}M | {steps} | {each} | {statistics.mean(losses):.4f} |"
-            )
+        if mine := runs.of_kind(found, kind):
+            size = f"{mine[0]['parameters'] / 1e6:.1f}M"
+            steps = round(sum(run["steps"] for run in mine) / len(mine))
+            loss = runs.spread([run["heldout"] for run in mine])
+            beside = "" if kind == KINDS[0] else runs.against(found, kind, KINDS[0], "heldout")
+            lines.append(f"| {kind} | {size} | {steps} | {loss} | {beside} |")
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="examples.papers.sparse_decoder", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=Sizes.seconds, help="of processor time of a run"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--text", type=Path, help="a folder; default: the Python standard library")
-    parser.add_argument("--out", type=Path, default=Path("out/papers/sparse_decoder"))
-    given = parser.parse_args(arguments)
-    torch.set_num_threads(given.threads)
-    sizes = dataclasses.replace(Sizes(), seconds=given.seconds)
-    try:
-        corpus = data.load(given.text, Settings())
-    except DemoError as error:
-        print(error, file=sys.stderr)
-        return 1
-    given.out.mkdir(parents=True, exist_ok=True)
-    file = given.out / "runs.jsonl"
-    runs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    runs = [r for r in runs if r["sizes"] == asdict(sizes) and r["text"] == corpus.digest]
-    done = {(r["kind"], r["seed"]) for r in runs}
-    for seed in range(given.seeds):
-        for kind in KINDS:
-            if (kind, seed) in done:
-                continue
-            runs.append(trained(kind, seed, sizes, corpus))
-            with file.open("a") as out:
-                out.write(json.dumps(runs[-1]) + "\n")
-            print(
-                f"{kind} {seed}: {runs[-1]['steps']} steps, {runs[-1]['heldout']:.4f}", flush=True
-            )
-    print(table(runs))
-    (given.out / "table.md").write_text(table(runs) + "\n")
-    return 0
-
+COMPARISON = Comparison(
+    name="sparse_decoder",
+    about="The demo's decoder, dense and with experts, after the same processor time.",
+    kinds=KINDS,
+    sizes=Sizes(),
+    length="seconds",
+    train=trained,
+    table=table,
+    axis="seconds of processor time",
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(COMPARISON.main())
