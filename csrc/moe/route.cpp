@@ -121,7 +121,7 @@ std::int64_t route(RouteCall call) {
     if (bad[b] >= 0) return bad[b];
     call.num_tokens[blocks[static_cast<std::size_t>(b)].sequence] += tokens[b];
   }
-  const std::int64_t work = call.block_count + call.logits.sequences;
+  const std::int64_t work = std::max<std::int64_t>(1, call.block_count + call.logits.sequences);
   parallel_for(experts, std::max<std::int64_t>(16, 32768 / work), [&](std::int64_t first, std::int64_t last) {
     wide ? merge<double>(call, first, last) : merge<float>(call, first, last);
   });

@@ -334,7 +334,7 @@ class Router {
     }
     // Where many are equal to the threshold, the first ones.
     std::int64_t equal = reaching;
-    if (reaching > k_ + kSpare) equal = k_ - count_reaching(x, n_, number(ordered(least) + 1));
+    if (reaching > k_ + kSpare) equal = k_ - count_above(x, n_, least);
     alignas(64) R value[kMostChoices + kSpare];
     std::int32_t index[kMostChoices + kSpare], rank[kMostChoices + kSpare];
     std::int64_t found = 0;
@@ -375,7 +375,7 @@ class Router {
       ++counts[chosen.id[j]];
     }
     R scale = static_cast<R>(s_.scale);
-    if (s_.late && bias_ != nullptr) {
+    if (s_.late && (bias_ != nullptr || s_.open_groups < s_.groups)) {
       late_scores(token, chosen);
       unit = R(1);
     }
@@ -389,14 +389,15 @@ class Router {
     for (std::int64_t j = 0; j < k; ++j) weights[j] = chosen.score[j] * scale;
   }
 
-  // exp(logit - the largest chosen one): against the largest of all, the chosen ones may all vanish.
+  // exp(logit - the largest chosen one): against the largest of all, which a bias or a closed group may leave out, the
+  // chosen ones may all vanish. 0 where only -inf is chosen.
   void late_scores(std::int64_t token, Chosen& chosen) const {
     const auto* row = static_cast<const Storage*>(call_.logits.data) + token * call_.logits.row_stride;
     R most = -kInf<R>;
     for (std::int64_t j = 0; j < k_; ++j) most = std::max<R>(most, to_float(row[chosen.id[j]]));
     for (std::int64_t j = 0; j < k_; ++j) {
       const R gap = to_float(row[chosen.id[j]]) - most;
-      chosen.score[j] = vexp_weight(gap == gap ? gap : R(0));  // NaN: only -inf are chosen, by equal shares
+      chosen.score[j] = gap == gap ? vexp_weight(gap) : R(0);
     }
   }
 

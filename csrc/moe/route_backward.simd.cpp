@@ -103,7 +103,7 @@ class Backward {
       for (std::int64_t j = 0; j < k_; ++j) chosen[j] = to_float(row[ids[j]]);
       for (std::int64_t j = 0; j < k_; ++j) most = std::max(most, chosen[j]);
       for (std::int64_t j = 0; j < k_; ++j) chosen[j] = weight(chosen[j] - most);
-      renormalized(t, chosen, R(0));
+      renormalized(t, chosen, kTiny<R>);
       for (std::int64_t i = 0; i < n_; ++i) d[i] = R(0);
       return;
     }
@@ -116,7 +116,7 @@ class Backward {
       R top = -kInf<R>;
       for (std::int64_t j = 0; j < k_; ++j) top = std::max(top, x_[ids[j]]);
       for (std::int64_t j = 0; j < k_; ++j) chosen[j] = weight(x_[ids[j]] - top);
-      renormalized(t, chosen, R(0));
+      renormalized(t, chosen, kTiny<R>);
     } else {
       for (std::int64_t j = 0; j < k_; ++j) chosen[j] = p_[ids[j]];
       if (s_.renormalize) {
@@ -175,8 +175,8 @@ class Backward {
     return call_.d_weights != nullptr ? static_cast<const R*>(call_.d_weights)[t * k_ + j] : R(0);
   }
 
-  // exp(gap), where only infinities are chosen: 1.
-  static HOTLOOP_INLINE R weight(R gap) { return vexp_weight(gap == gap ? gap : R(0)); }
+  // exp(gap), where only -inf is chosen: 0.
+  static HOTLOOP_INLINE R weight(R gap) { return gap == gap ? vexp_weight(gap) : R(0); }
 
   struct Free {
     void operator()(R* p) const { ::operator delete[](p, std::align_val_t{64}); }

@@ -168,4 +168,12 @@ std::int64_t count_reaching(const R* x, std::int64_t n, R least) {
   return count;
 }
 
+// Not by the next key: -0 and 0 have two keys and are equal.
+template <class R>
+std::int64_t count_above(const R* x, std::int64_t n, R least) {
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; ++i) count += x[i] > least ? 1 : 0;
+  return count;
+}
+
 }  // namespace

@@ -61,7 +61,8 @@ def route(
         top_k: k, 1 to the smaller one of E and 128, and of the experts in ``topk_group`` groups.
         scoring: "softmax", or "sigmoid" (DeepSeek-V3). Default "softmax".
         order: "softmax_then_topk", or "topk_then_softmax" (FastMoE, Mixtral, gpt-oss), for the softmax only. With
-            ``renormalize`` and without a bias the two are the same. Default "softmax_then_topk".
+            ``renormalize`` and without a bias the two are the same. An expert whose logit is -inf has weight 0.
+            Default "softmax_then_topk".
         renormalize: make the weights of a token sum to ``routed_scale``. Default True; "topk_then_softmax" has no
             other.
         n_group: groups of E / n_group neighbouring experts. Default 1.
@@ -242,7 +243,8 @@ def check_bias(op: str, bias: Any, x: Tensor) -> Tensor | None:
         return None
     check.tensor(op, "bias", bias)
     found: Tensor = check.alike(op, "bias", bias, arrays.FLOATS, (x.shape[-1],), "router_logits", x)
-    return found.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return found.detach().to(wide).contiguous()
 
 
 def check_mask(op: str, mask: Any, x: Tensor) -> Tensor | None:
@@ -252,5 +254,5 @@ def check_mask(op: str, mask: Any, x: Tensor) -> Tensor | None:
     check.tensor(op, "token_mask", mask)
     check.alike(op, "token_mask", mask, MASKS, tuple(x.shape[:-1]), "router_logits", x)
     mask = mask if mask.dtype in (torch.bool, torch.uint8) else mask != 0
-    found: Tensor = mask.reshape(-1)
+    found: Tensor = mask.reshape(-1).contiguous()
     return found

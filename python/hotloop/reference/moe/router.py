@@ -83,7 +83,9 @@ def values(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is differentiable of a choice: weights (T, k), normalised scores (T, E) and log-sum-exp (T,)."""
     if order == "topk_then_softmax":
-        weights = x.gather(1, ids).softmax(-1)
+        chosen = x.gather(1, ids)
+        none = (chosen == -torch.inf).all(-1, keepdim=True)
+        weights = torch.where(none, 0.0, torch.where(none, 0.0, chosen).softmax(-1))
     else:
         weights = scores.gather(1, ids)
         if renormalize:
