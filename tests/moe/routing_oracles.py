@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from hotloop import moe
 from torch import Tensor
 
 
@@ -39,6 +40,11 @@ def tied(tokens: int, experts: int, seed: int = 0) -> Tensor:
     x = torch.where(x == -2, -torch.inf, torch.where(x == -1, -0.0, x))
     x[:, -1] = 0.0
     return x
+
+
+DEEPSEEK: dict[str, Any] = {
+    "scoring": "sigmoid", "n_group": 8, "topk_group": 4, "routed_scale": 2.5, "bias": normal(256, seed=3) / 20
+}  # fmt: skip
 
 
 def compared(x: Tensor, options: dict[str, Any]) -> Tensor:
@@ -103,3 +109,20 @@ def truth(
     found = numbers(wide, ids, **options)
     (slope,) = torch.autograd.grad(joint_loss(*found), wide)
     return Numbers(*(v.detach() for v in found)), slope
+
+
+def joint(x: Tensor, found: moe.Routing) -> Tensor:
+    """The gradient of ``joint_loss`` through a routing."""
+    return torch.autograd.grad(joint_loss(found.topk_weights, found.prob_sums, found.logsumexp), x)[
+        0
+    ]
+
+
+def assert_same(a: Any, b: Any, rtol: float = 0, atol: float = 0) -> None:
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor) and not x.is_floating_point():
+            assert torch.equal(x, y)
+        elif isinstance(x, Tensor):
+            torch.testing.assert_close(x, y, rtol=rtol, atol=atol)
+        else:
+            assert_same(x, y) if isinstance(x, tuple) else None
