@@ -61,8 +61,9 @@ if(HOTLOOP_BUILD_CUDA)
   pybind11_add_module(_cuda MODULE NO_EXTRAS ${hotloop_cuda_bind_sources} csrc/bind/register.cpp csrc/bind/table_rules.cpp
                       csrc/bind/array.cpp csrc/bind/torch_tensor.cpp csrc/core/view.cpp csrc/core/rules.cpp
                       ${hotloop_cuda_sources} ${hotloop_heads_cuda})
-  # A draw and an updated row must come out as on the CPU: no a * b + c in one rounding (csrc/decode/heads.hpp).
-  file(GLOB_RECURSE hotloop_exact_cuda_sources CONFIGURE_DEPENDS kernels/decode/*.cu kernels/table/*.cu)
+  # A draw, an updated row and a chosen expert must come out as on the CPU: no a * b + c in one rounding (csrc/decode/heads.hpp).
+  file(GLOB_RECURSE hotloop_exact_cuda_sources CONFIGURE_DEPENDS kernels/decode/*.cu kernels/table/*.cu
+     kernels/moe/route.cu)
   set_source_files_properties(${hotloop_exact_cuda_sources} PROPERTIES COMPILE_OPTIONS -fmad=false)
   target_include_directories(_cuda PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR}
                              ${hotloop_generated})

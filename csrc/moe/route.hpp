@@ -21,6 +21,9 @@ constexpr std::int64_t kMostExperts = 4096, kMostChoices = 128;
 constexpr std::int64_t kLanes = 16;
 HOTLOOP_INLINE std::int64_t padded(std::int64_t experts) { return (experts + kLanes - 1) / kLanes * kLanes; }
 
+template <class R>
+inline constexpr R kTiny = R(1e-20);  // beside a sum of scores that is divided by
+
 struct Selection {
   std::int64_t top_k = 1;
   bool sigmoid = false;                      // scores are sigmoid(logits), else softmax(logits)

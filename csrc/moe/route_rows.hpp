@@ -16,9 +16,6 @@ constexpr int kVectorBytes = 16;
 #endif
 
 template <class R>
-constexpr R kTiny = R(1e-20);  // beside a sum of scores that is divided by
-
-template <class R>
 constexpr R kInf = std::numeric_limits<R>::infinity();
 
 // kLanes numbers in as many registers as they take.

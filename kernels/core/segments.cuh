@@ -13,7 +13,6 @@
 // over tiles; a warp per tile moves 32 keys at a time, each by the number of equal digits below it in the warp.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <limits>
 
@@ -33,10 +32,6 @@ inline constexpr int kDigits = 1 << kCudaDigitBits;
 // The segment of a position: the last that begins there or before, so not one without rows.
 HOTLOOP_INLINE std::int64_t segment_at(const Groups& g, std::int64_t position) {
   return first_where(g.count, [&](std::int64_t s) { return g.offsets[s] > position; }) - 1;
-}
-
-HOTLOOP_BOTH inline double exchange(double x, int distance) {
-  return std::bit_cast<double>(cuda::shuffle_xor(std::bit_cast<std::uint64_t>(x), distance));
 }
 
 template <Reduction kReduction, class Storage>
@@ -82,7 +77,7 @@ struct Reducer {
       }
     }
     for (int distance = kWarp / 2; lanes_are_rows && distance > 0; distance /= 2) {
-      const Part more{exchange(part.value, distance), exchange(part.weight, distance),
+      const Part more{cuda::shuffle_xor(part.value, distance), cuda::shuffle_xor(part.weight, distance),
                       static_cast<std::int64_t>(cuda::shuffle_xor(static_cast<std::uint64_t>(part.at), distance))};
       merge<kReduction>(part, more);
     }
@@ -346,7 +341,7 @@ template <class Key, class Run>
 void sort(const CudaSortCall& call, const Key* keys, Run&& run) {
   int passes = 1;
   while (passes < 8 && (call.num_keys - 1) >> (passes * kCudaDigitBits) > 0) ++passes;
-  const std::int64_t* from = nullptr;
+  const std::int64_t* from = call.from;
   for (int p = 0; p < passes; ++p) {
     std::int64_t* to = (passes - p) % 2 == 1 ? call.order : call.other;  // the last one ends in `order`
     const Pass<Key> pass{keys, call.n, p * kCudaDigitBits, from, to, call.starts};

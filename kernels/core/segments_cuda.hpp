@@ -35,6 +35,8 @@ struct CudaSortCall {
   std::int64_t* offsets = nullptr;  // (num_keys + 1,) or nullptr
   std::int64_t* other = nullptr;    // (n,): scratch; not needed below 257 keys
   std::int64_t* starts = nullptr;   // (256 (cuda_tiles(n, kCudaSortTile) + 1),): scratch
+  // (n,): equal keys keep this order, which is that of no other array here; nullptr: as they came.
+  const std::int64_t* from = nullptr;
 };
 void counting_sort_cuda(const CudaSortCall& call, const CudaStream& where);
 

@@ -92,8 +92,36 @@ HOTLOOP_INLINE std::uint32_t shuffle_xor(std::uint32_t x, [[maybe_unused]] int d
 HOTLOOP_INLINE float shuffle_xor(float x, int distance) {
   return std::bit_cast<float>(shuffle_xor(std::bit_cast<std::uint32_t>(x), distance));
 }
+HOTLOOP_INLINE double shuffle_xor(double x, int distance) {
+  return std::bit_cast<double>(shuffle_xor(std::bit_cast<std::uint64_t>(x), distance));
+}
 HOTLOOP_INLINE float shuffle(float x, int lane) {
   return std::bit_cast<float>(shuffle(std::bit_cast<std::uint32_t>(x), lane));
+}
+
+// Over the threads of a warp, as a tree: all get the same bits.
+template <class T>
+HOTLOOP_INLINE T sum_of_warp(T x) {
+  HOTLOOP_UNROLL
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += shuffle_xor(x, distance);
+  return x;
+}
+// The largest. Of numbers other than NaN.
+template <class T>
+HOTLOOP_INLINE T most_of_warp(T x) {
+  HOTLOOP_UNROLL
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const T y = shuffle_xor(x, distance);
+    x = y > x ? y : x;
+  }
+  return x;
+}
+HOTLOOP_INLINE std::uint32_t most_of_warp(std::uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(0xffffffffu, x);
+#else
+  return most_of_warp<std::uint32_t>(x);
+#endif
 }
 
 // Bit i: what thread i of the warp brought.
@@ -104,6 +132,21 @@ HOTLOOP_INLINE std::uint32_t ballot([[maybe_unused]] bool x) {
   return emulated::ballot(x);
 #else
   return 0;
+#endif
+}
+
+// Bit i: whether thread i of the warp brought the same number, below 2^bits.
+HOTLOOP_INLINE std::uint32_t equal_in_warp(std::uint32_t x, [[maybe_unused]] int bits) {
+#if defined(__CUDA_ARCH__)
+  return __match_any_sync(0xffffffffu, x);
+#else
+  std::uint32_t equal = 0xffffffffu;
+  for (int bit = 0; bit < bits; ++bit) {
+    const bool set = (x >> bit & 1u) != 0;
+    const std::uint32_t with = ballot(set);
+    equal &= set ? with : ~with;
+  }
+  return equal;
 #endif
 }
 

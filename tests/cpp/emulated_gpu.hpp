@@ -230,6 +230,28 @@ void run_warps(const Body& body, Random& random, int most, std::int64_t scratch,
   });
 }
 
+// Blocks of a body in a random order, up to `most` at a time; each has as much shared memory, filled before.
+template <class Body, class Random>
+void run_blocks(const Body& body, Random& random, int most) {
+  struct alignas(16) Unit {
+    std::uint64_t of[2] = {0xA5A5A5A5A5A5A5A5u, 0xA5A5A5A5A5A5A5A5u};
+  };
+  const std::int64_t blocks = body.blocks();
+  if (blocks <= 0) return;
+  std::vector<std::int64_t> order(static_cast<std::size_t>(blocks));
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  std::shuffle(order.begin(), order.end(), random);
+  const int at_once = static_cast<int>(std::min<std::int64_t>(most, blocks));
+  std::vector<std::vector<Unit>> memory(static_cast<std::size_t>(at_once));
+  for (auto& each : memory) each.resize(static_cast<std::size_t>((body.shared_bytes() + 15) / 16));
+  gpu.launch(at_once, body.threads(), random(), [&](int thread, int block) {
+    for (std::int64_t b = block; b < blocks; b += at_once) {
+      body(order[static_cast<std::size_t>(b)], thread, memory[static_cast<std::size_t>(block)].data());
+      gpu.block_barrier();
+    }
+  });
+}
+
 }  // namespace hotloop::test
 
 namespace hotloop::cuda::emulated {

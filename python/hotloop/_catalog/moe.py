@@ -4,6 +4,7 @@
 from . import Paper, Room
 
 op = Room(__name__, impls=("reference", "cpu"), gradient=True, compiles=True, needs_torch=True)
+WITH_CUDA = ("reference", "cpu", "cuda")
 
 SPARSELY_GATED = Paper(
     "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer", "1701.06538"
@@ -19,11 +20,13 @@ op(
     "route",
     SPARSELY_GATED,
     DEEPSEEK_V3,
+    impls=WITH_CUDA,
     implements=("softmax_topk_gate", "sigmoid_group_topk_gate"),
 )
 op(
     "dispatch",
     MEGABLOCKS,
+    impls=WITH_CUDA,
     dtypes=(),
     gradient=False,
 )
@@ -43,7 +46,7 @@ op(
     ),
     impls=("reference",),
 )
-op("sequence_balance_loss", DEEPSEEK_V3)
+op("sequence_balance_loss", DEEPSEEK_V3, impls=WITH_CUDA)
 op(
     "update_routing_bias",
     Paper(

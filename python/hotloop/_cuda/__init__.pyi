@@ -6,6 +6,7 @@ hotloop's CUDA loops. Use the functions of the hotloop package, which check thei
 from __future__ import annotations
 
 from . import decode as decode
+from . import moe as moe
 from . import pointwise as pointwise
 from . import segments as segments
 from . import table as table

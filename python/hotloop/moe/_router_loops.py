@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..front import arrays, check, environment, native
+from ..front import arrays, check, environment
 from ..reference.moe.router import rows_of
+from . import _device
 
 
 class Selection(NamedTuple):
@@ -64,7 +65,10 @@ def route(
             for n in (tokens * k, tokens * k, experts + 1)
         )
     ids, weights, counts, sums, logsumexp, num_tokens = found
-    bad = native.core.moe.route(
+    if not x.is_cpu:
+        look(op, x, bias, mask)
+    loops, place = _device.loops(x)
+    bad = loops.route(
         arrays.unit_stride(x),
         selection.packed(),
         bias,
@@ -77,8 +81,9 @@ def route(
         logsumexp,
         num_tokens.view(-1),
         *(order or (None, None, None)),
+        *place,
     )
-    if bad != -1:
+    if x.is_cpu and bad != -1:
         look(op, x, bias, mask)
     return (*found, *order)
 
@@ -96,7 +101,8 @@ def backward(
     experts = x.shape[1]
     result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     weights, sums, logsumexp = (None if g is None else g.contiguous() for g in grads)
-    native.core.moe.route_backward(
+    loops, place = _device.loops(x, memory=False)
+    loops.route_backward(
         arrays.unit_stride(x),
         selection.packed(),
         biased,
@@ -107,6 +113,7 @@ def backward(
         None if sums is None else sums.view(-1, experts),
         logsumexp,
         result,
+        *place,
     )
     return result
 
@@ -122,7 +129,11 @@ def dispatch(
     flat = ids.contiguous().view(-1)
     best = None if weights is None else weights.detach().contiguous().view(-1)
     limit = -1 if capacity is None else capacity
-    if not native.core.moe.dispatch(flat, experts, limit, best, align, *found):
+    if not ids.is_cpu:
+        look_at_ids("dispatch", ids, experts, weights)
+    loops, place = _device.loops(ids)
+    held = loops.dispatch(flat, experts, limit, best, align, *found, *place)
+    if ids.is_cpu and not held:
         look_at_ids("dispatch", ids, experts, weights)
     return slot_of_row, row_of_slot, offsets, counts
 

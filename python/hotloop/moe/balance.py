@@ -144,7 +144,7 @@ def sequence_balance_loss(
         scoring: "sigmoid" or "softmax". Default "sigmoid".
         n_group, topk_group, group_score: as in ``route``.
         bias: (E,), as in ``route``. Default None: f counts what the scores alone would choose, as in Megatron-LM.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         (), float32, float64 for float64 logits; 0 without tokens. Multiply by a weight: DeepSeek-V3 takes 0.0001.

@@ -28,7 +28,7 @@ DROPS = ("position", "weight")
 MASKS = ("bool", "uint8", "int32", "int64")
 MOST_EXPERTS = 4096
 MOST_CHOICES = 128
-CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
+CANDIDATES = {"cuda": _impl.on_cuda, "cpu": _impl.on_cpu, "reference": _impl.everywhere}
 
 
 def route(
@@ -73,7 +73,7 @@ def route(
         token_mask: (T,), 0 or False for padding: ids -1, weights 0, counted nowhere, not read. bool, uint8, int32 or
             int64. Default None.
         dispatch: also sort the slots by expert. Default True.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         Routing. Numbers are float32, float64 for float64 logits; the gradients of topk_weights, prob_sums and
@@ -138,7 +138,7 @@ def dispatch(
         topk_weights: (T, k), any float dtype, for drop="weight" only.
         align: the rows of every expert are filled up to a multiple of this with rows of nothing, >= 1: what a kernel
             with tiles of ``align`` rows takes. Default 1.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         Dispatch. It has T * k rows, or T * k + E * (align - 1) rounded up to a multiple of align, whatever the ids are.

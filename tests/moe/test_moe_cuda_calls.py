@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of the CUDA loops without a GPU: arrays of the CPU, said to be of one, pass all checks up to the device."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hotloop.front import native
+from hotloop.moe import _device, dispatch, route, sequence_balance_loss
+from torch import Tensor
+
+pytestmark = [
+    pytest.mark.skipif(native.cuda is None, reason="hotloop._cuda is not compiled"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device would read the memory of the host"),
+]  # fmt: skip
+
+pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+class There:
+    """A tensor of the CPU as an array of a CUDA device."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x.detach()
+
+    def __dlpack__(self, **_: Any) -> Any:
+        capsule = self.x.__dlpack__()
+        # DLTensor: the data, then the type of the device.
+        kind = ctypes.c_int32.from_address(pointer_of(capsule, b"dltensor") + 8)
+        kind.value = 2
+        return capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)
+
+
+def there(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return tuple(map(there, x))
+    return There(x) if isinstance(x, Tensor) else x
+
+
+class Loops:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        loop = getattr(native.cuda.moe, name)
+        return lambda *arguments: loop(*map(there, arguments))
+
+
+def workspace(count: int) -> Any:
+    whole = torch.empty(count + 256, dtype=torch.uint8)
+    return There(whole[-whole.data_ptr() % 256 :][:count])
+
+
+@pytest.fixture
+def to_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    def loops(like: Tensor, memory: bool = True) -> tuple[Any, tuple[Any, ...]]:
+        return Loops(), (workspace, 0, 0) if memory else (0, 0)
+
+    return lambda: monkeypatch.setattr(_device, "loops", loops)
+
+
+def refused(op: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(RuntimeError, match=rf"\[{op}\] device: expected a usable CUDA device"):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_router(dtype: torch.dtype, to_gpu: Callable[[], None]) -> None:
+    x = torch.randn(9, 12, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    mask, bias = torch.arange(9) % 2 > 0, torch.zeros(12, dtype=dtype)
+    found = route(x, 3, token_mask=mask, bias=bias)
+    loss = sequence_balance_loss(x, 3, cu_seqlens=torch.tensor([0, 4, 9]))
+    to_gpu()
+    refused("route", lambda: route(x, 3, token_mask=mask, bias=bias))
+    refused("route", lambda: route(x.detach()[:0], 3, dispatch=False))
+    refused("route", lambda: sequence_balance_loss(x, 3, cu_seqlens=torch.tensor([0, 4, 9])))
+    refused("route", (found.topk_weights.sum() + found.logsumexp.sum()).backward)
+    refused("route", loss.backward)
+
+
+def test_order(to_gpu: Callable[[], None]) -> None:
+    ids, weights = torch.tensor([[0, 2], [-1, 1]]), torch.ones(2, 2, dtype=torch.float16)
+    to_gpu()
+    refused("dispatch", lambda: dispatch(ids, 3))
+    refused("dispatch", lambda: dispatch(ids.int(), 3, align=4, capacity=1))
+    refused("dispatch", lambda: dispatch(ids, 3, capacity=1, drop="weight", topk_weights=weights))
