@@ -183,13 +183,22 @@ double row_squares(const R* x, std::int64_t n, R mean) {
   return sum_of(lane);
 }
 
+// lane[j % kLanes] += x[j] * y[j].
 template <class S, class R>
-double row_dot(const R* x, const S* y, std::int64_t n) {
-  R lane[kLanes] = {};
+void add_dot(const R* x, const S* y, std::int64_t n, R* lanes) {
+  R lane[kLanes];
+  for (std::int64_t k = 0; k < kLanes; ++k) lane[k] = lanes[k];
   std::int64_t j = 0;
   for (; j + kLanes <= n; j += kLanes) {
     for (std::int64_t k = 0; k < kLanes; ++k) lane[k] += x[j + k] * widened<R>(y[j + k]);
   }
   for (std::int64_t k = 0; j + k < n; ++k) lane[k] += x[j + k] * widened<R>(y[j + k]);
+  for (std::int64_t k = 0; k < kLanes; ++k) lanes[k] = lane[k];
+}
+
+template <class S, class R>
+double row_dot(const R* x, const S* y, std::int64_t n) {
+  R lane[kLanes] = {};
+  add_dot(x, y, n, lane);
   return sum_of(lane);
 }

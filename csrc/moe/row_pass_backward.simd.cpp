@@ -3,9 +3,14 @@
 // of its expert rows and of their weights.
 #include "moe/row_pass.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
@@ -15,12 +20,15 @@
 namespace {
 
 #include "moe/row_access.hpp"
+#include "moe/row_stream.hpp"
 
 template <class Rule, class R, bool kOfNumbers>
 class Back {
  public:
   explicit Back(const BackwardCall& call) : call_(call) {
     for (int i = 0; i < Rule::kNumbers; ++i) numbers_[i] = static_cast<R>(call.numbers[i]);
+    const std::int64_t bytes = call.mixture.slots.rows * call.columns * item_size(call.slope_rows.dtype);
+    past_caches_ = bytes >= kLarge;
   }
 
   void block(std::int64_t b) {
@@ -217,17 +225,28 @@ class Back {
   template <class S>
   void to_slots(std::int64_t t, std::int64_t first, std::int64_t n, const R* slope_z) {
     const Mixture& m = call_.mixture;
+    const bool reads = call_.slope_weights.data != nullptr, writes = call_.slope_rows.data != nullptr;
+    const auto row_of = [&](std::int64_t slot) -> const S* {
+      if (!reads || slot >= call_.tokens * m.slots.k) return nullptr;
+      const std::int64_t row = m.slots.row_of_slot[slot];
+      return row < 0 || row >= m.slots.rows ? nullptr
+                                            : static_cast<const S*>(m.rows.data) + row * m.rows.stride + first;
+    };
     for (std::int64_t i = 0; i < m.slots.k; ++i) {
       const std::int64_t slot = t * m.slots.k + i, row = m.slots.row_of_slot[slot];
       if (!m.slots.agree(slot, row)) continue;
-      if (call_.slope_weights.data != nullptr) {
-        dots_[i] += row_dot(slope_z, static_cast<const S*>(m.rows.data) + row * m.rows.stride + first, n);
-      }
-      if (call_.slope_rows.data == nullptr) continue;
       const R weight = m.weights.data != nullptr ? number_at<R>(m.weights, t, i) : R(1);
-      auto* to = static_cast<S*>(call_.slope_rows.data) + row * call_.slope_rows.stride + first;
+      S* to = writes ? static_cast<S*>(call_.slope_rows.data) + row * call_.slope_rows.stride + first : nullptr;
+      if (reads && writes) {
+        const S* y = row_of(slot);
+        const S* next = row_of(slot + 1);
+        dots_[i] += dot_and_scale(slope_z, y, weight, n, to, next != nullptr ? next : y, past_caches_);
+      } else if (reads) {
+        dots_[i] += row_dot(slope_z, row_of(slot), n);
+      } else if (writes) {
 #pragma GCC ivdep
-      for (std::int64_t j = 0; j < n; ++j) put_narrow(to[j], weight * slope_z[j]);
+        for (std::int64_t j = 0; j < n; ++j) put_narrow(to[j], weight * slope_z[j]);
+      }
     }
   }
 
@@ -236,6 +255,7 @@ class Back {
   R mean_ = 0, scale_ = 0, mean_grad_ = 0, along_ = 0;
   R* sums_ = nullptr;
   double* dots_ = nullptr;
+  bool past_caches_ = false;
   double totals_[kMaxSlopes] = {};
   R zeros_[kChunk] = {};
   R x_[kChunk], y_[kChunk], z_[kChunk], grad_[kChunk], norm_[kChunk], state_[kSome][kChunk], grad_state_[kSome][kChunk];
@@ -252,6 +272,7 @@ void run(const BackwardCall& call) {
       Back<Rule, R, false> mine(call);
       for (std::int64_t b = begin; b < end; ++b) mine.block(b);
     }
+    fence();
   });
 }
 

@@ -12,9 +12,37 @@ from ..front import arrays, at_run_time, check, environment
 from .results import Dispatch, Norm
 
 NORMS = ("layer", "rms")
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+WIDE = (torch.float64,)
+FLOATS = (*NARROW, *WIDE)
+INDICES = (torch.int64,)
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def fits(value: Any, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...], other: Any) -> bool:
+    """Whether a value is a plain tensor of one of these dtypes, of this shape, where ``other`` is.
+
+    Nearly every argument is, and is found so in a tenth of the time that the checks below need to say what is wrong.
+    """
+    return (
+        type(value) in _PLAIN
+        and value.dtype in dtypes
+        and value.shape == shape
+        and value.device == other.device
+        and value.layout is torch.strided
+        and not value.is_nested
+    )
+
+
+def alike(other: Tensor) -> tuple[torch.dtype, ...]:
+    """Dtypes that need no narrowing beside ``other``."""
+    return WIDE if other.dtype is torch.float64 else NARROW
 
 
 def matrix(op: str, name: str, value: Any) -> Tensor:
+    if type(value) in _PLAIN and value.ndim == 2 and fits(value, FLOATS, value.shape, value):
+        found: Tensor = value
+        return found
     return check.float_tensor(op, name, value, ndim=2)
 
 
@@ -22,6 +50,9 @@ def beside(
     op: str, name: str, value: Any, shape: tuple[int, ...], like: str, other: Tensor
 ) -> Tensor:
     """A float tensor of this shape where ``other`` is, wide if and only if that is."""
+    if fits(value, alike(other), shape, other):
+        fitting: Tensor = value
+        return fitting
     found = check.float_tensor(op, name, value)
     check.same_place(op, name, found, like, other)
     check.shape(op, name, found, shape, "(T, D)", "Pass a row for every token.")
@@ -45,10 +76,13 @@ def dispatch_of(op: str, dispatch: Any, like: str, other: Tensor) -> Dispatch:
             f"[{op}] dispatch: expected a Dispatch, got {type(dispatch).__name__}. "
             "Pass routing.dispatch, or what hotloop.moe.dispatch returns."
         )
-    for name in ("slot_of_row", "row_of_slot"):
-        value = getattr(dispatch, name)
-        check.array(op, f"dispatch.{name}", value, ("int64",), 1)
-        check.same_place(op, f"dispatch.{name}", value, like, other)
+    for name, value in (
+        ("slot_of_row", dispatch.slot_of_row),
+        ("row_of_slot", dispatch.row_of_slot),
+    ):
+        if not fits(value, INDICES, getattr(value, "shape", ())[:1], other):
+            check.array(op, f"dispatch.{name}", value, ("int64",), 1)
+            check.same_place(op, f"dispatch.{name}", value, like, other)
     return dispatch
 
 
@@ -66,20 +100,22 @@ def slots_per_token(op: str, dispatch: Dispatch, tokens: int) -> int:
 
 def weighted(op: str, rows: Tensor, name: str, weights: Any, dispatch: Any) -> Dispatch:
     """Check weights (T, k) and the dispatch of expert rows (R, D)."""
-    check.float_tensor(op, "topk_weights", weights, ndim=2)
-    check.same_place(op, "topk_weights", weights, name, rows)
+    if not fits(weights, FLOATS, getattr(weights, "shape", ())[:2], rows) or weights.ndim != 2:
+        check.float_tensor(op, "topk_weights", weights, ndim=2)
+        check.same_place(op, "topk_weights", weights, name, rows)
     found = dispatch_of(op, dispatch, name, rows)
     t, k = weights.shape
     if k == 0:
         raise ValueError(
             f"[{op}] topk_weights: expected shape (T, k) with k >= 1, got {tuple(weights.shape)}."
         )
-    for part, wanted, why in (
-        ("row_of_slot", t * k, "(T * k,) like topk_weights"),
-        ("slot_of_row", rows.shape[0], f"(R,) like {name}"),
-    ):
-        hint = "Pass the dispatch that these rows were permuted by."
-        check.shape(op, f"dispatch.{part}", getattr(found, part), (wanted,), why, hint)
+    hint = "Pass the dispatch that these rows were permuted by."
+    if found.row_of_slot.shape[0] != t * k:
+        why = "(T * k,) like topk_weights"
+        check.shape(op, "dispatch.row_of_slot", found.row_of_slot, (t * k,), why, hint)
+    if found.slot_of_row.shape[0] != rows.shape[0]:
+        why = f"(R,) like {name}"
+        check.shape(op, "dispatch.slot_of_row", found.slot_of_row, (rows.shape[0],), why, hint)
     return found
 
 
@@ -97,15 +133,29 @@ def norm_of(op: str, norm: Any, post_norm: Any, like: str, other: Tensor) -> boo
             f"[{op}] norm: expected a Norm, got {type(norm).__name__}. "
             'Pass Norm("layer", layer_norm.weight, layer_norm.bias, layer_norm.eps), or Norm("rms", ...).'
         )
-    check.choice(op, "norm.kind", norm.kind, NORMS)
-    check.number(op, "norm.eps", norm.eps, at_least=0)
-    for name in ("weight", "bias"):
-        value = getattr(norm, name)
-        if value is not None:
+    kind, weight, bias, eps = norm
+    check.choice(op, "norm.kind", kind, NORMS)
+    if type(eps) is not float or not 0 <= eps <= 1:
+        check.number(op, "norm.eps", eps, at_least=0)
+    columns = (other.shape[1],)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and not fits(value, FLOATS, columns, other):
             check.float_tensor(op, f"norm.{name}", value)
             check.same_place(op, f"norm.{name}", value, like, other)
-            check.shape(op, f"norm.{name}", value, (other.shape[1],), f"like the columns of {like}")
+            check.shape(op, f"norm.{name}", value, columns, f"like the columns of {like}")
     return post_norm
+
+
+def number(op: str, name: str, value: Any, like: str, other: Tensor) -> float | Tensor:
+    """A finite number, or a tensor of one beside ``other``."""
+    if type(value) is float and -check.LARGEST <= value <= check.LARGEST:
+        return value
+    if not isinstance(value, Tensor):
+        return check.number(op, name, value)
+    check.float_tensor(op, name, value)
+    check.same_place(op, name, value, like, other)
+    check.shape(op, name, value, (), hint="Pass a number, or a tensor of one number.")
+    return value
 
 
 def looked_at(op: str, dispatch: Dispatch) -> Dispatch:

@@ -49,9 +49,11 @@ def run(config: Config, given: Given) -> tuple[Tensor | None, ...]:
     if torch.compiler.is_compiling():
         return _step(config, given)
     check.untransformed(config.op, *given)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given):
-        results: tuple[Tensor | None, ...] = Step.apply(config, *given)
-        return results
+    if torch.is_grad_enabled():
+        for x in given:
+            if x is not None and x.requires_grad:
+                results: tuple[Tensor | None, ...] = Step.apply(config, *given)
+                return results
     found = forward(config, given, False)
     return (found.out, *found.states, found.normed)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..front import native
+from ..front import buffers, native
 from . import _arguments as arguments
 
 X, STATE, Z, WEIGHTS, SHARED, NORM_WEIGHT, NORM_BIAS, NUMBERS = 0, 1, 4, 5, 6, 7, 8, 9
@@ -26,6 +26,9 @@ AHEAD = ("robust", "lookahead")
 SLOPES = {"combine": 0, "residual": 0, "momentum": 2, "adam": 2, "robust": 3, "lookahead": 1}
 """How many numbers of a rule may have a gradient: its first."""
 MOST_SLOPES = 3
+
+LARGE = 2**20
+"""Elements of a result for which large pages are asked for."""
 
 Given = Sequence[Tensor | None]
 
@@ -60,39 +63,37 @@ class Found(NamedTuple):
 
 def forward(config: Config, given: Given, backward: bool) -> Found:
     """Run the loop."""
-    x, z = given[X], given[Z]
+    x, z, weights = given[X], given[Z], given[WEIGHTS]
     base = z if x is None else x
     assert base is not None
-    tokens = base.shape[0]
-    if config.row_of_slot is not None and x is None:
-        weights = given[WEIGHTS]
+    tokens, columns = base.shape
+    dtype = base.dtype
+    wide = dtype is torch.float64
+    maths = torch.float64 if wide else torch.float32
+    old = given[STATE : STATE + STATES[config.rule]]
+    states: tuple[Tensor | None, ...] = ()
+    out = normed = raw = statistics = None
+    if x is None:
         assert weights is not None
         tokens = weights.shape[0]
-    shape, columns = (tokens, base.shape[1]), base.shape[1]
-    dtype, device = base.dtype, base.device
-    wide = dtype is torch.float64
-    out = normed = raw = statistics = None
-    if config.rule != "lookahead":
-        out = torch.empty(shape, dtype=config.out_dtype or dtype, device=device)
-    old = given[STATE : STATE + STATES[config.rule]]
-    maths = torch.float64 if wide else torch.float32
-    states: tuple[Tensor | None, ...] = ()
-    if config.rule != "lookahead":
-        states = tuple(
-            torch.empty(shape, dtype=maths if s is None else s.dtype, device=device) for s in old
-        )
+        out = torch.empty((tokens, columns), dtype=config.out_dtype or dtype, device=base.device)
+    elif config.rule != "lookahead":
+        out = _like(x, dtype)
+        states = tuple(_like(x, maths if s is None else s.dtype) for s in old)
     if config.norm:
         # In place where the row before the norm is not asked for again.
-        in_place = config.post_norm and not backward
-        normed = out if in_place else torch.empty(shape, dtype=dtype, device=device)
+        normed = out if config.post_norm and not backward else _like(base, dtype)
         if backward:
-            statistics = torch.empty((tokens, 2), dtype=maths, device=device)
+            statistics = torch.empty((tokens, 2), dtype=maths, device=base.device)
         if config.post_norm:
             out, raw = normed, out
+    if tokens * columns >= LARGE:
+        for result in (out, raw, normed, *states):
+            _in_large_pages(result)
     if tokens:
         held = native.core.moe.step(
             config.rule, _numbers(config, given), wide, tokens, columns, _rows(x), tuple(map(_rows, old)), _rows(z),
-            _rows(given[WEIGHTS]), config.slot_of_row, config.row_of_slot, _rows(given[SHARED]), config.norm,
+            _rows(weights), config.slot_of_row, config.row_of_slot, _rows(given[SHARED]), config.norm,
             _row(given[NORM_WEIGHT]), _row(given[NORM_BIAS]), config.eps, out if raw is None else raw, states, normed,
             statistics,
         )  # fmt: skip
@@ -102,6 +103,19 @@ def forward(config: Config, given: Given, backward: bool) -> Found:
             arguments.look_at_dispatch(config.op, config.slot_of_row, config.row_of_slot)
     after = raw if config.post_norm else (x if config.rule == "lookahead" else out)
     return Found(out, states, None if config.post_norm else normed, after, statistics)
+
+
+def _like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A new contiguous tensor of the shape of x."""
+    if x.is_contiguous():  # half the time of the other way
+        return torch.empty_like(x) if dtype is x.dtype else torch.empty_like(x, dtype=dtype)
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def _in_large_pages(x: Tensor | None) -> None:
+    """A fresh buffer of 134 MB takes 8 to 12 instead of 37 ms to write (docs/perf-notes.md)."""
+    if x is not None and x.is_cpu and x.numel() >= LARGE:
+        buffers.advised(x)
 
 
 def kept_by(
@@ -171,6 +185,8 @@ def backward(
         torch.empty(size, dtype=dtype, device=some.device) if need else None
         for size, dtype, need in zip(sizes_of(shape), shape.dtypes, needs)
     ]
+    for s in slopes:
+        _in_large_pages(s)
     whole = slopes[NUMBERS]
     if whole is not None:
         slopes[NUMBERS] = whole[: SLOPES[config.rule]]
@@ -221,6 +237,7 @@ def refuse_second(op: str) -> None:
 
 def permute_rows(x: Tensor, slot_of_row: Tensor, row_of_slot: Tensor) -> Tensor:
     out = torch.empty((slot_of_row.shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
+    _in_large_pages(out)
     if not native.core.moe.permute(_rows(x), slot_of_row, row_of_slot, out):
         arguments.look_at_dispatch("permute", slot_of_row, row_of_slot)
     return out
@@ -229,6 +246,7 @@ def permute_rows(x: Tensor, slot_of_row: Tensor, row_of_slot: Tensor) -> Tensor:
 def sum_of_rows(grad: Tensor, slot_of_row: Tensor, row_of_slot: Tensor, tokens: int) -> Tensor:
     """The gradient of ``permute``: of each token the sum over the rows of its slots."""
     out = torch.empty((tokens, grad.shape[1]), dtype=grad.dtype, device=grad.device)
+    _in_large_pages(out)
     if tokens:
         native.core.moe.step(
             "combine", (), grad.dtype is torch.float64, tokens, grad.shape[1], None, (), _rows(grad), None, slot_of_row,

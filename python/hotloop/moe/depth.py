@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..front import arrays, check
+from ..front import arrays, check, environment
 from ..front import impl as _impl
 from ..front.impl import Impl
 from ..reference.moe import depth as reference
@@ -139,7 +139,7 @@ def momentum_smoe_layer(
     """
     op = "momentum_smoe_layer"
     chosen = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, m=m)
-    mu, gamma = _number(op, "mu", mu, x), _number(op, "gamma", gamma, x)
+    mu, gamma = arguments.number(op, "mu", mu, "x", x), arguments.number(op, "gamma", gamma, "x", x)
     if chosen == "cpu":
         return MomentumStep(
             *_run(
@@ -219,7 +219,10 @@ def adam_smoe_layer(
     )
     gamma1, kappa = (check.number(op, k, v) for k, v in (("gamma1", gamma1), ("kappa", kappa)))
     eps = check.number(op, "eps", eps, above=0)
-    mu, gamma2 = _number(op, "mu", mu, x), _number(op, "gamma2", gamma2, x)
+    mu, gamma2 = (
+        arguments.number(op, "mu", mu, "x", x),
+        arguments.number(op, "gamma2", gamma2, "x", x),
+    )
     if chosen == "cpu":
         before = AdamState(None, None, None) if state is None else state
         more = (z, topk_weights, dispatch, shared, norm, post_norm)
@@ -285,8 +288,8 @@ def robust_momentum_smoe_layer(
     """
     op = "robust_momentum_smoe_layer"
     chosen = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, d=d)
-    mu, gamma = _number(op, "mu", mu, x), _number(op, "gamma", gamma, x)
-    alpha = _number(op, "alpha", alpha, x)
+    mu, gamma = arguments.number(op, "mu", mu, "x", x), arguments.number(op, "gamma", gamma, "x", x)
+    alpha = arguments.number(op, "alpha", alpha, "x", x)
     if chosen == "cpu":
         numbers = (mu, gamma, 0.0 if post_norm else alpha)
         return RobustMomentumStep(
@@ -334,7 +337,7 @@ def lookahead(
     op = "lookahead"
     arguments.matrix(op, "x", x)
     _state(op, "d", d, x)
-    alpha = _number(op, "alpha", alpha, x)
+    alpha = arguments.number(op, "alpha", alpha, "x", x)
     arguments.norm_of(op, norm, False, "x", x)
     check.finite(op, x=x, d=d)
     if _impl.choose(op, impl, "x", x, CANDIDATES) == "reference" or norm is None or d is None:
@@ -401,27 +404,52 @@ def _check(
     arguments.matrix(op, "x", x)
     for name, state in states.items():
         _state(op, name, state, x)
-    arguments.matrix(op, "z", z)
-    check.same_place(op, "z", z, "x", x)
-    arguments.same_width(op, "z", z, "x", x)
-    if (topk_weights is None) != (dispatch is None):
+    shape = x.shape
+    if topk_weights is None and dispatch is None:
+        if not arguments.fits(z, arguments.alike(x), shape, x):
+            _check_z(op, z, x)
+            hint = "Pass topk_weights and dispatch beside expert rows."
+            check.shape(op, "z", z, tuple(shape), "like x", hint)
+    elif topk_weights is None or dispatch is None:
         name, other = ("topk_weights", "dispatch")[:: 1 if topk_weights is None else -1]
         raise ValueError(
             f"[{op}] {name}: expected a value beside {other}, got None. Pass both, or the combined z alone."
         )
-    if topk_weights is None:
-        check.shape(
-            op, "z", z, tuple(x.shape), "like x", "Pass topk_weights and dispatch beside expert rows."
-        )  # fmt: skip
     else:
+        _check_z(op, z, x)
         arguments.weighted(op, z, "z", topk_weights, dispatch)
-        check.shape(op, "topk_weights", topk_weights, (x.shape[0], topk_weights.shape[1]), "(T, k)")
-        check.shape(op, "z", z, (z.shape[0], x.shape[1]), "(R, D) like x")
+        if topk_weights.shape[0] != shape[0]:
+            check.shape(
+                op, "topk_weights", topk_weights, (shape[0], topk_weights.shape[1]), "(T, k)"
+            )
+        if z.shape[1] != shape[1]:
+            check.shape(op, "z", z, (z.shape[0], shape[1]), "(R, D) like x")
     if shared is not None:
-        arguments.beside(op, "shared", shared, tuple(x.shape), "x", x)
+        arguments.beside(op, "shared", shared, shape, "x", x)
     arguments.norm_of(op, norm, post_norm, "x", x)
-    check.finite(op, x=x, z=z, topk_weights=topk_weights, shared=shared, **states)
+    if environment.checks_on():
+        check.finite(op, x=x, z=z, topk_weights=topk_weights, shared=shared, **states)
     return _impl.choose(op, impl, "x", x, CANDIDATES)
+
+
+def _check_z(op: str, z: Any, x: Tensor) -> None:
+    """Of any shape."""
+    arguments.matrix(op, "z", z)
+    if z.device != x.device or z.dtype not in arguments.alike(x):
+        check.same_place(op, "z", z, "x", x)
+        arguments.same_width(op, "z", z, "x", x)
+
+
+def _state(op: str, name: str, state: Any, x: Tensor) -> None:
+    if state is None or (
+        arguments.fits(state, (x.dtype, torch.float32), x.shape, x) and x.dtype is not torch.float64
+    ):
+        return
+    arguments.beside(op, name, state, tuple(x.shape), "x", x)
+    if state.dtype not in (x.dtype, torch.float32, torch.float64):
+        raise TypeError(
+            f"[{op}] {name}: expected {arrays.dtype(x)} like x, or float32, got {arrays.dtype(state)}. Convert it."
+        )
 
 
 def _looked_at(op: str, dispatch: Dispatch | None) -> Dispatch | None:
@@ -461,22 +489,3 @@ def _run(
     return _row_operator.run(
         config, (x, *states, *padding, z, topk_weights, shared, weight, bias, numbers)
     )
-
-
-def _state(op: str, name: str, state: Any, x: Tensor) -> None:
-    if state is None:
-        return
-    arguments.beside(op, name, state, tuple(x.shape), "x", x)
-    if state.dtype not in (x.dtype, torch.float32, torch.float64):
-        raise TypeError(
-            f"[{op}] {name}: expected {arrays.dtype(x)} like x, or float32, got {arrays.dtype(state)}. Convert it."
-        )
-
-
-def _number(op: str, name: str, value: Any, x: Tensor) -> float | Tensor:
-    if not isinstance(value, Tensor):
-        return check.number(op, name, value)
-    check.float_tensor(op, name, value)
-    check.same_place(op, name, value, "x", x)
-    check.shape(op, name, value, (), hint="Pass a number, or a tensor of one number.")
-    return value
