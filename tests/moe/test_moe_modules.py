@@ -219,6 +219,26 @@ def test_made_without_memory_first() -> None:
     assert made(tokens(3)).output.shape == (3, D)
 
 
+def test_memory_that_nobody_filled_is_not_counted() -> None:
+    trained, x = layer(bias_rate=0.5), tokens(7)
+    made = MoE(D, I, E, K, bias_rate=0.5, device="meta").to_empty(device="cpu")
+    made.load_state_dict(trained.state_dict())
+    made.update_bias()
+    assert torch.equal(made.routing_bias, trained.routing_bias)
+    assert torch.equal(made(x).output, trained(x).output)
+    made.update_bias()
+    trained.update_bias()
+    assert torch.equal(made.routing_bias, trained.routing_bias)
+
+
+def test_counts_go_with_the_layer() -> None:
+    made = layer(bias_rate=0.5)
+    counts = made(tokens(7)).routing.expert_counts
+    for moved in (copy.deepcopy(made), made.double(), made.to("cpu"), made.to_empty(device="cpu")):
+        assert torch.equal(moved.pending_counts, counts)
+    assert not any("counts" in name for name, _ in made.named_buffers())  # DDP would broadcast them
+
+
 def test_it_says_what_it_is() -> None:
     text = repr(layer(scoring="sigmoid"))
     assert (
@@ -348,6 +368,8 @@ def rank(r, path):
     (sum(p.output.square().mean() + p.aux_loss for p in parts) / 2).backward()
     for a, b in zip(made.parameters(), alone.parameters()):
         torch.testing.assert_close(a.grad, b.grad)
+    wrapped(2 * x[r]).output.sum().backward()  # of a second batch before the update
+    parts += [alone(2 * part) for part in x]
     made.update_bias()
     counts = sum(p.routing.expert_counts for p in parts)
     torch.testing.assert_close(made.routing_bias, 1e-3 * torch.sign(counts.double().mean() - counts).float())

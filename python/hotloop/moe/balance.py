@@ -49,7 +49,8 @@ def load_balance_loss(
         (), of the dtype of prob_sums; 0 without tokens.
 
     Raises:
-        TypeError, ValueError: an argument of another type, dtype, shape, device or range.
+        TypeError, ValueError: an argument of another type, dtype, shape, device or range; on the CPU, and elsewhere
+            with HOTLOOP_CHECK=1, counts that are negative, not finite, or of more tokens than num_tokens.
 
     Examples:
         >>> import torch
@@ -74,7 +75,16 @@ def load_balance_loss(
         check.tensor(op, "expert_counts", expert_counts)
         check.alike(op, "expert_counts", expert_counts, COUNTS, (experts,), "routing", sums)
         counts = expert_counts.detach()
-        slots = counts.sum() if num_tokens is None else _tokens(op, num_tokens, sums) * k
+        _look_at_counts(op, counts)
+        slots = counts.sum()
+        if num_tokens is not None:
+            given, slots = slots, _tokens(op, num_tokens, sums) * k
+            # Counts that are means over ranks add up with rounding.
+            if looks(counts) and bool(given.double() > slots.double() * (1 + 1e-5)):
+                raise ValueError(
+                    f"[{op}] num_tokens: expected at least as many as make the {given.item()} choices of "
+                    f"expert_counts, {k} each, got {int(slots) // k}. Take both from the same tokens."
+                )
     elif num_tokens is not None:
         raise ValueError(
             f"[{op}] num_tokens: expected None without expert_counts, got {num_tokens!r}. Leave it out."
@@ -277,9 +287,7 @@ def update_routing_bias(
     rate = check.number(op, "rate", rate, at_least=0)
     centred = check.flag(op, "centred", centred)
     counts = expert_counts.detach()
-    if looks(counts):
-        bad = ~((counts >= 0) & (counts < torch.inf))
-        check.refuse(op, "expert_counts", counts, bad, "finite numbers >= 0")
+    _look_at_counts(op, counts)
     wide = counts.double() if counts.is_floating_point() else counts.long()
     # In whole numbers the sign of mean - count is exact.
     step = torch.sign(wide.sum() - experts * wide).to(bias.dtype) * rate
@@ -288,6 +296,12 @@ def update_routing_bias(
     with torch.no_grad():
         bias.add_(step)
     return bias
+
+
+def _look_at_counts(op: str, counts: Tensor) -> None:
+    if looks(counts):
+        bad = ~((counts >= 0) & (counts < torch.inf))
+        check.refuse(op, "expert_counts", counts, bad, "finite numbers >= 0")
 
 
 def _layers(op: str, routing: Any) -> list[Routing]:

@@ -208,7 +208,9 @@ class MoE(nn.Module):
         if shared_hidden_dim:
             self.shared = Experts(dim, shared_hidden_dim, 1, *options)
         self.register_buffer("routing_bias", None)
-        self.register_buffer("pending_counts", None, persistent=False)
+        # No buffer: DistributedDataParallel makes those of all ranks those of the first one in every forward pass, so
+        # what other ranks counted since the last update would be lost.
+        self.pending_counts = None
         if self.bias_rate is not None:
             zeros = torch.zeros(num_experts, device=device, dtype=torch.float32)
             self.routing_bias, self.pending_counts = zeros, zeros.long()
@@ -320,6 +322,9 @@ class MoE(nn.Module):
                 topk_weights=routing.topk_weights if self.drop == "weight" else None, impl=self.impl,
             ))  # fmt: skip
         if self.training and self.pending_counts is not None:
+            if self.pending_counts.device != x.device:
+                # FSDP moves parameters and buffers, and no other tensor.
+                self.pending_counts = self.pending_counts.to(x.device)
             _count(self.pending_counts, routing.expert_counts)
         return routing
 
@@ -400,14 +405,22 @@ class MoE(nn.Module):
             return functional.linear(x.to(wide), weight.to(wide))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        bias = self.routing_bias
+        bias, counts = self.routing_bias, self.pending_counts
         found = super()._apply(fn, recurse)
         moved = self.routing_bias
-        if bias is not None and moved is not None and moved.dtype != bias.dtype:
+        if bias is None or moved is None or counts is None:
+            return found
+        if moved.dtype != bias.dtype:
             # It stays float32 in a layer of bfloat16, where steps of 1e-3 would be lost.
             self.routing_bias = (
                 torch.empty_like(moved, dtype=bias.dtype) if bias.is_meta else bias.to(moved.device)
             )
+        # Not by fn, which may leave memory as it is (``to_empty``): counts are in no file that would fill it.
+        self.pending_counts = (
+            torch.zeros_like(counts, device=moved.device)
+            if counts.is_meta
+            else counts.to(moved.device)
+        )
         return found
 
 

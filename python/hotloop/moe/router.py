@@ -164,7 +164,8 @@ def dispatch(
     experts = check.integer(op, "num_experts", num_experts, at_least=1, at_most=2**16)
     check.choice(op, "drop", drop, DROPS)
     if capacity is not None:
-        capacity = check.integer(op, "capacity", capacity, at_least=0)
+        # What is above int64 is no limit either; compared with int64 it would wrap.
+        capacity = min(check.integer(op, "capacity", capacity, at_least=0), 2**63 - 1)
     align = check.integer(op, "align", align, at_least=1, at_most=2**16)
     if drop == "weight" and (capacity is None or topk_weights is None):
         lacking = "capacity" if capacity is None else "topk_weights"
