@@ -147,7 +147,39 @@ def anchored(n: int) -> Arguments:
     }
 
 
+def experts(n: int, *names: str) -> Arguments:
+    """Five experts of three inner numbers, one of them without a token."""
+    chosen = torch.where(ids(n) == 2, 1, ids(n)).clamp(max=4)
+    chosen[:, 1:].masked_fill_(chosen[:, :1] == chosen[:, 1:], -1)
+    every = {
+        **stream(n),
+        "gate_up": normal(5, 6, D, leaf=True),
+        "down": normal(5, D, 3, leaf=True),
+        "topk_weights": normal(n, K, leaf=True),
+        "gate_up_bias": normal(5, 6, leaf=True),
+        "down_bias": normal(5, D, leaf=True),
+        **shared(n),
+    }
+    given = {name: every[name] for name in (names or every)}
+    return {**given, "dispatch": moe.dispatch(chosen, 5, impl="reference")}
+
+
+def few_kept(n: int) -> Arguments:
+    """Of the first product two rows."""
+    rows = experts(n, "x", "gate_up", "down", "gate_up_bias")
+    return {**rows, "activation_budget": 2 * 6 * 4}
+
+
+def grouped_rows(n: int) -> Arguments:
+    offsets = torch.tensor([0, 0, n, n, n, n], device="cpu")
+    weight = normal(5, D, 6, leaf=True)
+    return {"x": normal(n + 1, D, leaf=True), "weight": weight, "dispatch": offsets, "transposed": True}  # fmt: skip
+
+
 CALLS = [
+    Call("grouped_linear", grouped_rows),
+    Call("expert_mlp", experts),
+    Call("expert_rows", few_kept),
     Call("anchor_reconcile_moe", anchored),
     Call("pmoe_routing_loss", primitives),
     Call("route", logits),

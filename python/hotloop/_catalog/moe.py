@@ -61,9 +61,9 @@ op(
     implements=("aux_free_bias_update",),
 )
 GLU = Paper("GLU Variants Improve Transformer", "2002.05202")
-op("grouped_linear", MEGABLOCKS, impls=("reference",), compiles=False, implements=("grouped_gemm",))
-op("expert_mlp", MEGABLOCKS, GLU, impls=("reference",), compiles=False)
-op("expert_rows", MEGABLOCKS, GLU, impls=("reference",), compiles=False)
+op("grouped_linear", MEGABLOCKS, implements=("grouped_gemm",))
+op("expert_mlp", MEGABLOCKS, GLU)
+op("expert_rows", MEGABLOCKS, GLU)
 op(
     "pmoe_routing_loss",
     Paper(

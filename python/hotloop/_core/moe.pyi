@@ -4,6 +4,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+def activate(activation: tuple[Any, ...], slots: Any, inner: Any, out: Any) -> None: ...
+def activate_gradient(
+    activation: tuple[Any, ...],
+    slots: Any,
+    inner: Any,
+    above: Any,
+    weights: Any,
+    begin: Any,
+    gradient: Any,
+    out: Any,
+    weight_gradient: Any,
+) -> None: ...
 def dispatch(
     ids: Any,
     num_experts: int,
@@ -15,6 +27,17 @@ def dispatch(
     expert_offsets: Any,
     expert_counts: Any,
 ) -> bool: ...
+def expert_groups(
+    slot_of_row: Any,
+    row_of_slot: Any,
+    expert_offsets: Any,
+    expert_counts: Any,
+    rows: int,
+    groups: Any,
+    most: int,
+    border: int,
+) -> Any: ...
+def outer_product(left: tuple[Any, ...], right: tuple[Any, ...], groups: Any, out: Any) -> None: ...
 def permute(x: Any, slot_of_row: Any, row_of_slot: Any, out: Any) -> bool: ...
 def route(
     router_logits: Any,
@@ -44,6 +67,10 @@ def route_backward(
     d_logsumexp: Any,
     result: Any,
 ) -> None: ...
+def rows_product(
+    rows: tuple[Any, ...], weight: Any, bias: Any, groups: Any, out: Any, out_first_row: int
+) -> None: ...
+def scatter_add(slots: Any, choices: int, rows: Any, weights: Any, out: Any) -> None: ...
 def step(
     rule: str,
     numbers: Sequence[float],

@@ -14,9 +14,11 @@ from ..reference.moe import experts as reference
 from ..reference.moe.experts import Activation
 from ..vocabulary import like
 from . import _experts_arguments as arguments
+from . import _experts_operator as operator
+from ._experts_cpu import Weights
 from .results import Dispatch
 
-CANDIDATES = {"reference": _impl.everywhere}
+CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
 
 
 def grouped_linear(
@@ -40,7 +42,7 @@ def grouped_linear(
             most R: expert e has the rows offsets[e] to offsets[e + 1] - 1.
         bias: (E, D_out) in the dtype of x. Differentiable. Default None.
         transposed: whether weights are stored (E, inputs, outputs). Default False.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         (R, D_out) in the dtype of x.
@@ -79,7 +81,8 @@ def grouped_linear(
         arguments.dispatch_of(op, dispatch, experts, x)
         _rows(op, dispatch, x.shape[0])
     check.finite(op, x=x, weight=weight, bias=bias)
-    _impl.choose(op, impl, "x", x, CANDIDATES)
+    if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
+        return operator.grouped_linear(op, x, weight, bias, dispatch, transposed)
     if _looks(x):
         if isinstance(dispatch, Tensor):
             arguments.look_at_offsets(op, "dispatch", dispatch, x.shape[0])
@@ -127,7 +130,7 @@ def expert_mlp(
         transposed: whether weights are stored (E, inputs, outputs). Default False.
         activation_budget: bytes that the first product may keep for the gradient; what does not fit is computed again.
             The same bits whatever it is. Default None: everything is kept.
-        impl: "auto" or "reference".
+        impl: "auto", "cpu" or "reference".
 
     Returns:
         (T, D) in the dtype of x. Sums are added in float32 or better.
@@ -165,7 +168,12 @@ def expert_mlp(
         arguments.beside(op, "shared", check.float_tensor(op, "shared", shared), x)
         check.shape(op, "shared", shared, tuple(x.shape), "like x")
     check.finite(op, topk_weights=topk_weights, shared=shared)
-    _impl.choose(op, impl, "x", x, CANDIDATES)
+    if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
+        biases = (given["gate_up_bias"], given["down_bias"])
+        inputs = Weights(x, gate_up, down, topk_weights, *biases, shared)
+        return operator.experts(
+            op, inputs, dispatch, given["activation"], given["transposed"], activation_budget
+        )
     if _looks(x):
         arguments.look_at(op, dispatch, dispatch.slot_of_row.shape[0])
     return reference.expert_mlp(x, gate_up, down, topk_weights, dispatch, shared=shared, **given)
@@ -209,7 +217,12 @@ def expert_rows(
         op, x, gate_up, down, dispatch, activation, gate_up_bias, down_bias, transposed, activation_budget
     )  # fmt: skip
     arguments.choices(op, dispatch, x.shape[0])
-    _impl.choose(op, impl, "x", x, CANDIDATES)
+    if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
+        biases = (given["gate_up_bias"], given["down_bias"])
+        inputs = Weights(x, gate_up, down, None, *biases, None)
+        return operator.experts(
+            op, inputs, dispatch, given["activation"], given["transposed"], activation_budget
+        )
     if _looks(x):
         arguments.look_at(op, dispatch, dispatch.slot_of_row.shape[0])
     return reference.expert_rows(x, gate_up, down, dispatch, **given)

@@ -146,5 +146,5 @@ def expert_mlp(
     each = torch.where((at >= 0)[:, None], rows[at.clamp(min=0)].to(wide), 0)
     # A slot that goes nowhere has no gradient for its weight.
     weights = torch.where((at >= 0), topk_weights.reshape(-1).to(wide), 0)
-    out = (each * weights[:, None]).view(*topk_weights.shape, -1).sum(1)
+    out = (each * weights[:, None]).view(*topk_weights.shape, rows.shape[1]).sum(1)
     return (out if shared is None else out + shared.to(wide)).to(x.dtype)
