@@ -5,7 +5,7 @@
 using namespace hotloop::moe;
 
 constexpr std::int64_t kChunk = 1024;  // columns at a time: 4 KiB of float32
-constexpr std::int64_t kLanes = 16;
+constexpr std::int64_t kLanes = 32;  // two or more sums side by side on every instruction set
 constexpr std::int64_t kTogether = 4;  // expert rows added in one go
 
 template <class R>
@@ -145,7 +145,7 @@ const R* mixture(const Mixture& m, std::int64_t t, std::int64_t first, std::int6
   return buffer;
 }
 
-// The sum of all lanes. Lane k takes lane k + 8, then k + 4, k + 2 and k + 1: one order on every instruction set.
+// The sum of all lanes. Lane k takes lane k + 16, then k + 8 and so on: one order on every instruction set.
 template <class R>
 inline double sum_of(R* lane) {
   for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {

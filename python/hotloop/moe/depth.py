@@ -404,12 +404,12 @@ def _check(
     arguments.matrix(op, "x", x)
     for name, state in states.items():
         _state(op, name, state, x)
-    shape = x.shape
+    shape = tuple(x.shape)
     if topk_weights is None and dispatch is None:
         if not arguments.fits(z, arguments.alike(x), shape, x):
             _check_z(op, z, x)
             hint = "Pass topk_weights and dispatch beside expert rows."
-            check.shape(op, "z", z, tuple(shape), "like x", hint)
+            check.shape(op, "z", z, shape, "like x", hint)
     elif topk_weights is None or dispatch is None:
         name, other = ("topk_weights", "dispatch")[:: 1 if topk_weights is None else -1]
         raise ValueError(
