@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
@@ -29,7 +30,7 @@ constexpr int64_t kDepth = 512;               // of a block: a panel of rows, 28
 constexpr int64_t kPackedBytes = 512 * 1024;  // of columns: half of an L2
 constexpr int64_t kPackedRowsBytes = 2 * 1024 * 1024;
 constexpr int64_t kLeastRows = 8 * kMostRows, kMostBlockRows = 24 * kMostRows;
-constexpr int64_t kFewRows = 4;  // up to here a weight is read once, as it lies
+constexpr int64_t kFewRows = 8;
 
 template <class R>
 struct Lanes {
@@ -110,6 +111,63 @@ constexpr Tile<R> tile_of(int rows, std::integer_sequence<int, kRows...>) {
 // Which row of the data row r of a group is.
 HOTLOOP_INLINE int64_t row_at(const Operand& o, int64_t r) { return o.slots == nullptr ? r : o.slots[r] / o.choices; }
 
+// v[i][j] becomes v[j][i]: blocks of kStep rows and columns change places, for every power of two.
+template <class R, int kStep, std::size_t... kLane>
+HOTLOOP_INLINE void swap_blocks(typename Lanes<R>::Vector* v, std::index_sequence<kLane...>) {
+  constexpr int kCount = Lanes<R>::kCount;
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) {
+    if ((i & kStep) != 0) continue;
+    const auto a = v[i], b = v[i + kStep];
+    v[i] = __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? kLane + kCount - kStep : kLane)...);
+    v[i + kStep] = __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? kLane + kCount : kLane + kStep)...);
+  }
+}
+template <class R>
+HOTLOOP_INLINE void transpose(typename Lanes<R>::Vector* v) {
+  constexpr int kCount = Lanes<R>::kCount;
+  constexpr auto kLane = std::make_index_sequence<kCount>{};
+  swap_blocks<R, 1>(v, kLane);
+  if constexpr (kCount > 2) swap_blocks<R, 2>(v, kLane);
+  if constexpr (kCount > 4) swap_blocks<R, 4>(v, kLane);
+  if constexpr (kCount > 8) swap_blocks<R, 8>(v, kLane);
+}
+
+// kCount numbers, widened.
+template <class R, class S>
+HOTLOOP_INLINE typename Lanes<R>::Vector load(const S* from) {
+  using V = typename Lanes<R>::Vector;
+  if constexpr (std::is_same_v<R, S>) {
+    return *reinterpret_cast<const V*>(from);
+  } else {
+    alignas(64) R wide[Lanes<R>::kCount];
+#pragma omp simd
+    for (int i = 0; i < Lanes<R>::kCount; ++i) wide[i] = to_float(from[i]);
+    return *reinterpret_cast<const V*>(wide);
+  }
+}
+
+// Depths [0, depth) of lanes that lie each in a row of their own, so that they are transposed; returns how many depths
+// it did. A store may write behind the width: into what a later one fills, or into the space behind all panels.
+template <class R, class S>
+int64_t pack_transposed(const S* const* from, int64_t lanes, int64_t depth, int64_t width, R* to) {
+  using V = typename Lanes<R>::Vector;
+  constexpr int64_t kCount = Lanes<R>::kCount;
+  if (width > kCount && width % kCount != 0) return 0;
+  int64_t d = 0;
+  for (; d + kCount <= depth; d += kCount) {
+    for (int64_t l = 0; l < width; l += kCount) {
+      V v[kCount];
+      for (int64_t i = 0; i < kCount; ++i) v[i] = l + i < lanes ? load<R>(from[l + i] + d) : V{};
+      transpose<R>(v);
+      for (int64_t i = 0; i < kCount; ++i) *reinterpret_cast<V*>(to + (d + i) * width + l) = v[i];
+    }
+  }
+  return d;
+}
+
+constexpr int64_t kMostLanes = 32;  // of a panel
+
 // A panel (depth, width) of lanes [lane, lane + lanes) and depths [first, first + depth); lanes behind are 0.
 template <class R, class S>
 void pack(const Operand& o, const S* data, bool rows_are_lanes, int64_t lane, int64_t lanes, int64_t first,
@@ -125,19 +183,31 @@ void pack(const Operand& o, const S* data, bool rows_are_lanes, int64_t lane, in
     }
     return;
   }
-  for (int64_t i = 0; i < width; ++i) {
-    if (i >= lanes) {
-      for (int64_t d = 0; d < depth; ++d) to[d * width + i] = R(0);
-    } else if (rows_are_lanes || o.slots == nullptr) {
+  if (rows_are_lanes || o.slots == nullptr) {
+    const S* from[kMostLanes] = {};
+    for (int64_t i = 0; i < lanes; ++i) {
       const int64_t at = rows_are_lanes ? row_at(o, lane + i) : lane + i;
-      const S* from = data + at * o.lane_stride + first * o.depth_stride;
-      for (int64_t d = 0; d < depth; ++d) to[d * width + i] = static_cast<R>(to_float(from[d * o.depth_stride]));
-    } else {
-      for (int64_t d = 0; d < depth; ++d) {
-        const S* from = data + (lane + i) * o.lane_stride + row_at(o, first + d) * o.depth_stride;
-        to[d * width + i] = static_cast<R>(to_float(*from));
-      }
+      from[i] = data + at * o.lane_stride + first * o.depth_stride;
     }
+    int64_t d = 0;
+    if (o.depth_stride == 1 && width == 1) {
+#pragma omp simd
+      for (d = 0; d < depth; ++d) to[d] = static_cast<R>(to_float(from[0][d]));
+    } else if (o.depth_stride == 1) {
+      d = pack_transposed(from, lanes, depth, width, to);
+    }
+    for (; d < depth; ++d) {
+      R* row = to + d * width;
+      for (int64_t i = 0; i < lanes; ++i) row[i] = static_cast<R>(to_float(from[i][d * o.depth_stride]));
+      for (int64_t i = lanes; i < width; ++i) row[i] = R(0);
+    }
+    return;
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    const S* from = data + lane * o.lane_stride + row_at(o, first + d) * o.depth_stride;
+    R* row = to + d * width;
+    for (int64_t i = 0; i < lanes; ++i) row[i] = static_cast<R>(to_float(from[i * o.lane_stride]));
+    for (int64_t i = lanes; i < width; ++i) row[i] = R(0);
   }
 }
 
@@ -271,6 +341,139 @@ void multiply(const ProductCall& call, const Block& block) {
   }
 }
 
+// -- few rows -----------------------------------------------------------------------------------------------
+
+// out(r, lane) += a(r, :) w(lane, :) for kRows rows and kLanes lanes whose depth lies side by side. `a` is as long as
+// whole vectors, 0 at its end.
+template <int kRows, int kLanes, class R, class S>
+HOTLOOP_INLINE void dots(const R* a, int64_t a_stride, const S* w, int64_t w_stride, int64_t depth, R* out,
+                         int64_t out_stride) {
+  using V = typename Lanes<R>::Vector;
+  constexpr int64_t kCount = Lanes<R>::kCount;
+  V sum[kRows][kLanes] = {};
+  const auto add = [&](int64_t d, const auto* from, int64_t stride) {
+#pragma GCC unroll 4
+    for (int l = 0; l < kLanes; ++l) {
+      const V x = load<R>(from + l * stride);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) sum[r][l] += *reinterpret_cast<const V*>(a + r * a_stride + d) * x;
+    }
+  };
+  int64_t d = 0;
+  for (; d + kCount <= depth; d += kCount) add(d, w + d, w_stride);
+  if (d < depth) {
+    alignas(64) R rest[kLanes * kCount] = {};
+    for (int l = 0; l < kLanes; ++l) {
+      for (int64_t i = d; i < depth; ++i) rest[l * kCount + i - d] = to_float(w[l * w_stride + i]);
+    }
+    add(d, static_cast<const R*>(rest), kCount);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int l = 0; l < kLanes; ++l) {
+      R total = 0;
+      for (int i = 0; i < kCount; ++i) total += sum[r][l][i];
+      out[r * out_stride + l] += total;
+    }
+  }
+}
+
+// out(r, :) += a(r, d) w(d, :) for four depths at a time, whose lanes lie side by side.
+template <class R, class S>
+HOTLOOP_INLINE void add_depths(const R* a, const S* w, int64_t w_stride, int64_t depths, int64_t columns, R* out) {
+  if (depths == 4) {
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) {
+      out[j] += a[0] * to_float(w[j]) + a[1] * to_float(w[w_stride + j]) + a[2] * to_float(w[2 * w_stride + j]) +
+                a[3] * to_float(w[3 * w_stride + j]);
+    }
+    return;
+  }
+  for (int64_t d = 0; d < depths; ++d) {
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) out[j] += a[d] * to_float(w[d * w_stride + j]);
+  }
+}
+
+// Whether a group is so small that reading its weight is all there is to do: then it is read once, as it lies.
+HOTLOOP_INLINE bool is_few(const ProductCall& call, const Group& group) {
+  return !call.outer && group.count <= kFewRows && (call.b.depth_stride == 1 || call.b.lane_stride == 1);
+}
+
+template <class R, class S>
+void multiply_few(const ProductCall& call, const Block& block) {
+  constexpr int64_t kCount = Lanes<R>::kCount;
+  const Group& group = *block.group;
+  const int64_t rows = group.count, depth = call.depth, columns = block.j1 - block.j0;
+  const int64_t a_stride = pieces(depth, kCount) * kCount;
+  R* const a = static_cast<R*>(scratch.at_least(static_cast<std::size_t>(rows * (a_stride + columns)) * sizeof(R)));
+  R* const sums = a + rows * a_stride;
+  Operand bias;
+  bias.data = call.bias;
+  bias.dtype = call.b.dtype;
+  bias.expert_stride = call.b_lanes;
+  for (int64_t r = 0; r < rows; ++r) {
+    pack_any(call.a, 0, true, group.first - call.a.first_row + r, 1, 0, depth, 1, a + r * a_stride);
+    std::fill(a + r * a_stride + depth, a + (r + 1) * a_stride, R(0));
+    std::fill_n(sums + r * columns, columns, R(0));
+    for (int64_t j = 0; call.bias != nullptr && j < columns; j += kMostLanes) {
+      const int64_t here = smaller(kMostLanes, columns - j);
+      pack_any(bias, group.expert, false, block.j0 + j, here, 0, 1, here, sums + r * columns + j);
+    }
+  }
+  const S* const w = static_cast<const S*>(call.b.data) + group.expert * call.b.expert_stride;
+  if (call.b.depth_stride == 1) {
+    constexpr int kLanes = kVectorBytes == 64 ? 4 : 2;
+    const int64_t stride = call.b.lane_stride;
+    const auto some = [&](int64_t j, auto lanes) {
+      for (int64_t r = 0; r < rows;) {
+        const S* const from = w + (block.j0 + j) * stride;
+        const auto next = [&](auto many) {
+          dots<decltype(many)::value, decltype(lanes)::value>(a + r * a_stride, a_stride, from, stride, depth,
+                                                              sums + r * columns + j, columns);
+          r += decltype(many)::value;
+        };
+        if (rows - r >= 4) {
+          next(std::integral_constant<int, 4>{});
+        } else if (rows - r >= 2) {
+          next(std::integral_constant<int, 2>{});
+        } else {
+          next(std::integral_constant<int, 1>{});
+        }
+      }
+    };
+    int64_t j = 0;
+    for (; j + kLanes <= columns; j += kLanes) some(j, std::integral_constant<int, kLanes>{});
+    for (; j < columns; ++j) some(j, std::integral_constant<int, 1>{});
+  } else {
+    const int64_t stride = call.b.depth_stride;
+    for (int64_t d = 0; d < depth; d += 4) {
+      for (int64_t r = 0; r < rows; ++r) {
+        add_depths(a + r * a_stride + d, w + d * stride + block.j0, stride, smaller<int64_t>(4, depth - d), columns,
+                   sums + r * columns);
+      }
+    }
+  }
+  with_float(call.out_dtype, [&](auto storage) {
+    using To = decltype(storage);
+    if constexpr (std::is_same_v<R, double> == std::is_same_v<To, double>) {
+      To* const out = static_cast<To*>(call.out) + (group.first - call.out_first_row) * call.out_row_stride + block.j0;
+      store(sums, columns, rows, columns, out, call.out_row_stride);
+    }
+  });
+}
+
+template <class R>
+void multiply_block(const ProductCall& call, const Block& block) {
+  if (!is_few(call, *block.group)) return multiply<R>(call, block);
+  if constexpr (std::is_same_v<R, double>) {
+    multiply_few<double, double>(call, block);
+  } else {
+    with_row_type(call.b.dtype, [&](auto storage) { multiply_few<float, decltype(storage)>(call, block); });
+  }
+}
+
 template <class R>
 void run(const ProductCall& call) {
   // Blocks of rows first; columns are cut too where there are fewer blocks than a few per thread.
@@ -300,7 +503,7 @@ void run(const ProductCall& call) {
   std::atomic<int64_t> taken{0};
   parallel_for(smaller<int64_t>(threads, count), 1, [&](int64_t, int64_t) {
     for (int64_t k = taken.fetch_add(1); k < count; k = taken.fetch_add(1))
-      multiply<R>(call, blocks[static_cast<std::size_t>(k)]);
+      multiply_block<R>(call, blocks[static_cast<std::size_t>(k)]);
   });
 }
 
