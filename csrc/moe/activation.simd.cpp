@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+// Rows between the two products of an expert: the activation, its gradient, and the sum of expert rows per token.
+//
+// A function gives its value and its slope together, so that the gradient reads the first product once and writes over
+// it. Rows are cut into chunks that stay in L1, since gates and values lie apart or interleaved in memory.
 #include "moe/activation.hpp"
 
 #include <cmath>

@@ -1,4 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+// Products of experts (see products.hpp): both operands are packed into panels, a panel of rows meets a panel of
+// columns in a tile whose sums stay in registers, and blocks of the depth keep the panels in cache.
+//
+// A group of few rows packs nothing: its weight would be read and written again for a handful of products, so it is
+// read once, as it lies, and all rows take what they need of every vector.
 #include "moe/products.hpp"
 
 #include <algorithm>

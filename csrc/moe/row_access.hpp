@@ -5,7 +5,7 @@
 using namespace hotloop::moe;
 
 constexpr std::int64_t kChunk = 1024;  // columns at a time: 4 KiB of float32
-constexpr std::int64_t kLanes = 32;  // two or more sums side by side on every instruction set
+constexpr std::int64_t kLanes = 32;    // two or more sums side by side on every instruction set
 constexpr std::int64_t kTogether = 4;  // expert rows added in one go
 
 template <class R>
