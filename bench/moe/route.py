@@ -185,8 +185,12 @@ def _per_logit(tokens: int, experts: int, options: Options) -> Case:
         moe.route(x["alike"], K, dispatch=False)
 
     name = f"{ALIKE} experts"
+    rivals = [
+        Contender("torch", "plain", lambda x: _torch(x["logits"])),
+        Contender(name, "floor", alike),
+    ]
     return _case(
-        f"against {name}", _chosen, [Contender(name, "floor", alike)],
+        f"against {name}", _chosen, rivals,
         tokens, experts, options, formula=f"{_READ} + {_CHOSEN}",
         targets=(Target("route.per_logit", name, 1.25 * experts / ALIKE),),
     )  # fmt: skip

@@ -123,15 +123,13 @@ class Router {
       }
       sort_falling(rows, sorted);
       least = Side<R>(sorted[std::min(k_, kLanes) - 1]);
-    } else if (n_ != experts_) {
-      for (std::int64_t t = 0; t < kBatch; ++t) close(buffer(t), experts_, n_);
     }
     choose(first, count, least, inverse);
     return counted;
   }
 
   R* buffer(std::int64_t t) { return x_ + t * n_; }  // logits, where they are not read in place; then what is compared
-  R* scores(std::int64_t t) { return e_ + t * n_; }  // exp(logit - largest), or the sigmoid
+  R* scores(std::int64_t t) const { return e_ + t * n_; }  // exp(logit - largest), or the sigmoid
 
   // The logits of a token; returns the largest of every lane.
   HOTLOOP_INLINE Lanes<R> read(const Storage* row, std::int64_t t) {
@@ -252,49 +250,35 @@ class Router {
   }
 
   void choose(std::int64_t first, std::int64_t count, const Side<R>& least, const R* inverse) {
-    alignas(64) R value[kCandidates][kBatch];
-    alignas(64) typename Side<R>::Whole rank[kCandidates][kBatch];
-    std::int32_t index[kBatch][kCandidates + 1];
-    std::int64_t found[kBatch] = {}, most = 0;
-    V nothing = -kInf<R> - V{};
-    for (std::int64_t c = 0; c < kCandidates; ++c) std::memcpy(value[c], &nothing, sizeof nothing);
-    for (std::int64_t t = 0; t < count && k_ <= kCandidates; ++t) {
-      if (!live_[t]) continue;
-      const R* const x = logits_[t];
-      found[t] = pick(x, least[t], index[t]);
-      if (found[t] > kCandidates) continue;
-      for (std::int64_t c = 0; c < found[t]; ++c) value[c][t] = x[index[t][c]];
-      most = std::max(most, found[t]);
-    }
-    if (most > 12) {
-      rank_candidates<16>(value, rank);
-    } else if (most > 8) {
-      rank_candidates<12>(value, rank);
-    } else if (most > 4) {
-      rank_candidates<8>(value, rank);
-    } else if (most > 0) {
-      rank_candidates<4>(value, rank);
+    Candidates c;
+    std::int64_t most = 0;
+    for (std::int64_t t = 0; t < kBatch; ++t) {
+      c.found[t] = 0;
+      if (t >= count || !live_[t] || k_ > kCandidates) continue;
+      const std::int64_t found = pick(logits_[t], least[t], c.index[t]);
+      if (found > kCandidates) continue;
+      c.found[t] = static_cast<typename Side<R>::Whole>(found);
+      most = std::max(most, found);
     }
     Chosen chosen[kBatch];
+    if (most > 12) {
+      choose_side_by_side<16>(c, chosen);
+    } else if (most > 8) {
+      choose_side_by_side<12>(c, chosen);
+    } else if (most > 4) {
+      choose_side_by_side<8>(c, chosen);
+    } else if (most > 0) {
+      choose_side_by_side<4>(c, chosen);
+    }
     for (std::int64_t t = 0; t < count; ++t) {
-      if (!live_[t]) continue;
-      if (k_ <= kCandidates && found[t] <= kCandidates) {
-        const R* const e = scores(t);
-        // Candidate by candidate: GCC would scatter, which takes longer, and what is read next would wait for it.
-        for (std::uint32_t left = (1u << found[t]) - 1; left != 0; left &= left - 1) {
-          const int c = std::countr_zero(left);
-          const auto to = static_cast<std::size_t>(rank[c][t]);
-          chosen[t].id[to] = index[t][c];
-          chosen[t].score[to] = e[index[t][c]];
-        }
-      } else {
-        choose_alone(t, k_ <= kCandidates ? least[t] : -kInf<R>, chosen[t]);
-      }
+      if (live_[t] && c.found[t] == 0) choose_alone(t, k_ <= kCandidates ? least[t] : -kInf<R>, chosen[t]);
     }
     for (std::int64_t t = 0; t < count; ++t) write(first + t, t, s_.sigmoid ? R(1) : inverse[t], chosen[t]);
   }
 
-  // The experts that reach the threshold, or one more than kCandidates.
+  // The experts that reach the threshold, and kCandidates zeros behind them; or more than kCandidates. A few numbers
+  // are written whether there are as many or not: a loop that ended with the last one would end by a wrong guess of
+  // the processor, which costs as much as ten of its rounds.
   HOTLOOP_INLINE std::int64_t pick(const R* x, R least, std::int32_t* index) const {
     std::int64_t found = 0;
     for (std::int64_t i = 0; i < n_; i += 4 * kLanes) {
@@ -303,14 +287,59 @@ class Router {
       for (std::int64_t s = 0; s < strips; ++s) {
         bits |= static_cast<std::uint64_t>(reach(x + i + s * kLanes, least)) << (s * kLanes);
       }
-      while (bits != 0) {
-        index[found] = static_cast<std::int32_t>(i) + std::countr_zero(bits);
+      const int here = std::popcount(bits);
+      std::int32_t* to = index + found;
+      const auto next = [&] {
+        *to++ = static_cast<std::int32_t>(i) + std::countr_zero(bits);
         bits &= bits - 1;
-        if (++found > kCandidates) return found;
+      };
+      HOTLOOP_UNROLL
+      for (int n = 0; n < 4; ++n) next();
+      if (here > 4) {
+        HOTLOOP_UNROLL
+        for (int n = 0; n < 4; ++n) next();
       }
+      if (here > 8) {
+        HOTLOOP_UNROLL
+        for (int n = 0; n < 8; ++n) next();
+      }
+      found += here;
+      if (found > kCandidates) return found;
     }
+    std::memset(index + found, 0, kCandidates * sizeof(std::int32_t));
     return found;
   }
+
+  struct Candidates {
+    std::int32_t index[kBatch][2 * kCandidates];
+    alignas(64) typename Side<R>::Whole found[kBatch];  // 0 of a token that is not ranked beside the others
+  };
+
+  // Loops over N candidates of every token, be they there or not, for the same reason.
+  template <int N>
+  HOTLOOP_INLINE void choose_side_by_side(const Candidates& c, Chosen* chosen) const {
+    alignas(64) R value[N][kBatch];
+    alignas(64) typename Side<R>::Whole rank[N][kBatch];
+    for (std::int64_t t = 0; t < kBatch; ++t) {
+      const R* const x = c.found[t] > 0 ? logits_[t] : nothing_;
+      const std::int32_t* const index = c.found[t] > 0 ? c.index[t] : kNone;
+      HOTLOOP_UNROLL
+      for (int n = 0; n < N; ++n) value[n][t] = x[index[n]];
+    }
+    rank_candidates<N>(value, c.found, rank);
+    for (std::int64_t t = 0; t < kBatch; ++t) {
+      if (c.found[t] == 0) continue;
+      const R* const e = scores(t);
+      // One by one: GCC would scatter, which takes longer, and what is read next would wait for it.
+      HOTLOOP_UNROLL
+      for (int n = 0; n < N; ++n) {
+        const auto to = static_cast<std::size_t>(rank[n][t]);
+        chosen[t].id[to] = c.index[t][n];
+        chosen[t].score[to] = e[c.index[t][n]];
+      }
+    }
+  }
+  static constexpr std::int32_t kNone[kCandidates] = {};
 
   // k of any number of candidates. least: at least k reach it.
   __attribute__((noinline)) void choose_alone(std::int64_t t, R least, Chosen& chosen) {

@@ -14,6 +14,10 @@
 #include <new>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
 #include "core/vmath.hpp"

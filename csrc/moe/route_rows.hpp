@@ -106,6 +106,37 @@ HOTLOOP_INLINE Lanes<R> lane_maxima(const R* x, std::int64_t n) {
   return best;
 }
 
+// The first `count` of kLanes numbers, -inf in the place of the others. No copy by way of memory: a whole vector read
+// where parts of it were just written waits for them.
+HOTLOOP_INLINE Lanes<float> load_first(const float* p, std::int64_t count) {
+#if HOTLOOP_SIMD_LEVEL == 2
+  Lanes<float> a;
+  const auto mask = static_cast<__mmask16>((1u << count) - 1);
+  const __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(-kInf<float>), mask, p);
+  std::memcpy(&a.v[0], &v, sizeof v);
+  return a;
+#elif HOTLOOP_SIMD_LEVEL == 1
+  Lanes<float> a;
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  for (int i = 0; i < 2; ++i) {
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count) - 8 * i), lane);
+    const __m256 v = _mm256_maskload_ps(p + 8 * i, mask);
+    const __m256 filled = _mm256_blendv_ps(_mm256_set1_ps(-kInf<float>), v, _mm256_castsi256_ps(mask));
+    std::memcpy(&a.v[i], &filled, sizeof filled);
+  }
+  return a;
+#else
+  alignas(64) float some[kLanes];
+  for (std::int64_t l = 0; l < kLanes; ++l) some[l] = l < count ? p[l] : -kInf<float>;
+  return Lanes<float>::load(some);
+#endif
+}
+HOTLOOP_INLINE Lanes<double> load_first(const double* p, std::int64_t count) {
+  alignas(64) double some[kLanes];
+  for (std::int64_t l = 0; l < kLanes; ++l) some[l] = l < count ? p[l] : -kInf<double>;
+  return Lanes<double>::load(some);
+}
+
 // A row of logits as R, padded with -inf. Returns the largest of every lane; NaN is passed over.
 template <class Storage, class R>
 HOTLOOP_INLINE Lanes<R> read_row(const Storage* row, std::int64_t experts, std::int64_t n, R* x) {
@@ -118,13 +149,9 @@ HOTLOOP_INLINE Lanes<R> read_row(const Storage* row, std::int64_t experts, std::
       best = larger(v, best);
     }
     if (whole == n) return best;
-    Lanes<R>::all(-kInf<R>).store(x + whole);
-    if (whole > 0) {  // the last kLanes, some of them again
-      Lanes<R>::load(row + experts - kLanes).store(x + experts - kLanes);
-    } else {
-      std::memcpy(x, row, static_cast<std::size_t>(experts) * sizeof(R));
-    }
-    return larger(Lanes<R>::load(x + whole), best);
+    const Lanes<R> rest = load_first(row + whole, experts - whole);
+    rest.store(x + whole);
+    return larger(rest, best);
   } else {
     if (n != experts) Lanes<R>::all(-kInf<R>).store(x + n - kLanes);
     widen(row, experts, x);

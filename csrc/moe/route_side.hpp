@@ -94,14 +94,17 @@ __attribute__((noinline)) void sort_falling(const R (*rows)[kLanes], V* sorted) 
 }
 
 // rank[c][t]: how many of N candidates of token t are better than candidate c, equal ones that stand before it among
-// them.
+// them; those from found[t] on are worse than all others.
 template <int N, class R>
-__attribute__((noinline)) void rank_candidates(const R (*value)[kBatch], typename Side<R>::Whole (*rank)[kBatch]) {
+__attribute__((noinline)) void rank_candidates(const R (*value)[kBatch], const typename Side<R>::Whole* found,
+                                               typename Side<R>::Whole (*rank)[kBatch]) {
   typename Side<R>::Vector v[N];
-  typename Side<R>::Count better[N];
+  typename Side<R>::Count better[N], there;
+  std::memcpy(&there, found, sizeof there);
   std::memcpy(v, value, sizeof v);
   HOTLOOP_UNROLL
   for (int c = 0; c < N; ++c) {
+    v[c] = there > c ? v[c] : -kInf<R> - typename Side<R>::Vector{};
     better[c] = typename Side<R>::Count{} + c;  // all that stand before it, and then less those that are worse
     HOTLOOP_UNROLL
     for (int d = 0; d < c; ++d) {
