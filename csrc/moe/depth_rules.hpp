@@ -77,6 +77,32 @@ struct Lookahead : DepthRule<1, 1, 0, 0> {  // s: d; p: alpha; the norm alone, o
 
 #undef HOTLOOP_DEPTH_STEP
 
+// The gradient of a rule, by dual numbers: slope[0] is that of x, then z, the states, and with kOfNumbers the numbers.
+template <class Rule, bool kOfNumbers>
+struct DepthSlopes {
+  static constexpr int kStates = Rule::kStates;
+  static constexpr int kSlopes = kOfNumbers ? Rule::kSlopes : 0;
+  static constexpr int kVariables = 2 + kStates + kSlopes;
+
+  // g: the gradients of the new x and of the new states.
+  template <class R>
+  static HOTLOOP_INLINE void at(R x, const R* s, R z, const R* p, const R* g, R* slope) {
+    using T = Dual<R, kVariables>;
+    T after[kStates + 1], q[Rule::kSlopes + 1];
+    HOTLOOP_UNROLL
+    for (int i = 0; i < kStates; ++i) after[i] = T::variable(s[i], 2 + i);
+    HOTLOOP_UNROLL
+    for (int i = 0; i < Rule::kSlopes; ++i) q[i] = i < kSlopes ? T::variable(p[i], 2 + kStates + i) : T(p[i]);
+    const T out = Rule::template step<T>(T::variable(x, 0), after, T::variable(z, 1), q, p);
+    HOTLOOP_UNROLL
+    for (int v = 0; v < kVariables; ++v) {
+      slope[v] = g[0] * out.d[v];
+      HOTLOOP_UNROLL
+      for (int i = 0; i < kStates; ++i) slope[v] += g[i + 1] * after[i].d[v];
+    }
+  }
+};
+
 enum class Depth : int { kCombine, kResidual, kMomentum, kAdam, kRobust, kLookahead };
 
 template <class F>

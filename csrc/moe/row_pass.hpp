@@ -35,7 +35,7 @@ struct Slots {
   const std::int64_t* row_of_slot = nullptr;  // (T * k,)
   const std::int64_t* slot_of_row = nullptr;  // (R,)
   // Whether slot and row name each other.
-  bool agree(std::int64_t slot, std::int64_t row) const {
+  HOTLOOP_INLINE bool agree(std::int64_t slot, std::int64_t row) const {
     return static_cast<std::uint64_t>(row) < static_cast<std::uint64_t>(rows) && slot_of_row[row] == slot;
   }
 };

@@ -48,10 +48,10 @@ class Back {
  private:
   static constexpr int kStates = Rule::kStates;
   static constexpr int kSome = kStates > 0 ? kStates : 1;
-  static constexpr int kSlopes = kOfNumbers ? Rule::kSlopes : 0;
+  using Slopes = DepthSlopes<Rule, kOfNumbers>;
+  static constexpr int kSlopes = Slopes::kSlopes;
   static constexpr bool kNormOnly = std::is_same_v<Rule, Lookahead>;
   static constexpr bool kReads = Rule::kCurved || kOfNumbers;  // x, s and z
-  static constexpr int kVariables = 2 + kStates + kSlopes;     // x, z, s, numbers
 
   void token(std::int64_t t) {
     const bool normed = call_.norm.kind != NormKind::kNone;
@@ -179,7 +179,6 @@ class Back {
   // Reads x[j] and the like and writes slope_x[j] and the like, by the rule on dual numbers.
   void slopes(std::int64_t n, const R* x, const R* const* state, const R* z, const R* grad, const R* const* grad_state,
               R* slope_x, R* const* slope_state, R* slope_z) {
-    using T = Dual<R, kVariables>;
     const R* from[kSome];
     const R* above[kSome];
     R* to[kSome];
@@ -194,24 +193,14 @@ class Back {
     for (int i = 0; i < Rule::kNumbers; ++i) p[i] = numbers_[i];
 #pragma GCC ivdep
     for (std::int64_t j = 0; j < n; ++j) {
-      R g[kSome + 1];
-      T s[kSome], q[Rule::kSlopes + 1];
+      R s[kSome], g[kSome + 1], slope[Slopes::kVariables];
       g[0] = grad[j];
       HOTLOOP_UNROLL
       for (int i = 0; i < kStates; ++i) {
         g[i + 1] = above[i][j];
-        s[i] = T::variable(from[i][j], 2 + i);
+        s[i] = from[i][j];
       }
-      HOTLOOP_UNROLL
-      for (int i = 0; i < Rule::kSlopes; ++i) q[i] = i < kSlopes ? T::variable(p[i], 2 + kStates + i) : T(p[i]);
-      const T out = Rule::template step<T>(T::variable(x[j], 0), s, T::variable(z[j], 1), q, p);
-      R slope[kVariables];
-      HOTLOOP_UNROLL
-      for (int v = 0; v < kVariables; ++v) {
-        slope[v] = g[0] * out.d[v];
-        HOTLOOP_UNROLL
-        for (int i = 0; i < kStates; ++i) slope[v] += g[i + 1] * s[i].d[v];
-      }
+      Slopes::at(x[j], s, z[j], p, g, slope);
       slope_x[j] = slope[0];
       slope_z[j] = slope[1];
       HOTLOOP_UNROLL

@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 import torch
 from hotloop.front import native
-from hotloop.moe import _device, dispatch, route, sequence_balance_loss
+from hotloop.moe import (
+    AdamState,
+    Norm,
+    _device,
+    adam_smoe_layer,
+    combine,
+    dispatch,
+    lookahead,
+    momentum_smoe_layer,
+    permute,
+    residual_smoe_layer,
+    robust_momentum_smoe_layer,
+    route,
+    sequence_balance_loss,
+)
 from torch import Tensor
 
 pytestmark = [
@@ -89,3 +103,43 @@ def test_order(to_gpu: Callable[[], None]) -> None:
     refused("dispatch", lambda: dispatch(ids, 3))
     refused("dispatch", lambda: dispatch(ids.int(), 3, align=4, capacity=1))
     refused("dispatch", lambda: dispatch(ids, 3, capacity=1, drop="weight", topk_weights=weights))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rows(dtype: torch.dtype, to_gpu: Callable[[], None]) -> None:
+    g = torch.Generator().manual_seed(1)
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g).to(dtype).requires_grad_()
+
+    order = route(torch.randn(5, 4, generator=g), 2).dispatch
+    assert order is not None
+    x, rows, weights, state, shared = made(5, 6), made(10, 6), made(5, 2), made(5, 6), made(5, 6)
+    mu, norm = torch.tensor(0.5, requires_grad=True), Norm("layer", made(6), made(6))
+    rms = Norm("rms", made(6).float() if dtype != torch.float64 else made(6))
+    other = torch.float32 if dtype == torch.float64 else torch.float64
+    full = (rows, weights, order)
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("permute", lambda: permute(x, order)),
+        ("moe", lambda: combine(*full)),
+        ("moe", lambda: combine(*full, shared=shared, out_dtype=other)),
+        ("moe", lambda: residual_smoe_layer(x, *full, norm=norm)),
+        ("moe", lambda: residual_smoe_layer(x, shared, norm=rms, post_norm=True)),
+        ("moe", lambda: momentum_smoe_layer(x, state, *full, mu=mu, shared=shared, norm=norm)),
+        ("moe", lambda: momentum_smoe_layer(x, None, shared)),
+        ("moe", lambda: adam_smoe_layer(x, AdamState(state, state * state, None), *full, is_first=True, norm=rms)),
+        ("moe", lambda: robust_momentum_smoe_layer(x, state, *full, mu=mu, gamma=0.3, alpha=mu, norm=norm)),
+        ("moe", lambda: lookahead(x, state, mu, norm=rms)),
+    ]  # fmt: skip
+    results = []
+    for _, call in calls:
+        found = call()
+        parts = found if isinstance(found, tuple) else (found,)
+        flat = [y for part in parts for y in (part if isinstance(part, tuple) else (part,))]
+        results.append(sum(y.double().sum() for y in flat if y is not None))
+    to_gpu()
+    for (op, call), result in zip(calls, results):
+        refused(op, call)
+        refused("moe", result.backward)
+        with torch.no_grad():
+            refused(op, call)

@@ -82,13 +82,13 @@ momentum = Paper(
 robust = Paper(
     "A Robust Accelerated Optimization Algorithm for Strongly Convex Functions", "1710.04753"
 )
-op("permute", grouped, implements=("moe_permute",))
-op("combine", grouped, implements=("moe_unpermute_combine",))
-op("residual_smoe_layer", momentum)
-op("momentum_smoe_layer", momentum)
-op("adam_smoe_layer", momentum)
-op("robust_momentum_smoe_layer", momentum, robust)
-op("lookahead", robust)
+op("permute", grouped, impls=WITH_CUDA, implements=("moe_permute",))
+op("combine", grouped, impls=WITH_CUDA, implements=("moe_unpermute_combine",))
+op("residual_smoe_layer", momentum, impls=WITH_CUDA)
+op("momentum_smoe_layer", momentum, impls=WITH_CUDA)
+op("adam_smoe_layer", momentum, impls=WITH_CUDA)
+op("robust_momentum_smoe_layer", momentum, robust, impls=WITH_CUDA)
+op("lookahead", robust, impls=WITH_CUDA)
 op("robust_momentum_coefficients", robust, impls=("reference",), gradient=False, compiles=False)
 
 op(

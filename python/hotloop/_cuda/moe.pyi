@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 def dispatch(
@@ -17,6 +17,9 @@ def dispatch(
     workspace: Callable[..., Any],
     device: int,
     stream: int,
+) -> None: ...
+def permute(
+    x: Any, slot_of_row: Any, row_of_slot: Any, out: Any, device: int, stream: int
 ) -> None: ...
 def route(
     router_logits: Any,
@@ -48,6 +51,66 @@ def route_backward(
     d_prob_sums: Any,
     d_logsumexp: Any,
     result: Any,
+    device: int,
+    stream: int,
+) -> None: ...
+def step(
+    rule: str,
+    numbers: Sequence[float],
+    wide: bool,
+    tokens: int,
+    columns: int,
+    x: Any,
+    states: tuple[Any, ...],
+    z: Any,
+    weights: Any,
+    slot_of_row: Any,
+    row_of_slot: Any,
+    shared: Any,
+    norm: str,
+    norm_weight: Any,
+    norm_bias: Any,
+    eps: float,
+    out: Any,
+    out_states: tuple[Any, ...],
+    normed: Any,
+    statistics: Any,
+    live: Any,
+    device: int,
+    stream: int,
+) -> None: ...
+def step_backward(
+    rule: str,
+    numbers: Sequence[float],
+    wide: bool,
+    tokens: int,
+    columns: int,
+    x: Any,
+    states: tuple[Any, ...],
+    z: Any,
+    weights: Any,
+    slot_of_row: Any,
+    row_of_slot: Any,
+    shared: Any,
+    norm: str,
+    norm_weight: Any,
+    eps: float,
+    after: Any,
+    after_state: Any,
+    statistics: Any,
+    grad: Any,
+    grad_states: tuple[Any, ...],
+    grad_normed: Any,
+    slope_x: Any,
+    slope_states: tuple[Any, ...],
+    slope_z: Any,
+    slope_weights: Any,
+    slope_shared: Any,
+    slope_norm_weight: Any,
+    slope_norm_bias: Any,
+    slope_numbers: Any,
+    live: Any,
+    workspace: Callable[..., Any],
     device: int,
     stream: int,
 ) -> None: ...

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..front import buffers, native
+from ..front import buffers, environment
 from . import _arguments as arguments
+from . import _device
 
 X, STATE, Z, WEIGHTS, SHARED, NORM_WEIGHT, NORM_BIAS, NUMBERS = 0, 1, 4, 5, 6, 7, 8, 9
 """Places of the differentiable inputs: x, three states, z, ..., and the numbers of a rule that are tensors."""
@@ -91,13 +92,15 @@ def forward(config: Config, given: Given, backward: bool) -> Found:
         for result in (out, raw, normed, *states):
             _in_large_pages(result)
     if tokens:
-        held = native.core.moe.step(
-            config.rule, _numbers(config, given), wide, tokens, columns, _rows(x), tuple(map(_rows, old)), _rows(z),
+        look_first(config.op, base, config.slot_of_row, config.row_of_slot)
+        loops, numbers, place = _loops(base, config.numbers, given[NUMBERS], memory=False)
+        held = loops.step(
+            config.rule, numbers, wide, tokens, columns, _rows(x), tuple(map(_rows, old)), _rows(z),
             _rows(weights), config.slot_of_row, config.row_of_slot, _rows(given[SHARED]), config.norm,
             _row(given[NORM_WEIGHT]), _row(given[NORM_BIAS]), config.eps, out if raw is None else raw, states, normed,
-            statistics,
+            statistics, *place,
         )  # fmt: skip
-        if not held:
+        if base.is_cpu and not held:
             assert config.slot_of_row is not None
             assert config.row_of_slot is not None
             arguments.look_at_dispatch(config.op, config.slot_of_row, config.row_of_slot)
@@ -196,13 +199,14 @@ def backward(
         for s in (slopes[NORM_WEIGHT], slopes[NORM_BIAS]):
             if s is not None:
                 s.zero_()
-    native.core.moe.step_backward(
-        config.rule, _values(config.numbers, numbers), shape.dtypes[X if shape.dtypes[X] else Z] is torch.float64,
+    loops, values, place = _loops(some, config.numbers, numbers)
+    loops.step_backward(
+        config.rule, values, shape.dtypes[X if shape.dtypes[X] else Z] is torch.float64,
         shape.tokens, shape.columns, _rows(x), tuple(map(_rows, old[:states])), _rows(z), _rows(weights), of_row,
         of_slot, _rows(shared), norm, _row(norm_weight), config.eps, _rows(after), _rows(ahead), statistics,
         _rows(grad), tuple(map(_rows, grad_states[:states])), _rows(grad_normed), slopes[X],
         tuple(slopes[STATE : STATE + states]), slopes[Z], slopes[WEIGHTS], slopes[SHARED],
-        slopes[NORM_WEIGHT] if norm else None, slopes[NORM_BIAS] if norm else None, whole,
+        slopes[NORM_WEIGHT] if norm else None, slopes[NORM_BIAS] if norm else None, whole, *place,
     )  # fmt: skip
     return slopes
 
@@ -238,7 +242,9 @@ def refuse_second(op: str) -> None:
 def permute_rows(x: Tensor, slot_of_row: Tensor, row_of_slot: Tensor) -> Tensor:
     out = torch.empty((slot_of_row.shape[0], x.shape[1]), dtype=x.dtype, device=x.device)
     _in_large_pages(out)
-    if not native.core.moe.permute(_rows(x), slot_of_row, row_of_slot, out):
+    look_first("permute", x, slot_of_row, row_of_slot)
+    loops, place = _device.loops(x, memory=False)
+    if not loops.permute(_rows(x), slot_of_row, row_of_slot, out, *place) and x.is_cpu:
         arguments.look_at_dispatch("permute", slot_of_row, row_of_slot)
     return out
 
@@ -248,9 +254,10 @@ def sum_of_rows(grad: Tensor, slot_of_row: Tensor, row_of_slot: Tensor, tokens: 
     out = torch.empty((tokens, grad.shape[1]), dtype=grad.dtype, device=grad.device)
     _in_large_pages(out)
     if tokens:
-        native.core.moe.step(
-            "combine", (), grad.dtype is torch.float64, tokens, grad.shape[1], None, (), _rows(grad), None, slot_of_row,
-            row_of_slot, None, "", None, None, 0.0, out, (), None, None,
+        loops, numbers, place = _loops(grad, (), None, memory=False)
+        loops.step(
+            "combine", numbers, grad.dtype is torch.float64, tokens, grad.shape[1], None, (), _rows(grad), None,
+            slot_of_row, row_of_slot, None, "", None, None, 0.0, out, (), None, None, *place,
         )  # fmt: skip
     return out
 
@@ -269,8 +276,24 @@ class Permute(torch.autograd.Function):
         return sum_of_rows(grad, slot_of_row, row_of_slot, ctx.tokens), None, None
 
 
-def _numbers(config: Config, given: Given) -> Sequence[float]:
-    return _values(config.numbers, given[NUMBERS])
+def look_first(
+    op: str, like: Tensor, slot_of_row: Tensor | None, row_of_slot: Tensor | None
+) -> None:
+    """On a GPU and if asked for: raise for a dispatch that the loops would leave out slots of."""
+    if slot_of_row is None or row_of_slot is None or like.is_cpu or not environment.checks_on():
+        return
+    arguments.look_at_dispatch(op, slot_of_row, row_of_slot)
+
+
+def _loops(
+    like: Tensor, numbers: Sequence[float], tensors: Tensor | None, memory: bool = True
+) -> tuple[Any, Sequence[float], tuple[Any, ...]]:
+    """The loops, the numbers of a rule, and what stands behind the arguments. A GPU reads numbers that are tensors
+    itself, so that nothing waits for them."""
+    loops, place = _device.loops(like, memory)
+    if not place:
+        return loops, _values(numbers, tensors), ()
+    return loops, numbers, (tensors, *place)
 
 
 def _values(numbers: Sequence[float], tensors: Tensor | None) -> Sequence[float]:

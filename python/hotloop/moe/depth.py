@@ -32,7 +32,7 @@ from .results import (
     RobustMomentumStep,
 )
 
-CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
+CANDIDATES = {"cuda": _impl.on_cuda, "cpu": _impl.on_cpu, "reference": _impl.everywhere}
 MUCH = 10.0
 """A lookahead above this is warned of: it multiplies rounding errors and noise of the increments as much."""
 
@@ -63,7 +63,7 @@ def residual_smoe_layer(
         norm: of the new residual stream, for the next layer: ``Norm("layer", weight, bias, eps)`` or
             ``Norm("rms", weight)``. Its weight and bias are differentiable. Default None.
         post_norm: the norm is part of the residual stream, x' = norm(x + z). Default False.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         ``ResidualStep``: x' in the dtype of ``x``, and its norm or None.
@@ -85,7 +85,7 @@ def residual_smoe_layer(
         Definition; the baseline of Teo and Nguyen 2024, arXiv:2410.14574.
     """
     op = "residual_smoe_layer"
-    if _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl) == "cpu":
+    if _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl) != "reference":
         return ResidualStep(
             *_run(op, "residual", (), (), x, (), z, topk_weights, dispatch, shared, norm, post_norm)
         )
@@ -140,7 +140,7 @@ def momentum_smoe_layer(
     op = "momentum_smoe_layer"
     chosen = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, m=m)
     mu, gamma = arguments.number(op, "mu", mu, "x", x), arguments.number(op, "gamma", gamma, "x", x)
-    if chosen == "cpu":
+    if chosen != "reference":
         return MomentumStep(
             *_run(
                 op, "momentum", (mu, gamma), (), x, (m,), z, topk_weights, dispatch, shared, norm, post_norm
@@ -223,7 +223,7 @@ def adam_smoe_layer(
         arguments.number(op, "mu", mu, "x", x),
         arguments.number(op, "gamma2", gamma2, "x", x),
     )
-    if chosen == "cpu":
+    if chosen != "reference":
         before = AdamState(None, None, None) if state is None else state
         more = (z, topk_weights, dispatch, shared, norm, post_norm)
         if not is_first:
@@ -290,7 +290,7 @@ def robust_momentum_smoe_layer(
     chosen = _check(op, x, z, topk_weights, dispatch, shared, norm, post_norm, impl, d=d)
     mu, gamma = arguments.number(op, "mu", mu, "x", x), arguments.number(op, "gamma", gamma, "x", x)
     alpha = arguments.number(op, "alpha", alpha, "x", x)
-    if chosen == "cpu":
+    if chosen != "reference":
         numbers = (mu, gamma, 0.0 if post_norm else alpha)
         return RobustMomentumStep(
             *_run(op, "robust", numbers, (), x, (d,), z, topk_weights, dispatch, shared, norm, post_norm)
@@ -317,7 +317,7 @@ def lookahead(
             for zeros. Differentiable.
         alpha: of ``robust_momentum_coefficients``: a number, or a tensor of shape () with a gradient.
         norm: what is returned is the norm of y, which is not stored itself. Default None.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         (T, D) in the dtype of ``x``.

@@ -15,7 +15,7 @@ from . import _row_operator
 from ._row_pass import Config
 from .results import Dispatch
 
-CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
+CANDIDATES = {"cuda": _impl.on_cuda, "cpu": _impl.on_cpu, "reference": _impl.everywhere}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -28,7 +28,7 @@ def permute(x: Tensor, dispatch: Dispatch, *, impl: Impl = "auto") -> Tensor:
     Args:
         x: (T, D) float32, float64, float16 or bfloat16; rows may have any stride. Differentiable.
         dispatch: of T * k slots, from ``route`` or ``dispatch``.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         (R, D) in the dtype of ``x``, R = dispatch.slot_of_row.shape[0].
@@ -53,7 +53,7 @@ def permute(x: Tensor, dispatch: Dispatch, *, impl: Impl = "auto") -> Tensor:
     arguments.dispatch_of(op, dispatch, "x", x)
     arguments.slots_per_token(op, dispatch, x.shape[0])
     check.finite(op, x=x)
-    if _impl.choose(op, impl, "x", x, CANDIDATES) == "cpu":
+    if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
         return _row_operator.permuted(op, x, dispatch)
     return reference.permute(x, arguments.looked_at(op, dispatch))
 
@@ -80,7 +80,7 @@ def combine(
         dispatch: of these T * k slots and R rows, from ``route`` or ``dispatch``.
         shared: (T, D), added with weight 1. Differentiable. Default None.
         out_dtype: of the result. Default that of ``expert_rows``.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "cuda" or "reference".
 
     Returns:
         (T, D).
@@ -112,7 +112,7 @@ def combine(
             f"[{op}] out_dtype: expected a float dtype of torch, got {out_dtype!r}. Leave it out."
         )
     check.finite(op, expert_rows=expert_rows, topk_weights=topk_weights, shared=shared)
-    if _impl.choose(op, impl, "expert_rows", expert_rows, CANDIDATES) == "cpu":
+    if _impl.choose(op, impl, "expert_rows", expert_rows, CANDIDATES) != "reference":
         config = Config(
             op,
             "combine",
