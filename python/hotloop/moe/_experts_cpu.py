@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..front import native
+from ..front import buffers, native
 from ..reference.moe.experts import GATED, Activation
 from . import _experts_arguments as arguments
 from .results import Dispatch
@@ -133,9 +133,9 @@ def backward(
         d_x = x.new_zeros(x.shape, dtype=dtype)
     # Experts without rows have gradients of 0, which the products write.
     if needs[1]:
-        found[1] = x.new_empty(gate_up.shape)
+        found[1] = buffers.advised(x.new_empty(gate_up.shape))
     if needs[2]:
-        found[2] = x.new_empty(down.shape)
+        found[2] = buffers.advised(x.new_empty(down.shape))
     if needs[4]:
         found[4] = x.new_empty((up.shape[0], width))
     if needs[5]:
@@ -215,7 +215,7 @@ def linear_backward(
         matrices = _as_outputs_by_inputs(call, weight)
         core.rows_product(results, matrices.transpose(1, 2), None, order.groups, d_x, 0)
     if of_weight:
-        found[1] = d_weight = x.new_empty(weight.shape)
+        found[1] = d_weight = buffers.advised(x.new_empty(weight.shape))
         core.outer_product(results, rows, order.groups, _as_outputs_by_inputs(call, d_weight))
     if of_bias:
         found[2] = d_bias = x.new_empty((weight.shape[0], grad.shape[1]))
