@@ -258,6 +258,24 @@ def test_bfloat16(name: str) -> None:
     assert_no_worse_than_torch(stream.x, other, truth, k=3, eps=2e-2)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_implementation_of_the_mixture_is_that_of_the_layer(name: str) -> None:
+    """So that impl="reference" differentiates twice, and inside a transform."""
+    kind, options, _ = NETWORKS[name]
+    layers = network(kind, dtype=torch.float64, **options)
+    x = tokens(4, dtype=torch.float64).requires_grad_()
+    expected = alone(layers, x)
+    (slope,) = torch.autograd.grad(expected.sum(), x)
+    for layer in layers:
+        layer.mixture.impl = "reference"
+    torch.testing.assert_close(alone(layers, x), expected)
+    (once,) = torch.autograd.grad(alone(layers, x).sum(), x, create_graph=True)
+    torch.testing.assert_close(once, slope)
+    (twice,) = torch.autograd.grad(once.square().sum(), x)
+    assert bool(twice.isfinite().all())
+    torch.testing.assert_close(torch.func.grad(lambda v: alone(layers, v).sum())(x), slope)
+
+
 def test_padding_keeps_its_stream() -> None:
     layer, x = MomentumMoE(mixture(), nn.LayerNorm(D)), tokens(2, 4)
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
@@ -373,6 +391,15 @@ CALLED: dict[str, tuple[type[Exception], Any]] = {
     ),
     r"MomentumMoE\] norm: expected normalized_shape \(8,\) like the stream, got \(3,\)": (
         ValueError, lambda: MomentumMoE(mixture())(STREAM, NARROW),
+    ),
+    r"MomentumMoE\] stream.state: expected shape \(3, 8\) like stream.x, got \(1, 3, 8\)": (
+        ValueError, lambda: MomentumMoE(mixture())(STREAM._replace(state=STREAM.x[None])),
+    ),
+    r"MomentumMoE\] stream.normed: expected shape \(3, 8\) like stream.x, got \(2, 8\)": (
+        ValueError, lambda: MomentumMoE(mixture())(STREAM._replace(normed=STREAM.x[:2])),
+    ),
+    r"AdamMoE\] stream.state: expected shape \(3, 8\) like stream.x, got \(3, 1, 8\)": (
+        ValueError, lambda: AdamMoE(mixture())(STREAM._replace(state=ADAMS._replace(v=STREAM.x[:, None]))),
     ),
     r"ResidualStream\] x: expected a torch.Tensor, got list": (
         TypeError, lambda: ResidualStream.start([1.0]),

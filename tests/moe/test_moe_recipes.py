@@ -261,6 +261,26 @@ def test_anchor_with_every_expert_is_a_dense_mixture() -> None:
     torch.testing.assert_close(found.output, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_anchor_computes_in_its_own_dtype_under_autocast(dtype: torch.dtype) -> None:
+    x = anchored()
+    with torch.autocast("cpu", dtype=dtype):
+        found = anchor_reconcile_moe(**x)
+    assert torch.equal(found.output, anchor_reconcile_moe(**x).output)
+
+
+def test_anchor_of_a_nan_that_is_padding_has_a_router_with_a_gradient() -> None:
+    x = anchored()
+    mask = torch.arange(T) > 0
+    x["x"] = x["x"].detach().masked_fill(~mask[:, None], torch.nan)
+    weight = x["router_weight"] = x["router_weight"].detach().requires_grad_()
+    out = anchor_reconcile_moe(**x, token_mask=mask).output[1:]
+    (slope,) = torch.autograd.grad(out.sum(), weight)
+    rest = {**x, "x": x["x"][1:]}
+    (wanted,) = torch.autograd.grad(anchor_reconcile_moe(**rest).output.sum(), weight)
+    torch.testing.assert_close(slope, wanted)
+
+
 def test_anchor_of_copies_scales_the_layer() -> None:
     x = anchored()
     x["gate_up"] = x["anchor_gate_up"].expand(E, -1, -1)

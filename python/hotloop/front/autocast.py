@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -24,6 +25,14 @@ def in_the_dtype_given(call: Callable[P, R]) -> Callable[P, R]:
             return call(*args, **kwargs)
 
     return wrapped
+
+
+def autocast_off(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Inside, products on the device of ``x`` are computed in the dtype of what they are given."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # meta, say
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def as_linear_takes(*tensors: torch.Tensor | None) -> list[Any]:

@@ -340,7 +340,7 @@ def lookahead(
     alpha = arguments.number(op, "alpha", alpha, "x", x)
     arguments.norm_of(op, norm, False, "x", x)
     check.finite(op, x=x, d=d)
-    if _impl.choose(op, impl, "x", x, CANDIDATES) == "reference" or norm is None or d is None:
+    if _impl.choose(op, impl, "x", x, CANDIDATES) == "reference" or norm is None:
         return reference.lookahead(x, d, alpha, norm=norm)
     *_, normed = _run(op, "lookahead", (alpha,), (), x, (d,), None, None, None, None, norm, False)
     return normed

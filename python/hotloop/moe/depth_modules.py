@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..front import check
+from ..front.impl import Impl
 from . import depth
 from .modules import Losses, MoE
 from .results import AdamState, Norm, Routing
@@ -96,7 +97,8 @@ class _DepthMoE(nn.Module):
         parts, losses = self._mix((read or self._read)(stream), token_mask)
         after = self.norm if self.post_norm else norm
         parts["norm"] = None if after is None else _norm(op, after, stream.x)
-        new, state, normed = step(x, {**parts, "post_norm": self.post_norm})
+        parts |= {"post_norm": self.post_norm, "impl": self.mixture.impl}
+        new, state, normed = step(x, parts)
         aux = losses.aux_loss if stream.aux_loss is None else stream.aux_loss + losses.aux_loss
         routings = (*stream.routings, losses.routing)
         return ResidualStream(
@@ -116,6 +118,12 @@ class _DepthMoE(nn.Module):
                 f"[{op}] stream.state: expected {states[0].__name__} or None, got {type(stream.state).__name__}. "
                 "Layers of one stream are of one class."
             )
+        shape = tuple(stream.x.shape)
+        kept = stream.state if isinstance(stream.state, AdamState) else (stream.state,)
+        for name, value in (("normed", stream.normed), *(("state", part) for part in kept)):
+            # Flattened, (2, 4, D) and (4, 2, D) are of one shape.
+            if value is not None and tuple(value.shape) != shape:
+                check.shape(op, f"stream.{name}", value, shape, "like stream.x")
         if self.post_norm and norm is not None:
             raise ValueError(
                 f"[{op}] norm: expected None with post_norm=True, where the stream is normed itself, got one. "
@@ -127,7 +135,7 @@ class _DepthMoE(nn.Module):
             return stream.x
         if stream.normed is not None:
             return stream.normed
-        return _normed(type(self).__name__, stream.x, self.norm)
+        return _normed(type(self).__name__, stream.x, self.norm, self.mixture.impl)
 
     def _mix(self, read: Tensor, token_mask: Tensor | None) -> tuple[dict[str, Any], Losses]:
         """What the pass adds up: expert rows with their weights, or the whole mixture behind dropout."""
@@ -335,7 +343,8 @@ class RobustMomentumMoE(_DepthMoE):
         op, x = type(self).__name__, stream.x
         norm = None if self.norm is None or self.post_norm else _norm(op, self.norm, x)
         d = None if stream.state is None else _flat(stream.state)
-        ahead = depth.lookahead(_flat(x), d, self.coefficients.alpha, norm=norm)
+        alpha, impl = self.coefficients.alpha, self.mixture.impl
+        ahead = depth.lookahead(_flat(x), d, alpha, norm=norm, impl=impl)
         return ahead.view(x.shape)
 
     def _step(self, d: Any, x: Tensor, parts: dict[str, Any]) -> Any:
@@ -378,8 +387,8 @@ def _like(x: Tensor | None, shape: Any) -> Tensor | None:
     return None if x is None else x.view(shape)
 
 
-def _normed(op: str, x: Tensor, norm: Any) -> Tensor:
-    return depth.lookahead(_flat(x), None, 0.0, norm=_norm(op, norm, x)).view(x.shape)
+def _normed(op: str, x: Tensor, norm: Any, impl: Impl = "auto") -> Tensor:
+    return depth.lookahead(_flat(x), None, 0.0, norm=_norm(op, norm, x), impl=impl).view(x.shape)
 
 
 def _norm(op: str, norm: Any, x: Tensor) -> Norm:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..front import arrays, at_run_time, check
+from ..front.autocast import autocast_off
 from ..front.impl import Impl
 from ..reference.moe.experts import activate
 from ._experts_arguments import activation_of
@@ -243,15 +244,19 @@ def anchor_reconcile_moe(
         )
         mask = token_mask.reshape(-1) != 0
     flat = x.reshape(-1, d)
-    routing = route(
-        flat.to(wide) @ router_weight.to(wide).T, top_k, renormalize=renormalize, routed_scale=routed_scale,
-        token_mask=mask, impl=impl,
-    )  # fmt: skip
-    assert routing.dispatch is not None
-    anchor = functional.linear(activate(functional.linear(flat, anchor_gate_up), act), anchor_down)
-    out = expert_mlp(
-        flat, gate_up, down, routing.topk_weights, routing.dispatch, activation=act, shared=anchor, impl=impl
-    )  # fmt: skip
+    # A NaN of padding, times the 0 of its logits' gradient, would make that of the router NaN.
+    counted = flat if mask is None else torch.where(mask.unsqueeze(-1), flat, 0.0)
+    with autocast_off(x):
+        routing = route(
+            counted.to(wide) @ router_weight.to(wide).T, top_k, renormalize=renormalize, routed_scale=routed_scale,
+            token_mask=mask, impl=impl,
+        )  # fmt: skip
+        assert routing.dispatch is not None
+        inner = activate(functional.linear(flat, anchor_gate_up), act)
+        out = expert_mlp(
+            flat, gate_up, down, routing.topk_weights, routing.dispatch, activation=act,
+            shared=functional.linear(inner, anchor_down), impl=impl,
+        )  # fmt: skip
     return AnchorMoE(out.view(x.shape), load_balance_loss(routing), routing)
 
 
