@@ -146,7 +146,7 @@ def _case(size: Size, dtype: str, options: Options, train: bool) -> Case:
     # rows of the experts again and their gradients; what was normed, three gradients in and two out.
     formula = "(k+3)*t*d*item + 2*t*d*4 + 20*t*k"
     if train:
-        formula += " + (2*k+5)*t*d*item + 2*t*d*4 + 24*t*k"
+        formula += " + (2*k+4)*t*d*item + 2*t*d*4 + 24*t*k"
     item = torch.finfo(getattr(torch, dtype)).bits // 8
     cost = Cost("bytes", formula, {"t": size.tokens, "d": size.columns, "k": K, "item": item})
     product = Contender(
