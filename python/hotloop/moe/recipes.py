@@ -252,10 +252,10 @@ def anchor_reconcile_moe(
             token_mask=mask, impl=impl,
         )  # fmt: skip
         assert routing.dispatch is not None
-        inner = activate(functional.linear(flat, anchor_gate_up), act)
+        raised = activate(functional.linear(flat, anchor_gate_up), act)
         out = expert_mlp(
             flat, gate_up, down, routing.topk_weights, routing.dispatch, activation=act,
-            shared=functional.linear(inner, anchor_down), impl=impl,
+            shared=functional.linear(raised, anchor_down), impl=impl,
         )  # fmt: skip
     return AnchorMoE(out.view(x.shape), load_balance_loss(routing), routing)
 
