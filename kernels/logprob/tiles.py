@@ -11,9 +11,8 @@ the device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..core import tiles
+from ..core.tiles import aligned as aligned
+from ..core.tiles import locate as locate
+from ..core.tiles import multiprocessors, on_device, stored, upcast
+from ..core.tiles import shared_memory as shared_memory
+
 WORKSPACE_BYTES = 512 * 2**20
+grid = partial(tiles.grid, room="logprob")
 
 # Sizes that only bound loops and masks: a kernel per divisibility of each would buy nothing. Not
 # chunk_columns, which masks the stores of dz: only where 16 is known to divide it are they 128 bit.
@@ -29,8 +35,6 @@ CHUNK_SIZES = [
     *("n", "first_row", "chunk_rows", "chunk_first"),
     *("column_blocks", "row_blocks", "group"),
 ]
-# What Triton knows of a size or a stride: that 16 divides it, or nothing.
-ALIGNED = 16
 
 
 @dataclass(frozen=True)
@@ -171,17 +175,6 @@ def within_label(label, start, BLOCK_COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def locate(row_blocks, splits, group):
-    # Neighbouring programs share `group` row blocks and go through the splits (or column tiles)
-    # together.
-    program = tl.program_id(0).to(tl.int64)
-    first = program // (group * splits) * group
-    size = tl.minimum(row_blocks - first, group)
-    inside = program % (group * splits)
-    return first + inside % size, inside // size
-
-
-@triton.jit
 def tile_product(
     x_ptr,
     rows,  # [BLOCK_ROWS] int64, all valid
@@ -312,21 +305,6 @@ def _scatter_rows_fwd_kernel(x_ptr, index_ptr, count_ptr, y_ptr, n, inner, BLOCK
         tl.store(y_ptr + row * inner + k, x.to(y_ptr.dtype.element_ty), mask=k < inner)
 
 
-# Decided when the kernels are decorated, so asked of one of them.
-INTERPRETED = not isinstance(_compact_rows_fwd_kernel, triton.runtime.jit.JITFunction)
-
-
-def upcast(dtype: torch.dtype) -> bool:
-    """Whether a tile's operands go to float32 first: the interpreter multiplies bfloat16's bits."""
-    return INTERPRETED and dtype == torch.bfloat16
-
-
-def stored(dtype: torch.dtype) -> torch.dtype:
-    """What kernels store where the result is `dtype`: the interpreter cuts bfloat16 off instead of
-    rounding, so there they store float32 and torch rounds."""
-    return torch.float32 if upcast(dtype) else dtype
-
-
 def gradient_like(x: Tensor, out: Tensor | None) -> Tensor:
     """Where a kernel stores the gradient of `x`: `out` if it can."""
     if out is not None and stored(x.dtype) == x.dtype:
@@ -340,55 +318,8 @@ def rounded(stored_gradient: Tensor, dtype: torch.dtype, out: Tensor | None) -> 
     return out.copy_(stored_gradient)
 
 
-def on_device(tensor: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def grid(programs: int) -> tuple[int]:
-    if programs >= 2**31:
-        raise ValueError(
-            f"[logprob] grid: expected fewer than 2**31 programs, got {programs}. Split n."
-        )
-    return (programs,)
-
-
 def inner_contiguous(x: Tensor) -> Tensor:
     return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
-
-
-def aligned(x: Tensor) -> Tensor:
-    """`x` [rows, D] as operand of a tile product: the asynchronous 128 bit copies need rows of whole
-    16 elements at aligned addresses. Anything else is copied once, with zeros behind D, which add
-    nothing to a product; element by element the product would take tens of times longer.
-    """
-    inner = x.shape[1]
-    sizes = inner % ALIGNED == 0 and x.stride(0) % ALIGNED == 0 and x.stride(1) == 1
-    if sizes and x.data_ptr() % 16 == 0:
-        return x
-    padded = x.new_zeros(x.shape[0], triton.cdiv(inner, ALIGNED) * ALIGNED)
-    padded[:, :inner] = x
-    return padded
-
-
-@lru_cache(maxsize=16)
-def _chip(index: int) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(index)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
-
-
-def chip(device: torch.device) -> tuple[int, int]:
-    """(SMs, bytes of shared memory for a program); 4 and an H100's stand in when interpreted."""
-    if device.type != "cuda":
-        return 4, 227 * 1024
-    return _chip(torch.cuda.current_device() if device.index is None else device.index)
-
-
-def multiprocessors(device: torch.device) -> int:
-    return chip(device)[0]
-
-
-def shared_memory(device: torch.device) -> int:
-    return chip(device)[1]
 
 
 @lru_cache(maxsize=1024)

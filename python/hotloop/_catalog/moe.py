@@ -4,6 +4,7 @@
 from . import Paper, Room
 
 op = Room(__name__, impls=("reference", "cpu"), gradient=True, compiles=True, needs_torch=True)
+WITH_TRITON = ("reference", "cpu", "triton")
 WITH_CUDA = ("reference", "cpu", "cuda")
 
 SPARSELY_GATED = Paper(
@@ -61,9 +62,9 @@ op(
     implements=("aux_free_bias_update",),
 )
 GLU = Paper("GLU Variants Improve Transformer", "2002.05202")
-op("grouped_linear", MEGABLOCKS, implements=("grouped_gemm",))
-op("expert_mlp", MEGABLOCKS, GLU)
-op("expert_rows", MEGABLOCKS, GLU)
+op("grouped_linear", MEGABLOCKS, impls=WITH_TRITON, implements=("grouped_gemm",))
+op("expert_mlp", MEGABLOCKS, GLU, impls=WITH_TRITON)
+op("expert_rows", MEGABLOCKS, GLU, impls=WITH_TRITON)
 op(
     "pmoe_routing_loss",
     Paper(

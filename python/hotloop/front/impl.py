@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -47,6 +49,20 @@ def on_cuda(like: Any) -> str | None:
     if not place.startswith("cuda"):
         return f"device {place}"
     return None if native.cuda is not None else "hotloop._cuda is not compiled in"
+
+
+# Looked up once, at import: Dynamo does not trace find_spec.
+_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def on_triton(like: Any) -> str | None:
+    if not _TRITON:
+        return "triton is not installed"
+    if like.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"device {like.device.type}"
+    if arrays.dtype(like) == "float64":
+        return "dtype float64 (supports float32, float16, bfloat16)"
+    return None
 
 
 ON_CPU: Mapping[str, Refuses] = {"cpu": on_cpu, "reference": on_cpu}

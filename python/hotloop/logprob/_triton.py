@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ..front import impl as _impl
 from ._call import LmHeadCall, LogitMap, LogitsCall
 
-# Looked up once, at import: Dynamo does not trace find_spec.
-_INSTALLED = importlib.util.find_spec("triton") is not None
 _TORCH = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 LEAST_TORCH_ON_CUDA = (2, 10)
 """The first release whose half-precision products add into a float32 result."""
@@ -22,14 +19,10 @@ LEAST_TORCH_ON_CUDA = (2, 10)
 
 def refuses(like: Tensor) -> str | None:
     """Why the kernels cannot run for these inputs."""
-    device = like.device.type
-    if not _INSTALLED:
-        return "triton is not installed"
-    if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"device {device}"
-    if like.dtype == torch.float64:
-        return "dtype float64 (supports float32, float16, bfloat16)"
-    if device == "cuda" and _TORCH < LEAST_TORCH_ON_CUDA:
+    reason = _impl.on_triton(like)
+    if reason is not None:
+        return reason
+    if like.device.type == "cuda" and _TORCH < LEAST_TORCH_ON_CUDA:
         return f"torch {torch.__version__} (needs 2.10 or later on CUDA)"
     return None
 

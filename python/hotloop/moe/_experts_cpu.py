@@ -85,7 +85,7 @@ def forward(call: Call, given: Weights, keep: int) -> tuple[Tensor, Tensor]:
     assert call.slot_of_row is not None
     assert call.row_of_slot is not None
     of_row, choices = call.slot_of_row, _choices(call.row_of_slot, x)
-    activation = _packed(call.activation)
+    activation = packed(call.activation)
     if topk_weights is None:
         # Rows of nothing are 0.
         result = (x.new_empty if order.held == call.rows else x.new_zeros)((call.rows, hidden))
@@ -126,7 +126,7 @@ def backward(
     assert call.slot_of_row is not None
     assert call.row_of_slot is not None
     of_row, choices = call.slot_of_row, _choices(call.row_of_slot, x)
-    activation = _packed(call.activation)
+    activation = packed(call.activation)
     scale = None if topk_weights is None else topk_weights.to(dtype).contiguous().view(-1)
     found: Gradients = [None] * 6
     if needs[0]:
@@ -244,7 +244,7 @@ def _choices(slots: Tensor, x: Tensor) -> int:
     return max(1, slots.shape[0] // max(1, x.shape[0]))
 
 
-def _packed(activation: Activation) -> tuple[str, bool, bool, float | None, float, float]:
+def packed(activation: Activation) -> tuple[str, bool, bool, float | None, float, float]:
     """As the loops take it."""
     kind, interleaved, limit, alpha, shift = activation
     return (_FUNCTIONS.get(kind, kind), kind in GATED, interleaved, limit, alpha, shift)

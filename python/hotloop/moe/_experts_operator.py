@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..front import check
 from ..reference.moe.experts import Activation
-from . import _experts_cpu
+from . import _experts_cpu, _experts_triton
 from ._experts_cpu import Call, Weights
 from ._row_pass import refuse_second
 from .results import Dispatch
@@ -27,7 +27,7 @@ PLACE = Call._fields.index("expert_offsets")
 
 def loops_of(x: Tensor) -> ModuleType:
     """The compiled loops for the device of x: ``forward``, ``backward``, ``linear``, ``linear_backward``."""
-    return _experts_cpu
+    return _experts_triton if x.is_cuda else _experts_cpu
 
 
 def experts(

@@ -16,9 +16,10 @@ from ..vocabulary import like
 from . import _experts_arguments as arguments
 from . import _experts_operator as operator
 from ._experts_cpu import Weights
+from ._experts_triton import refuses as triton_refuses
 from .results import Dispatch
 
-CANDIDATES = {"cpu": _impl.on_cpu, "reference": _impl.everywhere}
+CANDIDATES = {"cpu": _impl.on_cpu, "triton": triton_refuses, "reference": _impl.everywhere}
 
 
 def grouped_linear(
@@ -42,7 +43,7 @@ def grouped_linear(
             most R: expert e has the rows offsets[e] to offsets[e + 1] - 1.
         bias: (E, D_out) in the dtype of x. Differentiable. Default None.
         transposed: whether weights are stored (E, inputs, outputs). Default False.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "triton" or "reference".
 
     Returns:
         (R, D_out) in the dtype of x.
@@ -130,7 +131,7 @@ def expert_mlp(
         transposed: whether weights are stored (E, inputs, outputs). Default False.
         activation_budget: bytes that the first product may keep for the gradient; what does not fit is computed again.
             The same bits whatever it is. Default None: everything is kept.
-        impl: "auto", "cpu" or "reference".
+        impl: "auto", "cpu", "triton" or "reference".
 
     Returns:
         (T, D) in the dtype of x. Sums are added in float32 or better.
