@@ -33,7 +33,8 @@ def _inputs(seed: int, tokens: int, experts: int, dtype: str, device: str, train
         return x.to(getattr(torch, dtype)).to(device)
 
     made = {"logits": logits(experts), "alike": logits(ALIKE)}
-    made["upstream"] = torch.randn((tokens, K), generator=g).to(device)
+    # Of one sign: a sum over both would be near 0, and its relative error that of the terms many times over.
+    made["upstream"] = (0.5 + torch.rand((tokens, K), generator=g)).to(device)
     if train:
         made["logits"].requires_grad_()
     return Inputs(made, ("logits",) if train else ())
