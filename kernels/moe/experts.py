@@ -55,7 +55,7 @@ def _gate_and_value(
         k = tl.arange(0, BLOCK_INNER)
         x_ptrs = x_ptr + rows[:, None] * stride_xn + k[None, :]
         g_ptrs = w_ptr + k.to(tl.int64)[:, None] * stride_wk + columns[None, :] * stride_wn
-        v_ptrs = g_ptrs + outputs * stride_wn
+        v_ptrs = g_ptrs + tl.cast(outputs, tl.int64) * stride_wn
         gate = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
         value = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
         for start in range(0, inner, BLOCK_INNER):

@@ -36,6 +36,7 @@ else:
     from hotloop.kernels.moe import grouped
     from hotloop.kernels.moe.grouped import Config, Configs
     from hotloop.moe import _experts_operator, _experts_triton
+    from hotloop.moe import experts as front
     from test_experts import GATE, GPT_OSS, PLAIN, Case, make, run
 
     # Two tiles of rows and of columns and two steps at these sizes, with a rest.
@@ -221,3 +222,21 @@ else:
                 assert (table[1][live] >= 0).all()
                 assert (table[3] <= 70).all()
                 assert (table[2] <= 70).all()
+
+    def test_a_dispatch_that_does_not_hold_is_refused_where_numbers_are_looked_at(
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """As with HOTLOOP_CHECK=1 on a GPU."""
+        monkeypatch.setitem(front.CANDIDATES, "triton", lambda _: None)
+        given, order = make(CASES["one token"], torch.float32)
+        inputs = {n: v for n, v in given.items() if v is not None}
+        broken = order._replace(expert_offsets=order.expert_offsets + 1)
+        with pytest.raises(ValueError, match=r"\[expert_mlp\] dispatch\."):
+            moe.expert_mlp(**inputs, dispatch=broken, impl="triton")
+        inputs.pop("topk_weights")
+        with pytest.raises(ValueError, match=r"\[expert_rows\] dispatch\."):
+            moe.expert_rows(**inputs, dispatch=broken, impl="triton")
+        rows = moe.permute(given["x"], order)
+        for wrong in (broken, broken.expert_offsets):
+            with pytest.raises(ValueError, match=r"\[grouped_linear\] dispatch"):
+                moe.grouped_linear(rows, given["gate_up"], wrong, impl="triton")

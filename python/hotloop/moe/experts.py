@@ -82,13 +82,14 @@ def grouped_linear(
         arguments.dispatch_of(op, dispatch, experts, x)
         _rows(op, dispatch, x.shape[0])
     check.finite(op, x=x, weight=weight, bias=bias)
-    if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
-        return operator.grouped_linear(op, x, weight, bias, dispatch, transposed)
-    if _looks(x):
+    chosen = _impl.choose(op, impl, "x", x, CANDIDATES)
+    if _looks(x, chosen):
         if isinstance(dispatch, Tensor):
             arguments.look_at_offsets(op, "dispatch", dispatch, x.shape[0])
         else:
             arguments.look_at(op, dispatch, x.shape[0])
+    if chosen != "reference":
+        return operator.grouped_linear(op, x, weight, bias, dispatch, transposed)
     return reference.grouped_linear(x, weight, dispatch, bias, transposed=transposed)
 
 
@@ -169,14 +170,15 @@ def expert_mlp(
         arguments.beside(op, "shared", check.float_tensor(op, "shared", shared), x)
         check.shape(op, "shared", shared, tuple(x.shape), "like x")
     check.finite(op, topk_weights=topk_weights, shared=shared)
-    if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
+    chosen = _impl.choose(op, impl, "x", x, CANDIDATES)
+    if _looks(x, chosen):
+        arguments.look_at(op, dispatch, dispatch.slot_of_row.shape[0])
+    if chosen != "reference":
         biases = (given["gate_up_bias"], given["down_bias"])
         inputs = Weights(x, gate_up, down, topk_weights, *biases, shared)
         return operator.experts(
             op, inputs, dispatch, given["activation"], given["transposed"], activation_budget
         )
-    if _looks(x):
-        arguments.look_at(op, dispatch, dispatch.slot_of_row.shape[0])
     return reference.expert_mlp(x, gate_up, down, topk_weights, dispatch, shared=shared, **given)
 
 
@@ -218,14 +220,15 @@ def expert_rows(
         op, x, gate_up, down, dispatch, activation, gate_up_bias, down_bias, transposed, activation_budget
     )  # fmt: skip
     arguments.choices(op, dispatch, x.shape[0])
-    if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
+    chosen = _impl.choose(op, impl, "x", x, CANDIDATES)
+    if _looks(x, chosen):
+        arguments.look_at(op, dispatch, dispatch.slot_of_row.shape[0])
+    if chosen != "reference":
         biases = (given["gate_up_bias"], given["down_bias"])
         inputs = Weights(x, gate_up, down, None, *biases, None)
         return operator.experts(
             op, inputs, dispatch, given["activation"], given["transposed"], activation_budget
         )
-    if _looks(x):
-        arguments.look_at(op, dispatch, dispatch.slot_of_row.shape[0])
     return reference.expert_rows(x, gate_up, down, dispatch, **given)
 
 
@@ -292,6 +295,8 @@ def _rows(op: str, dispatch: Dispatch, rows: int) -> None:
     )
 
 
-def _looks(x: Tensor) -> bool:
-    """Whether the numbers of a dispatch are looked at."""
-    return not arrays.compiling() and (x.is_cpu or environment.checks_on())
+def _looks(x: Tensor, chosen: str) -> bool:
+    """Whether the numbers of a dispatch are looked at here; the loops on the CPU do it themselves."""
+    if chosen == "cpu" or arrays.compiling():
+        return False
+    return x.is_cpu or environment.checks_on()
