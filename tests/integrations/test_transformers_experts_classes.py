@@ -79,6 +79,46 @@ def test_an_activation_of_the_users_own() -> None:
     torch.testing.assert_close(after, own(x, ids, weights), rtol=1e-4, atol=1e-5)
 
 
+class SiLU(torch.nn.Module):
+    """A namesake of torch's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(3 * x)
+
+
+def test_an_activation_that_is_more_than_its_name() -> None:
+    def hook(module: Any) -> None:
+        module.act_fn.register_forward_hook(lambda _module, _inputs, out: 2 * out)
+
+    def hook_back(module: Any) -> None:
+        module.act_fn.register_full_backward_hook(lambda _module, into, _out: (2 * into[0],))
+
+    def patch(module: Any) -> None:
+        module.act_fn.forward = torch.tanh
+
+    def rename(module: Any) -> None:
+        module.act_fn = SiLU()
+
+    plain = step(experts("MixtralExperts"), *visits())
+    for change in (hook, hook_back, patch, rename):
+        ours, theirs = (experts("MixtralExperts", how) for how in ("hotloop", "eager"))
+        change(ours)
+        change(theirs)
+        found = step(ours, *visits())
+        torch.testing.assert_close(found, step(theirs, *visits()), rtol=1e-4, atol=1e-5)
+        assert any(not torch.allclose(a, b) for a, b in zip(found, plain))
+
+
+def test_the_activations_of_transformers_are_known() -> None:
+    from hotloop.integrations._transformers_experts import _activation
+
+    kinds = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh", "relu": "reglu"}
+    for act, kind in kinds.items():
+        found = _activation(experts("MixtralExperts", hidden_act=act))
+        assert found is not None
+        assert found.kind == kind
+
+
 def refused(module: Any, text: str, kind: type[Exception] = NotImplementedError) -> None:
     x, ids, weights = visits()
     with pytest.raises(kind, match=r"^\[transformers experts\] " + text):
@@ -122,5 +162,7 @@ def test_quantized_experts_are_refused() -> None:
 def test_ids_out_of_range_are_refused() -> None:
     x, ids, weights = visits()
     with pytest.raises(ValueError, match=r"topk_ids: expected"):
-        experts("MixtralExperts")(x, ids + E, weights)
+        experts("MixtralExperts")(x, ids + E + 1, weights)
+    with pytest.raises(ValueError, match=r"topk_ids: expected"):  # as eager does
+        experts("MixtralExperts")(x, ids - E, weights)
     assert D == 16

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ..front import check
 from ..front.autocast import as_linear_takes
+from ..front.called import as_defined
 from ..moe import (
     Activation,
     Dispatch,
@@ -70,7 +71,9 @@ def experts_forward(
     up, down, *biases = narrow
     options = {**dict(zip(("gate_up_bias", "down_bias"), biases)), "transposed": self.is_transposed}
     ids = top_k_index.to(torch.int64)
-    order = dispatch(ids.masked_fill(ids == self.num_experts, -1), self.num_experts)
+    # -1, which goes nowhere in a dispatch, is out of range here.
+    ids = torch.where(ids == self.num_experts, -1, torch.where(ids < 0, -2, ids))
+    order = dispatch(ids, self.num_experts)
     activation = _activation(self)
     if activation is not None and not self.has_post_expert_norm:
         options["activation"] = activation
@@ -111,13 +114,14 @@ _KINDS = {
     "ReLUSquaredActivation": "relu2",
 }
 """Activations of torch and transformers that the fused op knows, by class."""
+_HOMES = ("torch.nn.modules.activation", "transformers.activations")
 _WITH_GATE = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "relu": "reglu"}
 
 
 def _activation(self: Any) -> Activation | None:
     """The activation of a module as the fused op knows it; None for any other."""
     act = getattr(self, "act_fn", None)
-    kind = "silu" if act is None or act is functional.silu else _KINDS.get(type(act).__name__)
+    kind = "silu" if act is None or act is functional.silu else _kind(act)
     if kind is None or "_apply_gate" in self.__dict__:
         return None
     if not self.has_gate:
@@ -126,6 +130,13 @@ def _activation(self: Any) -> Activation | None:
     alpha = getattr(self, "alpha", getattr(self, "swiglu_alpha", None))
     numbers = [float(x) if isinstance(x, (int, float)) else None for x in (limit, alpha)]
     return _recognised(type(self)._apply_gate, kind, *numbers)
+
+
+def _kind(act: Any) -> str | None:
+    """The name of an activation that is one of torch or transformers: not a namesake, and without hooks."""
+    cls = type(act)
+    known = cls.__module__ in _HOMES and isinstance(act, torch.nn.Module) and as_defined(act, cls)
+    return _KINDS.get(cls.__name__) if known else None
 
 
 @torch.compiler.assume_constant_result

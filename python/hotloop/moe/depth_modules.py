@@ -8,6 +8,7 @@ the routers so far.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..front import check
+from ..front.called import as_defined
 from ..front.impl import Impl
 from . import depth
 from .modules import Losses, MoE
@@ -51,9 +53,11 @@ class ResidualStream(NamedTuple):
         op, shape = "ResidualStream", self.x.shape
         check.float_tensor(op, "update", update)
         check.shape(op, "update", update, tuple(shape), "like the stream")
-        chosen = None if norm is None else _norm(op, norm, self.x)
+        chosen, behind = _norm(op, norm, self.x)
         step = depth.residual_smoe_layer(_flat(self.x), _flat(update), norm=chosen)
-        return self._replace(x=step.x.view(shape), normed=_like(step.normed, shape))
+        x = step.x.view(shape)
+        normed = _like(step.normed, shape) if behind is None else behind(x)
+        return self._replace(x=x, normed=normed)
 
 
 class _DepthMoE(nn.Module):
@@ -95,15 +99,17 @@ class _DepthMoE(nn.Module):
         op, shape = type(self).__name__, stream.x.shape
         x = _flat(stream.x)
         parts, losses = self._mix((read or self._read)(stream), token_mask)
-        after = self.norm if self.post_norm else norm
-        parts["norm"] = None if after is None else _norm(op, after, stream.x)
-        parts |= {"post_norm": self.post_norm, "impl": self.mixture.impl}
+        parts["norm"], behind = _norm(op, self.norm if self.post_norm else norm, stream.x)
+        parts |= {"post_norm": self.post_norm and behind is None, "impl": self.mixture.impl}
         new, state, normed = step(x, parts)
+        new, normed = new.view(shape), _like(normed, shape)
+        if behind is not None:
+            normed = behind(new)
+            if self.post_norm:
+                new, normed = normed, None
         aux = losses.aux_loss if stream.aux_loss is None else stream.aux_loss + losses.aux_loss
         routings = (*stream.routings, losses.routing)
-        return ResidualStream(
-            new.view(shape), _like(normed, shape), _shaped(state, shape), aux, routings
-        )
+        return ResidualStream(new, normed, _shaped(state, shape), aux, routings)
 
     def _checked(self, stream: Any, norm: Any, *states: type) -> None:
         op = type(self).__name__
@@ -341,11 +347,11 @@ class RobustMomentumMoE(_DepthMoE):
 
     def _ahead(self, stream: ResidualStream) -> Tensor:
         op, x = type(self).__name__, stream.x
-        norm = None if self.norm is None or self.post_norm else _norm(op, self.norm, x)
+        norm, behind = _norm(op, None if self.post_norm else self.norm, x)
         d = None if stream.state is None else _flat(stream.state)
         alpha, impl = self.coefficients.alpha, self.mixture.impl
-        ahead = depth.lookahead(_flat(x), d, alpha, norm=norm, impl=impl)
-        return ahead.view(x.shape)
+        ahead = depth.lookahead(_flat(x), d, alpha, norm=norm, impl=impl).view(x.shape)
+        return ahead if behind is None else behind(ahead)
 
     def _step(self, d: Any, x: Tensor, parts: dict[str, Any]) -> Any:
         given = None if d is None else _flat(d)
@@ -388,19 +394,21 @@ def _like(x: Tensor | None, shape: Any) -> Tensor | None:
 
 
 def _normed(op: str, x: Tensor, norm: Any, impl: Impl = "auto") -> Tensor:
-    return depth.lookahead(_flat(x), None, 0.0, norm=_norm(op, norm, x), impl=impl).view(x.shape)
+    fused, behind = _norm(op, norm, x)
+    if behind is None:
+        return depth.lookahead(_flat(x), None, 0.0, norm=fused, impl=impl).view(x.shape)
+    found: Tensor = behind(x)
+    return found
 
 
-def _norm(op: str, norm: Any, x: Tensor) -> Norm:
-    """A norm of torch as the argument of a pass."""
-    if isinstance(norm, Norm):
-        return norm
-    if isinstance(norm, nn.LayerNorm):
-        found = Norm("layer", norm.weight, norm.bias, norm.eps)
-    elif isinstance(norm, nn.RMSNorm):
-        eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-        found = Norm("rms", norm.weight, None, eps)
-    else:
+def _norm(op: str, norm: Any, x: Tensor) -> tuple[Norm | None, Any]:
+    """A norm as the argument of a pass; or None, and the module to be called behind the pass.
+
+    Called is what is more than its numbers: a subclass with a formula of its own, a module with hooks.
+    """
+    if norm is None or isinstance(norm, Norm):
+        return norm, None
+    if not isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
         raise TypeError(
             f"[{op}] norm: expected an nn.LayerNorm, an nn.RMSNorm or a Norm, got {type(norm).__name__}. "
             'Pass Norm("rms", norm.weight, None, eps) for a norm of another library.'
@@ -410,4 +418,24 @@ def _norm(op: str, norm: Any, x: Tensor) -> Norm:
             f"[{op}] norm: expected normalized_shape ({x.shape[-1]},) like the stream, got "
             f"{tuple(norm.normalized_shape)}."
         )
-    return found
+    if not as_defined(norm, nn.LayerNorm, nn.RMSNorm):
+        return None, norm
+    if isinstance(norm, nn.LayerNorm):
+        return Norm("layer", norm.weight, norm.bias, norm.eps), None
+    eps = _DEFAULT_EPS[x.dtype] if norm.eps is None else norm.eps
+    return Norm("rms", norm.weight, None, eps), None
+
+
+def _tried_eps(dtype: torch.dtype) -> float:
+    """What torch takes for eps=None: that of the dtype, or of the one it computes in, from version to version."""
+    x = torch.full((1,), 2.0**-12, dtype=dtype, device="cpu")
+    found = float(functional.rms_norm(x, (1,)))
+    candidates = [torch.finfo(each).eps for each in (dtype, torch.float32)]
+    return min(candidates, key=lambda eps: abs(2.0**-12 / math.sqrt(2.0**-24 + eps) - found))
+
+
+# Here, since nothing is tried while a graph is traced.
+_DEFAULT_EPS = {
+    dtype: _tried_eps(dtype)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+}

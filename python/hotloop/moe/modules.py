@@ -96,6 +96,31 @@ class Experts(nn.Module):
                 nn.init.uniform_(bias, -bound, bound)
 
 
+class Router(nn.Module):
+    """Logits of the experts, x W^T, in float32 or wider if asked for.
+
+    No ``nn.Linear``: what replaces those in a model (adapters, quantization) would take its float32.
+    """
+
+    def __init__(self, dim: int, num_experts: int, wide: bool, device: Any, dtype: Any) -> None:
+        super().__init__()
+        self.wide = wide
+        self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As an ``nn.Linear`` starts."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.wide:
+            return functional.linear(x, self.weight)
+        wide = torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return functional.linear(x.to(wide), self.weight.to(wide))
+
+
 class MoE(nn.Module):
     """A sparse mixture of experts in the place of a feed-forward layer.
 
@@ -202,7 +227,7 @@ class MoE(nn.Module):
         self.n_group, self.topk_group, self.group_score = n_group, topk_group, group_score
         self.routed_scale, self.impl = routed_scale, impl
         options = (self.activation.gated, check.flag(op, "bias", bias), device, dtype)
-        self.router = nn.Linear(dim, num_experts, bias=False, device=device, dtype=dtype)
+        self.router = Router(dim, num_experts, self.router_float32, device, dtype)
         self.experts = Experts(dim, hidden_dim, num_experts, *options)
         self.shared = None
         if shared_hidden_dim:
@@ -311,7 +336,7 @@ class MoE(nn.Module):
         """The routing of tokens (T, D), with the order of their expert rows. In training it counts for the bias."""
         mask = None if token_mask is None else token_mask.reshape(-1) != 0
         routing = router.route(
-            self._logits(x), self.top_k, scoring=self.scoring, order=self.order, renormalize=self.renormalize,
+            self.router(x), self.top_k, scoring=self.scoring, order=self.order, renormalize=self.renormalize,
             n_group=self.n_group, topk_group=self.topk_group, group_score=self.group_score, bias=self.routing_bias,
             routed_scale=self.routed_scale, token_mask=mask, dispatch=self.capacity_factor is None, impl=self.impl,
         )  # fmt: skip
@@ -369,7 +394,7 @@ class MoE(nn.Module):
             raise ValueError(
                 f"[{op}] x: expected shape (..., {self.dim}), got {tuple(x.shape)}. {self.dim} is dim."
             )
-        check.same_place(op, "x", x, "the parameters", self.router.weight)
+        check.same_place(op, "x", x, "the parameters", self.experts.down_proj)
         flat: Tensor = x.reshape(-1, self.dim)
         if token_mask is None:
             return flat
@@ -395,14 +420,6 @@ class MoE(nn.Module):
             (w[0], None if b is None else b[0]) for w, b in (self.shared.up, self.shared.down)
         )
         return functional.linear(activate(functional.linear(x, *up), self.activation), *down)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        weight = self.router.weight
-        if not self.router_float32:
-            return functional.linear(x, weight)
-        wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return functional.linear(x.to(wide), weight.to(wide))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         bias, counts = self.routing_bias, self.pending_counts
