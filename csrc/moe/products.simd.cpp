@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -16,6 +17,10 @@
 
 #include "core/dtype.hpp"
 #include "core/parallel.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "core/simd_begin.hpp"
 
@@ -31,7 +36,8 @@ constexpr int kMostRows = 14;  // with two vectors of columns, 28 of the 32 regi
 constexpr int kVectorBytes = HOTLOOP_SIMD_LEVEL == 1 ? 32 : 16;
 constexpr int kMostRows = 6;  // 12 of 16
 #endif
-constexpr int64_t kDepth = 512;               // of a block: a panel of rows, 28 KiB, stays in L1
+// Of a block: a panel of rows, 14 KiB, stays in L1, and every 256 terms have a sum of their own, which rounds less.
+constexpr int64_t kDepth = 256;
 constexpr int64_t kPackedBytes = 512 * 1024;  // of columns: half of an L2
 constexpr int64_t kPackedRowsBytes = 2 * 1024 * 1024;
 constexpr int64_t kLeastRows = 8 * kMostRows, kMostBlockRows = 24 * kMostRows;
@@ -70,20 +76,12 @@ thread_local Scratch scratch;
 
 // -- tiles --------------------------------------------------------------------------------------------------
 
-// c (rows, kColumns) = start or 0 or c, + a b^T over packed panels: a (depth, rows), b (depth, kColumns).
+// c (rows, kColumns) = start or c, + a b^T over packed panels: a (depth, rows), b (depth, kColumns).
 template <class R, int kRows>
 void tile(const R* a, const R* b, int64_t depth, R* c, int64_t c_stride, bool add, const R* start) {
   using V = typename Lanes<R>::Vector;
   constexpr int kCount = Lanes<R>::kCount;
-  V sum[kRows][2];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
-      const R* from = add ? c + i * c_stride : start;
-      sum[i][v] = *reinterpret_cast<const V*>(from + v * kCount);
-    }
-  }
+  V sum[kRows][2] = {};
   for (int64_t d = 0; d < depth; ++d) {
     const V b0 = *reinterpret_cast<const V*>(b);
     const V b1 = *reinterpret_cast<const V*>(b + kCount);
@@ -98,17 +96,66 @@ void tile(const R* a, const R* b, int64_t depth, R* c, int64_t c_stride, bool ad
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) *reinterpret_cast<V*>(c + i * c_stride + v * kCount) = sum[i][v];
+    for (int v = 0; v < 2; ++v) {
+      const R* from = add ? c + i * c_stride : start;
+      *reinterpret_cast<V*>(c + i * c_stride + v * kCount) = *reinterpret_cast<const V*>(from + v * kCount) + sum[i][v];
+    }
   }
 }
+
+// Two bfloat16 of neighbouring depths, as they lie in a float of a panel.
+struct Pair {
+  BFloat16 low, high;
+};
+
+#if HOTLOOP_SIMD_LEVEL == 2 && !defined(__clang__)
+// Whether this CPU multiplies pairs, twice as many numbers per instruction.
+bool has_pairs() {
+  static const bool found = __builtin_cpu_supports("avx512bf16") != 0;
+  return found;
+}
+
+// `tile` over panels of pairs.
+template <int kRows>
+__attribute__((target("avx512bf16"))) void tile_of_pairs(const float* a, const float* b, int64_t depth, float* c,
+                                                         int64_t c_stride, bool add, const float* start) {
+  __m512 sum[kRows][2] = {};
+  for (int64_t d = 0; d < depth; ++d) {
+    const auto b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + 16);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const auto x = (__m512bh)_mm512_set1_ps(a[i]);
+      sum[i][0] = _mm512_dpbf16_ps(sum[i][0], x, b0);
+      sum[i][1] = _mm512_dpbf16_ps(sum[i][1], x, b1);
+    }
+    a += kRows;
+    b += 32;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    const float* from = add ? c + i * c_stride : start;
+    _mm512_storeu_ps(c + i * c_stride, _mm512_add_ps(_mm512_loadu_ps(from), sum[i][0]));
+    _mm512_storeu_ps(c + i * c_stride + 16, _mm512_add_ps(_mm512_loadu_ps(from + 16), sum[i][1]));
+  }
+}
+#else
+bool has_pairs() { return false; }
+template <int kRows>
+void tile_of_pairs(const float*, const float*, int64_t, float*, int64_t, bool, const float*) {}
+#endif
 
 template <class R>
 using Tile = void (*)(const R*, const R*, int64_t, R*, int64_t, bool, const R*);
 
-template <class R, int... kRows>
+template <class R, bool kPairs, int... kRows>
 constexpr Tile<R> tile_of(int rows, std::integer_sequence<int, kRows...>) {
-  constexpr Tile<R> kTiles[] = {&tile<R, kRows + 1>...};
-  return kTiles[rows - 1];
+  if constexpr (kPairs) {
+    constexpr Tile<R> kTiles[] = {&tile_of_pairs<kRows + 1>...};
+    return kTiles[rows - 1];
+  } else {
+    constexpr Tile<R> kTiles[] = {&tile<R, kRows + 1>...};
+    return kTiles[rows - 1];
+  }
 }
 
 // -- packing ------------------------------------------------------------------------------------------------
@@ -142,7 +189,11 @@ HOTLOOP_INLINE void transpose(typename Lanes<R>::Vector* v) {
 template <class R, class S>
 HOTLOOP_INLINE typename Lanes<R>::Vector load(const S* from) {
   using V = typename Lanes<R>::Vector;
-  if constexpr (std::is_same_v<R, S>) {
+  if constexpr (std::is_same_v<S, Pair>) {
+    V pairs;
+    __builtin_memcpy(&pairs, from, sizeof pairs);
+    return pairs;
+  } else if constexpr (std::is_same_v<R, S>) {
     return *reinterpret_cast<const V*>(from);
   } else {
     alignas(64) R wide[Lanes<R>::kCount];
@@ -231,6 +282,54 @@ void pack_any(const Operand& o, int64_t expert, bool rows_are_lanes, int64_t lan
   }
 }
 
+HOTLOOP_INLINE float pair_of(std::uint32_t low, std::uint32_t high) { return std::bit_cast<float>(low | high << 16); }
+
+// `pack` of bfloat16 in pairs: `first` and `depth` count pairs, of `whole` depths in all; a last one without a partner
+// has 0.
+void pack_pairs(const Operand& o, int64_t expert, bool rows_are_lanes, int64_t lane, int64_t lanes, int64_t first,
+                int64_t first_row, int64_t depth, int64_t whole, int64_t width, float* to) {
+  const BFloat16* const data = static_cast<const BFloat16*>(o.data) + expert * o.expert_stride;
+  const int64_t count = smaller(2 * depth, whole - 2 * first);
+  if (rows_are_lanes || (o.slots == nullptr && o.lane_stride != 1)) {
+    const BFloat16* from[kMostLanes] = {};
+    for (int64_t i = 0; i < lanes; ++i) {
+      const int64_t at = rows_are_lanes ? row_at(o, lane + i) : lane + i;
+      from[i] = data + at * o.lane_stride + (rows_are_lanes ? 2 * first : first_row + 2 * first) * o.depth_stride;
+    }
+    int64_t d = 0;
+    if (o.depth_stride == 1) {
+      const Pair* pairs[kMostLanes] = {};
+      for (int64_t i = 0; i < lanes; ++i) pairs[i] = reinterpret_cast<const Pair*>(from[i]);
+      d = pack_transposed(pairs, lanes, count / 2, width, to);
+    }
+    for (; d < depth; ++d) {
+      const int64_t low = 2 * d * o.depth_stride, high = low + o.depth_stride;
+      float* row = to + d * width;
+      for (int64_t i = 0; i < lanes; ++i)
+        row[i] = pair_of(from[i][low].bits, 2 * d + 1 < count ? from[i][high].bits : 0u);
+      for (int64_t i = lanes; i < width; ++i) row[i] = 0.0f;
+    }
+    return;
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    const int64_t r = first_row + 2 * (first + d);
+    const BFloat16* low = data + row_at(o, r) * o.depth_stride + lane * o.lane_stride;
+    const BFloat16* high = low;
+    const bool partner = 2 * d + 1 < count;
+    if (partner) high = data + row_at(o, r + 1) * o.depth_stride + lane * o.lane_stride;
+    const std::uint32_t keep = partner ? 0xffffu : 0u;
+    float* row = to + d * width;
+    if (o.lane_stride == 1) {
+#pragma omp simd
+      for (int64_t i = 0; i < lanes; ++i) row[i] = pair_of(low[i].bits, high[i].bits & keep);
+    } else {
+      for (int64_t i = 0; i < lanes; ++i)
+        row[i] = pair_of(low[i * o.lane_stride].bits, high[i * o.lane_stride].bits & keep);
+    }
+    for (int64_t i = lanes; i < width; ++i) row[i] = 0.0f;
+  }
+}
+
 // -- blocks -------------------------------------------------------------------------------------------------
 
 // Rows [first, first + rows) of panels that are as equal as can be.
@@ -270,12 +369,14 @@ struct Shape {
   }
 };
 
-template <class R>
+// With kPairs the depth counts pairs.
+template <class R, bool kPairs>
 void multiply(const ProductCall& call, const Block& block) {
   constexpr int64_t kColumns = Lanes<R>::kColumns;
   const Group& group = *block.group;
   const bool outer = call.outer;
-  const int64_t depth = outer ? group.count : call.depth;
+  const int64_t whole = outer ? group.count : call.depth;
+  const int64_t depth = kPairs ? pieces(whole, 2) : whole;
   const Shape<R> shape(depth);
   const int64_t rows = block.i1 - block.i0;
   const Panels panels(rows);
@@ -292,13 +393,22 @@ void multiply(const ProductCall& call, const Block& block) {
 
   const int64_t a_rows = group.first - call.a.first_row, b_rows = group.first - call.b.first_row;
   const int64_t a_expert = call.a.expert_stride == 0 ? 0 : group.expert;
+  // Lanes from `lane` on; of an outer product depths are rows, from `row` on.
+  const auto pack_panel = [&](const Operand& o, int64_t expert, bool rows_are_lanes, int64_t lane, int64_t lanes,
+                              int64_t row, int64_t first, int64_t count, int64_t width, R* to) {
+    if constexpr (kPairs) {
+      pack_pairs(o, expert, rows_are_lanes, lane, lanes, first, row, count, whole, width, to);
+    } else {
+      pack_any(o, expert, rows_are_lanes, lane, lanes, row + first, count, width, to);
+    }
+  };
   for (int64_t d = 0; d < depth; d += shape.depth_block) {
     const int64_t here = smaller(shape.depth_block, depth - d);
     for (int64_t p = 0; p < panels.count; ++p) {
       const int64_t i = panels.begin(p), width = panels.begin(p + 1) - i;
       const int64_t lane = block.i0 + i + (outer ? 0 : a_rows);
-      pack_any(call.a, a_expert, !outer, lane, width, d + (outer ? a_rows : 0), here, width,
-               packed_a + d * rows + i * here);
+      pack_panel(call.a, a_expert, !outer, lane, width, outer ? a_rows : 0, d, here, width,
+                 packed_a + d * rows + i * here);
     }
   }
   for (int64_t j = block.j0; j < block.j1; j += wide) {
@@ -322,13 +432,13 @@ void multiply(const ProductCall& call, const Block& block) {
     for (int64_t d = 0; d == 0 || d < depth; d += shape.depth_block) {
       const int64_t here = smaller(shape.depth_block, depth - d);
       for (int64_t v = 0; v < columns; v += kColumns) {
-        pack_any(call.b, group.expert, false, j + v, smaller(kColumns, columns - v), d + (outer ? b_rows : 0), here,
-                 kColumns, packed_b + v * here);
+        pack_panel(call.b, group.expert, false, j + v, smaller(kColumns, columns - v), outer ? b_rows : 0, d, here,
+                   kColumns, packed_b + v * here);
       }
       for (int64_t p = 0; p < panels.count; ++p) {
         const int64_t i = panels.begin(p);
         const int width = static_cast<int>(panels.begin(p + 1) - i);
-        const Tile<R> run = tile_of<R>(width, std::make_integer_sequence<int, kMostRows>{});
+        const Tile<R> run = tile_of<R, kPairs>(width, std::make_integer_sequence<int, kMostRows>{});
         for (int64_t v = 0; v < columns; v += kColumns) {
           run(packed_a + d * rows + i * here, packed_b + v * here, here, c + i * c_stride + v, c_stride, d > 0,
               start + v);
@@ -471,10 +581,14 @@ void multiply_few(const ProductCall& call, const Block& block) {
 
 template <class R>
 void multiply_block(const ProductCall& call, const Block& block) {
-  if (!is_few(call, *block.group)) return multiply<R>(call, block);
   if constexpr (std::is_same_v<R, double>) {
+    if (!is_few(call, *block.group)) return multiply<R, false>(call, block);
     multiply_few<double, double>(call, block);
   } else {
+    if (!is_few(call, *block.group)) {
+      const bool pairs = call.a.dtype == Dtype::kBFloat16 && call.b.dtype == Dtype::kBFloat16 && has_pairs();
+      return pairs ? multiply<R, true>(call, block) : multiply<R, false>(call, block);
+    }
     with_row_type(call.b.dtype, [&](auto storage) { multiply_few<float, decltype(storage)>(call, block); });
   }
 }

@@ -172,7 +172,19 @@ def test_results_and_gradients_are_those_of_the_reference(name: str, rows: bool)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["few rows per expert", "several blocks", "transposed", "gpt-oss"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "few rows per expert",
+        "several blocks",
+        "deep products",
+        "aligned",
+        "one expert with everything",
+        "transposed",
+        "strided",
+        "gpt-oss",
+    ],
+)
 def test_narrower_types_are_no_worse_than_torch(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     given, order = make(case, dtype)
