@@ -27,10 +27,10 @@ struct RowParts {
   R* sums = nullptr;               // (runs, 2, columns): of the norm's weight and bias
   double* numbers = nullptr;       // (runs, kMaxSlopes)
 
-  RowParts(const BackwardCall& call, Arrays& arrays) {
+  RowParts(const BackwardCall& call, Arrays& arrays, std::int64_t most_runs = kMostRuns) {
     const bool of_norm = call.slope_norm_weight.data != nullptr || call.slope_norm_bias.data != nullptr;
     const bool of_numbers = call.slope_numbers != nullptr;
-    if (of_norm || of_numbers) run = (call.tokens + kMostRuns - 1) / kMostRuns;
+    if (of_norm || of_numbers) run = (call.tokens + most_runs - 1) / most_runs;
     run = run < 1 ? 1 : run;
     runs = (call.tokens + run - 1) / run;
     if (of_norm) sums = arrays.take<R>(runs * 2 * call.columns);
@@ -366,9 +366,10 @@ struct MergeRuns {
 };
 
 template <class R, class Run>
-void step_backward_as(const BackwardCall& call, const Numbers& numbers, void* workspace, Run&& run) {
+void step_backward_as(const BackwardCall& call, const Numbers& numbers, void* workspace, std::int64_t most_runs,
+                      Run&& run) {
   Arrays arrays(workspace);
-  const RowParts<R> parts(call, arrays);
+  const RowParts<R> parts(call, arrays, most_runs);
   const Slots& slots = call.mixture.slots;
   if (call.slope_rows.data != nullptr && slots.k > 0) {
     run(ClearRows{Target(call.slope_rows), slots, call.tokens, call.columns});
@@ -388,11 +389,12 @@ void step_backward_as(const BackwardCall& call, const Numbers& numbers, void* wo
   }
 }
 
-// Calls run(body) for each launch, in order.
+// Calls run(body) for each launch, in order. most_runs: fewer than the workspace has room for, in tests of long runs.
 template <class Run>
-void step_backward(const BackwardCall& call, const Numbers& numbers, void* workspace, Run&& run) {
-  call.wide ? step_backward_as<double>(call, numbers, workspace, run)
-            : step_backward_as<float>(call, numbers, workspace, run);
+void step_backward(const BackwardCall& call, const Numbers& numbers, void* workspace, Run&& run,
+                   std::int64_t most_runs = kMostRuns) {
+  call.wide ? step_backward_as<double>(call, numbers, workspace, most_runs, run)
+            : step_backward_as<float>(call, numbers, workspace, most_runs, run);
 }
 
 inline std::int64_t step_backward_bytes(const BackwardCall& call) {

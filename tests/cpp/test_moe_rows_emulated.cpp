@@ -254,7 +254,9 @@ void one_case(Random& g, Depth rule, std::int64_t tokens, std::int64_t columns, 
   step_backward(back);
   std::vector<double> workspace(size_of(gpu::step_backward_bytes(gpu_back) / 8 + 2), 7e77);
   void* const aligned = workspace.data() + (reinterpret_cast<std::uintptr_t>(workspace.data()) % 16 == 0 ? 0 : 1);
-  gpu::step_backward(gpu_back, gpu::Numbers(gpu_back.numbers, live, count), aligned, Emulated{g});
+  // Now and then a block has several tokens.
+  gpu::step_backward(gpu_back, gpu::Numbers(gpu_back.numbers, live, count), aligned, Emulated{g},
+                     one_in(g, 2) ? 2 : gpu::kMostRuns);
   c.check(10 * close);
   const double scale = static_cast<double>(tokens * columns);
   for (int i = 0; back.slope_numbers != nullptr && i < kMaxSlopes; ++i) {
