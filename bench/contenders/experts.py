@@ -17,8 +17,6 @@ IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
 
 
 def transformers(implementation: str) -> Entry:
-    """Its ``eager`` is what a plain loop in torch costs."""
-
     def build(module: ModuleType) -> Contender:
         from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 
@@ -40,8 +38,7 @@ def transformers(implementation: str) -> Entry:
             found: Tensor = made(x["x"], x["ids"], x["topk_weights"])
             return found
 
-        role = "plain" if implementation == "eager" else "rival"
-        return Contender(f"transformers {implementation}", role, forward)  # type: ignore[arg-type]
+        return Contender(f"transformers {implementation}", "rival", forward)
 
     return contender(
         f"transformers {implementation}", "transformers.models.mixtral.modeling_mixtral", build

@@ -9,7 +9,7 @@ from hotloop.reference import moe as reference
 from torch import Tensor
 
 from .. import _roofs
-from .._case import Bench, Case, Cost, Inputs, Target
+from .._case import Bench, Case, Contender, Cost, Inputs, Target
 from .._options import Options
 from ..contenders import experts as rivals
 from ..contenders import ours
@@ -89,6 +89,7 @@ def _case(
             *ours.contenders(
                 "hotloop.moe", "expert_mlp", ours.head_impls(options.device), _forward
             ),
+            Contender("torch loop", "plain", lambda x: _forward(reference.expert_mlp, x)),
             *(rivals.transformers(name) for name in rivals.IMPLEMENTATIONS),
             rivals.bare_products(train),
         ),

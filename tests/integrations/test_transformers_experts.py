@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hotloop.integrations.transformers  # noqa: F401  registers the implementation
+import hotloop.integrations.transformers  # noqa: F401  registers the implementation, behind the skip of experts_cases
 import pytest
 import torch
 from experts_cases import FIRST, MODELS, model, tokens, transformers

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import hotloop.integrations.transformers  # noqa: F401  registers the implementation
+import hotloop.integrations.transformers  # noqa: F401  registers the implementation, behind the skip of experts_cases
 import pytest
 import torch
 from experts_cases import EVERY, D, E, experts, step, visits

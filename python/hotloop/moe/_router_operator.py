@@ -35,7 +35,8 @@ def route(
     """What ``_router_loops.route`` returns, differentiable."""
     if torch.compiler.is_compiling():
         found = torch.ops.hotloop.moe_route(op, x, bias, mask, offsets, *selection, ordered)
-        return tuple(found) if ordered else tuple(found[:6])
+        weights, ids, *rest = found
+        return (ids, weights, *rest) if ordered else (ids, weights, *rest[:4])
     check.untransformed(op, x)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return loops.route(op, x, bias, mask, offsets, selection, ordered)
@@ -122,7 +123,8 @@ def _route_op(
     routed_scale: float,
     ordered: bool,
 ) -> list[Tensor]:
-    """Nine tensors; the last three of no element without ``ordered``."""
+    """Nine tensors, weights first, since torch's own check adds all to the first; the last three of no element without
+    ``ordered``."""
     options: Any = (
         top_k,
         scoring,
@@ -136,7 +138,8 @@ def _route_op(
     selection = Selection._make(options)
     found = loops.route(op, x, bias, mask, offsets, selection, ordered)
     none = 0 if ordered else 3
-    return [*found, *(found[0].new_empty((0,)) for _ in range(none))]
+    ids, weights, *rest = found
+    return [weights, ids, *rest, *(ids.new_empty((0,)) for _ in range(none))]
 
 
 @_route_op.register_fake
@@ -147,8 +150,8 @@ def _(op: str, x: Tensor, bias: Any, mask: Any, offsets: Any, *call: Any) -> lis
     dtype = loops.maths(x)
     slots = tokens * top_k if ordered else 0
     return [
-        x.new_empty((tokens, top_k), dtype=torch.int64),
         x.new_empty((tokens, top_k), dtype=dtype),
+        x.new_empty((tokens, top_k), dtype=torch.int64),
         x.new_empty((*sequences, experts), dtype=torch.int64),
         x.new_empty((*sequences, experts), dtype=dtype),
         x.new_empty((tokens,), dtype=dtype),
@@ -199,13 +202,13 @@ def _(x: Tensor, *_rest: Any) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     _, x, bias, mask, offsets, *selection, _ordered = inputs
-    ctx.save_for_backward(x, output[0], mask, offsets)
+    ctx.save_for_backward(x, output[1], mask, offsets)
     ctx.selection, ctx.biased = tuple(selection), bias is not None
 
 
 def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     x, ids, mask, offsets = ctx.saved_tensors
-    given = (grads[1], grads[3], grads[4])
+    given = (grads[0], grads[3], grads[4])
     if torch.is_grad_enabled():
         found = _graph(x, ids, mask, offsets, given, Selection(*ctx.selection))
     else:

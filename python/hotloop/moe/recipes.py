@@ -231,6 +231,8 @@ def anchor_reconcile_moe(
         check.array(op, name, check.tensor(op, name, value), (arrays.dtype(x),))
         check.same_place(op, name, value, "x", x)
         check.shape(op, name, value, shape, "with D of x and S of anchor_down")
+    top_k = check.integer(op, "top_k", top_k, at_least=1)
+    routed_scale = check.number(op, "routed_scale", routed_scale, above=0)
     if check.flag(op, "renormalize", renormalize) and routed_scale != 1:
         raise ValueError(
             f"[{op}] routed_scale: expected 1 with renormalize=True, got {routed_scale!r}. The published layer has one "
