@@ -90,7 +90,45 @@ def _vocabulary(weight: str) -> Callable[[dict[str, Any]], Any]:
     return lambda a: torch.linspace(-1, 1, a[weight].shape[0], dtype=a[weight].dtype)
 
 
+def _of_experts(weight: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda a: torch.linspace(-1, 1, a[weight][:, :, 0].numel()).view(a[weight].shape[:2])
+
+
+def _tokens(a: dict[str, Any]) -> int:
+    return len(a["topk_weights"]) if "topk_weights" in a else len(_first(a))
+
+
+def _a_row_each(a: dict[str, Any]) -> Any:
+    """Rows of z as expert rows of one choice each."""
+    from hotloop.moe import dispatch
+
+    return dispatch(torch.zeros((len(a["x"]), 1), dtype=torch.int64), 1)
+
+
 MADE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "route.bias": lambda a: torch.linspace(0, 1, a["router_logits"].shape[-1]),
+    "sequence_balance_loss.bias": lambda a: torch.linspace(0, 1, a["router_logits"].shape[-1]),
+    "sequence_balance_loss.cu_seqlens": lambda a: torch.tensor([0, 3, len(a["router_logits"])]),
+    "token_mask": lambda a: torch.ones(_first(a).shape[:-1], dtype=torch.int64),
+    "dispatch.topk_weights": lambda a: torch.linspace(0, 1, a["topk_ids"].numel()).view(a["topk_ids"].shape),
+    "capacity": lambda a: 1,
+    "drop": lambda a: "weight",
+    "expert_counts": lambda a: torch.arange(1, 5),
+    "load_balance_loss.num_tokens": lambda a: torch.tensor(10),
+    "grouped_linear.bias": _of_experts("weight"),
+    "gate_up_bias": _of_experts("gate_up"),
+    "down_bias": _of_experts("down"),
+    "shared": lambda a: torch.full((_tokens(a), _first(a).shape[1]), 0.5),
+    "topk_weights": lambda a: torch.full((len(a["x"]), 1), 0.5),
+    "dispatch": _a_row_each,
+    "component_logps": lambda a: torch.zeros_like(a["action_values"]),
+    "temperature": lambda a: torch.tensor(0.5),
+    "m": lambda a: torch.full_like(a["x"], 0.25),
+    "d": lambda a: torch.full_like(a["x"], 0.25),
+    "mu": lambda a: torch.tensor(0.5),
+    "gamma": lambda a: torch.tensor(0.5),
+    "gamma2": lambda a: torch.tensor(0.5),
+    "alpha": lambda a: torch.tensor(0.5),
     "bias": _vocabulary("weight"),
     "cu_seqlens": lambda a: torch.tensor([0, a["hidden"].shape[0]]),
     "segment_ids": lambda a: np.arange(len(a["values"])) % 2,
@@ -139,6 +177,9 @@ MADE: dict[str, Callable[[dict[str, Any]], Any]] = {
 """By name, an array for an argument that examples leave out."""
 
 BESIDE: dict[str, tuple[str, ...]] = {
+    "topk_weights": ("dispatch", "capacity", "drop"),
+    "dispatch": ("topk_weights",),
+    "num_tokens": ("expert_counts",),
     "chosen_lengths": ("rejected_lengths",),
     "rejected_lengths": ("chosen_lengths",),
     "lengths_1": ("lengths_2",),

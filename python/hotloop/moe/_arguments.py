@@ -19,18 +19,20 @@ INDICES = (torch.int64,)
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def fits(value: Any, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...], other: Any) -> bool:
-    """Whether a value is a plain tensor of one of these dtypes, of this shape, where ``other`` is.
+def fits(
+    value: Any, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | int, other: Any
+) -> bool:
+    """Whether a value is a plain tensor of one of these dtypes, of this shape or rank, where ``other`` is.
 
     Nearly every argument is, and is found so in a tenth of the time that the checks below need to say what is wrong.
     """
     return (
         type(value) in _PLAIN
+        and not value.is_nested  # asked first: one that is has no shape
         and value.dtype in dtypes
-        and value.shape == shape
+        and (value.ndim == shape if isinstance(shape, int) else value.shape == shape)
         and value.device == other.device
         and value.layout is torch.strided
-        and not value.is_nested
     )
 
 
@@ -40,7 +42,7 @@ def alike(other: Tensor) -> tuple[torch.dtype, ...]:
 
 
 def matrix(op: str, name: str, value: Any) -> Tensor:
-    if type(value) in _PLAIN and value.ndim == 2 and fits(value, FLOATS, value.shape, value):
+    if fits(value, FLOATS, 2, value):
         found: Tensor = value
         return found
     return check.float_tensor(op, name, value, ndim=2)
@@ -79,10 +81,15 @@ def dispatch_of(op: str, dispatch: Any, like: str, other: Tensor) -> Dispatch:
     for name, value in (
         ("slot_of_row", dispatch.slot_of_row),
         ("row_of_slot", dispatch.row_of_slot),
+        ("expert_offsets", dispatch.expert_offsets),
+        ("expert_counts", dispatch.expert_counts),
     ):
-        if not fits(value, INDICES, getattr(value, "shape", ())[:1], other):
-            check.array(op, f"dispatch.{name}", value, ("int64",), 1)
+        if not fits(value, INDICES, 1, other):
+            named = f"dispatch.{name}"
+            check.array(op, named, check.tensor(op, named, value), ("int64",), 1)
             check.same_place(op, f"dispatch.{name}", value, like, other)
+        if not value.is_contiguous():
+            dispatch = dispatch._replace(**{name: value.contiguous()})
     return dispatch
 
 
@@ -100,7 +107,7 @@ def slots_per_token(op: str, dispatch: Dispatch, tokens: int) -> int:
 
 def weighted(op: str, rows: Tensor, name: str, weights: Any, dispatch: Any) -> Dispatch:
     """Check weights (T, k) and the dispatch of expert rows (R, D)."""
-    if not fits(weights, FLOATS, getattr(weights, "shape", ())[:2], rows) or weights.ndim != 2:
+    if not fits(weights, FLOATS, 2, rows):
         check.float_tensor(op, "topk_weights", weights, ndim=2)
         check.same_place(op, "topk_weights", weights, name, rows)
     found = dispatch_of(op, dispatch, name, rows)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..front import buffers, environment
+from ..front import buffers, environment, plain
 from . import _arguments as arguments
 from . import _device
 
@@ -300,6 +300,7 @@ def _values(numbers: Sequence[float], tensors: Tensor | None) -> Sequence[float]
     """The numbers of the rule, the first of them replaced by those that are tensors."""
     if tensors is None:
         return numbers
+    plain.check("moe", "numbers", tensors)
     values: list[float] = tensors.tolist()
     return [*values, *numbers[len(values) :]]
 

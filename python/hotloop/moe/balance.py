@@ -22,6 +22,7 @@ from .router import GroupScore, Scoring
 Convention = Literal["switch", "mixtral", "fastmoe"]
 CONVENTIONS = ("switch", "mixtral", "fastmoe")
 COUNTS = ("int64", "int32", "float32", "float64")
+ROUTED = ("int64", "float32", "float64")
 
 
 def load_balance_loss(
@@ -165,7 +166,7 @@ def sequence_balance_loss(
 
     Examples:
         >>> import torch
-        >>> round(float(sequence_balance_loss(torch.eye(4).repeat(1, 2, 1) * 9, 1)), 4)
+        >>> round(float(sequence_balance_loss(torch.eye(4).repeat(2, 1) * 9, 1)), 4)
         1.0
 
     Reference:
@@ -315,6 +316,11 @@ def _layers(op: str, routing: Any) -> list[Routing]:
         raise ValueError(f"[{op}] routing: expected at least one layer, got none.")
     first = layers[0]
     for i, layer in enumerate(layers):
+        for part in (layer, layer.dispatch or ()):
+            for name, value in zip(getattr(part, "_fields", ()), part):
+                if isinstance(value, Tensor):
+                    named = f"routing[{i}].{name}"
+                    check.array(op, named, check.tensor(op, named, value), ROUTED)
         for name in ("topk_ids", "prob_sums"):
             mine, wanted = getattr(layer, name), getattr(first, name)
             if mine.shape[-1] != wanted.shape[-1]:

@@ -50,7 +50,7 @@ def permute(x: Tensor, dispatch: Dispatch, *, impl: Impl = "auto") -> Tensor:
     """
     op = "permute"
     arguments.matrix(op, "x", x)
-    arguments.dispatch_of(op, dispatch, "x", x)
+    dispatch = arguments.dispatch_of(op, dispatch, "x", x)
     arguments.slots_per_token(op, dispatch, x.shape[0])
     check.finite(op, x=x)
     if _impl.choose(op, impl, "x", x, CANDIDATES) != "reference":
@@ -103,7 +103,7 @@ def combine(
     """
     op = "combine"
     arguments.matrix(op, "expert_rows", expert_rows)
-    arguments.weighted(op, expert_rows, "expert_rows", topk_weights, dispatch)
+    dispatch = arguments.weighted(op, expert_rows, "expert_rows", topk_weights, dispatch)
     if shared is not None:
         shape = (topk_weights.shape[0], expert_rows.shape[1])
         arguments.beside(op, "shared", shared, shape, "expert_rows", expert_rows)
