@@ -199,10 +199,6 @@ def writable(op: str, name: str, value: Any) -> None:
         raise ValueError(
             f"[{op}] {name}: expected a writable array, got a read-only one. Pass a copy."
         )
-    if hasattr(value, "_is_zerotensor") and value._is_zerotensor():
-        raise ValueError(
-            f"[{op}] {name}: expected a writable array, got zeros without memory. Pass a copy."
-        )
     strides = value.stride() if hasattr(value, "stride") else value.strides
     if 0 not in value.shape and any(s == 0 and n > 1 for s, n in zip(strides, value.shape)):
         raise ValueError(

@@ -283,6 +283,10 @@ def update_routing_bias(
             f"[{op}] bias: expected a tensor without gradient, got one that requires it. Keep it as a buffer."
         )
     check.writable(op, "bias", bias)
+    if not torch.compiler.is_compiling() and bias._is_zerotensor():  # of forward-mode autograd
+        raise ValueError(
+            f"[{op}] bias: expected a writable array, got zeros without memory. Pass a copy."
+        )
     check.tensor(op, "expert_counts", expert_counts)
     check.alike(op, "expert_counts", expert_counts, COUNTS, (experts,), "bias", bias)
     rate = check.number(op, "rate", rate, at_least=0)
