@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
-import hotloop.integrations.transformers  # noqa: F401  registers the implementation, behind the skip of experts_cases
 import pytest
 import torch
 from experts_cases import FIRST, MODELS, model, tokens, transformers
 from helpers import assert_no_worse_than_torch
 from torch import Tensor, nn
 
+importlib.import_module(
+    "hotloop.integrations.transformers"
+)  # registers; experts_cases skips where there is none
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore::Warning")]  # the peer's own
 
 

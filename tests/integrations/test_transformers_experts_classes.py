@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-import hotloop.integrations.transformers  # noqa: F401  registers the implementation, behind the skip of experts_cases
 import pytest
 import torch
 from experts_cases import EVERY, D, E, experts, step, visits
 from helpers import assert_no_worse_than_torch
 from hotloop.integrations import _transformers_experts
 
+importlib.import_module(
+    "hotloop.integrations.transformers"
+)  # registers; experts_cases skips where there is none
 pytestmark = [pytest.mark.peer, pytest.mark.filterwarnings("ignore::Warning")]  # the peer's own
 
 
